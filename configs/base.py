@@ -1,0 +1,83 @@
+"""The base recipe: a small GPT-2 on the running Python's own standard library source; minutes on two CPU cores.
+
+Every key that a run can have is here, with its meaning and unit. Other recipes start from this one and say only
+what differs. `None` means "follows from other keys", as the comment says. Any key can be set on the command line:
+`--config.model.layers=6`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # every random stream of a run (parameters, batches, dropout, samples) derives from this one
+
+    config.model = model = ConfigDict()
+    model.arch = "gpt"  # which model of gptjax.models.MODELS
+    model.layers = 4  # blocks
+    model.heads = 4  # query heads per block
+    model.kv_heads = placeholder(int)  # key/value heads, a divisor of heads; None: as many as heads
+    model.width = 192  # size of the residual stream, a multiple of heads
+    model.mlp_width = placeholder(int)  # hidden size of the MLP; None: 4 x width
+    model.context = 256  # the most tokens that a position can look back over, itself included
+    model.vocabulary = placeholder(int)  # rows of the embedding; None: the tokenizer's size
+    model.positions = "learned"  # one of gptjax.models.layers.POSITIONS
+    model.norm = "layernorm"  # one of gptjax.models.layers.NORMS
+    model.norm_position = "pre"  # one of gptjax.models.gpt.RESIDUALS
+    model.mlp = "plain"  # one of gptjax.models.mlp.MLPS
+    model.activation = "gelu_tanh"  # one of gptjax.models.layers.ACTIVATIONS
+    model.use_bias = False  # biases in linear layers and norms
+    model.tied_head = True  # logits from the token embedding's own table
+    model.dropout = 0.0  # fraction dropped from embeddings, attention weights and each residual branch
+
+    config.data = data = ConfigDict()
+    data.source = "stdlib"  # one of gptjax.data.sources.SOURCES: Python's own library, or "text" at data.path
+    data.path = ""  # for source "text": a file, a directory of .txt files, a glob, or an http(s) address
+    data.sha256 = ""  # of the file at an http(s) address, checked if given
+    data.held_out = 0.05  # fraction kept for validation, by hash of a file's name; the tail where files are few
+    data.tokenizer = "bpe:4096"  # bytes, chars, bpe:N (trained on the text), or a vocabulary of tiktoken by name
+    data.batch_size = 8  # sequences per optimizer step, over all devices
+    data.context = model.get_ref("context")  # tokens per sequence, at most model.context
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # one of gptjax.optim.OPTIMIZERS
+    optimizer.learning_rate = 4e-3  # at the schedule's peak
+    optimizer.weight_decay = 0.1  # per unit of learning rate, on matrices only
+    optimizer.beta1 = 0.9  # decay of the gradient's running mean, per step
+    optimizer.beta2 = 0.95  # decay of the squared gradient's running mean, per step
+    optimizer.epsilon = 1e-8  # added to the root of the latter
+    optimizer.clip_norm = 1.0  # the gradient's largest global norm; 0: no clipping
+
+    config.schedule = schedule = ConfigDict()
+    schedule.name = "cosine"  # one of gptjax.optim.SCHEDULES
+    schedule.warmup_steps = 100  # steps from zero to the peak, linearly
+    schedule.final_fraction = 0.1  # of the peak, at the last step
+
+    config.train = train = ConfigDict()
+    train.objective = "causal"  # one of gptjax.objectives.OBJECTIVES
+    train.steps = 1000  # optimizer steps
+    train.grad_accumulation = 1  # slices of a batch whose gradients are added up before the optimizer's step
+    train.dtype = "float32"  # of the arithmetic, float32 or bfloat16; parameters are float32 always
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices that share a batch; -1: all there are
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every_steps = 100  # steps between looks at the held-out sample
+    evaluation.batches = 8  # size of that fixed sample; the end of a run reads all held-out text
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = 250  # steps between checkpoints; the last step is always saved
+    checkpoint.keep = 2  # newest checkpoints kept
+
+    config.log = log = ConfigDict()
+    log.every_steps = 10  # steps between lines of metrics.jsonl
+    log.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb"
+
+    config.sample = sample = ConfigDict()
+    sample.prompt = "def "  # what the sample at the end of a run goes on from
+    sample.max_tokens = 200  # tokens
+    sample.temperature = 0.8  # divides the logits; 0: the likeliest token always
+    sample.top_k = 50  # draws among the k likeliest tokens; 0: among all
+    return config

@@ -1,0 +1,27 @@
+"""gptjax: GPT-style language models in JAX and Flax, from text to a trained decoder.
+
+`gptjax.load(workdir)` opens a run in a notebook. Importing this costs nothing: jax comes with the first use.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gptjax.run import Run
+
+__version__ = "0.1.0"
+
+
+def load(workdir: "str | Path") -> "Run":
+    """The run in a directory: `.model .params .tokenizer .config .logits(ids_BT) .generate(...)`.
+
+    Raises:
+      gptjax.config.CheckpointError: no run, no checkpoint, or a damaged one.
+    """
+    from gptjax import runtime
+
+    runtime.start()
+    from gptjax.run import load as load_run
+
+    return load_run(workdir)

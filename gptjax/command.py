@@ -1,0 +1,66 @@
+"""What every command shares: its parser, one-line errors with their exit codes, and the start of the machinery.
+
+Exit codes: 0 done, 2 the user can mend it, 3 training diverged, 130 interrupted. Imports nothing heavy, so that a
+misspelt flag is answered at once.
+"""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from gptjax.config import UserError
+
+
+class Diverged(Exception):
+    """Training met a loss that is not finite."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that knows `--json` and answers a mistake with one line and exit code 2."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+        self.add_argument("--json", action="store_true", help="print objects, one a line, and nothing else on stdout")
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and leaves."""
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs a command's `main(argv)` and leaves with its exit code; what a person can mend is one line on stderr."""
+    code, message = 0, ""
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        code, message = 2, str(error)
+    except Diverged as error:
+        code, message = 3, str(error)
+    except KeyboardInterrupt as error:
+        code, message = 130, str(error) or "interrupted"
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read our output has gone; there is nobody to tell
+    except Exception as error:
+        message = machine_trouble(error)
+        if not message:
+            raise
+        code = 2
+    if message:
+        print(f"gptjax: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def machine_trouble(error: BaseException) -> str:
+    """One line for a failure of the file system, wherever in the chain of causes it is; "" for any other."""
+    seen: BaseException | None = error
+    while seen is not None:
+        full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(seen):
+            return "no space left on the disk; make room and run the same command again: what was saved is whole"
+        if isinstance(seen, PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError):
+            return f"{seen.strerror}: {seen.filename}"
+        seen = seen.__cause__ or seen.__context__
+    return ""

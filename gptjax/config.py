@@ -1,0 +1,234 @@
+"""Configs: read from a recipe and the command line, checked, resolved, saved and compared.
+
+The keys and their meanings are in configs/base.py. This file knows which values are impossible together and says so
+in one line before anything is compiled; it reads no data and touches no device.
+"""
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend; a command prints it as one line and exits with code 2."""
+
+
+class ConfigError(UserError):
+    """A config, or a flag, that cannot be."""
+
+
+class DataError(UserError):
+    """Text that is missing or that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A run directory or checkpoint that cannot be read or written."""
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"model.layers": 4, ...} from a nested config or dictionary."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a recipe with the command line's changes, locked.
+
+    Args:
+      recipe: path of a Python file with `get_config`, and after a colon its argument: `configs/gpt2.py:medium`.
+      overrides: flags such as `--config.model.layers=6`.
+
+    Raises:
+      ConfigError: no such file, it fails, a key it does not have, or a value of another type.
+    """
+    path = Path(recipe.split(":", 1)[0])
+    if not path.is_file():
+        raise ConfigError(f"there is no recipe {path}; configs/base.py is one")
+    sys.path.append(str(path.resolve().parent.parent))  # recipes say `from configs import base`
+    try:
+        check_keys(overrides, flatten(_parse([f"--config={recipe}"])))
+        return _parse([f"--config={recipe}", *overrides])
+    except UserError:
+        raise
+    except Exception as error:  # whatever a recipe raises
+        line = " ".join(str(error).split())
+        raise ConfigError(f"{recipe}: {type(error).__name__}: {line[:300]}") from error
+    finally:
+        sys.path.pop()
+
+
+def _parse(arguments: Sequence[str]) -> ConfigDict:
+    from absl import flags
+    from ml_collections import config_flags
+
+    argv = ["gptjax", *arguments]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values.config
+
+
+def check_keys(overrides: Sequence[str], known: dict[str, Any]) -> None:
+    """Raises ConfigError for a `--config.KEY` that is not known, with the nearest one that is."""
+    for flag in overrides:
+        match = re.match(r"--(?:no)?config\.([^=]+)", flag)
+        if not match:
+            raise ConfigError(f"unknown flag {flag}; a config's keys are set with --config.KEY=VALUE")
+        key = match[1]
+        if key in known:
+            continue
+        if any(name.startswith(key + ".") for name in known):
+            raise ConfigError(f"{key} holds other keys; set one of them, such as --config.{_first(key, known)}=...")
+        raise ConfigError(f"unknown key {key}{did_you_mean(key, known)}")
+
+
+def _first(section: str, known: dict[str, Any]) -> str:
+    return next(name for name in known if name.startswith(section + "."))
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """ "; did you mean X?" for the nearest known name, or the whole list where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}" if len(known) < 12 else ""
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A locked copy in which what follows from other keys is filled in, local paths are absolute, references gone.
+
+    `model.vocabulary` stays None until the tokenizer is there.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.kv_heads = config.model.kv_heads or config.model.heads
+        config.model.mlp_width = config.model.mlp_width or 4 * config.model.width
+        config.log.writers = tuple(config.log.writers)
+        if config.data.path and "://" not in config.data.path:
+            config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+    return config.lock()
+
+
+def check(config: ConfigDict, devices: int) -> None:
+    """Raises ConfigError for the first value of a resolved config that cannot be, on that many devices."""
+    for problem in _problems(config, devices):
+        raise ConfigError(problem)
+
+
+def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
+    for key, value in flatten(config).items():
+        if type(value) in (int, float) and key not in ("mesh.data", "seed") and value < 0:
+            yield f"{key} is {value}; it cannot be negative"
+    model, data, train = config.model, config.data, config.train
+    positive = dict(
+        layers=model.layers, heads=model.heads, width=model.width, context=model.context, mlp_width=model.mlp_width
+    )
+    positive = {f"model.{key}": value for key, value in positive.items()}
+    positive |= {"data.batch_size": data.batch_size, "data.context": data.context, "train.steps": train.steps}
+    positive |= {"train.grad_accumulation": train.grad_accumulation, "eval.batches": config.eval.batches}
+    positive |= {f"{part}.every_steps": config[part].every_steps for part in ("eval", "checkpoint", "log")}
+    positive |= {"checkpoint.keep": config.checkpoint.keep}
+    for key, value in positive.items():
+        if value < 1:
+            yield f"{key} is {value}; it must be at least 1"
+    if model.width % model.heads:
+        yield f"model.heads={model.heads} does not divide model.width={model.width}"
+    if model.heads % model.kv_heads:
+        yield f"model.kv_heads={model.kv_heads} does not divide model.heads={model.heads}"
+    if data.context > model.context:
+        yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
+    yield from _device_problems(config, devices)
+    for key in ("model.dropout", "data.held_out"):
+        if not 0 <= flatten(config)[key] < 1:
+            yield f"{key} is {flatten(config)[key]}; it must be at least 0 and less than 1"
+    if train.dtype not in ("float32", "bfloat16"):
+        yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
+    yield from _unknown_choices(config)
+
+
+def _device_problems(config: ConfigDict, devices: int) -> Iterator[str]:
+    mesh = devices if config.mesh.data == -1 else config.mesh.data
+    batch, slices = config.data.batch_size, config.train.grad_accumulation
+    if mesh < 1 or mesh > devices:
+        yield f"mesh.data={config.mesh.data} does not fit the {devices} devices here; -1 uses all of them"
+    elif batch % (mesh * slices):
+        times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""
+        yield f"data.batch_size={batch} cannot be split over {mesh} devices{times}; take a multiple of {mesh * slices}"
+
+
+def _unknown_choices(config: ConfigDict) -> Iterator[str]:
+    from gptjax import models, objectives, optim
+    from gptjax.data import sources
+    from gptjax.training import writers
+
+    choices = models.CHOICES | {
+        "data.source": sources.SOURCES,
+        "optimizer.name": optim.OPTIMIZERS,
+        "schedule.name": optim.SCHEDULES,
+        "train.objective": objectives.OBJECTIVES,
+    }
+    flat = flatten(config)
+    for key, known in choices.items():
+        if flat[key] not in known:
+            yield f"{key} has no choice {flat[key]!r}{did_you_mean(flat[key], known)}"
+    for writer in config.log.writers:
+        if writer not in writers.WRITERS:
+            yield f"log.writers has no choice {writer!r}{did_you_mean(writer, writers.WRITERS)}"
+
+
+def with_vocabulary(config: ConfigDict, size: int) -> ConfigDict:
+    """The config with `model.vocabulary` filled in for a tokenizer of that many ids.
+
+    Raises:
+      ConfigError: it is set, and smaller than the tokenizer's.
+    """
+    vocabulary = config.model.vocabulary or size
+    if vocabulary < size:
+        raise ConfigError(
+            f"model.vocabulary={vocabulary} is smaller than the tokenizer's {size} ({config.data.tokenizer})"
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.vocabulary = vocabulary
+    return config.lock()
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The locked config that `to_json` wrote."""
+    config = ConfigDict(json.loads(text))
+    config.log.writers = tuple(config.log.writers)
+    return config.lock()
+
+
+# What does not change which parameters a run ends with may differ when it goes on.
+FREE = ("log.", "checkpoint.", "eval.", "sample.")
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """["model.layers (4 there, 6 here)", ...] for the keys that a run cannot change when it goes on.
+
+    A `model.vocabulary` of None in `new` agrees with any.
+    """
+    there, here = flatten(old), flatten(new)
+    if here.get("model.vocabulary") is None:
+        here["model.vocabulary"] = there.get("model.vocabulary")
+    return [
+        f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and not key.startswith(FREE)
+    ]

@@ -1,0 +1,80 @@
+"""What a person watching sees: lines, and a bar with the time left; plain lines where the output is no terminal.
+
+Everything here goes to stderr; a command's results go to stdout.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(message: str) -> None:
+    """Prints one line."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """1:05 or 2:01:05."""
+    minutes, s = divmod(int(seconds + 0.5), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+@contextmanager
+def bar(label: str, total: float | None, done: float = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar for the block; yields `advance(amount, **facts)`, whose facts are shown beside the bar.
+
+    Args:
+      label: what is being done.
+      total: when it is done, in any unit; None where nobody knows.
+      done: where it starts, not counted in the time left.
+    """
+    draw = _terminal_bar if sys.stderr.isatty() else _plain_lines
+    with draw(label, total, done) as advance:
+        yield advance
+
+
+@contextmanager
+def _terminal_bar(label: str, total: float | None, done: float) -> Iterator[Callable[..., None]]:
+    from rich import progress
+    from rich.console import Console
+
+    columns = [
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TextColumn("{task.fields[facts]}"),
+        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("left"),
+    ]
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(label, total=total, completed=done, facts="")
+
+        def advance(amount: float = 1, **facts: Any) -> None:
+            shown.update(task, advance=amount, **({"facts": _facts(facts)} if facts else {}))
+
+        yield advance
+
+
+@contextmanager
+def _plain_lines(label: str, total: float | None, done: float) -> Iterator[Callable[..., None]]:
+    start = last = time.monotonic()
+    at = first = done
+
+    def advance(amount: float = 1, **facts: Any) -> None:
+        nonlocal at, last
+        at, now = at + amount, time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and total and at > first:
+            last = now
+            left = (now - start) * (total - at) / (at - first)
+            say(f"{label} {at / total:4.0%}  {_facts(facts)}  {duration(left)} left".replace("    ", "  "))
+
+    yield advance
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in facts.items())

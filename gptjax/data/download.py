@@ -1,0 +1,68 @@
+"""A file at an http(s) address, fetched once and kept; the only place where gptjax reaches for the network."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from gptjax import console, runtime
+from gptjax.config import DataError
+
+
+def download(url: str, sha256: str = "") -> Path:
+    """The local copy of what lies at `url`, fetched if it is not here yet.
+
+    Args:
+      url: http or https address.
+      sha256: expected SHA-256 in hex, or "" to take what comes.
+
+    Raises:
+      DataError: it cannot be fetched, came cut short, or has another checksum. Nothing is kept then.
+    """
+    name = Path(urllib.parse.urlsplit(url).path).name or "download"
+    kept = runtime.cache_dir() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=kept.parent, prefix=name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                _fetch(url, file)
+            _check(Path(part), sha256, url)
+            os.replace(part, kept)
+        finally:
+            Path(part).unlink(missing_ok=True)
+    else:
+        _check(kept, sha256, f"{kept} (kept from {url}; delete it to fetch it again)")
+    return kept
+
+
+def _fetch(url: str, file) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            size = int(response.headers.get("Content-Length") or 0)
+            with console.bar(f"fetching {url}", size or None) as advance:
+                shutil.copyfileobj(response, _Counted(file, advance), 1 << 16)
+            if size and file.tell() != size:
+                raise DataError(f"{url} came cut short: {file.tell()} of {size} bytes; try again")
+    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+        raise DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from error
+
+
+class _Counted:
+    def __init__(self, file, advance) -> None:
+        self.file, self.advance = file, advance
+
+    def write(self, chunk: bytes) -> int:
+        self.advance(len(chunk))
+        return self.file.write(chunk)
+
+
+def _check(path: Path, sha256: str, what: str) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and found != sha256.lower():
+        raise DataError(f"{what} has SHA-256 {found}, not {sha256} (data.sha256)")

@@ -1,0 +1,131 @@
+"""Where text comes from: Python's own library, files, directories, addresses. Documents out, train and held-out.
+
+Reads and splits text; knows nothing of tokens. Every failure that a person can mend is a DataError of one line.
+"""
+
+import glob
+import hashlib
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptjax.config import DataError
+from gptjax.data.download import download
+
+
+class Document(NamedTuple):
+    """A text and the name that decides its side of the split."""
+
+    name: str
+    text: str
+
+
+class Corpus(NamedTuple):
+    """The two sides of a split."""
+
+    train: list[Document]
+    held_out: list[Document]
+
+
+def stdlib(config: Any) -> Iterator[Document]:
+    """The running Python's standard library, its tests left out; names are paths within it."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if not skipped & set(relative.parts):
+            yield Document(relative.as_posix(), read_text(path))
+
+
+def text(config: Any) -> Iterator[Document]:
+    """Files at `data.path`: one file, the .txt files below a directory, a glob, or what lies at an address."""
+    if not config.path:
+        raise DataError("--config.data.path is empty; give a text file, a directory, a glob or an https address")
+    for path, name in sorted(_files(config)):
+        yield Document(name, read_text(path))
+
+
+SOURCES: dict[str, Callable[[Any], Iterator[Document]]] = {"stdlib": stdlib, "text": text}
+
+
+def _files(config: Any) -> list[tuple[Path, str]]:
+    if config.path.startswith(("http://", "https://")):
+        return [(download(config.path, config.sha256), config.path)]
+    path = Path(config.path)
+    if path.is_dir():
+        found = [p for p in path.rglob("*.txt") if p.is_file()]
+        if not found:
+            raise DataError(f"{path} holds no .txt files; other files can be named by a glob such as '{path}/**/*.py'")
+        return [(p, p.relative_to(path).as_posix()) for p in found]
+    if path.exists():
+        return [(path, path.name)]
+    found = [Path(p) for p in glob.glob(config.path, recursive=True) if Path(p).is_file()]
+    if not found:
+        raise DataError(f"there is no file {path}")
+    root = Path(glob.escape(config.path).split("[")[0]).parent
+    return [(p, p.relative_to(root).as_posix()) for p in found]
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, line ends as they are.
+
+    Raises:
+      DataError: it cannot be read, or it is not text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if b"\0" in raw:
+        raise DataError(f"{path} is not text: it has a zero byte at {raw.index(0)}")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} at {error.start}") from error
+
+
+def is_held_out(name: str, fraction: float) -> bool:
+    """Whether a document is for validation: its name's SHA-256, as a fraction of the largest, is below `fraction`."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < fraction * 2**64
+
+
+def split(documents: list[Document], fraction: float) -> Corpus:
+    """Divides documents by hash of name; where that leaves a side empty (few files), each gives its tail.
+
+    Args:
+      documents: all of them, in order.
+      fraction: share to hold out, 0 to 1; of the documents, or of the characters of each.
+    """
+    train = [d for d in documents if not is_held_out(d.name, fraction)]
+    held_out = [d for d in documents if is_held_out(d.name, fraction)]
+    if not train or not held_out:
+        cuts = [int(len(d.text) * (1 - fraction)) for d in documents]
+        train = [Document(d.name, d.text[:cut]) for d, cut in zip(documents, cuts, strict=True)]
+        held_out = [Document(d.name, d.text[cut:]) for d, cut in zip(documents, cuts, strict=True)]
+    return Corpus(train, held_out)
+
+
+def read(config: Any) -> Corpus:
+    """The corpus that `config` (a run's `config.data`) names.
+
+    Raises:
+      DataError: missing, unreadable or empty text.
+    """
+    documents = [document for document in SOURCES[config.source](config) if document.text]
+    if not documents:
+        what = config.path or "the standard library's source (this Python came without it)"
+        raise DataError(f"{what} is empty: there is nothing to train on")
+    return split(documents, config.held_out)
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """SHA-256 over names and texts of both sides, so that a run can tell whether its text has changed."""
+    digest = hashlib.sha256()
+    for side in corpus:
+        for document in side:
+            for part in (document.name, document.text):
+                raw = part.encode()
+                digest.update(len(raw).to_bytes(8, "big") + raw)
+        digest.update(b"|")
+    return digest.hexdigest()

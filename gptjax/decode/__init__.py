@@ -1,0 +1,1 @@
+"""Decoding: logits in, tokens out."""

@@ -1,0 +1,85 @@
+"""How well a model predicts text: loss, perplexity and bits per byte, and what general compressors make of it."""
+
+import gzip
+import lzma
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax import console, data, run, sharding
+from gptjax.config import DataError
+from gptjax.data import batches, sources, tokenizers
+from gptjax.objectives import OBJECTIVES
+from gptjax.training.step import eval_step
+
+
+def loss_of(
+    eval_step: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Iterable[Any],
+    bytes_V: np.ndarray,
+    advance: Callable[..., None] = lambda: None,
+) -> dict[str, float]:
+    """Loss per token and per byte over batches of text.
+
+    Args:
+      eval_step: `(params, batch) -> summed loss` in nats.
+      params: of the model.
+      batches: see gptjax.data.batches.
+      bytes_V: bytes of text that each id stands for.
+      advance: called after each batch.
+
+    Returns:
+      loss (nats per token), perplexity, bits_per_byte, tokens, bytes.
+
+    Raises:
+      DataError: the batches have no text.
+    """
+    nats, tokens, length = 0.0, 0.0, 0
+    for batch in batches:
+        nats += float(eval_step(params, batch))
+        counted = batch["weights_BT"] > 0
+        tokens += float(batch["weights_BT"].sum())
+        length += int(bytes_V[batch["targets_BT"][counted]].sum())
+        advance()
+    if not length:
+        raise DataError("the text to evaluate on is empty")
+    return {
+        "loss": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "bits_per_byte": nats / math.log(2) / length,
+        "tokens": int(tokens),
+        "bytes": length,
+    }
+
+
+def evaluate(of: run.Run, files: Sequence[Path] | None = None) -> dict[str, float]:
+    """Loss of a run on its held-out split, or on files of text; see `loss_of`.
+
+    Raises:
+      DataError: a file that is missing, empty or not text, or the run's own text has changed since.
+    """
+    c = of.config
+    if files:
+        texts = [sources.read_text(path) for path in files]
+        tokens_N = tokenizers.encode_documents(of.tokenizer, texts, "tokens")
+    else:
+        loaded = data.load(c.data, of.tokenizer)
+        run.check_same_text(of.workdir, loaded.fingerprint)
+        tokens_N = loaded.held_out_N
+    step = eval_step(OBJECTIVES[c.train.objective](of.model), sharding.make_mesh())
+    whole = batches.eval_batches(tokens_N, c.data.context, c.data.batch_size)
+    with console.bar("evaluating", len(whole)) as advance:
+        every = (whole[i] for i in range(len(whole)))
+        return loss_of(step, of.params, every, tokenizers.token_bytes(of.tokenizer), advance)
+
+
+def compressors(text: bytes) -> dict[str, float]:
+    """Bits per byte that `gzip -9` and `xz -9` need for the text as one file."""
+    return {
+        "gzip_bits_per_byte": 8 * len(gzip.compress(text, 9)) / len(text),
+        "xz_bits_per_byte": 8 * len(lzma.compress(text, preset=9)) / len(text),
+    }

@@ -1,0 +1,1 @@
+"""For notebooks: looking into a model."""

@@ -1,0 +1,102 @@
+"""The pieces that every model is made of: matrix product, norms, activations, embeddings of tokens and positions.
+
+Each is a pure function or a small Linen module; a config picks among them by name from the dictionaries below.
+Parameters are float32 and cast to the compute dtype where they are used.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # GPT-2's, arXiv 1606.08415 section 2
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Linear(nn.Module):
+    """y = x @ kernel + bias over the last axis: [..., D] -> [..., features]."""
+
+    features: int
+    use_bias: bool = True
+    init_std: float = 0.02
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel_DF = self.param(
+            "kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32
+        )
+        # Two dimensions, because the weight gradient of a product with more is transposed in memory on CPU.
+        x_ND = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y_NF = x_ND @ kernel_DF.astype(self.dtype)
+        if self.use_bias:
+            y_NF += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return y_NF.reshape(*x.shape[:-1], self.features)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis (arXiv 1607.06450, eq. 4), statistics in float32."""
+
+    use_bias: bool = True
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon) * scale_D
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        return y.astype(x.dtype)
+
+
+NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm}
+
+
+class TokenEmbedding(nn.Module):
+    """A table of one row per token: looked up on the way in and, when tied, multiplied with on the way out."""
+
+    vocabulary: int
+    width: int
+    init_std: float = 0.02
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        """Declares the table E_VD."""
+        self.embedding_VD = self.param(
+            "embedding", nn.initializers.normal(self.init_std), (self.vocabulary, self.width), jnp.float32
+        )
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        return self.embedding_VD[ids_BT].astype(self.dtype)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """x E^T: [B, T, D] -> float32 [B, T, V]."""
+        x_ND = x_BTD.reshape(-1, self.width)
+        logits_NV = jnp.dot(x_ND, self.embedding_VD.T.astype(self.dtype), preferred_element_type=jnp.float32)
+        return logits_NV.reshape(*x_BTD.shape[:-1], self.vocabulary)
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector per position, added to the token embeddings."""
+
+    context: int
+    init_std: float = 0.02
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        T, D = x_BTD.shape[1:]
+        if T > self.context:
+            raise ValueError(f"{T} tokens are more than the {self.context} learned positions")
+        table_SD = self.param("embedding", nn.initializers.normal(self.init_std), (self.context, D), jnp.float32)
+        return x_BTD + table_SD[:T].astype(x_BTD.dtype)
+
+
+POSITIONS: dict[str, type[nn.Module]] = {"learned": LearnedPositions}

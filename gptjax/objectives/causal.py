@@ -1,0 +1,34 @@
+"""Next-token prediction."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Objective = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """-log softmax(logits)[target] in nats, float32 [B, T]."""
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT
+
+
+def causal(model: nn.Module) -> Objective:
+    """The objective of a decoder: each position's cross-entropy with the token that follows.
+
+    Returns:
+      `(params, batch, rng) -> (loss, metrics)`: the batch is a `gptjax.data.batches.Batch`; the loss is in nats,
+      summed over positions by their weights; rng drives dropout, and None turns it off.
+    """
+
+    def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        rngs = None if rng is None else {"dropout": rng}
+        logits_BTV = model.apply({"params": params}, batch["inputs_BT"], deterministic=rng is None, rngs=rngs)
+        nats_BT = cross_entropy(logits_BTV, batch["targets_BT"])
+        return (nats_BT * batch["weights_BT"]).sum(), {}
+
+    return loss

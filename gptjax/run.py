@@ -1,0 +1,175 @@
+"""A run is a directory: the names of its files, how it is claimed, and `Run`, what a notebook gets of it.
+
+    config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiktoken
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from gptjax import config as configs
+from gptjax import models
+from gptjax.config import CheckpointError, ConfigError, DataError
+from gptjax.data import tokenizers
+from gptjax.decode import generate as decoding
+from gptjax.inspect import parameters
+
+
+def check_free(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the directory already is this config's run; False where it is absent or empty.
+
+    Raises:
+      ConfigError: it is another config's, or no run at all and not empty.
+    """
+    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+        return False
+    if not (workdir / "config.json").is_file():
+        raise ConfigError(f"{workdir} exists and is no run; give another --workdir")
+    differing = configs.differences(read_config(workdir), config)
+    if differing:
+        raise ConfigError(f"{workdir} belongs to another config: {'; '.join(differing)}; give another --workdir")
+    return True
+
+
+def create(workdir: Path, config: ConfigDict, tokenizer: tiktoken.Encoding, facts: dict[str, Any]) -> None:
+    """Makes a run directory, whole or not at all, with its config, tokenizer and facts about its data."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=workdir.parent, prefix=f".{workdir.name}."))
+    try:
+        os.chmod(unfinished, 0o755)
+        tokenizers.save(tokenizer, unfinished / "tokenizer")
+        (unfinished / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (unfinished / "config.json").write_text(configs.to_json(config))
+        os.rename(unfinished, workdir)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def lock(workdir: Path) -> IO[bytes]:
+    """Keeps other processes from training in the directory for as long as the returned file is open.
+
+    Raises:
+      ConfigError: another process has it.
+    """
+    file = open(workdir / "config.json", "rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"another process is training in {workdir}") from error
+    return file
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The resolved config of a run.
+
+    Raises:
+      CheckpointError: there is no run, or its config cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{workdir} is no run: it has no config.json")
+    try:
+        return configs.from_json(path.read_text())
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def read_data_facts(workdir: Path) -> dict[str, Any]:
+    """What `create` was told about the run's data."""
+    try:
+        return json.loads((workdir / "data.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{workdir / 'data.json'} cannot be read: {error}") from error
+
+
+def check_same_text(workdir: Path, fingerprint: str) -> None:
+    """Raises DataError where the run's text has changed since it began."""
+    if read_data_facts(workdir)["fingerprint"] != fingerprint:
+        raise DataError(f"the text that {workdir} was trained on has changed since; its results would not be its own")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Run:
+    """A trained model with all that belongs to it.
+
+    Attributes:
+      workdir: its directory.
+      config: resolved and locked.
+      model: the Linen module; `model.apply({"params": params}, ids_BT)` gives logits.
+      params: float32 parameters at the newest checkpoint.
+      tokenizer: a tiktoken.Encoding.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    model: nn.Module
+    params: Any
+    tokenizer: tiktoken.Encoding
+
+    def logits(self, ids_BT: Any) -> np.ndarray:
+        """float32 [B, T, V] for the token after each position.
+
+        Raises:
+          DataError: not two dimensions, longer than the context, or ids out of range.
+        """
+        ids_BT = np.asarray(ids_BT)
+        c = self.config.model
+        if ids_BT.ndim != 2 or not np.issubdtype(ids_BT.dtype, np.integer):
+            raise DataError(f"ids must be whole numbers of shape [B, T], not {ids_BT.dtype} of shape {ids_BT.shape}")
+        if ids_BT.shape[1] > c.context:
+            raise DataError(f"{ids_BT.shape[1]} tokens are more than the model's context of {c.context}")
+        if ids_BT.size and not (0 <= ids_BT.min() and ids_BT.max() < c.vocabulary):
+            raise DataError(f"ids must lie in 0 to {c.vocabulary - 1}")
+        return np.asarray(self._apply(self.params, ids_BT))
+
+    def generate(self, prompt: str = "", **settings: Any) -> decoding.Sample:
+        """A continuation of the prompt; settings and errors as of gptjax.decode.generate.generate."""
+        return decoding.generate(
+            self._next_token, self.params, self.tokenizer, self.config.model.context, prompt, **settings
+        )
+
+    @cached_property
+    def _apply(self) -> Any:
+        return jax.jit(lambda params, ids_BT: self.model.apply({"params": params}, ids_BT))
+
+    @cached_property
+    def _next_token(self) -> decoding.NextToken:
+        return decoding.next_token(self.model)
+
+    def __repr__(self) -> str:
+        return f"{self.workdir}\n{parameters.as_text(self.params)}"
+
+    def _repr_html_(self) -> str:
+        return parameters.as_html(self.params)
+
+
+def load(workdir: str | Path) -> Run:
+    """The run in a directory, at its newest checkpoint.
+
+    Raises:
+      CheckpointError: no run, no checkpoint, or a damaged one.
+    """
+    from gptjax.training.checkpoints import Checkpoints, shapes_on
+
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    model = models.build(config.model, config.train.dtype)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = Checkpoints(workdir).restore_params(shapes_on(shapes, here))
+    return Run(workdir, config, model, params, tokenizer)

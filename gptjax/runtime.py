@@ -1,0 +1,39 @@
+"""Set-up of the process, once, before jax is imported: the compilation cache and the allocator. No logic of models.
+
+    GPTJAX_MALLOC=0              leaves the C allocator as it is
+    JAX_COMPILATION_CACHE_DIR    where compiled programs are kept; default ~/.cache/gptjax/xla
+"""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where gptjax keeps what can be made again: ~/.cache/gptjax, or under XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptjax"
+
+
+def start() -> None:
+    """Prepares the process; every command calls it first."""
+    keep_freed_memory()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory for the next allocation instead of returning it to the kernel.
+
+    XLA's CPU backend allocates its temporary buffers afresh at every step; fresh pages cost more than many steps'
+    arithmetic. Does nothing, and returns False, without glibc, once jax is imported, or with GPTJAX_MALLOC=0.
+    """
+    if os.environ.get("GPTJAX_MALLOC") == "0" or sys.platform != "linux" or "jaxlib" in sys.modules:
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+    options = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
+    return all([mallopt(option, value) == 1 for option, value in options.items()])

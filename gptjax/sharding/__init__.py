@@ -1,0 +1,34 @@
+"""How a run lies on devices: one mesh, and where state and batches go on it. No other file names a mesh axis."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def make_mesh(data: int = -1) -> Mesh:
+    """The mesh of a run: `data` devices, -1 for all, that share each batch."""
+    devices = jax.devices()
+    count = len(devices) if data == -1 else data
+    # Auto, because Linen fails under jax.make_mesh's default of Explicit axes.
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device: the state."""
+    return NamedSharding(mesh, P())
+
+
+def by_row(mesh: Mesh) -> NamedSharding:
+    """Rows divided among the devices: a batch."""
+    return NamedSharding(mesh, P("data"))
+
+
+def by_row_of_slices(mesh: Mesh) -> NamedSharding:
+    """As `by_row`, for a batch cut into slices for gradient accumulation: [A, B/A, ...]."""
+    return NamedSharding(mesh, P(None, "data"))
+
+
+def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The batch on the devices."""
+    return jax.device_put(batch, by_row(mesh))

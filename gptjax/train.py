@@ -1,0 +1,62 @@
+"""python -m gptjax.train --config=configs/base.py: trains a model, or goes on where it was cut short.
+
+Flags in, gptjax.training.loop.train called, its summary printed.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptjax import command, config, runtime
+
+EPILOG = """every key of the recipe can be set with --config.KEY=VALUE, as in --config.train.steps=2000;
+configs/base.py lists them, each with its meaning and unit"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains as the flags say."""
+    parser = command.Parser(prog="python -m gptjax.train", description="Trains a model.", epilog=EPILOG)
+    parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
+    parser.add_argument("--workdir", type=Path, help="the run's directory; default: runs/ and the recipe's name")
+    flags, overrides = parser.parse_known_args(argv)
+    chosen = config.read(flags.config, overrides)
+    runtime.start()
+    from gptjax.training import loop
+
+    workdir = flags.workdir or Path("runs") / _name(flags.config)
+    summary = loop.train(chosen, workdir, on_line=_print_json if flags.json else lambda line: None)
+    if flags.json:
+        _print_json(summary)
+    else:
+        print(_readable(workdir, summary))
+
+
+def _name(recipe: str) -> str:
+    path, _, argument = recipe.partition(":")
+    return "-".join(filter(None, [Path(path).stem, argument.replace("/", "-")]))
+
+
+def _print_json(line: Any) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _readable(workdir: Path, summary: dict[str, Any]) -> str:
+    from gptjax.console import duration
+
+    bits, gzip, xz = (summary[f"{name}_bits_per_byte"] for name in ("val", "gzip", "xz"))
+    order = "fewer" if bits < xz else "more"
+    return f"""
+{"sample":-<70}
+{(workdir / "samples.txt").read_text().rstrip()}
+{"":-<70}
+held-out loss   {summary["val_loss"]:.4f} nats per token
+bits per byte   {bits:.3f}   (gzip -9: {gzip:.3f}, xz -9: {xz:.3f}; {abs(1 - bits / xz):.0%} {order} than xz)
+trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {summary["tokens_per_second"]:,.0f} tokens/s
+parameters      {summary["parameters"]:,}
+files           {workdir}/ config.json metrics.jsonl summary.json loss.png samples.txt tokenizer/ checkpoints/
+go on with      python -m gptjax.generate --workdir={workdir} --prompt='def read('"""
+
+
+if __name__ == "__main__":
+    command.run(main)

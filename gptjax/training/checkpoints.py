@@ -1,0 +1,81 @@
+"""Checkpoints of a run, written while training goes on (orbax), each whole or absent. Nothing here decides when."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from gptjax.config import CheckpointError
+from gptjax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints in `workdir/checkpoints`, one folder a step, parameters apart from the rest."""
+
+    def __init__(self, workdir: Path, keep: int = 1) -> None:
+        self.directory = (workdir / "checkpoints").absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=options, item_names=("params", "rest"))
+
+    def latest(self) -> int | None:
+        """The newest step saved, or None."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Begins to write the state; returns once it is copied. A failure shows at the next save or at `wait`."""
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest)
+        )
+        self.manager.save(step, args=items)
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest state.
+
+        Args:
+          like: a state, or its shapes with shardings, that says what to expect and where to put it.
+
+        Raises:
+          CheckpointError: there is none, it is damaged, or it is another model's.
+        """
+        rest = {"step": like.step, "opt_state": like.opt_state}
+        items = self._restore(params=ocp.args.StandardRestore(like.params), rest=ocp.args.StandardRestore(rest))
+        return TrainState(items["rest"]["step"], items["params"], items["rest"]["opt_state"])
+
+    def restore_params(self, like: Any) -> Any:
+        """The newest parameters alone; arguments and errors as of `restore`."""
+        return self._restore(params=ocp.args.StandardRestore(like))["params"]
+
+    def _restore(self, **items: Any) -> Any:
+        step = self.latest()
+        if step is None:
+            raise CheckpointError(f"{self.directory} holds no checkpoint")
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax and tensorstore raise many kinds for one cause
+            place = self.directory / str(step)
+            first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            raise CheckpointError(
+                f"the checkpoint {place} is damaged or of another model ({type(error).__name__}: {first}); "
+                "delete that folder to go on from the one before it"
+            ) from error
+
+    def wait(self) -> None:
+        """Waits for what is being written; raises what went wrong with it."""
+        self.manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            self.manager.close()
+        except Exception:
+            if kind is None:  # else the first error is the one to tell of
+                raise
+
+
+def shapes_on(state: Any, sharding: jax.sharding.Sharding) -> Any:
+    """The tree's shapes and dtypes, with where each leaf is to lie."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)

@@ -1,0 +1,85 @@
+"""What a run shows at its end: summary.json, loss.png, samples.txt, and the same for the eye."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gptjax.config import CheckpointError
+from gptjax.files import write_atomic
+from gptjax.training.writers import read_metrics
+
+SUMMARY = "summary.json"
+
+
+def read_summary(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None where it is not finished."""
+    path = workdir / SUMMARY
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; delete it to have it made again") from error
+
+
+def summarise(
+    workdir: Path,
+    config: ConfigDict,
+    parameters: int,
+    quality: dict[str, float],
+    compressors: dict[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """The final figures by name; tokens per second are the median over the lines of metrics.jsonl."""
+    lines = read_metrics(workdir)
+    return {
+        "steps": config.train.steps,
+        "seconds": seconds,
+        "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
+        "val_loss": quality["loss"],
+        "val_bits_per_byte": quality["bits_per_byte"],
+        **compressors,
+        "parameters": parameters,
+    }
+
+
+def write(workdir: Path, summary: dict[str, Any], sample: str) -> None:
+    """Writes samples.txt, loss.png and, last, summary.json, which says that the run is finished."""
+    write_atomic(workdir / "samples.txt", sample + "\n")
+    plot(workdir, summary)
+    write_atomic(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def plot(workdir: Path, summary: dict[str, Any]) -> None:
+    """loss.png: loss by step, training and held-out, with what gzip and xz need on the right-hand scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(workdir)
+    steps, losses = [line["step"] for line in lines], [line["train/loss"] for line in lines]
+    looks = [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
+    per_bit = summary["val_loss"] / summary["val_bits_per_byte"]  # nats per token for one bit per byte
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot(steps, losses, color="tab:blue", linewidth=1, alpha=0.6, label="training")
+    axes.plot(*zip(*looks, strict=True), color="tab:orange", marker="o", markersize=3, label="held-out sample")
+    top = min(max(losses), statistics.median(losses) * 2)
+    low = min([*losses, summary["val_loss"], summary["xz_bits_per_byte"] * per_bit])
+    for name, style in (("gzip", ":"), ("xz", "--")):
+        at = summary[f"{name}_bits_per_byte"]
+        if at * per_bit < top:
+            axes.axhline(at * per_bit, color="gray", linestyle=style, linewidth=1, label=f"{name} -9: {at:.2f}")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(low * 0.95, top * 1.02), xlim=(0, None))
+    axes.set_title(f"held-out text: {summary['val_bits_per_byte']:.3f} bits per byte", fontsize=11)
+    right = axes.secondary_yaxis("right", functions=(lambda x: x / per_bit, lambda x: x * per_bit))
+    right.set_ylabel("held-out bits per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    temporary = workdir / ".loss.png"
+    figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+    temporary.replace(workdir / "loss.png")

@@ -1,0 +1,36 @@
+"""The whole state of training, and how it begins. Data position is not in it: a batch is a function of the step."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from gptjax import random
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step reads and changes.
+
+    Attributes:
+      step: steps taken, int32.
+      params: the model's parameters, float32.
+      opt_state: the optimizer's own.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state at step 0. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""
+    params = model.init(random.key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def parameter_count(params: Any) -> int:
+    """Numbers in the tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,94 @@
+"""One step: `(state, batch) -> (state, metrics)` and its evaluation twin. Pure; the loop jits them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from gptjax import random, sharding
+from gptjax.objectives.causal import Objective
+from gptjax.training.state import TrainState
+
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
+    """[B, ...] -> [A, B/A, ...], each slice spread over all devices."""
+
+    def cut(x: jax.Array) -> jax.Array:
+        # Slice a takes rows a, a + A, ...: rows stay on the devices that have them.
+        x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, sharding.by_row_of_slices(mesh))
+
+    return jax.tree.map(cut, batch)
+
+
+def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
+    """Loss (mean over the batch's weight, nats) and its gradient, added up over `slices` of the batch by a scan."""
+    weight = batch["weights_BT"].sum()
+
+    def of_slice(piece: Any, rng: jax.Array | None) -> tuple[jax.Array, Any]:
+        return jax.value_and_grad(lambda p: objective(p, piece, rng)[0] / weight)(params)
+
+    if slices == 1:
+        return of_slice(batch, rng)
+
+    def add(total: Any, indexed: Any) -> tuple[Any, None]:
+        index, piece = indexed
+        own = None if rng is None else jax.random.fold_in(rng, index)
+        return jax.tree.map(jnp.add, total, of_slice(piece, own)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zero, (jnp.arange(slices), sliced(batch, slices, mesh)))[0]
+
+
+def train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    dropout: bool = False,
+    slices: int = 1,
+) -> Step:
+    """The step that training repeats.
+
+    Args:
+      objective: see gptjax.objectives.
+      optimizer: turns a mean gradient into an update.
+      mesh: where batches lie.
+      seed: of the run; dropout at a step is a function of both.
+      dropout: whether the objective gets a random key.
+      slices: A, how many pieces of the batch are differentiated one after the other.
+
+    Returns:
+      `(state, batch) -> (state, {"loss", "grad_norm"})`, both before the update.
+    """
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        rng = random.key(seed, "dropout", state.step) if dropout else None
+        loss, grads = gradients(objective, state.params, batch, rng, slices, mesh)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def jitted(step: Step, mesh: Mesh) -> Step:
+    """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places."""
+    whole = sharding.replicated(mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, sharding.by_row(mesh)), out_shardings=whole)
+
+
+def eval_step(objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
+    """Compiled `(params, batch) -> summed loss` in nats, without dropout."""
+    whole = sharding.replicated(mesh)
+    return jax.jit(
+        lambda params, batch: objective(params, batch, None)[0],
+        in_shardings=(whole, sharding.by_row(mesh)),
+        out_shardings=whole,
+    )

@@ -1,0 +1,119 @@
+"""Where metrics go: metrics.jsonl always; TensorBoard and Weights & Biases where a run asks for them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from gptjax.config import ConfigError
+from gptjax.files import write_atomic
+
+
+class Writer(Protocol):
+    """Takes the metrics of one step; None stands for what is not known."""
+
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Adds one step's metrics."""
+
+    def close(self) -> None:
+        """Flushes; nothing is written afterwards."""
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object a line, `step` first."""
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.file = open(path, "a", buffering=1)
+
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Adds one line."""
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The objects of a run's metrics.jsonl; a last line cut short by a crash is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    objects = []
+    for line in lines:
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return objects
+
+
+class TensorBoard:
+    """Event files in `workdir/tensorboard`."""
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ConfigError("log.writers: tensorboard needs pip install 'gptjax[tensorboard]'") from error
+        self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Adds one scalar for each metric."""
+        for name, value in metrics.items():
+            if value is not None:
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the events."""
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb, named after the workdir; WANDB_MODE=offline keeps it on disk, in `workdir/wandb`."""
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("log.writers: wandb needs pip install 'gptjax[wandb]'") from error
+        self.run = wandb.init(
+            dir=str(workdir), project="gptjax", name=workdir.name, id=_run_id(workdir), resume="allow", config=config
+        )
+
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Logs the metrics at that step."""
+        self.run.log({name: value for name, value in metrics.items() if value is not None}, step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.run.finish(quiet=True)
+
+
+def _run_id(workdir: Path) -> str:
+    # Kept in the run directory, so that a run that goes on is the same run there.
+    path = workdir / "wandb_id"
+    if not path.exists():
+        import uuid
+
+        write_atomic(path, uuid.uuid4().hex[:12])
+    return path.read_text()
+
+
+WRITERS: dict[str, Callable[[Path, dict[str, Any], int], Writer]] = {
+    "jsonl": JsonLines,
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+}
+
+
+def open_writers(names: tuple[str, ...], workdir: Path, config: dict[str, Any], start: int) -> list[Writer]:
+    """The named writers, and always JsonLines, to go on after step `start`; later metrics of a crash are dropped.
+
+    Raises:
+      ConfigError: one needs a package that is not installed.
+    """
+    others = [WRITERS[name](workdir, config, start) for name in dict.fromkeys(names) if name != "jsonl"]
+    return [*others, JsonLines(workdir, config, start)]
