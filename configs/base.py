@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     data.held_out = 0.05  # fraction kept for validation, by hash of a file's name; the tail where files are few
     data.tokenizer = "bpe:4096"  # bytes, chars, bpe:N (trained on the text), or a vocabulary of tiktoken by name
     data.batch_size = 8  # sequences per optimizer step, over all devices
-    data.context = model.get_ref("context")  # tokens per sequence, at most model.context
+    data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # one of gptjax.optim.OPTIMIZERS

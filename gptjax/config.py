@@ -73,6 +73,7 @@ def _parse(arguments: Sequence[str]) -> ConfigDict:
     from absl import flags
     from ml_collections import config_flags
 
+    sys.modules.pop("config_config", None)  # else a recipe read before shows through where this one lacks a name
     argv = ["gptjax", *arguments]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -105,7 +106,7 @@ def did_you_mean(name: str, known: Any) -> str:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A locked copy in which what follows from other keys is filled in, local paths are absolute, references gone.
+    """A locked copy in which what follows from other keys is filled in, and local paths are absolute.
 
     `model.vocabulary` stays None until the tokenizer is there.
     """
@@ -114,6 +115,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.model.kv_heads = config.model.kv_heads or config.model.heads
         config.model.mlp_width = config.model.mlp_width or 4 * config.model.width
         config.log.writers = tuple(config.log.writers)
+        config.data.context = config.data.context or config.model.context
         if config.data.path and "://" not in config.data.path:
             config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
     return config.lock()
@@ -210,9 +212,9 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """The locked config that `to_json` wrote."""
-    config = ConfigDict(json.loads(text))
-    config.log.writers = tuple(config.log.writers)
-    return config.lock()
+    values = json.loads(text)
+    values["log"]["writers"] = tuple(values["log"]["writers"])
+    return ConfigDict(values).lock()
 
 
 # What does not change which parameters a run ends with may differ when it goes on.

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import sysconfig
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,8 @@ def _files(config: Any) -> list[tuple[Path, str]]:
     found = [Path(p) for p in glob.glob(config.path, recursive=True) if Path(p).is_file()]
     if not found:
         raise DataError(f"there is no file {path}")
-    root = Path(glob.escape(config.path).split("[")[0]).parent
+    fixed = takewhile(lambda part: not glob.has_magic(part), path.parts)
+    root = Path(*fixed)
     return [(p, p.relative_to(root).as_posix()) for p in found]
 
 
@@ -86,8 +88,8 @@ def read_text(path: Path) -> str:
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Whether a document is for validation: its name's SHA-256, as a fraction of the largest, is below `fraction`."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < fraction * 2**64
+    """Whether a document is for validation: its name's SHA-256 modulo 10,000 is below that fraction of it."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10_000 < fraction * 10_000
 
 
 def split(documents: list[Document], fraction: float) -> Corpus:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tiktoken
@@ -16,6 +17,9 @@ import tiktoken
 from gptjax import console
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.files import write_atomic
+
+if TYPE_CHECKING:
+    import tokenizers as hf_tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -40,31 +44,33 @@ def chars_encoding(texts: Iterable[str]) -> tiktoken.Encoding:
 
 
 def bpe_encoding(texts: Sequence[str], size: int) -> tiktoken.Encoding:
-    """A byte-level BPE (arXiv 1508.07909 on bytes) of `size` ids, `<|endoftext|>` among them, trained on the texts.
+    """A byte-level BPE (arXiv 1508.07909, on bytes) of `size` ids, `<|endoftext|>` the last, trained on the texts.
 
     Raises:
       DataError: the texts have too few pairs to merge for that many ids.
     """
-    import tokenizers
-    from tokenizers import models, pre_tokenizers, trainers
-
-    trained = tokenizers.Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(BPE_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
-    trained.train_from_iterator(texts, trainer)
-    vocabulary = trained.get_vocab()
+    vocabulary = train_bpe(texts, size - 1).get_vocab()
     if len(vocabulary) < size - 1:
         raise DataError(f"the text has pairs for {len(vocabulary) + 1} tokens only, not for bpe:{size}; ask for fewer")
     byte_of = _byte_of_character()
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items()}
     special = {END_OF_TEXT: size - 1}
     return tiktoken.Encoding(f"bpe:{size}", pat_str=BPE_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
+    """The 256 bytes and `size` - 256 merges, ids in the order of merging, as the `tokenizers` library has them."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(BPE_PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    )
+    return trained
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -1,0 +1,121 @@
+"""What the tests share: a tiny recipe, a text to train it on, commands run in this process, and real data's places."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+# Programs that several tests compile are compiled once; a user's own cache is left alone.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"gptjax-tests-{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import pytest
+
+from gptjax import command, evaluate, generate, train
+from gptjax import config as configs
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = str(ROOT / "configs" / "base.py")
+SHARED = ROOT.parent / "shared"
+
+TINY = {
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.width": 16,
+    "model.context": 16,
+    "data.source": "text",
+    "data.tokenizer": "bytes",
+    "data.batch_size": 4,
+    "data.held_out": 0.1,
+    "schedule.warmup_steps": 2,
+    "train.steps": 8,
+    "eval.every_steps": 4,
+    "eval.batches": 2,
+    "checkpoint.every_steps": 4,
+    "log.every_steps": 2,
+    "sample.max_tokens": 5,
+}
+
+
+def overrides(**changes):
+    """Flags for the tiny recipe with some keys changed; `data_path` stands for data.path."""
+    values = TINY | {key.replace("_", ".", 1): value for key, value in changes.items()}
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def tiny_config(**changes):
+    """The tiny recipe as a resolved config."""
+    return configs.resolve(configs.read(BASE, overrides(**changes)))
+
+
+def shared(path):
+    """A path in the folder of real data beside the checkout; the test is skipped where it is absent."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"needs {found}, which is absent")
+    return found
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """A file of 20,000 characters in words of a small vocabulary, always the same."""
+    rng = random.Random(0)
+    words = ["the", "a", "model", "reads", "text", "and", "writes", "ünïcode", "again", "softly"]
+    text = ""
+    while len(text) < 20_000:
+        text += " ".join(rng.choices(words, k=8)) + ".\n"
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(text)
+    return path
+
+
+class Result:
+    """How a command ended: exit code and what it printed."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    def refusal(self):
+        """The one line on stderr of a command that exits with 2; nothing else may have been printed."""
+        assert self.code == 2, (self.code, self.out, self.err)
+        assert self.out == ""
+        assert self.err.startswith("gptjax: ") and self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("gptjax: ").strip()
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """`call(train, "--flag", ...)` runs a command's main in this process, errors handled as on the command line."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr("sys.argv", ["gptjax", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            command.run(module.main)
+        captured = capsys.readouterr()
+        return Result(leaving.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def call_train(call):
+    """`call_train(workdir, key=value...)` trains the tiny recipe."""
+
+    def run(workdir, *arguments, **changes):
+        return call(train, f"--config={BASE}", f"--workdir={workdir}", *overrides(**changes), *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, text_file):
+    """The directory of a finished tiny run."""
+    from gptjax.training import loop
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    loop.train(tiny_config(data_path=text_file), workdir)
+    return workdir
+
+
+__all__ = ["BASE", "ROOT", "TINY", "evaluate", "generate", "overrides", "shared", "tiny_config", "train"]

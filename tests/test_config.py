@@ -1,0 +1,106 @@
+"""Configs: what is refused, in which words, and that the rest survives being saved."""
+
+import ast
+
+import pytest
+from conftest import BASE, ROOT, tiny_config
+
+from gptjax import config as configs
+from gptjax.config import ConfigError
+
+
+def base(*overrides):
+    return configs.read(BASE, overrides)
+
+
+def refused(*overrides, devices=1):
+    with pytest.raises(ConfigError) as caught:
+        configs.check(configs.resolve(base(*overrides)), devices)
+    return str(caught.value)
+
+
+def test_overrides_keep_their_type():
+    config = base("--config.model.layers=7", "--config.optimizer.learning_rate=1e-4", "--config.model.use_bias=True")
+    assert (config.model.layers, config.optimizer.learning_rate, config.model.use_bias) == (7, 1e-4, True)
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest():
+    assert refused("--config.model.layer=4") == "unknown key model.layer; did you mean model.layers?"
+    assert "unknown key optimiser.beta1; did you mean optimizer.beta1?" in refused("--config.optimiser.beta1=4")
+
+
+@pytest.mark.parametrize(
+    "overrides, devices, expected",
+    [
+        (["--config.model.heads=5"], 1, "model.heads=5 does not divide model.width=192"),
+        (["--config.model.kv_heads=3"], 1, "model.kv_heads=3 does not divide model.heads=4"),
+        (["--config.data.context=512"], 1, "data.context=512 is longer than the 256 positions of model.context"),
+        (["--config.data.batch_size=6"], 4, "data.batch_size=6 cannot be split over 4 devices; take a multiple of 4"),
+        (["--config.data.batch_size=6", "--config.train.grad_accumulation=4"], 1, "take a multiple of 4"),
+        (["--config.mesh.data=3"], 2, "mesh.data=3 does not fit the 2 devices here"),
+        (["--config.model.layers=0"], 1, "model.layers is 0; it must be at least 1"),
+        (["--config.optimizer.learning_rate=-1"], 1, "optimizer.learning_rate is -1.0; it cannot be negative"),
+        (["--config.model.dropout=1"], 1, "model.dropout is 1.0; it must be at least 0 and less than 1"),
+        (["--config.train.dtype=float31"], 1, "train.dtype is float31; it must be float32 or bfloat16"),
+        (["--config.model.activation=gelo"], 1, "model.activation has no choice 'gelo'; did you mean gelu?"),
+        (["--config.schedule.name=x"], 1, "schedule.name has no choice 'x'; there are cosine, constant"),
+        (["--config.log.writers=('csv',)"], 1, "log.writers has no choice 'csv'"),
+        (["--config.train.steps=many"], 1, "config.train.steps"),
+        (["--config.model=3"], 1, "model holds other keys; set one of them, such as --config.model.activation=..."),
+        (["--stepz=3"], 1, "unknown flag --stepz=3"),
+    ],
+)
+def test_impossible_values_are_refused_in_one_line(overrides, devices, expected):
+    message = refused(*overrides, devices=devices)
+    assert expected in message and "\n" not in message
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
+    config = configs.resolve(base("--config.model.vocabulary=100"))
+    with pytest.raises(ConfigError, match="model.vocabulary=100 is smaller than the tokenizer's 257"):
+        configs.with_vocabulary(config, 257)
+    assert configs.with_vocabulary(configs.resolve(base()), 257).model.vocabulary == 257
+
+
+def test_what_follows_from_other_keys_is_filled_in():
+    config = configs.resolve(base("--config.model.context=64", "--config.model.width=128"))
+    assert (config.data.context, config.model.mlp_width, config.model.kv_heads) == (64, 512, 4)
+
+
+def test_a_resolved_config_survives_json_and_stays_locked():
+    config = configs.resolve(base("--config.log.writers=('wandb',)"))
+    again = configs.from_json(configs.to_json(config))
+    assert again.to_dict() == config.to_dict()
+    with pytest.raises(AttributeError):
+        again.model.layer = 3
+
+
+def test_differences_name_the_keys_that_matter_only():
+    changed = tiny_config(model_layers=3, log_every_steps=1, checkpoint_keep=9)
+    assert configs.differences(tiny_config(), changed) == ["model.layers (2 there, 3 here)"]
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [("import nothing_like_it", "ModuleNotFoundError"), ("def get_config(:", "SyntaxError"), ("", "get_config")],
+)
+def test_a_recipe_that_fails_is_one_line(tmp_path, body, expected):
+    path = tmp_path / "recipe.py"
+    path.write_text(body)
+    with pytest.raises(ConfigError, match=expected):
+        configs.read(str(path))
+
+
+def test_a_missing_recipe_is_refused():
+    with pytest.raises(ConfigError, match="there is no recipe configs/nano.py"):
+        configs.read("configs/nano.py")
+
+
+def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
+    source = (ROOT / "configs" / "base.py").read_text()
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[-1], ast.Attribute) and len(node.targets) == 1:
+            assert "  # " in lines[node.lineno - 1], lines[node.lineno - 1]
+    for recipe in (ROOT / "configs").glob("*.py"):
+        configs.check(configs.resolve(configs.read(str(recipe))), 1)
