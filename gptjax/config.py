@@ -150,9 +150,10 @@ def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
     if data.context > model.context:
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
     yield from _device_problems(config, devices)
-    for key in ("model.dropout", "data.held_out"):
-        if not 0 <= flatten(config)[key] < 1:
-            yield f"{key} is {flatten(config)[key]}; it must be at least 0 and less than 1"
+    if not 0 <= model.dropout < 1:
+        yield f"model.dropout is {model.dropout}; it must be at least 0 and less than 1"
+    if not 0 < data.held_out < 1:
+        yield f"data.held_out is {data.held_out}; it must be more than 0 and less than 1"
     if train.dtype not in ("float32", "bfloat16"):
         yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
     yield from _unknown_choices(config)

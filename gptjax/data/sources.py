@@ -118,7 +118,10 @@ def read(config: Any) -> Corpus:
     if not documents:
         what = config.path or "the standard library's source (this Python came without it)"
         raise DataError(f"{what} is empty: there is nothing to train on")
-    return split(documents, config.held_out)
+    corpus = split(documents, config.held_out)
+    if not any(d.text for d in corpus.train) or not any(d.text for d in corpus.held_out):
+        raise DataError(f"{config.path or config.source} is too short to hold out data.held_out={config.held_out} of it")
+    return corpus
 
 
 def fingerprint(corpus: Corpus) -> str:

@@ -1,5 +1,7 @@
 """Checkpoints of a run, written while training goes on (orbax), each whole or absent. Nothing here decides when."""
 
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,26 @@ from gptjax.config import CheckpointError
 from gptjax.training.state import TrainState
 
 
+def keep_orbax_quiet() -> None:
+    """Lets orbax's failures reach a person once, as the exception that it raises.
+
+    It logs each one as well, with tracebacks, and what is left of a failed operation then finds its event loop closed.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The checkpoints in `workdir/checkpoints`, one folder a step, parameters apart from the rest."""
 
     def __init__(self, workdir: Path, keep: int = 1) -> None:
+        keep_orbax_quiet()
         self.directory = (workdir / "checkpoints").absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_names=("params", "rest"))

@@ -1,0 +1,36 @@
+"""The loss against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptjax import config as configs
+from gptjax import models
+from gptjax.objectives.causal import causal, cross_entropy
+
+
+@settings(max_examples=25, deadline=None)
+@given(B=st.integers(1, 3), T=st.integers(1, 5), V=st.integers(1, 40), scale=st.sampled_from([1, 50]), seed=st.integers(0, 9))
+def test_cross_entropy_vs_reference(B, T, V, scale, seed):
+    rng = np.random.default_rng(seed)
+    logits, targets = scale * rng.normal(size=(B, T, V)), rng.integers(0, V, (B, T))
+    top = logits.max(-1, keepdims=True)
+    log_softmax = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_softmax, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(cross_entropy(jnp.array(logits, jnp.float32), targets), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_choose_what_counts():
+    config = configs.with_vocabulary(tiny_config(), 257)
+    model = models.build(config.model)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    rng = np.random.default_rng(0)
+    ids, targets = rng.integers(0, 257, (2, 2, 8))
+    nats = cross_entropy(model.apply({"params": params}, ids), targets)
+    weights = rng.integers(0, 3, (2, 8)).astype("f")
+    batch = {"inputs_BT": ids, "targets_BT": targets, "weights_BT": weights}
+    loss, _ = causal(model)(params, batch, None)
+    np.testing.assert_allclose(loss, (nats * weights).sum(), rtol=1e-6)

@@ -1,0 +1,164 @@
+"""Runs as a whole: what they leave, how they go on, and that being killed changes nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
+
+import gptjax
+from gptjax.training import loop
+
+FILES = {"config.json", "data.json", "metrics.jsonl", "checkpoints", "tokenizer", "loss.png", "samples.txt", "summary.json"}
+SUMMARY = {
+    "steps", "seconds", "tokens_per_second", "val_loss", "val_bits_per_byte", "gzip_bits_per_byte",
+    "xz_bits_per_byte", "parameters",
+}  # fmt: skip
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_should(trained):
+    assert {p.name for p in trained.iterdir()} == FILES
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary.keys() == SUMMARY and summary["steps"] == 8 and summary["val_loss"] < 5.6
+    lines = lines_of(trained)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    always = {"step", "train/loss", "tokens_per_second", "mfu", "learning_rate", "grad_norm", "seconds"}
+    for line in lines:
+        held_out = {"val/loss", "val/bits_per_byte"} if line["step"] % 4 == 0 else set()
+        assert line.keys() == always | held_out
+        assert line["mfu"] is None, "nobody knows a CPU's peak"
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+def test_a_run_learns(tmp_path, text_file):
+    config = tiny_config(data_path=text_file, train_steps=300, optimizer_learning_rate=0.02, eval_every_steps=100)
+    summary = loop.train(config, tmp_path / "run")
+    looks = [line["val/bits_per_byte"] for line in lines_of(tmp_path / "run") if "val/loss" in line]
+    assert looks == sorted(looks, reverse=True) and summary["val_bits_per_byte"] < 2.2
+
+
+def test_a_finished_run_says_so_and_is_left_alone(trained, text_file, call_train):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    result = call_train(trained, data_path=text_file)
+    assert result.code == 0 and "is finished" in result.err and "bits per byte" in result.out
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
+
+
+def test_json_prints_objects_and_nothing_else(tmp_path, text_file, call_train):
+    result = call_train(tmp_path / "run", "--json", data_path=text_file)
+    objects = [json.loads(line) for line in result.out.splitlines()]
+    assert [o["step"] for o in objects[:-1]] == [2, 4, 6, 8] and objects[-1].keys() == SUMMARY
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_code_3(tmp_path, text_file, call_train):
+    result = call_train(tmp_path / "run", data_path=text_file, optimizer_learning_rate=1e38, optimizer_clip_norm=0)
+    assert result.code == 3 and result.err.splitlines()[-1].startswith("gptjax: training diverged: the loss at step")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        assert int(path.name) < 4, "what is not finite is not saved"
+
+
+def params_of(workdir):
+    return gptjax.load(workdir).params
+
+
+def start(workdir, text, **changes):
+    command = [sys.executable, "-m", "gptjax.train", f"--config={BASE}", f"--workdir={workdir}"]
+    settings = dict(data_path=text, train_steps=600, checkpoint_every_steps=37, log_every_steps=1, model_dropout=0.1)
+    settings |= dict(eval_every_steps=200) | changes
+    return subprocess.Popen(
+        [*command, *overrides(**settings)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def reached(workdir, step):
+    path = workdir / "metrics.jsonl"
+    return path.exists() and path.read_bytes().count(b"\n") >= step
+
+
+def test_killed_at_any_step_a_run_ends_bit_identical(tmp_path, text_file):
+    whole = start(tmp_path / "whole", text_file)
+    assert whole.wait() == 0, whole.stderr.read()
+    expected = params_of(tmp_path / "whole")
+    for step in random.sample(range(5, 560), 3):
+        workdir = tmp_path / f"killed_{step}"
+        first = start(workdir, text_file)
+        while not reached(workdir, step) and first.poll() is None:
+            time.sleep(0.001)
+        first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL, f"to be killed at {step}, it ended before"
+        second = start(workdir, text_file)
+        _, err = second.communicate()
+        assert second.returncode == 0, err
+        assert step < 40 or "resuming" in err
+        jax.tree.map(np.testing.assert_array_equal, params_of(workdir), expected)
+        steps = [line["step"] for line in lines_of(workdir)]
+        assert steps == list(range(1, 601)), "each step has one line"
+        losses = [[line["train/loss"] for line in lines_of(path)] for path in (workdir, tmp_path / "whole")]
+        assert losses[0] == losses[1]
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):
+    first = start(tmp_path / "run", text_file, train_steps=100_000)
+    try:
+        while not reached(tmp_path / "run", 1):
+            time.sleep(0.01)
+        second = start(tmp_path / "run", text_file, train_steps=100_000)
+        _, err = second.communicate()
+        assert second.returncode == 2 and "another process is training in" in err.splitlines()[-1]
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, text_file):
+    running = start(tmp_path / "run", text_file, train_steps=100_000)
+    while not reached(tmp_path / "run", 40):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate()
+    assert running.returncode == 130 and "Traceback" not in err, err
+
+
+def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
+    script = (
+        "import sys, jax.monitoring\n"
+        "hits = []\n"
+        "jax.monitoring.register_event_listener(lambda name, **kw: hits.append(name))\n"
+        "from gptjax import train\n"
+        "train.main(sys.argv[1:])\n"
+        "print('hits', hits.count('/jax/compilation_cache/cache_hits'), file=sys.stderr)\n"
+    )
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    hits = []
+    for name in ("cold", "warm"):
+        flags = [f"--config={BASE}", f"--workdir={tmp_path / name}", *overrides(data_path=text_file)]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        hits.append(int(done.stderr.split("hits ")[-1]))
+    assert hits[0] == 0 and hits[1] >= 3
+
+
+@pytest.mark.slow
+def test_shakespeare_as_nanogpt_trains_it(tmp_path, call):
+    from gptjax import train
+
+    path, workdir = shared("data/tinyshakespeare/input.txt"), tmp_path / "shakespeare"
+    recipe = ROOT / "configs" / "shakespeare.py"
+    result = call(train, f"--config={recipe}", f"--config.data.path={path}", f"--workdir={workdir}")
+    assert result.code == 0, result.err
+    figures = json.loads(call(evaluate, f"--workdir={workdir}", "--json").out)
+    assert figures["tokens"] == 111_539 and figures["loss"] <= 1.90
