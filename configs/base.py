@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     model.layers = 4  # blocks
     model.heads = 4  # query heads per block
     model.kv_heads = placeholder(int)  # key/value heads, a divisor of heads; None: as many as heads
-    model.width = 192  # size of the residual stream, a multiple of heads
+    model.width = 128  # size of the residual stream, a multiple of heads
     model.mlp_width = placeholder(int)  # hidden size of the MLP; None: 4 x width
     model.context = 256  # the most tokens that a position can look back over, itself included
     model.vocabulary = placeholder(int)  # rows of the embedding; None: the tokenizer's size

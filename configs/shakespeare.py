@@ -1,6 +1,6 @@
 """Characters of one text, in nanoGPT's shape and schedule for a CPU: 4 layers of width 128, 2,000 short steps.
 
-    python -m gptjax.train --config=configs/shakespeare.py --config.data.path=input.txt
+python -m gptjax.train --config=configs/shakespeare.py --config.data.path=input.txt
 """
 
 from ml_collections import ConfigDict

@@ -52,10 +52,12 @@ def _terminal_bar(label: str, total: float | None, done: float) -> Iterator[Call
         progress.TextColumn("left"),
     ]
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(label, total=total, completed=done, facts="")
+        task = shown.add_task(label, total=total, completed=int(done), facts="")
+        known: dict[str, Any] = {}
 
         def advance(amount: float = 1, **facts: Any) -> None:
-            shown.update(task, advance=amount, **({"facts": _facts(facts)} if facts else {}))
+            known.update(facts)
+            shown.update(task, advance=amount, facts=_facts(known))
 
         yield advance
 
@@ -64,14 +66,16 @@ def _terminal_bar(label: str, total: float | None, done: float) -> Iterator[Call
 def _plain_lines(label: str, total: float | None, done: float) -> Iterator[Callable[..., None]]:
     start = last = time.monotonic()
     at = first = done
+    known: dict[str, Any] = {}
 
     def advance(amount: float = 1, **facts: Any) -> None:
         nonlocal at, last
+        known.update(facts)
         at, now = at + amount, time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and total and at > first:
             last = now
             left = (now - start) * (total - at) / (at - first)
-            say(f"{label} {at / total:4.0%}  {_facts(facts)}  {duration(left)} left".replace("    ", "  "))
+            say("  ".join(filter(None, [f"{label} {at / total:4.0%}", _facts(known), f"{duration(left)} left"])))
 
     yield advance
 

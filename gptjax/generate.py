@@ -29,13 +29,12 @@ def main(argv: Sequence[str]) -> None:
     from gptjax import run
 
     loaded = run.load(flags.workdir)
-    settings = dict(max_tokens=flags.max_tokens, temperature=flags.temperature, top_k=flags.top_k, seed=flags.seed)
+    settings = dict(max_tokens=flags.max_tokens, temperature=flags.temperature, top_k=flags.top_k)
     for index in range(flags.samples):
         if not flags.json:
             _show(("\n\n" if index else "") + flags.prompt)
-        sample = loaded.generate(
-            flags.prompt, **settings, index=index, on_text=(lambda text: None) if flags.json else _show
-        )
+        on_text = (lambda text: None) if flags.json else _show
+        sample = loaded.generate(flags.prompt, flags.seed, index, on_text, **settings)
         if flags.json:
             print(json.dumps({"prompt": flags.prompt, "index": index, **sample._asdict()}), flush=True)
     if not flags.json:

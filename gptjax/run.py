@@ -1,6 +1,6 @@
 """A run is a directory: the names of its files, how it is claimed, and `Run`, what a notebook gets of it.
 
-    config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json
+config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json
 """
 
 import dataclasses
@@ -9,9 +9,11 @@ import json
 import os
 import shutil
 import tempfile
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +23,27 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import models
+from gptjax import models, random
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.decode import generate as decoding
 from gptjax.inspect import parameters
 
 
-def check_free(workdir: Path, config: ConfigDict) -> bool:
-    """Whether the directory already is this config's run; False where it is absent or empty.
+def is_run(workdir: Path) -> bool:
+    """Whether a run has begun in the directory."""
+    return (workdir / "config.json").is_file()
 
-    Raises:
-      ConfigError: it is another config's, or no run at all and not empty.
-    """
+
+def check_free(workdir: Path, config: ConfigDict) -> None:
+    """Raises ConfigError unless the directory is absent, empty, or this config's own run."""
     if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
-        return False
-    if not (workdir / "config.json").is_file():
+        return
+    if not is_run(workdir):
         raise ConfigError(f"{workdir} exists and is no run; give another --workdir")
     differing = configs.differences(read_config(workdir), config)
     if differing:
         raise ConfigError(f"{workdir} belongs to another config: {'; '.join(differing)}; give another --workdir")
-    return True
 
 
 def create(workdir: Path, config: ConfigDict, tokenizer: tiktoken.Encoding, facts: dict[str, Any]) -> None:
@@ -59,18 +61,19 @@ def create(workdir: Path, config: ConfigDict, tokenizer: tiktoken.Encoding, fact
         raise
 
 
-def lock(workdir: Path) -> IO[bytes]:
-    """Keeps other processes from training in the directory for as long as the returned file is open.
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in the directory while the block runs.
 
     Raises:
       ConfigError: another process has it.
     """
-    file = open(workdir / "config.json", "rb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"another process is training in {workdir}") from error
-    return file
+    with open(workdir / "config.json", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is training in {workdir}") from error
+        yield
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -80,7 +83,7 @@ def read_config(workdir: Path) -> ConfigDict:
       CheckpointError: there is no run, or its config cannot be read.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    if not is_run(workdir):
         raise CheckpointError(f"{workdir} is no run: it has no config.json")
     try:
         return configs.from_json(path.read_text())
@@ -136,25 +139,42 @@ class Run:
             raise DataError(f"ids must lie in 0 to {c.vocabulary - 1}")
         return np.asarray(self._apply(self.params, ids_BT))
 
-    def generate(self, prompt: str = "", **settings: Any) -> decoding.Sample:
-        """A continuation of the prompt; settings and errors as of gptjax.decode.generate.generate."""
-        return decoding.generate(
-            self._next_token, self.params, self.tokenizer, self.config.model.context, prompt, **settings
-        )
+    def generate(
+        self,
+        prompt: str = "",
+        seed: int = 0,
+        index: int = 0,
+        on_text: Callable[[str], None] = lambda text: None,
+        **settings: Any,
+    ) -> decoding.Sample:
+        """A continuation of the prompt.
+
+        Args:
+          prompt: text to go on from; empty for the start of a document.
+          seed: decides every draw, together with `index`.
+          index: which of several continuations this is.
+          on_text: gets each piece of text as it comes.
+          **settings: `max_tokens`, `temperature`, `top_k` of gptjax.decode.generate.Settings.
+
+        Raises:
+          ConfigError, DataError: settings or a prompt that cannot be.
+        """
+        key = random.key(seed, "sample", index)
+        return decoding.generate(self._speaker, prompt, decoding.Settings(**settings), key, on_text)
 
     @cached_property
     def _apply(self) -> Any:
-        return jax.jit(lambda params, ids_BT: self.model.apply({"params": params}, ids_BT))
+        return jax.jit(partial(models.logits, self.model))
 
     @cached_property
-    def _next_token(self) -> decoding.NextToken:
-        return decoding.next_token(self.model)
+    def _speaker(self) -> decoding.Speaker:
+        return decoding.speaker(self.model, self.params, self.tokenizer, self.config.model.context)
 
     def __repr__(self) -> str:
         return f"{self.workdir}\n{parameters.as_text(self.params)}"
 
     def _repr_html_(self) -> str:
-        return parameters.as_html(self.params)
+        return parameters.as_html(self.params, str(self.workdir))
 
 
 def load(workdir: str | Path) -> Run:

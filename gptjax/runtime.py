@@ -1,7 +1,7 @@
 """Set-up of the process, once, before jax is imported: the compilation cache and the allocator. No logic of models.
 
-    GPTJAX_MALLOC=0              leaves the C allocator as it is
-    JAX_COMPILATION_CACHE_DIR    where compiled programs are kept; default ~/.cache/gptjax/xla
+GPTJAX_MALLOC=0              leaves the C allocator as it is
+JAX_COMPILATION_CACHE_DIR    where compiled programs are kept; default ~/.cache/gptjax/xla
 """
 
 import ctypes

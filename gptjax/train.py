@@ -4,6 +4,7 @@ Flags in, gptjax.training.loop.train called, its summary printed.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,11 @@ def _print_json(line: Any) -> None:
 
 
 def _readable(workdir: Path, summary: dict[str, Any]) -> str:
+    from gptjax import run
     from gptjax.console import duration
 
     bits, gzip, xz = (summary[f"{name}_bits_per_byte"] for name in ("val", "gzip", "xz"))
+    rate, prompt = summary["tokens_per_second"], run.read_config(workdir).sample.prompt
     order = "fewer" if bits < xz else "more"
     return f"""
 {"sample":-<70}
@@ -52,10 +55,10 @@ def _readable(workdir: Path, summary: dict[str, Any]) -> str:
 {"":-<70}
 held-out loss   {summary["val_loss"]:.4f} nats per token
 bits per byte   {bits:.3f}   (gzip -9: {gzip:.3f}, xz -9: {xz:.3f}; {abs(1 - bits / xz):.0%} {order} than xz)
-trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {summary["tokens_per_second"]:,.0f} tokens/s
+trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {rate:,.0f} tokens/s
 parameters      {summary["parameters"]:,}
 files           {workdir}/ config.json metrics.jsonl summary.json loss.png samples.txt tokenizer/ checkpoints/
-go on with      python -m gptjax.generate --workdir={workdir} --prompt='def read('"""
+go on with      python -m gptjax.generate --workdir={workdir} --prompt={shlex.quote(prompt)}"""
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Data: text in, batches out. `load` is the whole way; each step of it is a function in a file of its own."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
 
-from gptjax import console
 from gptjax.data import batches, sources, tokenizers
 
 
@@ -34,12 +32,11 @@ def load(config: Any, tokenizer: tiktoken.Encoding | None = None) -> Data:
     tokenizers.check_name(config.tokenizer)
     corpus = sources.read(config)
     train, held_out = ([d.text for d in side] for side in corpus)
-    tokenizer = tokenizer or tokenizers.build(config.tokenizer, train + held_out if config.tokenizer == "chars" else train)
-    streams = [
-        tokenizers.encode_documents(tokenizer, side, f"tokens of the {name} text")
-        for name, side in (("training", train), ("held-out", held_out))
-    ]
-    batches.check_length(streams[0], config.context, "the training text")
-    batches.check_length(streams[1], 1, "the held-out text")
-    raw = "".join(held_out).encode()
-    return Data(tokenizer, streams[0], streams[1], raw, sources.fingerprint(corpus))
+    # An alphabet has to cover what is held out too; merges are learnt from the training text alone.
+    seen = train + held_out if config.tokenizer == "chars" else train
+    tokenizer = tokenizer or tokenizers.build(config.tokenizer, seen)
+    train_N = tokenizers.encode_documents(tokenizer, train, "encoding the training text")
+    held_out_N = tokenizers.encode_documents(tokenizer, held_out, "encoding the held-out text")
+    batches.check_length(train_N, config.context, "the training text")
+    batches.check_length(held_out_N, 1, "the held-out text")
+    return Data(tokenizer, train_N, held_out_N, "".join(held_out).encode(), sources.fingerprint(corpus))

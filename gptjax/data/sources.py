@@ -120,7 +120,8 @@ def read(config: Any) -> Corpus:
         raise DataError(f"{what} is empty: there is nothing to train on")
     corpus = split(documents, config.held_out)
     if not any(d.text for d in corpus.train) or not any(d.text for d in corpus.held_out):
-        raise DataError(f"{config.path or config.source} is too short to hold out data.held_out={config.held_out} of it")
+        what, share = config.path or config.source, config.held_out
+        raise DataError(f"{what} is too short to hold out data.held_out={share} of it")
     return corpus
 
 

@@ -7,6 +7,7 @@ tiktoken's own, such as `gpt2`. Every one but `chars` ends with `<|endoftext|>`,
 import base64
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +26,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 # How text is cut before pairs are merged: words with the space before them, numbers of up to three digits, runs of
 # punctuation, line ends together with the indentation that follows. After GPT-4's pattern (tiktoken, cl100k_base).
-BPE_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+BPE_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def bytes_encoding() -> tiktoken.Encoding:
@@ -68,7 +67,7 @@ def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
     trained.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trained.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=sys.stderr.isatty())
     )
     return trained
 

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tiktoken
 from flax import linen as nn
 
-from gptjax import random
+from gptjax import models
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.decode.sampling import draw
@@ -24,38 +23,60 @@ class Sample(NamedTuple):
     logprobs: list[float]
 
 
-NextToken = Callable[..., tuple[jax.Array, jax.Array]]
+class Settings(NamedTuple):
+    """How to draw a continuation.
+
+    Attributes:
+      max_tokens: the most new tokens.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: draws among the k likeliest; 0 among all.
+    """
+
+    max_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 50
+
+    def check(self) -> None:
+        """Raises ConfigError for a setting that means nothing."""
+        least = Settings(max_tokens=1, temperature=0, top_k=0)._asdict()
+        for name, value in self._asdict().items():
+            if not value >= least[name]:
+                raise ConfigError(f"{name} is {value}; it must be at least {least[name]}")
 
 
-def next_token(model: nn.Module) -> NextToken:
-    """Compiled `(params, ids_T, length, key, temperature, top_k) -> (id, log-probability before temperature)`."""
+class Speaker(NamedTuple):
+    """A model ready to go on from a prompt."""
+
+    next_token: Callable[..., tuple[jax.Array, jax.Array]]
+    params: Any
+    tokenizer: tiktoken.Encoding
+    context: int  # the most ids that the model reads
+
+
+def speaker(model: nn.Module, params: Any, tokenizer: tiktoken.Encoding, context: int) -> Speaker:
+    """A Speaker whose `next_token(params, ids_T, length, key, temperature, top_k)` is compiled.
+
+    It gives the id drawn after the first `length` ids, and its log-probability before temperature and top k.
+    """
 
     @jax.jit
-    def step(params: Any, ids_T: jax.Array, length: Any, key: Any, temperature: Any, top_k: Any) -> Any:
-        logits_V = model.apply({"params": params}, ids_T[None])[0, length - 1]
+    def next_token(params: Any, ids_T: jax.Array, length: Any, key: Any, temperature: Any, top_k: Any) -> Any:
+        logits_V = models.logits(model, params, ids_T[None])[0, length - 1]
         token = draw(logits_V, key, temperature, top_k)
         return token, jax.nn.log_softmax(logits_V)[token]
 
-    return step
+    return Speaker(next_token, params, tokenizer, context)
 
 
-def stream(
-    step: NextToken,
-    params: Any,
-    prompt: Sequence[int],
-    context: int,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    key: jax.Array,
-) -> Iterator[tuple[int, float]]:
-    """Yields (id, log-probability) for each new token; beyond `context` the model sees the last `context` ids."""
+def stream(of: Speaker, prompt: Sequence[int], settings: Settings, key: jax.Array) -> Iterator[tuple[int, float]]:
+    """Yields (id, log-probability) for each new token; past its context the model sees the newest ids."""
     ids = list(prompt)
-    for n in range(max_tokens):
-        window = ids[-context:]
-        ids_T = np.zeros(context, np.int32)
+    for n in range(settings.max_tokens):
+        window = ids[-of.context :]
+        ids_T = np.zeros(of.context, np.int32)
         ids_T[: len(window)] = window
-        token, logprob = step(params, ids_T, len(window), jax.random.fold_in(key, n), temperature, top_k)
+        drawn = jax.random.fold_in(key, n)
+        token, logprob = of.next_token(of.params, ids_T, len(window), drawn, settings.temperature, settings.top_k)
         ids.append(int(token))
         yield ids[-1], float(logprob)
 
@@ -66,67 +87,48 @@ def prompt_ids(tokenizer: tiktoken.Encoding, prompt: str, context: int) -> list[
     Raises:
       DataError: a character that the tokenizer does not have, no ids at all, or more than `context`.
     """
-    ids = tokenizers.encode(tokenizer, prompt)
     end = tokenizers.end_of_text(tokenizer)
-    if not ids and end is None:
+    ids = tokenizers.encode(tokenizer, prompt) or ([] if end is None else [end])
+    if not ids:
         raise DataError("the prompt is empty, and this tokenizer has no token to begin with; give --prompt")
     if len(ids) > context:
         raise DataError(f"the prompt has {len(ids)} tokens, more than the model's context of {context}")
-    return ids or [end or 0]
-
-
-def check_settings(max_tokens: int, temperature: float, top_k: int) -> None:
-    """Raises ConfigError for settings that mean nothing."""
-    for name, value, least in (("max_tokens", max_tokens, 1), ("temperature", temperature, 0), ("top_k", top_k, 0)):
-        if not value >= least:
-            raise ConfigError(f"{name} is {value}; it must be at least {least}")
+    return ids
 
 
 def generate(
-    step: NextToken,
-    params: Any,
-    tokenizer: tiktoken.Encoding,
-    context: int,
+    of: Speaker,
     prompt: str,
-    max_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    seed: int = 0,
-    index: int = 0,
+    settings: Settings,
+    key: jax.Array,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Sample:
-    """A continuation of the prompt, up to `<|endoftext|>` or `max_tokens`.
+    """A continuation of the prompt, up to `<|endoftext|>` or `settings.max_tokens`.
 
     Args:
-      step: what `next_token` made.
-      params: of the model.
-      tokenizer: of the model.
-      context: the most tokens that the model reads.
+      of: who goes on.
       prompt: text to go on from.
-      max_tokens: the most new tokens.
-      temperature: divides the logits; 0 takes the likeliest.
-      top_k: draws among the k likeliest; 0 among all.
-      seed: with `index` decides every draw.
-      index: which of several samples this is.
+      settings: how to draw.
+      key: decides every draw.
       on_text: gets each piece of text as it comes, whole characters only.
 
     Raises:
       ConfigError, DataError: settings or a prompt that cannot be.
     """
-    check_settings(max_tokens, temperature, top_k)
-    ids, end = prompt_ids(tokenizer, prompt, context), tokenizers.end_of_text(tokenizer)
-    known = tokenizer.n_vocab
+    settings.check()
+    end, known = tokenizers.end_of_text(of.tokenizer), of.tokenizer.n_vocab
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    key = random.key(seed, "sample", index)
-    sample = Sample("", [], [])
-    text: list[str] = []
-    for token, logprob in stream(step, params, ids, context, max_tokens, temperature, top_k, key):
-        sample.ids.append(token)
-        sample.logprobs.append(logprob)
-        if token == end or token >= known:
-            break
-        text.append(decoder.decode(tokenizer.decode_single_token_bytes(token)))
+    ids, logprobs, text = [], [], []
+
+    def add(raw: bytes, final: bool = False) -> None:
+        text.append(decoder.decode(raw, final))
         on_text(text[-1])
-    text.append(decoder.decode(b"", final=True))
-    on_text(text[-1])
-    return sample._replace(text="".join(text))
+
+    for token, logprob in stream(of, prompt_ids(of.tokenizer, prompt, of.context), settings, key):
+        ids.append(token)
+        logprobs.append(logprob)
+        if token == end or token >= known:  # rows of the embedding beyond the tokenizer's have no text
+            break
+        add(of.tokenizer.decode_single_token_bytes(token))
+    add(b"", final=True)
+    return Sample("".join(text), ids, logprobs)

@@ -1,60 +1,84 @@
 """A tree of parameters as a table: shapes, counts and norms, as text and for a notebook (treescope)."""
 
-import dataclasses
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One parameter: its path, shape, how many numbers it has and their root of summed squares."""
+class Row(NamedTuple):
+    """One parameter, or all of a folder's: how many numbers, and the root of the sum of their squares."""
 
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    count: int
+    depth: int
+    path: tuple[str, ...]
+    node: Any  # the array, or the folder's mapping
+    size: int
     norm: float
 
+    @property
+    def shape(self) -> str:
+        """ "128 x 384" of an array; nothing of a folder."""
+        return "" if isinstance(self.node, Mapping) else " x ".join(map(str, self.node.shape))
 
-def rows(params: Any) -> list[Row]:
-    """One row a parameter, in the tree's order."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return [_row("/".join(str(k.key) for k in path), np.asarray(leaf)) for path, leaf in leaves]
 
-
-def _row(path: str, leaf: np.ndarray) -> Row:
-    norm = float(np.linalg.norm(leaf.astype(np.float64)))
-    return Row(path, leaf.shape, str(leaf.dtype), leaf.size, norm)
+def rows(node: Any, path: tuple[str, ...] = ()) -> Iterator[Row]:
+    """A row for each folder, the root first, followed by those of what is in it."""
+    if not isinstance(node, Mapping):
+        leaf = np.asarray(node)
+        yield Row(len(path), path, leaf, leaf.size, float(np.linalg.norm(leaf.astype(np.float64))))
+        return
+    below = [list(rows(child, (*path, name))) for name, child in node.items()]
+    children = [of_child[0] for of_child in below]
+    norm = math.sqrt(sum(row.norm**2 for row in children))
+    yield Row(len(path), path, node, sum(row.size for row in children), norm)
+    for of_child in below:
+        yield from of_child
 
 
 def as_text(params: Any) -> str:
-    """The table in plain text, one line a parameter and a total."""
-    table = rows(params)
-    wide = max((len(row.path) for row in table), default=0)
+    """The table in plain text: one line a parameter, and a total."""
+    total, *inner = rows(params)
+    leaves = [row for row in inner if row.shape]
+    wide = max((len("/".join(row.path)) for row in leaves), default=0)
     lines = [f"{'parameter':{wide}}  {'shape':>14}  {'count':>12}  {'norm':>9}"]
-    for row in table:
-        shape = " x ".join(map(str, row.shape))
-        lines.append(f"{row.path:{wide}}  {shape:>14}  {row.count:>12,}  {row.norm:9.3f}")
-    lines.append(f"{'total':{wide}}  {'':>14}  {sum(row.count for row in table):>12,}")
+    for row in [*leaves, total._replace(path=("total",))]:
+        lines.append(f"{'/'.join(row.path):{wide}}  {row.shape:>14}  {row.size:>12,}  {row.norm:9.3f}")
     return "\n".join(lines)
 
 
-def as_html(params: Any) -> str:
-    """The tree as treescope shows it: folders that open, each leaf with its row, and the arrays to look into."""
+class Table:
+    """The table as treescope shows it: folders that open and close, and behind each row its array."""
+
+    def __init__(self, params: Any, title: str) -> None:
+        self.params, self.title = params, title
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        from treescope import rendering_parts as parts
+
+        by_path = {row.path: row for row in rows(self.params)}
+        wide = max(2 * row.depth + len(row.path[-1]) for row in by_path.values() if row.path)
+        wide = max(wide, len(self.title))
+
+        def shown(at: tuple[str, ...]) -> Any:
+            row = by_path[at]
+            name = at[-1] if at else self.title
+            label = f"{name:{wide - 2 * row.depth}}  {row.shape:>14}  {row.size:>12,}  {row.norm:10.3f}"
+            folder = isinstance(row.node, Mapping)
+            inside = [shown((*at, child)) for child in row.node] if folder else [subtree_renderer(row.node)]
+            return parts.build_custom_foldable_tree_node(
+                label=parts.text(label),
+                contents=parts.fold_condition(expanded=parts.indented_children(inside)),
+                path=None,
+                expand_state=parts.ExpandState.EXPANDED if folder else parts.ExpandState.COLLAPSED,
+            ).renderable
+
+        heading = parts.comment_color(parts.text(f"  {'':{wide}}  {'shape':>14}  {'count':>12}  {'norm':>10}"))
+        return parts.on_separate_lines([heading, shown(())])
+
+
+def as_html(params: Any, title: str) -> str:
+    """The table for a notebook."""
     import treescope
 
-    def shown(node: Any, path: str = "") -> Any:
-        if hasattr(node, "items"):
-            inner = {name: shown(child, f"{path}/{name}") for name, child in node.items()}
-            count = sum(leaf.size for leaf in jax.tree.leaves(node))
-            return {f"{name} ({_size(node[name])})": child for name, child in inner.items()} if count else inner
-        leaf = np.asarray(node)
-        return {"shape": leaf.shape, "norm": round(_row(path, leaf).norm, 4), "values": leaf}
-
-    return treescope.render_to_html(shown(params), roundtrip_mode=False)
-
-
-def _size(node: Any) -> str:
-    return f"{sum(leaf.size for leaf in jax.tree.leaves(node)):,}"
+    return treescope.render_to_html(Table(params, title))

@@ -9,8 +9,9 @@ package of gptjax. Array names end in their shape, one letter an axis:
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import jax
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
@@ -34,3 +35,16 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 def build(config: Any, dtype: str = "float32") -> nn.Module:
     """The model that `config` (`config.model` of a run, resolved) describes; computes in `dtype`."""
     return MODELS[config.arch](config=FrozenConfigDict(config), dtype=dtype)
+
+
+def logits(model: nn.Module, params: Any, ids_BT: Any, dropout: jax.Array | None = None) -> jax.Array:
+    """What the model says: float32 [B, T, V] for the token after each position.
+
+    Args:
+      model: as `build` gives it.
+      params: of the model.
+      ids_BT: token ids.
+      dropout: the random key of dropout, or None for none.
+    """
+    rngs = None if dropout is None else {"dropout": dropout}
+    return cast(jax.Array, model.apply({"params": params}, ids_BT, deterministic=dropout is None, rngs=rngs))

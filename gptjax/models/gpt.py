@@ -12,8 +12,7 @@ import jax
 from flax import linen as nn
 
 from gptjax.models.attention import Attention
-from gptjax.models.layers import NORMS, POSITIONS, TokenEmbedding
-from gptjax.models.layers import Linear
+from gptjax.models.layers import NORMS, POSITIONS, Linear, TokenEmbedding
 from gptjax.models.mlp import MLPS
 
 Sublayer = Callable[[jax.Array], jax.Array]

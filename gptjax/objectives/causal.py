@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gptjax import models
+
 Objective = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -26,8 +28,7 @@ def causal(model: nn.Module) -> Objective:
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        rngs = None if rng is None else {"dropout": rng}
-        logits_BTV = model.apply({"params": params}, batch["inputs_BT"], deterministic=rng is None, rngs=rngs)
+        logits_BTV = models.logits(model, params, batch["inputs_BT"], dropout=rng)
         nats_BT = cross_entropy(logits_BTV, batch["targets_BT"])
         return (nats_BT * batch["weights_BT"]).sum(), {}
 

@@ -43,9 +43,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Begins to write the state; returns once it is copied. A failure shows at the next save or at `wait`."""
         rest = {"step": state.step, "opt_state": state.opt_state}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest)
-        )
+        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
         self.manager.save(step, args=items)
 
     def restore(self, like: TrainState) -> TrainState:

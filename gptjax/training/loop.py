@@ -4,56 +4,23 @@ Everything a run leaves behind goes to its directory. Messages go to the console
 """
 
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import grain
 import jax
-import optax
-from flax import linen as nn
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, data, models, random, run, sharding
-from gptjax.data import batches, tokenizers
+from gptjax import console, random, run, sharding
+from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
-from gptjax.objectives import OBJECTIVES
-from gptjax.objectives.causal import Objective
-from gptjax.optim import optimizer
 from gptjax.training import report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
+from gptjax.training.job import Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
 from gptjax.training.state import TrainState, initial, parameter_count
-from gptjax.training.step import Step, eval_step, jitted, train_step
-from gptjax.training.writers import read_metrics
-
-
-class Job(NamedTuple):
-    """All that stays the same while a run trains."""
-
-    config: ConfigDict
-    workdir: Path
-    started: float  # time.monotonic() when the command began
-    spent: float  # seconds of earlier sessions of the run
-    data: data.Data
-    mesh: Mesh
-    model: nn.Module
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    eval_step: Callable[[Any, Any], jax.Array]
-    train_batches: grain.MapDataset
-    eval_batches: grain.MapDataset
-
-    def seconds(self) -> float:
-        """Wall time of the run so far, earlier sessions included."""
-        return self.spent + time.monotonic() - self.started
-
-    def held_out_loss(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
-        """Loss over some batches of held-out text, as gptjax.evals.held_out.loss_of gives it."""
-        return held_out.loss_of(self.eval_step, params, some, tokenizers.token_bytes(self.data.tokenizer), **kwargs)
+from gptjax.training.step import Step, jitted, train_step
 
 
 def train(config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None) -> dict[str, Any]:
@@ -71,49 +38,17 @@ def train(config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None
     started = time.monotonic()
     config = configs.resolve(config)
     configs.check(config, jax.device_count())
-    exists = run.check_free(workdir, config)
-    if exists and report.read_summary(workdir):
+    run.check_free(workdir, config)
+    summary = report.read_summary(workdir)
+    if summary:
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
-        return report.read_summary(workdir)
-    job = make_job(config, workdir, started, exists)
+        return summary
+    job = make_job(config, workdir, started)
     with run.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         state = begin(job, checkpoints)
         state = take_steps(job, state, checkpoints, on_line)
         checkpoints.wait()
         return finish(job, state)
-
-
-def make_job(config: ConfigDict, workdir: Path, started: float, exists: bool) -> Job:
-    """Reads the data, builds what trains on it, and makes the run directory where there is none."""
-    tokenizer = tokenizers.load(workdir / "tokenizer") if exists else None
-    loaded = data.load(config.data, tokenizer)
-    config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
-    if exists:
-        run.check_same_text(workdir, loaded.fingerprint)
-    else:
-        run.create(workdir, config, loaded.tokenizer, {"fingerprint": loaded.fingerprint})
-    console.say(
-        f"text       {config.data.path or config.data.source}: {len(loaded.train_N):,} tokens to train on, "
-        f"{len(loaded.held_out_N):,} held out ({config.data.tokenizer})"
-    )
-    mesh = sharding.make_mesh(config.mesh.data)
-    model = models.build(config.model, config.train.dtype)
-    objective = OBJECTIVES[config.train.objective](model)
-    shape = dict(context=config.data.context, batch_size=config.data.batch_size)
-    return Job(
-        config=config,
-        workdir=workdir,
-        started=started,
-        spent=max([line["seconds"] for line in read_metrics(workdir)], default=0.0),
-        data=loaded,
-        mesh=mesh,
-        model=model,
-        objective=objective,
-        optimizer=optimizer(config),
-        eval_step=eval_step(objective, mesh),
-        train_batches=batches.train_batches(loaded.train_N, **shape, seed=random.integer(config.seed, "batches")),
-        eval_batches=batches.eval_batches(loaded.held_out_N, **shape),
-    )
 
 
 def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
@@ -141,8 +76,10 @@ def compiled_step(job: Job, state: TrainState) -> Step:
         job.objective, job.optimizer, job.mesh, c.seed, dropout=c.model.dropout > 0, slices=c.train.grad_accumulation
     )
     batch = sharding.place(job.train_batches[0], job.mesh)
+    start = time.monotonic()
     compiled = jitted(step, job.mesh).lower(state, batch).compile()
-    console.say(f"compiled   {time.monotonic() - job.started:.1f} s after the start")
+    now = time.monotonic()
+    console.say(f"compiled   in {now - start:.1f} s, {now - job.started:.1f} s after the start")
     return compiled
 
 
@@ -156,17 +93,19 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     with (
         console.bar("training", steps, done=start) as advance,
-        Recorder(job.workdir, c, state.params, start, job.seconds, advance, on_line) as recorder,
+        Recorder(job, state, advance, on_line) as recorder,
     ):
         for step in range(start + 1, steps + 1):
             state, values = step_fn(state, sharding.place(job.train_batches[step - 1], job.mesh))
             # The numbers of the step before are read while the devices work on this one.
-            recorder.flush()
+            recorder.write(recorder.take())
             recorder.push(step, values)
             evaluates = step % c.eval.every_steps == 0 or step == steps
             saves = step % c.checkpoint.every_steps == 0 or step == steps
             if evaluates or saves:
-                recorder.flush(lambda: job.held_out_loss(state.params, sample) if evaluates else {})
+                line = recorder.take(due=True)
+                found = job.held_out_loss(state.params, sample) if evaluates else {}
+                recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
             if saves:
                 checkpoints.save(step, state)
                 recorder.restart_clock()
@@ -175,20 +114,14 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
 
 def finish(job: Job, state: TrainState) -> dict[str, Any]:
     """Reads all held-out text, writes samples, plot and summary, and returns the summary."""
-    c, text = job.config, job.data.held_out_text
+    c = job.config
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
-    with console.bar("held-out text", len(job.eval_batches)) as advance:
+    with console.bar("reading all held-out text", len(job.eval_batches)) as advance:
         quality = job.held_out_loss(state.params, every, advance=advance)
-    summary = report.summarise(
-        job.workdir, c, parameter_count(state.params), quality, held_out.compressors(text), job.seconds()
-    )
-    sample = decoding.generate(
-        decoding.next_token(job.model),
-        state.params,
-        job.data.tokenizer,
-        c.model.context,
-        **c.sample,
-        seed=c.seed,
-    )
+    quality |= held_out.compressors(job.data.held_out_text)
+    speaker = decoding.speaker(job.model, state.params, job.data.tokenizer, c.model.context)
+    settings = decoding.Settings(c.sample.max_tokens, c.sample.temperature, c.sample.top_k)
+    sample = decoding.generate(speaker, c.sample.prompt, settings, random.key(c.seed, "sample", 0))
+    summary = report.summarise(job.workdir, c.train.steps, parameter_count(state.params), quality, job.seconds())
     report.write(job.workdir, summary, c.sample.prompt + sample.text)
     return summary

@@ -3,42 +3,31 @@
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from gptjax.command import Diverged
 from gptjax.optim import schedule
 from gptjax.training import metrics, writers
+from gptjax.training.job import Job
+from gptjax.training.state import TrainState
+from gptjax.training.writers import Line
 
-Line = dict[str, float | None]
 OnLine = Callable[[Line], None]
 
 
 class Recorder:
-    """Holds one step's numbers until `flush`, and writes a line for each step that is due.
+    """Holds one step's numbers until `take`, which makes a line of them where one is due.
 
-    A step is due when it is logged, evaluated, saved or the last. A context: leaving it closes the writers.
+    A context: leaving it closes the writers.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        config: ConfigDict,
-        params: Any,
-        start: int,
-        seconds: Callable[[], float],
-        advance: Callable[..., None],
-        on_line: OnLine,
-    ) -> None:
-        c = self.config = config
-        self.advance, self.on_line = advance, on_line
-        self.writers = writers.open_writers(c.log.writers, workdir, c.to_dict(), start)
-        self.seconds = seconds
+    def __init__(self, job: Job, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
+        c = self.config = job.config
+        self.job, self.advance, self.on_line = job, advance, on_line
+        self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step))
         self.tokens_per_step = c.data.batch_size * c.data.context
-        self.flops = metrics.flops_per_token(params, c.model.layers, c.model.width, c.data.context)
+        self.flops = metrics.flops_per_token(state.params, c.model.layers, c.model.width, c.data.context)
         self.learning_rate = schedule(c)
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.smooth_loss = math.nan
@@ -60,17 +49,17 @@ class Recorder:
         """Takes a step's loss and gradient norm, which the devices may still be computing."""
         self.pending = step, values
 
-    def flush(self, evaluate: Callable[[], dict[str, float]] | None = None) -> None:
-        """Waits for the step that was pushed and writes its line if it is due.
+    def take(self, due: bool = False) -> Line:
+        """Waits for the step that was pushed; its line, or an empty one where none is due.
 
         Args:
-          evaluate: gives held-out loss for that line; the step is due then, and its time does not count.
+          due: whether to make a line even if `log.every_steps` asks for none.
 
         Raises:
           Diverged: the loss is not finite.
         """
         if self.pending is None:
-            return
+            return {}
         (step, values), self.pending = self.pending, None
         loss = float(values["loss"])
         if not math.isfinite(loss):
@@ -78,26 +67,26 @@ class Recorder:
         self.steps_timed += 1
         self.smooth_loss = loss if math.isnan(self.smooth_loss) else 0.95 * self.smooth_loss + 0.05 * loss
         self.advance(1, step=f"{step:,}/{self.config.train.steps:,}", loss=f"{self.smooth_loss:.3f}")
-        if evaluate is not None or step % self.config.log.every_steps == 0:
-            self._write(step, loss, float(values["grad_norm"]), evaluate)
-
-    def _write(self, step: int, loss: float, grad_norm: float, evaluate: Callable[[], dict[str, float]] | None) -> None:
+        if not due and step % self.config.log.every_steps:
+            return {}
         rate = self.steps_timed * self.tokens_per_step / max(time.monotonic() - self.since, 1e-9)
-        self.steps_timed = 0
-        device = jax.devices()[0].device_kind
-        line: Line = {"train/loss": loss}
-        held_out = evaluate() if evaluate else {}
-        if held_out:
-            line |= {"val/loss": held_out["loss"], "val/bits_per_byte": held_out["bits_per_byte"]}
-        line |= {
-            "tokens_per_second": rate,
-            "mfu": metrics.mfu(rate, self.flops, device, jax.device_count()),
-            "learning_rate": float(self.learning_rate(step - 1)),
-            "grad_norm": grad_norm,
-            "seconds": self.seconds(),
-        }
-        for writer in self.writers:
-            writer.write(step, line)
-        self.on_line({"step": step, **line})
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"})
+        return {
+            "step": step,
+            "train/loss": loss,
+            "grad_norm": float(values["grad_norm"]),
+            "learning_rate": float(self.learning_rate(step - 1)),
+            "tokens_per_second": rate,
+            "mfu": metrics.mfu(rate, self.flops, jax.devices()[0].device_kind, self.job.mesh.size),
+            "seconds": self.job.seconds(),
+        }
+
+    def write(self, line: Line) -> None:
+        """Hands a line to the writers, unless it is empty; the next one's time counts from here."""
+        if not line:
+            return
+        for writer in self.writers:
+            writer.write(line)
+        self.on_line(line)
+        self.steps_timed = 0
         self.restart_clock()

@@ -5,8 +5,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from gptjax.config import CheckpointError
 from gptjax.files import write_atomic
 from gptjax.training.writers import read_metrics
@@ -25,23 +23,17 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is damaged: {error}; delete it to have it made again") from error
 
 
-def summarise(
-    workdir: Path,
-    config: ConfigDict,
-    parameters: int,
-    quality: dict[str, float],
-    compressors: dict[str, float],
-    seconds: float,
-) -> dict[str, Any]:
+def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, float], seconds: float) -> dict[str, Any]:
     """The final figures by name; tokens per second are the median over the lines of metrics.jsonl."""
     lines = read_metrics(workdir)
     return {
-        "steps": config.train.steps,
+        "steps": steps,
         "seconds": seconds,
         "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
         "val_loss": quality["loss"],
         "val_bits_per_byte": quality["bits_per_byte"],
-        **compressors,
+        "gzip_bits_per_byte": quality["gzip_bits_per_byte"],
+        "xz_bits_per_byte": quality["xz_bits_per_byte"],
         "parameters": parameters,
     }
 

@@ -78,7 +78,7 @@ def train_step(
     return step
 
 
-def jitted(step: Step, mesh: Mesh) -> Step:
+def jitted(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places."""
     whole = sharding.replicated(mesh)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, sharding.by_row(mesh)), out_shardings=whole)

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 from gptjax.config import ConfigError
 from gptjax.files import write_atomic
 
+Line = dict[str, Any]  # "step" and the metrics of it; None stands for what is not known
+
 
 class Writer(Protocol):
-    """Takes the metrics of one step; None stands for what is not known."""
+    """Takes the metrics of one step after the other."""
 
-    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+    def write(self, line: Line) -> None:
         """Adds one step's metrics."""
 
     def close(self) -> None:
@@ -23,18 +25,17 @@ class JsonLines:
     """`metrics.jsonl`: one object a line, `step` first."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
-        path = workdir / "metrics.jsonl"
+        self.path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= start]
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.file = open(path, "a", buffering=1)
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+    def write(self, line: Line) -> None:
         """Adds one line."""
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
+        """Nothing is left to do: each line is written at once."""
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -50,6 +51,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return objects
 
 
+def _known(line: Line) -> dict[str, float]:
+    return {name: value for name, value in line.items() if value is not None and name != "step"}
+
+
 class TensorBoard:
     """Event files in `workdir/tensorboard`."""
 
@@ -60,11 +65,10 @@ class TensorBoard:
             raise ConfigError("log.writers: tensorboard needs pip install 'gptjax[tensorboard]'") from error
         self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
-    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+    def write(self, line: Line) -> None:
         """Adds one scalar for each metric."""
-        for name, value in metrics.items():
-            if value is not None:
-                self.writer.add_scalar(name, value, step)
+        for name, value in _known(line).items():
+            self.writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         """Flushes the events."""
@@ -83,13 +87,13 @@ class WeightsAndBiases:
             dir=str(workdir), project="gptjax", name=workdir.name, id=_run_id(workdir), resume="allow", config=config
         )
 
-    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+    def write(self, line: Line) -> None:
         """Logs the metrics at that step."""
-        self.run.log({name: value for name, value in metrics.items() if value is not None}, step=step)
+        self.run.log(_known(line), step=line["step"])
 
     def close(self) -> None:
         """Ends the run."""
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 def _run_id(workdir: Path) -> str:

@@ -22,7 +22,8 @@ def server(tmp_path, monkeypatch):
         def do_GET(self):
             requests.append(self.path)
             if self.path == "/gone":
-                return self.send_error(404)
+                self.send_error(404)
+                return
             self.send_response(200)
             self.send_header("Content-Length", str(len(CONTENT) * (2 if self.path == "/short" else 1)))
             self.end_headers()

@@ -92,7 +92,8 @@ def test_a_vocabulary_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, expected", [("bert", "unknown tokenizer 'bert'; there are bytes, chars, bpe:N"), ("bpe:99", "at least bpe:257")]
+    "name, expected",
+    [("bert", "unknown tokenizer 'bert'; there are bytes, chars, bpe:N"), ("bpe:99", "at least bpe:257")],
 )
 def test_unknown_names_are_refused(name, expected):
     with pytest.raises(ConfigError, match=expected):

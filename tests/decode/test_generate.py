@@ -9,6 +9,7 @@ from conftest import generate
 
 import gptjax
 from gptjax.config import ConfigError, DataError
+from gptjax.decode import generate as decoding
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +34,28 @@ def test_seeds_decide(run):
     assert texts[0] == texts[1] and len(set(texts)) == 3
 
 
-def test_text_comes_in_whole_characters(run, monkeypatch):
+def scripted(run, script):
+    """A speaker that says what the script says."""
+    return decoding.Speaker(lambda *args: (np.int32(next(script)), np.float32(0)), None, run.tokenizer, 16)
+
+
+def test_text_comes_in_whole_characters(run):
     """Bytes of a character arrive as several tokens; what cannot be a character becomes U+FFFD at the end."""
     script = iter("aé再🤖".encode() + b"\xe5\x86")
-    steps = lambda *args: (np.int32(next(script)), np.float32(0))
     pieces = []
-    from gptjax.decode import generate as decoding
-
-    sample = decoding.generate(steps, None, run.tokenizer, 16, "x", max_tokens=12, on_text=pieces.append)
+    sample = decoding.generate(scripted(run, script), "x", decoding.Settings(12), jax.random.key(0), pieces.append)
     assert sample.text == "aé再🤖\ufffd" == "".join(pieces)
     assert [p for p in pieces if p] == ["a", "é", "再", "🤖", "\ufffd"]
 
 
 def test_generation_ends_at_end_of_text(run):
-    from gptjax.decode import generate as decoding
-
-    script = iter([97, 256, 98])
-    steps = lambda *args: (np.int32(next(script)), np.float32(0))
-    assert decoding.generate(steps, None, run.tokenizer, 16, "x", max_tokens=9).ids == [97, 256]
+    speaker = scripted(run, iter([97, 256, 98]))
+    assert decoding.generate(speaker, "x", decoding.Settings(9), jax.random.key(0)).ids == [97, 256]
 
 
 def test_the_command_streams_text_and_prints_objects(trained, call):
-    plain = call(generate, f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=2")
-    objects = call(generate, f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=2", "--json")
+    flags = [f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=2"]
+    plain, objects = call(generate, *flags), call(generate, *flags, "--json")
     samples = [json.loads(line) for line in objects.out.splitlines()]
     assert plain.out == "\n\n".join("the " + s["text"] for s in samples) + "\n"
     assert [s["index"] for s in samples] == [0, 1] and all(len(s["ids"]) == len(s["logprobs"]) for s in samples)

@@ -1,7 +1,9 @@
 """A run in a notebook: its table, its logits, what it refuses."""
 
+import jax
 import numpy as np
 import pytest
+import treescope
 
 import gptjax
 from gptjax.config import CheckpointError, DataError
@@ -13,16 +15,29 @@ def run(trained):
     return gptjax.load(trained)
 
 
-def test_rows_have_shape_count_and_norm():
-    (row,) = parameters.rows({"a": {"kernel": np.array([[3.0, 0.0], [0.0, 4.0]], "f")}})
-    assert row == parameters.Row("a/kernel", (2, 2), "float32", 4, 5.0)
+def test_rows_have_shape_count_and_norm_and_folders_their_sum():
+    tree = {"a": {"kernel": np.array([[3.0, 0.0], [0.0, 4.0]], "f"), "bias": np.array([12.0], "f")}}
+    found = [(row.path, row.shape, row.size, row.norm) for row in parameters.rows(tree)]
+    assert found == [
+        ((), "", 5, 13.0),
+        (("a",), "", 5, 13.0),
+        (("a", "kernel"), "2 x 2", 4, 5.0),
+        (("a", "bias"), "1", 1, 12.0),
+    ]
 
 
-def test_a_run_shows_itself(run):
-    text, html = repr(run), run._repr_html_()
-    total = sum(p.size for p in __import__("jax").tree.leaves(run.params))
-    assert "block_0/attention/qkv/kernel" in text and "16 x 48" in text and f"{total:,}" in text
-    assert "<" in html and "kernel" in html and "norm" in html
+def test_a_run_shows_itself_as_text(run):
+    lines = repr(run).splitlines()
+    total = sum(p.size for p in jax.tree.leaves(run.params))
+    assert any(line.split()[:4] == ["block_0/attention/qkv/kernel", "16", "x", "48"] for line in lines)
+    assert lines[-1].split()[:2] == ["total", f"{total:,}"]
+
+
+def test_a_run_shows_itself_in_a_notebook(run):
+    text = treescope.render_to_text(parameters.Table(run.params, "runs/tiny"))
+    norm = np.linalg.norm(run.params["block_0"]["attention"]["qkv"]["kernel"])
+    assert "runs/tiny" in text and f"16 x 48           768  {norm:10.3f}" in text
+    assert run._repr_html_().startswith("<"), "notebooks take HTML"
 
 
 def test_logits_are_numpy_in_and_out_and_equal_the_models(run):

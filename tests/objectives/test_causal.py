@@ -13,7 +13,13 @@ from gptjax.objectives.causal import causal, cross_entropy
 
 
 @settings(max_examples=25, deadline=None)
-@given(B=st.integers(1, 3), T=st.integers(1, 5), V=st.integers(1, 40), scale=st.sampled_from([1, 50]), seed=st.integers(0, 9))
+@given(
+    B=st.integers(1, 3),
+    T=st.integers(1, 5),
+    V=st.integers(1, 40),
+    scale=st.sampled_from([1, 50]),
+    seed=st.integers(0, 9),
+)
 def test_cross_entropy_vs_reference(B, T, V, scale, seed):
     rng = np.random.default_rng(seed)
     logits, targets = scale * rng.normal(size=(B, T, V)), rng.integers(0, V, (B, T))

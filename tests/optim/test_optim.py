@@ -47,15 +47,15 @@ def test_adamw_vs_reference():
         if t > 3:
             rate = 0.01 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (t - 1 - 3) / (20 - 3))))
         for name, g in grads.items():
-            g = g * min(1, 1 / norm)
-            mean[name] = c.beta1 * mean[name] + (1 - c.beta1) * g
-            square[name] = c.beta2 * square[name] + (1 - c.beta2) * g**2
+            clipped = g * min(1, 1 / norm)
+            mean[name] = c.beta1 * mean[name] + (1 - c.beta1) * clipped
+            square[name] = c.beta2 * square[name] + (1 - c.beta2) * clipped**2
             step = mean[name] / (1 - c.beta1**t) / (np.sqrt(square[name] / (1 - c.beta2**t)) + c.epsilon)
             decay = c.weight_decay if params[name].ndim >= 2 else 0.0
             params[name] = params[name] - rate * (step + decay * params[name])
     got = updated(config, start, gradients)
-    for name in params:
-        np.testing.assert_allclose(got[name], params[name], rtol=1e-4, atol=1e-6)
+    for name, expected in params.items():
+        np.testing.assert_allclose(got[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_adamw_vs_torch():

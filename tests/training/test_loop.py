@@ -16,7 +16,16 @@ from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
 import gptjax
 from gptjax.training import loop
 
-FILES = {"config.json", "data.json", "metrics.jsonl", "checkpoints", "tokenizer", "loss.png", "samples.txt", "summary.json"}
+FILES = {
+    "config.json",
+    "data.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "tokenizer",
+    "loss.png",
+    "samples.txt",
+    "summary.json",
+}
 SUMMARY = {
     "steps", "seconds", "tokens_per_second", "val_loss", "val_bits_per_byte", "gzip_bits_per_byte",
     "xz_bits_per_byte", "parameters",
@@ -146,7 +155,12 @@ def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
     for name in ("cold", "warm"):
         flags = [f"--config={BASE}", f"--workdir={tmp_path / name}", *overrides(data_path=text_file)]
         done = subprocess.run(
-            [sys.executable, "-c", script, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, *flags],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         hits.append(int(done.stderr.split("hits ")[-1]))
     assert hits[0] == 0 and hits[1] >= 3

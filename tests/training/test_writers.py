@@ -12,7 +12,7 @@ from gptjax.training import loop, writers
 def test_lines_after_the_checkpoint_and_half_a_line_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     (writer,) = writers.open_writers(("jsonl",), tmp_path, {}, 2)
-    writer.write(3, {"train/loss": 0.5, "mfu": None})
+    writer.write({"step": 3, "train/loss": 0.5, "mfu": None})
     writer.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [

@@ -1,0 +1,90 @@
+"""What a run is made of, put together from its config before the first step: data, model, objective, optimizer."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gptjax import config as configs
+from gptjax import console, data, models, random, run, sharding
+from gptjax.data import batches, tokenizers
+from gptjax.evals import held_out
+from gptjax.objectives import OBJECTIVES
+from gptjax.objectives.causal import Objective
+from gptjax.optim import optimizer
+from gptjax.training.step import eval_step
+from gptjax.training.writers import read_metrics
+
+
+class Job(NamedTuple):
+    """All that stays the same while a run trains."""
+
+    config: ConfigDict
+    workdir: Path
+    started: float  # time.monotonic() when the command began
+    spent: float  # seconds of earlier sessions of the run
+    data: data.Data
+    mesh: Mesh
+    model: nn.Module
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    eval_step: Callable[[Any, Any], jax.Array]
+    train_batches: grain.MapDataset
+    eval_batches: grain.MapDataset
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, earlier sessions included."""
+        return self.spent + time.monotonic() - self.started
+
+    def held_out_loss(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
+        """Loss over some batches of held-out text, as gptjax.evals.held_out.loss_of gives it."""
+        return held_out.loss_of(self.eval_step, params, some, tokenizers.token_bytes(self.data.tokenizer), **kwargs)
+
+
+def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
+    """Reads the data, builds what trains on it, and makes the run directory where there is none.
+
+    Args:
+      config: resolved and checked.
+      workdir: free, or this config's own.
+      started: time.monotonic() when the command began.
+
+    Raises:
+      ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
+    """
+    exists = run.is_run(workdir)
+    loaded = data.load(config.data, tokenizers.load(workdir / "tokenizer") if exists else None)
+    config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
+    if exists:
+        run.check_same_text(workdir, loaded.fingerprint)
+    else:
+        run.create(workdir, config, loaded.tokenizer, {"fingerprint": loaded.fingerprint})
+    console.say(
+        f"text       {config.data.path or config.data.source}: {len(loaded.train_N):,} tokens to train on, "
+        f"{len(loaded.held_out_N):,} held out ({config.data.tokenizer})"
+    )
+    mesh = sharding.make_mesh(config.mesh.data)
+    model = models.build(config.model, config.train.dtype)
+    objective = OBJECTIVES[config.train.objective](model)
+    shape = dict(context=config.data.context, batch_size=config.data.batch_size)
+    return Job(
+        config=config,
+        workdir=workdir,
+        started=started,
+        spent=max([line["seconds"] for line in read_metrics(workdir)], default=0.0),
+        data=loaded,
+        mesh=mesh,
+        model=model,
+        objective=objective,
+        optimizer=optimizer(config),
+        eval_step=eval_step(objective, mesh),
+        train_batches=batches.train_batches(loaded.train_N, **shape, seed=random.integer(config.seed, "batches")),
+        eval_batches=batches.eval_batches(loaded.held_out_N, **shape),
+    )
