@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,22 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config.lock()
 
 
-def check(config: ConfigDict, devices: int) -> None:
-    """Raises ConfigError for the first value of a resolved config that cannot be, on that many devices."""
-    for problem in _problems(config, devices):
+Choices = Mapping[str, Mapping[str, Any]]
+
+
+def check(config: ConfigDict, devices: int, choices: Choices) -> None:
+    """Raises ConfigError for the first value that cannot be.
+
+    Args:
+      config: resolved.
+      devices: how many there are.
+      choices: what each key that names something may name.
+    """
+    for problem in _problems(config, devices, choices):
         raise ConfigError(problem)
 
 
-def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
+def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[str]:
     for key, value in flatten(config).items():
         if type(value) in (int, float) and key not in ("mesh.data", "seed") and value < 0:
             yield f"{key} is {value}; it cannot be negative"
@@ -156,7 +165,7 @@ def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
         yield f"data.held_out is {data.held_out}; it must be more than 0 and less than 1"
     if train.dtype not in ("float32", "bfloat16"):
         yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
-    yield from _unknown_choices(config)
+    yield from _unknown_choices(config, choices)
 
 
 def _device_problems(config: ConfigDict, devices: int) -> Iterator[str]:
@@ -169,24 +178,12 @@ def _device_problems(config: ConfigDict, devices: int) -> Iterator[str]:
         yield f"data.batch_size={batch} cannot be split over {mesh} devices{times}; take a multiple of {mesh * slices}"
 
 
-def _unknown_choices(config: ConfigDict) -> Iterator[str]:
-    from gptjax import models, objectives, optim
-    from gptjax.data import sources
-    from gptjax.training import writers
-
-    choices = models.CHOICES | {
-        "data.source": sources.SOURCES,
-        "optimizer.name": optim.OPTIMIZERS,
-        "schedule.name": optim.SCHEDULES,
-        "train.objective": objectives.OBJECTIVES,
-    }
+def _unknown_choices(config: ConfigDict, choices: Choices) -> Iterator[str]:
     flat = flatten(config)
     for key, known in choices.items():
-        if flat[key] not in known:
-            yield f"{key} has no choice {flat[key]!r}{did_you_mean(flat[key], known)}"
-    for writer in config.log.writers:
-        if writer not in writers.WRITERS:
-            yield f"log.writers has no choice {writer!r}{did_you_mean(writer, writers.WRITERS)}"
+        for chosen in flat[key] if isinstance(flat[key], tuple) else [flat[key]]:
+            if chosen not in known:
+                yield f"{key} has no choice {chosen!r}{did_you_mean(chosen, known)}"
 
 
 def with_vocabulary(config: ConfigDict, size: int) -> ConfigDict:

@@ -43,11 +43,11 @@ def _print_json(line: Any) -> None:
 
 
 def _readable(workdir: Path, summary: dict[str, Any]) -> str:
-    from gptjax import run
     from gptjax.console import duration
+    from gptjax.workdir import read_config
 
     bits, gzip, xz = (summary[f"{name}_bits_per_byte"] for name in ("val", "gzip", "xz"))
-    rate, prompt = summary["tokens_per_second"], run.read_config(workdir).sample.prompt
+    rate, prompt = summary["tokens_per_second"], read_config(workdir).sample.prompt
     order = "fewer" if bits < xz else "more"
     return f"""
 {"sample":-<70}

@@ -7,6 +7,7 @@ from conftest import BASE, ROOT, tiny_config
 
 from gptjax import config as configs
 from gptjax.config import ConfigError
+from gptjax.training.job import CHOICES
 
 
 def base(*overrides):
@@ -15,7 +16,7 @@ def base(*overrides):
 
 def refused(*overrides, devices=1):
     with pytest.raises(ConfigError) as caught:
-        configs.check(configs.resolve(base(*overrides)), devices)
+        configs.check(configs.resolve(base(*overrides)), devices, CHOICES)
     return str(caught.value)
 
 
@@ -103,4 +104,4 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
         if isinstance(node, ast.Assign) and isinstance(node.targets[-1], ast.Attribute) and len(node.targets) == 1:
             assert "  # " in lines[node.lineno - 1], lines[node.lineno - 1]
     for recipe in (ROOT / "configs").glob("*.py"):
-        configs.check(configs.resolve(configs.read(str(recipe))), 1)
+        configs.check(configs.resolve(configs.read(str(recipe))), 1, CHOICES)

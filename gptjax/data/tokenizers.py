@@ -66,8 +66,9 @@ def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trained.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    shows = sys.stderr.isatty() and sum(map(len, texts)) > 5e7  # less takes seconds
     trained.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=sys.stderr.isatty())
+        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=shows)
     )
     return trained
 

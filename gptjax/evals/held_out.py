@@ -5,15 +5,30 @@ import lzma
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from gptjax import console, data, run, sharding
+from gptjax import console, data, sharding, workdir
 from gptjax.config import DataError
 from gptjax.data import batches, sources, tokenizers
 from gptjax.objectives import OBJECTIVES
-from gptjax.training.step import eval_step
+from gptjax.objectives.causal import Objective
+
+if TYPE_CHECKING:
+    from gptjax.run import Run
+
+
+def eval_step(objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
+    """Compiled `(params, batch) -> summed loss` in nats, without dropout."""
+    whole = sharding.replicated(mesh)
+    return jax.jit(
+        lambda params, batch: objective(params, batch, None)[0],
+        in_shardings=(whole, sharding.by_row(mesh)),
+        out_shardings=whole,
+    )
 
 
 def loss_of(
@@ -56,7 +71,7 @@ def loss_of(
     }
 
 
-def evaluate(of: run.Run, files: Sequence[Path] | None = None) -> dict[str, float]:
+def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]:
     """Loss of a run on its held-out split, or on files of text; see `loss_of`.
 
     Raises:
@@ -68,9 +83,11 @@ def evaluate(of: run.Run, files: Sequence[Path] | None = None) -> dict[str, floa
         tokens_N = tokenizers.encode_documents(of.tokenizer, texts, "tokens")
     else:
         loaded = data.load(c.data, of.tokenizer)
-        run.check_same_text(of.workdir, loaded.fingerprint)
+        workdir.check_same_text(of.workdir, loaded.fingerprint)
         tokens_N = loaded.held_out_N
-    step = eval_step(OBJECTIVES[c.train.objective](of.model), sharding.make_mesh())
+    # As many devices as divide a batch: this machine need not be the one that trained.
+    mesh = sharding.make_mesh(math.gcd(jax.device_count(), c.data.batch_size))
+    step = eval_step(OBJECTIVES[c.train.objective](of.model), mesh)
     whole = batches.eval_batches(tokens_N, c.data.context, c.data.batch_size)
     with console.bar("evaluating", len(whole)) as advance:
         every = (whole[i] for i in range(len(whole)))

@@ -13,14 +13,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, data, models, random, run, sharding
-from gptjax.data import batches, tokenizers
+from gptjax import console, data, models, optim, random, sharding
+from gptjax import workdir as workdirs
+from gptjax.data import batches, sources, tokenizers
 from gptjax.evals import held_out
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
-from gptjax.optim import optimizer
-from gptjax.training.step import eval_step
-from gptjax.training.writers import read_metrics
+from gptjax.training.writers import WRITERS, read_metrics
+
+# What keys of a config choose among, by key.
+CHOICES = models.CHOICES | {
+    "data.source": sources.SOURCES,
+    "log.writers": WRITERS,
+    "optimizer.name": optim.OPTIMIZERS,
+    "schedule.name": optim.SCHEDULES,
+    "train.objective": OBJECTIVES,
+}
 
 
 class Job(NamedTuple):
@@ -59,13 +67,13 @@ def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
     """
-    exists = run.is_run(workdir)
+    exists = workdirs.is_run(workdir)
     loaded = data.load(config.data, tokenizers.load(workdir / "tokenizer") if exists else None)
     config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
     if exists:
-        run.check_same_text(workdir, loaded.fingerprint)
+        workdirs.check_same_text(workdir, loaded.fingerprint)
     else:
-        run.create(workdir, config, loaded.tokenizer, {"fingerprint": loaded.fingerprint})
+        workdirs.create(workdir, config, loaded.tokenizer, {"fingerprint": loaded.fingerprint})
     console.say(
         f"text       {config.data.path or config.data.source}: {len(loaded.train_N):,} tokens to train on, "
         f"{len(loaded.held_out_N):,} held out ({config.data.tokenizer})"
@@ -83,8 +91,8 @@ def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
         mesh=mesh,
         model=model,
         objective=objective,
-        optimizer=optimizer(config),
-        eval_step=eval_step(objective, mesh),
+        optimizer=optim.optimizer(config),
+        eval_step=held_out.eval_step(objective, mesh),
         train_batches=batches.train_batches(loaded.train_N, **shape, seed=random.integer(config.seed, "batches")),
         eval_batches=batches.eval_batches(loaded.held_out_N, **shape),
     )

@@ -11,13 +11,14 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, random, run, sharding
+from gptjax import console, random, sharding
+from gptjax import workdir as workdirs
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.training import report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
-from gptjax.training.job import Job, make_job
+from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
 from gptjax.training.state import TrainState, initial, parameter_count
 from gptjax.training.step import Step, jitted, train_step
@@ -37,16 +38,21 @@ def train(config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None
     """
     started = time.monotonic()
     config = configs.resolve(config)
-    configs.check(config, jax.device_count())
-    run.check_free(workdir, config)
+    configs.check(config, jax.device_count(), CHOICES)
+    workdirs.check_free(workdir, config)
     summary = report.read_summary(workdir)
     if summary:
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
         return summary
+    console.say(f"run        {workdir}")
     job = make_job(config, workdir, started)
-    with run.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+    with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         state = begin(job, checkpoints)
-        state = take_steps(job, state, checkpoints, on_line)
+        try:
+            state = take_steps(job, state, checkpoints, on_line)
+        except KeyboardInterrupt:
+            saved = checkpoints.latest() or 0
+            raise KeyboardInterrupt(f"interrupted; the same command goes on at step {saved}") from None
         checkpoints.wait()
         return finish(job, state)
 
@@ -78,8 +84,7 @@ def compiled_step(job: Job, state: TrainState) -> Step:
     batch = sharding.place(job.train_batches[0], job.mesh)
     start = time.monotonic()
     compiled = jitted(step, job.mesh).lower(state, batch).compile()
-    now = time.monotonic()
-    console.say(f"compiled   in {now - start:.1f} s, {now - job.started:.1f} s after the start")
+    console.say(f"compiled   in {time.monotonic() - start:.1f} s")
     return compiled
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 
+from gptjax import console
 from gptjax.command import Diverged
 from gptjax.optim import schedule
 from gptjax.training import metrics, writers
@@ -65,7 +66,10 @@ class Recorder:
         if not math.isfinite(loss):
             raise Diverged(f"training diverged: the loss at step {step} is {loss}; try a lower learning rate")
         self.steps_timed += 1
-        self.smooth_loss = loss if math.isnan(self.smooth_loss) else 0.95 * self.smooth_loss + 0.05 * loss
+        if math.isnan(self.smooth_loss):
+            console.say(f"first step {time.monotonic() - self.job.started:.1f} s after the start")
+            self.smooth_loss = loss
+        self.smooth_loss += 0.05 * (loss - self.smooth_loss)
         self.advance(1, step=f"{step:,}/{self.config.train.steps:,}", loss=f"{self.smooth_loss:.3f}")
         if not due and step % self.config.log.every_steps:
             return {}

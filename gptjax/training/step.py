@@ -1,4 +1,4 @@
-"""One step: `(state, batch) -> (state, metrics)` and its evaluation twin. Pure; the loop jits them."""
+"""One step: `(state, batch) -> (state, metrics)`. Pure; the loop compiles it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -82,13 +82,3 @@ def jitted(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places."""
     whole = sharding.replicated(mesh)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, sharding.by_row(mesh)), out_shardings=whole)
-
-
-def eval_step(objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
-    """Compiled `(params, batch) -> summed loss` in nats, without dropout."""
-    whole = sharding.replicated(mesh)
-    return jax.jit(
-        lambda params, batch: objective(params, batch, None)[0],
-        in_shardings=(whole, sharding.by_row(mesh)),
-        out_shardings=whole,
-    )

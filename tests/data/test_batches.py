@@ -42,6 +42,8 @@ def test_targets_are_the_next_tokens_and_epochs_differ():
         assert batch["inputs_BT"].shape == (5, 10) and batch["weights_BT"].sum() == 50
     first, second = ({int(batches[e * 20 + i]["inputs_BT"][0, 0]) for i in range(20)} for e in range(2))
     assert first != second
+    offsets = {int(train_batches(tokens, 10, 1, seed)[0]["inputs_BT"][0, 0]) % 10 for seed in range(20)}
+    assert len(offsets) > 5, "the seed decides where windows begin, not only their order"
 
 
 @settings(max_examples=50, deadline=None)

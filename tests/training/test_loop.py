@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -139,18 +140,22 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, text_file):
     running.send_signal(signal.SIGINT)
     _, err = running.communicate()
     assert running.returncode == 130 and "Traceback" not in err, err
+    assert re.search(r"gptjax: interrupted; the same command goes on at step (37|74|111)\n$", err), err
 
 
 def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
     script = (
-        "import sys, jax.monitoring\n"
+        "import sys\n"
+        "from gptjax import runtime, train\n"
+        "runtime.start()\n"
+        "import jax.monitoring\n"
         "hits = []\n"
         "jax.monitoring.register_event_listener(lambda name, **kw: hits.append(name))\n"
-        "from gptjax import train\n"
         "train.main(sys.argv[1:])\n"
         "print('hits', hits.count('/jax/compilation_cache/cache_hits'), file=sys.stderr)\n"
     )
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     hits = []
     for name in ("cold", "warm"):
         flags = [f"--config={BASE}", f"--workdir={tmp_path / name}", *overrides(data_path=text_file)]
