@@ -48,8 +48,7 @@ def _terminal_bar(label: str, total: float | None, done: float) -> Iterator[Call
         progress.BarColumn(),
         progress.TaskProgressColumn(),
         progress.TextColumn("{task.fields[facts]}"),
-        progress.TimeRemainingColumn(compact=True),
-        progress.TextColumn("left"),
+        *([] if total is None else [progress.TimeRemainingColumn(compact=True), progress.TextColumn("left")]),
     ]
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(label, total=total, completed=int(done), facts="")

@@ -7,7 +7,6 @@ tiktoken's own, such as `gpt2`. Every one but `chars` ends with `<|endoftext|>`,
 import base64
 import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,10 +65,9 @@ def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trained.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    shows = sys.stderr.isatty() and sum(map(len, texts)) > 5e7  # less takes seconds
-    trained.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=shows)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    with console.bar(f"training a tokenizer of {size + 1:,}", None):
+        trained.train_from_iterator(texts, trainer)
     return trained
 
 

@@ -44,7 +44,6 @@ def train(config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None
     if summary:
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
         return summary
-    console.say(f"run        {workdir}")
     job = make_job(config, workdir, started)
     with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         state = begin(job, checkpoints)
