@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     model.kv_heads = placeholder(int)  # key/value heads, a divisor of heads; None: as many as heads
     model.width = 128  # size of the residual stream, a multiple of heads
     model.mlp_width = placeholder(int)  # hidden size of the MLP; None: 4 x width
-    model.context = 256  # the most tokens that a position can look back over, itself included
+    model.context = 128  # the most tokens that a position can look back over, itself included
     model.vocabulary = placeholder(int)  # rows of the embedding; None: the tokenizer's size
     model.positions = "learned"  # one of gptjax.models.layers.POSITIONS
     model.norm = "layernorm"  # one of gptjax.models.layers.NORMS
@@ -37,12 +37,12 @@ def get_config() -> ConfigDict:
     data.sha256 = ""  # of the file at an http(s) address, checked if given
     data.held_out = 0.05  # fraction kept for validation, by hash of a file's name; the tail where files are few
     data.tokenizer = "bpe:4096"  # bytes, chars, bpe:N (trained on the text), or a vocabulary of tiktoken by name
-    data.batch_size = 8  # sequences per optimizer step, over all devices
+    data.batch_size = 16  # sequences per optimizer step, over all devices
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # one of gptjax.optim.OPTIMIZERS
-    optimizer.learning_rate = 4e-3  # at the schedule's peak
+    optimizer.learning_rate = 6e-3  # at the schedule's peak
     optimizer.weight_decay = 0.1  # per unit of learning rate, on matrices only
     optimizer.beta1 = 0.9  # decay of the gradient's running mean, per step
     optimizer.beta2 = 0.95  # decay of the squared gradient's running mean, per step
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.objective = "causal"  # one of gptjax.objectives.OBJECTIVES
-    train.steps = 1000  # optimizer steps
+    train.steps = 1400  # optimizer steps
     train.grad_accumulation = 1  # slices of a batch whose gradients are added up before the optimizer's step
     train.dtype = "float32"  # of the arithmetic, float32 or bfloat16; parameters are float32 always
 
@@ -64,11 +64,11 @@ def get_config() -> ConfigDict:
     mesh.data = -1  # devices that share a batch; -1: all there are
 
     config.eval = evaluation = ConfigDict()
-    evaluation.every_steps = 100  # steps between looks at the held-out sample
+    evaluation.every_steps = 140  # steps between looks at the held-out sample
     evaluation.batches = 8  # size of that fixed sample; the end of a run reads all held-out text
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_steps = 250  # steps between checkpoints; the last step is always saved
+    checkpoint.every_steps = 280  # steps between checkpoints; the last step is always saved
     checkpoint.keep = 2  # newest checkpoints kept
 
     config.log = log = ConfigDict()

@@ -35,7 +35,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
     [
         (["--config.model.heads=5"], 1, "model.heads=5 does not divide model.width=128"),
         (["--config.model.kv_heads=3"], 1, "model.kv_heads=3 does not divide model.heads=4"),
-        (["--config.data.context=512"], 1, "data.context=512 is longer than the 256 positions of model.context"),
+        (["--config.data.context=512"], 1, "data.context=512 is longer than the 128 positions of model.context"),
         (["--config.data.batch_size=6"], 4, "data.batch_size=6 cannot be split over 4 devices; take a multiple of 4"),
         (["--config.data.batch_size=6", "--config.train.grad_accumulation=4"], 1, "take a multiple of 4"),
         (["--config.mesh.data=3"], 2, "mesh.data=3 does not fit the 2 devices here"),
