@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.objective = "causal"  # one of gptjax.objectives.OBJECTIVES
-    train.steps = 1400  # optimizer steps
+    train.steps = 1100  # optimizer steps
     train.grad_accumulation = 1  # slices of a batch whose gradients are added up before the optimizer's step
     train.dtype = "float32"  # of the arithmetic, float32 or bfloat16; parameters are float32 always
 
@@ -64,11 +64,11 @@ def get_config() -> ConfigDict:
     mesh.data = -1  # devices that share a batch; -1: all there are
 
     config.eval = evaluation = ConfigDict()
-    evaluation.every_steps = 140  # steps between looks at the held-out sample
+    evaluation.every_steps = 110  # steps between looks at the held-out sample
     evaluation.batches = 8  # size of that fixed sample; the end of a run reads all held-out text
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_steps = 280  # steps between checkpoints; the last step is always saved
+    checkpoint.every_steps = 275  # steps between checkpoints; the last step is always saved
     checkpoint.keep = 2  # newest checkpoints kept
 
     config.log = log = ConfigDict()
@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     log.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb"
 
     config.sample = sample = ConfigDict()
-    sample.prompt = "def "  # what the sample at the end of a run goes on from
+    sample.prompt = "def read(self"  # what the sample at the end of a run goes on from
     sample.max_tokens = 200  # tokens
     sample.temperature = 0.8  # divides the logits; 0: the likeliest token always
     sample.top_k = 50  # draws among the k likeliest tokens; 0: among all

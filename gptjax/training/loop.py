@@ -110,8 +110,8 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
                 line = recorder.take(due=True)
                 found = job.held_out_loss(state.params, sample) if evaluates else {}
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
-            if saves:
-                checkpoints.save(step, state)
+                if saves:
+                    checkpoints.save(step, state)
                 recorder.restart_clock()
     return state
 

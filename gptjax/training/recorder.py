@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gptjax import console
 from gptjax.command import Diverged
@@ -29,10 +31,10 @@ class Recorder:
         self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step))
         self.tokens_per_step = c.data.batch_size * c.data.context
         self.flops = metrics.flops_per_token(state.params, c.model.layers, c.model.width, c.data.context)
-        self.learning_rate = schedule(c)
+        # All at once, before the first step: asked for one by one they would wait behind the steps on the device.
+        self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.smooth_loss = math.nan
-        self.steps_timed = 0
         self.restart_clock()
 
     def __enter__(self) -> "Recorder":
@@ -44,7 +46,7 @@ class Recorder:
 
     def restart_clock(self) -> None:
         """What has passed since the newest line does not count as training."""
-        self.since = time.monotonic()
+        self.steps_timed, self.since = 0, time.monotonic()
 
     def push(self, step: int, values: dict[str, jax.Array]) -> None:
         """Takes a step's loss and gradient norm, which the devices may still be computing."""
@@ -74,23 +76,22 @@ class Recorder:
         if not due and step % self.config.log.every_steps:
             return {}
         rate = self.steps_timed * self.tokens_per_step / max(time.monotonic() - self.since, 1e-9)
+        self.restart_clock()
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"})
         return {
             "step": step,
             "train/loss": loss,
             "grad_norm": float(values["grad_norm"]),
-            "learning_rate": float(self.learning_rate(step - 1)),
+            "learning_rate": float(self.learning_rates[step - 1]),
             "tokens_per_second": rate,
             "mfu": metrics.mfu(rate, self.flops, jax.devices()[0].device_kind, self.job.mesh.size),
             "seconds": self.job.seconds(),
         }
 
     def write(self, line: Line) -> None:
-        """Hands a line to the writers, unless it is empty; the next one's time counts from here."""
+        """Hands a line to the writers, unless it is empty."""
         if not line:
             return
         for writer in self.writers:
             writer.write(line)
         self.on_line(line)
-        self.steps_timed = 0
-        self.restart_clock()
