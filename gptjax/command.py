@@ -10,11 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from gptjax.config import UserError
-
-
-class Diverged(Exception):
-    """Training met a loss that is not finite."""
+from gptjax.config import Diverged, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +56,9 @@ def machine_trouble(error: BaseException) -> str:
         full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left on device" in str(seen):
             return "no space left on the disk; make room and run the same command again: what was saved is whole"
-        if isinstance(seen, PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError):
+        if isinstance(
+            seen, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
+        ):
             return f"{seen.strerror}: {seen.filename}"
         seen = seen.__cause__ or seen.__context__
     return ""

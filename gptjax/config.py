@@ -32,6 +32,10 @@ class CheckpointError(UserError):
     """A run directory or checkpoint that cannot be read or written."""
 
 
+class Diverged(Exception):
+    """Training met a loss that is not finite; a command prints it as one line and exits with code 3."""
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"model.layers": 4, ...} from a nested config or dictionary."""
     flat: dict[str, Any] = {}

@@ -5,6 +5,7 @@ Flags in, gptjax.training.loop.train called, its summary printed.
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ configs/base.py lists them, each with its meaning and unit"""
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say."""
+    started = time.monotonic()
     parser = command.Parser(prog="python -m gptjax.train", description="Trains a model.", epilog=EPILOG)
     parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
     parser.add_argument("--workdir", type=Path, help="the run's directory; default: runs/ and the recipe's name")
@@ -26,7 +28,8 @@ def main(argv: Sequence[str]) -> None:
     from gptjax.training import loop
 
     workdir = flags.workdir or Path("runs") / _name(flags.config)
-    summary = loop.train(chosen, workdir, on_line=_print_json if flags.json else lambda line: None)
+    on_line = _print_json if flags.json else lambda line: None
+    summary = loop.train(chosen, workdir, on_line, started)
     if flags.json:
         _print_json(summary)
     else:
@@ -50,7 +53,7 @@ def _readable(workdir: Path, summary: dict[str, Any]) -> str:
     rate, prompt = summary["tokens_per_second"], read_config(workdir).sample.prompt
     order = "fewer" if bits < xz else "more"
     return f"""
-{"sample":-<70}
+{"-- sample ":-<70}
 {(workdir / "samples.txt").read_text().rstrip()}
 {"":-<70}
 held-out loss   {summary["val_loss"]:.4f} nats per token

@@ -22,6 +22,8 @@ from conftest import BASE, ROOT, evaluate, generate, overrides, train
         (b"some text " * 50, {"data_tokenizer": "bert"}, "unknown tokenizer 'bert'; there are bytes, chars, bpe:N"),
         (b"some text " * 50, {"data_held_out": 0}, "data.held_out is 0.0; it must be more than 0 and less than 1"),
         (b"some text " * 50, {"model_vocabulary": 50}, "model.vocabulary=50 is smaller than the tokenizer's 257"),
+        (b"some text " * 50, {"data_tokenizer": "chars"}, "the character '(' is not among the 8 of this tokenizer"),
+        (b"some text " * 50, {"sample_temperature": -1}, "temperature is -1.0; it must be at least 0"),
         (b"some text " * 50, {"model_layer": 4}, "unknown key model.layer; did you mean model.layers?"),
         (b"some text " * 50, {"data_batch_size": 0}, "data.batch_size is 0; it must be at least 1"),
     ],

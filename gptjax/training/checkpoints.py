@@ -1,5 +1,6 @@
 """Checkpoints of a run, written while training goes on (orbax), each whole or absent. Nothing here decides when."""
 
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from gptjax.config import CheckpointError
 from gptjax.training.state import TrainState
 
 
+@functools.cache
 def keep_orbax_quiet() -> None:
     """Lets orbax's failures reach a person once, as the exception that it raises.
 
@@ -28,12 +30,22 @@ def keep_orbax_quiet() -> None:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, one folder a step, parameters apart from the rest."""
+    """The checkpoints in `workdir/checkpoints`, one folder a step, parameters apart from the rest.
 
-    def __init__(self, workdir: Path, keep: int = 1) -> None:
+    Args:
+      workdir: a run's directory.
+      keep: how many to keep, for the one process that writes; None for those that only read.
+    """
+
+    def __init__(self, workdir: Path, keep: int | None = None) -> None:
         keep_orbax_quiet()
         self.directory = (workdir / "checkpoints").absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            read_only=keep is None,
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,  # what a killed run had begun to write
+        )
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_names=("params", "rest"))
 
     def latest(self) -> int | None:

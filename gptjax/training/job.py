@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import optax
+import tiktoken
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,7 +16,9 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax import console, data, models, optim, random, sharding
 from gptjax import workdir as workdirs
+from gptjax.config import ConfigError, UserError
 from gptjax.data import batches, sources, tokenizers
+from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
@@ -46,6 +49,7 @@ class Job(NamedTuple):
     eval_step: Callable[[Any, Any], jax.Array]
     train_batches: grain.MapDataset
     eval_batches: grain.MapDataset
+    sample_settings: decoding.Settings
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier sessions included."""
@@ -70,6 +74,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
     exists = workdirs.is_run(workdir)
     loaded = data.load(config.data, tokenizers.load(workdir / "tokenizer") if exists else None)
     config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
+    sample_settings = check_sample(config, loaded.tokenizer)
     if exists:
         workdirs.check_same_text(workdir, loaded.fingerprint)
     else:
@@ -95,4 +100,20 @@ def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
         eval_step=held_out.eval_step(objective, mesh),
         train_batches=batches.train_batches(loaded.train_N, **shape, seed=random.integer(config.seed, "batches")),
         eval_batches=batches.eval_batches(loaded.held_out_N, **shape),
+        sample_settings=sample_settings,
     )
+
+
+def check_sample(config: ConfigDict, tokenizer: tiktoken.Encoding) -> decoding.Settings:
+    """How the sample at a run's end is drawn.
+
+    Raises:
+      ConfigError: `config.sample` cannot be, or its prompt is not the tokenizer's; told now and not at the end.
+    """
+    settings = decoding.Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
+    try:
+        settings.check()
+        decoding.prompt_ids(tokenizer, config.sample.prompt, config.model.context)
+    except UserError as error:
+        raise ConfigError(f"the sample at the end cannot be drawn: {error}; change --config.sample") from error
+    return settings

@@ -24,19 +24,22 @@ from gptjax.training.state import TrainState, initial, parameter_count
 from gptjax.training.step import Step, jitted, train_step
 
 
-def train(config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None, started: float | None = None
+) -> dict[str, Any]:
     """Trains the run that `config` describes in `workdir`, or goes on with it; returns its summary.
 
     Args:
       config: as gptjax.config.read gives it.
       workdir: absent, empty, or this config's own.
       on_line: gets each line of metrics.jsonl as it is written.
+      started: time.monotonic() at the start of the process, where its imports are to count; default: now.
 
     Raises:
       ConfigError, DataError, CheckpointError: what the user can mend; nothing is written then.
       Diverged: the loss is not finite any more.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     config = configs.resolve(config)
     configs.check(config, jax.device_count(), CHOICES)
     workdirs.check_free(workdir, config)
@@ -124,8 +127,7 @@ def finish(job: Job, state: TrainState) -> dict[str, Any]:
         quality = job.held_out_loss(state.params, every, advance=advance)
     quality |= held_out.compressors(job.data.held_out_text)
     speaker = decoding.speaker(job.model, state.params, job.data.tokenizer, c.model.context)
-    settings = decoding.Settings(c.sample.max_tokens, c.sample.temperature, c.sample.top_k)
-    sample = decoding.generate(speaker, c.sample.prompt, settings, random.key(c.seed, "sample", 0))
+    sample = decoding.generate(speaker, c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))
     summary = report.summarise(job.workdir, c.train.steps, parameter_count(state.params), quality, job.seconds())
     report.write(job.workdir, summary, c.sample.prompt + sample.text)
     return summary

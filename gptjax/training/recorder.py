@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import console
-from gptjax.command import Diverged
+from gptjax.config import Diverged
 from gptjax.optim import schedule
 from gptjax.training import metrics, writers
 from gptjax.training.job import Job

@@ -53,9 +53,20 @@ def test_another_models_checkpoint_is_refused(saved):
         checkpoints.restore(like(state_of(model_width=32)))
 
 
-def test_no_checkpoint_is_refused(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="holds no checkpoint"):
+@pytest.mark.parametrize("keep", [None, 1])
+def test_no_checkpoint_is_refused(tmp_path, keep):
+    with Checkpoints(tmp_path, keep) as checkpoints, pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoints.restore(like(state_of()))
+    assert (tmp_path / "checkpoints").exists() == (keep is not None), "who only reads makes nothing"
+
+
+def test_a_half_written_checkpoint_goes_when_training_goes_on_and_stays_for_readers(saved, tmp_path):
+    workdir = shutil.copytree(saved[0], tmp_path / "run")
+    half = shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.latest() == 3 and half.exists(), "it may be another process that is writing it"
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert checkpoints.latest() == 3 and not half.exists()
 
 
 def files_of(workdir):

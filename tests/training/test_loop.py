@@ -114,6 +114,7 @@ def test_killed_at_any_step_a_run_ends_bit_identical(tmp_path, text_file):
         assert second.returncode == 0, err
         assert step < 40 or "resuming" in err
         jax.tree.map(np.testing.assert_array_equal, params_of(workdir), expected)
+        assert all(p.name.isdigit() for p in (workdir / "checkpoints").iterdir()), "nothing half-written stays"
         steps = [line["step"] for line in lines_of(workdir)]
         assert steps == list(range(1, 601)), "each step has one line"
         losses = [[line["train/loss"] for line in lines_of(path)] for path in (workdir, tmp_path / "whole")]
