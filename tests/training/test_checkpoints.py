@@ -66,7 +66,9 @@ def test_a_half_written_checkpoint_goes_when_training_goes_on_and_stays_for_read
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest() == 3 and half.exists(), "it may be another process that is writing it"
     with Checkpoints(workdir, keep=2) as checkpoints:
-        assert checkpoints.latest() == 3 and not half.exists()
+        checkpoints.save(4, saved[1])
+        checkpoints.wait()
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "4"]
 
 
 def files_of(workdir):
