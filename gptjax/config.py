@@ -57,6 +57,8 @@ def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ConfigError: no such file, it fails, a key it does not have, or a value of another type.
     """
+    from absl import flags
+
     path = Path(recipe.split(":", 1)[0])
     if not path.is_file():
         raise ConfigError(f"there is no recipe {path}; configs/base.py is one")
@@ -66,6 +68,8 @@ def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
         return _parse([f"--config={recipe}", *overrides])
     except UserError:
         raise
+    except flags.Error as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     except Exception as error:  # whatever a recipe raises
         line = " ".join(str(error).split())
         raise ConfigError(f"{recipe}: {type(error).__name__}: {line[:300]}") from error

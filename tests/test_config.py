@@ -46,7 +46,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
         (["--config.model.activation=gelo"], 1, "model.activation has no choice 'gelo'; did you mean gelu?"),
         (["--config.schedule.name=x"], 1, "schedule.name has no choice 'x'; there are cosine, constant"),
         (["--config.log.writers=('csv',)"], 1, "log.writers has no choice 'csv'"),
-        (["--config.train.steps=many"], 1, "config.train.steps"),
+        (["--config.train.steps=many"], 1, "flag --config.train.steps=many: invalid literal for int()"),
         (["--config.model=3"], 1, "model holds other keys; set one of them, such as --config.model.activation=..."),
         (["--stepz=3"], 1, "unknown flag --stepz=3"),
     ],
