@@ -16,7 +16,7 @@ from gptjax import workdir as workdirs
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
-from gptjax.training import report
+from gptjax.training import metrics, report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
@@ -74,6 +74,8 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
+    if metrics.peak_flops(jax.devices()[0].device_kind):
+        console.say(f"mfu        {metrics.MFU_CONVENTION}")
     return state
 
 

@@ -1,7 +1,6 @@
-"""The numbers that a run reports: throughput, MFU, and the lines of metrics.jsonl."""
+"""How near a run comes to what its devices can do: FLOPs per token and model FLOP utilisation (MFU)."""
 
-import math
-import time
+import re
 from typing import Any
 
 import jax
@@ -10,8 +9,11 @@ import jax
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
     "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
@@ -21,7 +23,14 @@ PEAK_FLOPS = {
     "TPU v6e": 918e12,
 }
 
+
 MFU_CONVENTION = "6N + 12*L*D*T FLOPs per token, N without position embeddings, of the dense bf16 peak"
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The peak of the longest name that the kind begins with, whole words only; None where none fits."""
+    fitting = [name for name in PEAK_FLOPS if re.match(re.escape(name) + r"(?![A-Za-z0-9])", device_kind)]
+    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 
 def flops_per_token(params: Any, layers: int, width: int, context: int) -> float:
@@ -33,48 +42,6 @@ def flops_per_token(params: Any, layers: int, width: int, context: int) -> float
 
 
 def mfu(tokens_per_second: float, flops: float, device_kind: str, devices: int) -> float | None:
-    """Model FLOP utilisation, 0 to 1, by MFU_CONVENTION; None on a device whose peak is not known."""
-    matches = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
-    if not matches:
-        return None
-    return tokens_per_second * flops / (PEAK_FLOPS[max(matches, key=len)] * devices)
-
-
-class Throughput:
-    """Tokens per second of training alone: time spent otherwise is taken out with `pause`."""
-
-    def __init__(self, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
-        self.steps, self.seconds = 0, 0.0
-        self.total_steps, self.total_seconds = 0, 0.0
-        self.since = time.monotonic()
-
-    def pause(self) -> None:
-        """Time from here to `resume` does not count."""
-        self.seconds += time.monotonic() - self.since
-
-    def resume(self) -> None:
-        """Time counts again."""
-        self.since = time.monotonic()
-
-    def finished_step(self) -> None:
-        """One step more is done."""
-        self.steps += 1
-
-    def lap(self) -> float:
-        """Tokens per second since the lap before."""
-        self.pause()
-        self.resume()
-        rate = self.steps * self.tokens_per_step / max(self.seconds, 1e-9)
-        self.total_steps, self.total_seconds = self.total_steps + self.steps, self.total_seconds + self.seconds
-        self.steps, self.seconds = 0, 0.0
-        return rate
-
-    def overall(self) -> float:
-        """Tokens per second over all laps."""
-        return self.total_steps * self.tokens_per_step / max(self.total_seconds, 1e-9)
-
-
-def finite(loss: float) -> bool:
-    """Whether a loss is a number to go on with."""
-    return math.isfinite(loss)
+    """Model FLOP utilisation by MFU_CONVENTION, 0 to 1; None on a device whose peak is not known."""
+    peak = peak_flops(device_kind)
+    return None if peak is None else tokens_per_second * flops / (peak * devices)

@@ -77,14 +77,15 @@ class Recorder:
             return {}
         rate = self.steps_timed * self.tokens_per_step / max(time.monotonic() - self.since, 1e-9)
         self.restart_clock()
-        self.advance(0, **{"tokens/s": f"{rate:,.0f}"})
+        mfu = metrics.mfu(rate, self.flops, jax.devices()[0].device_kind, self.job.mesh.size)
+        self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
         return {
             "step": step,
             "train/loss": loss,
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(self.learning_rates[step - 1]),
             "tokens_per_second": rate,
-            "mfu": metrics.mfu(rate, self.flops, jax.devices()[0].device_kind, self.job.mesh.size),
+            "mfu": mfu,
             "seconds": self.job.seconds(),
         }
 
