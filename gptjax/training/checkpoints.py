@@ -17,9 +17,11 @@ from gptjax.training.state import TrainState
 def keep_orbax_quiet() -> None:
     """Lets orbax's failures reach a person once, as the exception that it raises.
 
-    It logs each one as well, with tracebacks, and what is left of a failed operation then finds its event loop closed.
+    It logs each one as well, with tracebacks; the tasks it leaves behind are logged by asyncio, or find their event
+    loop closed.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
