@@ -12,24 +12,51 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # every random stream of a run (parameters, batches, dropout, samples) derives from this one
+    config.init_from = ""  # a run's directory whose model, parameters and tokenizer this run starts with
 
     config.model = model = ConfigDict()
     model.arch = "gpt"  # which model of gptjax.models.MODELS
     model.layers = 4  # blocks
     model.heads = 4  # query heads per block
     model.kv_heads = placeholder(int)  # key/value heads, a divisor of heads; None: as many as heads
-    model.width = 128  # size of the residual stream, a multiple of heads
-    model.mlp_width = placeholder(int)  # hidden size of the MLP; None: 4 x width
+    model.head_width = placeholder(int)  # columns of a head; None: width / heads
+    model.width = 128  # size of the residual stream
+    model.mlp_width = placeholder(int)  # hidden size of the MLP; None: 4 x width, or 8/3 x width where it is gated
     model.context = 128  # the most tokens that a position can look back over, itself included
     model.vocabulary = placeholder(int)  # rows of the embedding; None: the tokenizer's size
-    model.positions = "learned"  # one of gptjax.models.layers.POSITIONS
-    model.norm = "layernorm"  # one of gptjax.models.layers.NORMS
-    model.norm_position = "pre"  # one of gptjax.models.gpt.RESIDUALS
-    model.mlp = "plain"  # one of gptjax.models.mlp.MLPS
-    model.activation = "gelu_tanh"  # one of gptjax.models.layers.ACTIVATIONS
-    model.use_bias = False  # biases in linear layers and norms
+
+    model.positions = "learned"  # learned, sinusoidal, rotary, alibi or none
+    model.rotary = rotary = ConfigDict()
+    rotary.theta = 10000.0  # the slowest rotation's wavelength is about 2 pi theta tokens
+    rotary.scaling = "none"  # none, linear or llama3: how a context longer than the original one is reached
+    rotary.factor = 8.0  # of linear and llama3: how many times longer
+    rotary.low_frequency_factor = 1.0  # of llama3: waves that fit that often into original_context are stretched
+    rotary.high_frequency_factor = 4.0  # of llama3: waves that fit that often are kept
+    rotary.original_context = 8192  # of llama3: tokens of the context first trained on
+
+    model.windows = (0,)  # tokens that a layer looks back over, itself included, layer by layer, repeated; 0: all
+    model.attention_scale = placeholder(float)  # of query-key products; None: 1 / sqrt(head_width)
+    model.qk_norm = False  # RMSNorm of each head's queries and keys
+    model.value_residual = False  # each layer's values mixed with the first layer's, by a learned share
+    model.norm = "layernorm"  # layernorm or rmsnorm
+    model.norm_position = "pre"  # pre: x + f(norm(x)), and a norm before the head; post: norm(x + f(x))
+    model.norm_epsilon = 1e-5  # added to the variance or mean square
+    model.activation = "gelu_tanh"  # gelu, gelu_tanh, relu, relu2, silu; gated: swiglu, geglu
+    model.mlp = "dense"  # dense, or experts: a mixture
+    model.experts = 8  # MLPs of a mixture
+    model.experts_per_token = 2  # how many of them a token goes through
+    model.load_balance_loss = 0.01  # factor of the loss that is least when experts get equal shares
+    model.router_z_loss = 0.001  # factor of the loss that keeps the router's logits small
+    model.use_bias = False  # biases in linear layers and in layer norms
+    model.qkv_bias = placeholder(bool)  # in the projections to queries, keys and values; None: as use_bias
     model.tied_head = True  # logits from the token embedding's own table
+    model.logit_softcap = 0.0  # logits are squashed to this times tanh(logits / this); 0: they are not
+    model.init_std = 0.02  # of embeddings and matrices at first
+    model.residual_init = "scaled"  # matrices that write to the residual stream: plain, scaled (1/sqrt(2L)) or zero
     model.dropout = 0.0  # fraction dropped from embeddings, attention weights and each residual branch
+
+    model.scan_layers = False  # one compiled block run over stacked parameters: compiles faster, runs slower on CPU
+    model.remat = "none"  # what the backward pass computes again to save memory: none, dots (all but products), full
 
     config.data = data = ConfigDict()
     data.source = "stdlib"  # one of gptjax.data.sources.SOURCES: Python's own library, or "text" at data.path
@@ -52,7 +79,8 @@ def get_config() -> ConfigDict:
     config.schedule = schedule = ConfigDict()
     schedule.name = "cosine"  # one of gptjax.optim.SCHEDULES
     schedule.warmup_steps = 100  # steps from zero to the peak, linearly
-    schedule.final_fraction = 0.1  # of the peak, at the last step
+    schedule.decay_steps = placeholder(int)  # step at which the decay ends; None: the last
+    schedule.final_fraction = 0.1  # of the peak, where the decay ends
 
     config.train = train = ConfigDict()
     train.objective = "causal"  # one of gptjax.objectives.OBJECTIVES

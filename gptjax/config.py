@@ -107,6 +107,22 @@ def _first(section: str, known: dict[str, Any]) -> str:
     return next(name for name in known if name.startswith(section + "."))
 
 
+def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """`table[name]`, whatever its case.
+
+    Args:
+      table: what there is.
+      name: what was asked for.
+      what: of the thing, for the message.
+
+    Raises:
+      ConfigError: no such name; tells what there is.
+    """
+    if name.lower() not in table:
+        raise ConfigError(f"{what} has no {name!r}; there are {', '.join(table)}")
+    return table[name.lower()]
+
+
 def did_you_mean(name: str, known: Any) -> str:
     """ "; did you mean X?" for the nearest known name, or the whole list where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -120,12 +136,21 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.kv_heads = config.model.kv_heads or config.model.heads
-        config.model.mlp_width = config.model.mlp_width or 4 * config.model.width
+        model = config.model
+        model.kv_heads = model.kv_heads or model.heads
+        model.head_width = model.head_width or model.width // max(model.heads, 1)
+        # Two thirds, to the next multiple of 8, of what is not gated: a gated MLP has three matrices instead of two.
+        gated = model.activation.endswith("glu")
+        model.mlp_width = model.mlp_width or (-(-model.width // 3) * 8 if gated else 4 * model.width)
+        model.qkv_bias = model.use_bias if model.qkv_bias is None else model.qkv_bias
+        model.windows = tuple(model.windows)
         config.log.writers = tuple(config.log.writers)
+        config.schedule.decay_steps = config.schedule.decay_steps or config.train.steps
         config.data.context = config.data.context or config.model.context
         if config.data.path and "://" not in config.data.path:
             config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+        if config.init_from:
+            config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
     return config.lock()
 
 
@@ -149,31 +174,46 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
         if type(value) in (int, float) and key not in ("mesh.data", "seed") and value < 0:
             yield f"{key} is {value}; it cannot be negative"
     model, data, train = config.model, config.data, config.train
-    positive = dict(
-        layers=model.layers, heads=model.heads, width=model.width, context=model.context, mlp_width=model.mlp_width
-    )
-    positive = {f"model.{key}": value for key, value in positive.items()}
+    sizes = "layers heads kv_heads head_width width context mlp_width experts experts_per_token norm_epsilon init_std"
+    positive = {f"model.{key}": model[key] for key in sizes.split()}
     positive |= {"data.batch_size": data.batch_size, "data.context": data.context, "train.steps": train.steps}
     positive |= {"train.grad_accumulation": train.grad_accumulation, "eval.batches": config.eval.batches}
     positive |= {f"{part}.every_steps": config[part].every_steps for part in ("eval", "checkpoint", "log")}
     positive |= {"checkpoint.keep": config.checkpoint.keep}
     for key, value in positive.items():
-        if value < 1:
+        if isinstance(value, int) and value < 1:
             yield f"{key} is {value}; it must be at least 1"
-    if model.width % model.heads:
-        yield f"model.heads={model.heads} does not divide model.width={model.width}"
-    if model.heads % model.kv_heads:
-        yield f"model.kv_heads={model.kv_heads} does not divide model.heads={model.heads}"
+        if value <= 0:
+            yield f"{key} is {value}; it must be more than 0"
+    yield from _model_problems(model)
     if data.context > model.context:
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
     yield from _device_problems(config, devices)
-    if not 0 <= model.dropout < 1:
-        yield f"model.dropout is {model.dropout}; it must be at least 0 and less than 1"
     if not 0 < data.held_out < 1:
         yield f"data.held_out is {data.held_out}; it must be more than 0 and less than 1"
     if train.dtype not in ("float32", "bfloat16"):
         yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
     yield from _unknown_choices(config, choices)
+
+
+def _model_problems(model: ConfigDict) -> Iterator[str]:
+    if model.width % model.heads and model.head_width == model.width // model.heads:
+        yield f"model.heads={model.heads} does not divide model.width={model.width}; or give model.head_width"
+    if model.heads % model.kv_heads:
+        yield f"model.kv_heads={model.kv_heads} does not divide model.heads={model.heads}"
+    if model.positions == "rotary":
+        if model.head_width % 2:
+            yield f"model.head_width={model.head_width} is odd; rotary positions turn columns in pairs"
+        if model.rotary.theta <= 0 or model.rotary.factor <= 0:
+            yield "model.rotary.theta and model.rotary.factor must be more than 0"
+        if model.rotary.low_frequency_factor >= model.rotary.high_frequency_factor:
+            yield "model.rotary.low_frequency_factor must be less than model.rotary.high_frequency_factor"
+    if not model.windows or any(type(window) is not int or window < 0 for window in model.windows):
+        yield f"model.windows is {model.windows}; it must list whole numbers of tokens, such as (256, 256, 0)"
+    if model.experts_per_token > model.experts:
+        yield f"model.experts_per_token={model.experts_per_token} is more than model.experts={model.experts}"
+    if not 0 <= model.dropout < 1:
+        yield f"model.dropout is {model.dropout}; it must be at least 0 and less than 1"
 
 
 def _device_problems(config: ConfigDict, devices: int) -> Iterator[str]:
@@ -218,9 +258,13 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """The locked config that `to_json` wrote."""
-    values = json.loads(text)
-    values["log"]["writers"] = tuple(values["log"]["writers"])
-    return ConfigDict(values).lock()
+    return ConfigDict(_with_tuples(json.loads(text))).lock()
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 # What does not change which parameters a run ends with may differ when it goes on.

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tiktoken
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from gptjax import models, random
 from gptjax.config import DataError
 from gptjax.data import tokenizers
+from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import generate as decoding
 from gptjax.inspect import parameters
 from gptjax.training.checkpoints import Checkpoints, shapes_on
@@ -31,14 +30,14 @@ class Run:
       config: resolved and locked.
       model: the Linen module; `model.apply({"params": params}, ids_BT)` gives logits.
       params: float32 parameters at the newest checkpoint.
-      tokenizer: a tiktoken.Encoding.
+      tokenizer: a tiktoken.Encoding, or a LibraryTokenizer where that library cannot give the same ids.
     """
 
     workdir: Path
     config: ConfigDict
     model: nn.Module
     params: Any
-    tokenizer: tiktoken.Encoding
+    tokenizer: Tokenizer
 
     def logits(self, ids_BT: Any) -> np.ndarray:
         """float32 [B, T, V] for the token after each position.
@@ -104,7 +103,7 @@ def load(workdir: str | Path) -> Run:
     config = read_config(workdir)
     tokenizer = tokenizers.load(workdir / "tokenizer")
     model = models.build(config.model, config.train.dtype)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    shapes = models.shapes(model)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = Checkpoints(workdir).restore_params(shapes_on(shapes, here))
     return Run(workdir, config, model, params, tokenizer)

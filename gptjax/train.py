@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import command, config, runtime
+from gptjax.config import ConfigError
 
 EPILOG = """every key of the recipe can be set with --config.KEY=VALUE, as in --config.train.steps=2000;
 configs/base.py lists them, each with its meaning and unit"""
@@ -25,15 +26,28 @@ def main(argv: Sequence[str]) -> None:
     flags, overrides = parser.parse_known_args(argv)
     chosen = config.read(flags.config, overrides)
     runtime.start()
+    from gptjax import workdir as workdirs
     from gptjax.training import loop
 
     workdir = flags.workdir or Path("runs") / _name(flags.config)
+    check_model_flags(overrides, workdirs.origin(chosen, workdir), workdir)
     on_line = _print_json if flags.json else lambda line: None
     summary = loop.train(chosen, workdir, on_line, started)
     if flags.json:
         _print_json(summary)
     else:
         print(_readable(workdir, summary))
+
+
+def check_model_flags(overrides: Sequence[str], origin: Path | None, workdir: Path) -> None:
+    """Raises ConfigError for a flag that would change a model which comes from elsewhere."""
+    from gptjax.training.loop import FREE_OF_IMPORT, FREE_OF_ORIGIN
+
+    free = FREE_OF_IMPORT if origin == workdir else FREE_OF_ORIGIN
+    for flag in overrides if origin else ():
+        key = flag.split("=", 1)[0].removeprefix("--config.")
+        if key.startswith("model.") and key.removeprefix("model.") not in free:
+            raise ConfigError(f"{key} is decided by {origin}, where the model comes from; leave the flag out")
 
 
 def _name(recipe: str) -> str:

@@ -8,17 +8,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data import tokenizers
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.files import write_atomic
 
 
 def is_run(workdir: Path) -> bool:
@@ -32,13 +33,70 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
         return
     if not is_run(workdir):
         raise ConfigError(f"{workdir} exists and is no run; give another --workdir")
+    if is_untrained(workdir):
+        return
     differing = configs.differences(read_config(workdir), config)
     if differing:
         raise ConfigError(f"{workdir} belongs to another config: {'; '.join(differing)}; give another --workdir")
 
 
-def create(workdir: Path, config: ConfigDict, tokenizer: tiktoken.Encoding, facts: dict[str, Any]) -> None:
-    """Makes a run directory, whole or not at all, with its config, tokenizer and facts about its data."""
+def is_untrained(workdir: Path) -> bool:
+    """Whether a run was imported and has not been trained since: its first training decides all but the model."""
+    return read_data_facts(workdir)["fingerprint"] is None
+
+
+def origin(config: ConfigDict, workdir: Path) -> Path | None:
+    """The run that gives another its model, tokenizer and first parameters, if there is one.
+
+    That is an imported run itself, or the one that `config.init_from` names.
+
+    Raises:
+      ConfigError: `init_from` names no run of this machine's.
+    """
+    if is_run(workdir) and read_data_facts(workdir).get("imported"):
+        return workdir
+    if config.init_from.startswith("hf:"):
+        raise ConfigError(
+            f"init_from={config.init_from} has to be a run: python -m gptjax.convert --from={config.init_from} --to=RUN"
+        )
+    return Path(config.init_from).expanduser() if config.init_from else None
+
+
+def with_model_of(origin: Path, config: ConfigDict, free: Sequence[str]) -> ConfigDict:
+    """The config with the model and tokenizer of the run at `origin`.
+
+    Args:
+      origin: a run's directory.
+      config: not yet resolved.
+      free: keys of `config.model` that stay as they are.
+
+    Raises:
+      CheckpointError: there is no run.
+    """
+    theirs = read_config(origin)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = ConfigDict(theirs.model.to_dict() | {key: config.model[key] for key in free})
+        config.data.tokenizer = theirs.data.tokenizer
+    return config.lock()
+
+
+def create(
+    workdir: Path,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+    fill: Callable[[Path], None] = lambda unfinished: None,
+) -> None:
+    """Makes a run directory, whole or not at all.
+
+    Args:
+      workdir: absent or empty.
+      config: resolved.
+      tokenizer: the run's.
+      facts: about its data.
+      fill: puts in what else the run begins with.
+    """
     workdir.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=workdir.parent, prefix=f".{workdir.name}."))
     try:
@@ -46,10 +104,25 @@ def create(workdir: Path, config: ConfigDict, tokenizer: tiktoken.Encoding, fact
         tokenizers.save(tokenizer, unfinished / "tokenizer")
         (unfinished / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
         (unfinished / "config.json").write_text(configs.to_json(config))
+        fill(unfinished)
         os.rename(unfinished, workdir)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def begin_training(workdir: Path, config: ConfigDict, facts: dict[str, Any]) -> None:
+    """Gives an imported run the config and the facts about its data that its training has."""
+    facts = read_data_facts(workdir) | facts
+    # In this order: until the second is there the run counts as untrained, and this can be done again.
+    write_atomic(workdir / "config.json", configs.to_json(config))
+    write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
+
+
+def keep_original_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer's files as they came with an import, from run to run, where there are any."""
+    if (source / "tokenizer" / "hf").is_dir():
+        shutil.copytree(source / "tokenizer" / "hf", target / "tokenizer" / "hf")
 
 
 @contextmanager
@@ -88,6 +161,12 @@ def read_data_facts(workdir: Path) -> dict[str, Any]:
         return json.loads((workdir / "data.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{workdir / 'data.json'} cannot be read: {error}") from error
+
+
+def check_has_text(workdir: Path) -> None:
+    """Raises DataError for a run that was imported and has no text of its own."""
+    if is_untrained(workdir):
+        raise DataError(f"{workdir} was imported and has no held-out text; give --data and files of text")
 
 
 def check_same_text(workdir: Path, fingerprint: str) -> None:

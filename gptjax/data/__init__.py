@@ -3,22 +3,22 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import tiktoken
 
 from gptjax.data import batches, sources, tokenizers
+from gptjax.data.tokenizers import Tokenizer
 
 
 class Data(NamedTuple):
     """What a run trains on."""
 
-    tokenizer: tiktoken.Encoding
+    tokenizer: Tokenizer
     train_N: np.ndarray  # int32, one stream of token ids
     held_out_N: np.ndarray
     held_out_text: bytes  # what held_out_N says, for comparison with general compressors
     fingerprint: str  # of the corpus
 
 
-def load(config: Any, tokenizer: tiktoken.Encoding | None = None) -> Data:
+def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
     """Reads the text that `config` (a run's `config.data`) names and turns it into token streams.
 
     Args:
@@ -29,7 +29,8 @@ def load(config: Any, tokenizer: tiktoken.Encoding | None = None) -> Data:
       ConfigError: no such tokenizer.
       DataError: text missing, not text, or shorter than a window.
     """
-    tokenizers.check_name(config.tokenizer)
+    if tokenizer is None:
+        tokenizers.check_name(config.tokenizer)
     corpus = sources.read(config)
     train, held_out = ([d.text for d in side] for side in corpus)
     # An alphabet has to cover what is held out too; merges are learnt from the training text alone.

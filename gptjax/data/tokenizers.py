@@ -1,21 +1,24 @@
-"""Tokenizers: text to token ids and back. Each is a `tiktoken.Encoding`; here they are made, saved and loaded.
+"""Tokenizers: text to token ids and back; here they are made, saved and loaded.
 
 By name: `bytes`; `chars` (each character of the text); `bpe:N` (byte-level BPE of N ids, trained on the text); and
-tiktoken's own, such as `gpt2`. Every one but `chars` ends with `<|endoftext|>`, which stands between documents.
+tiktoken's own, such as `gpt2`. Every one but `chars` ends with `<|endoftext|>`, which stands between documents. These
+are all `tiktoken.Encoding`s; one that comes with a Hugging Face model may have to be a `LibraryTokenizer`.
 """
 
 import base64
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import tiktoken
 
 from gptjax import console
 from gptjax.config import CheckpointError, ConfigError, DataError
+from gptjax.data.library_tokenizer import LibraryTokenizer, to_bytes
 from gptjax.files import write_atomic
 
 if TYPE_CHECKING:
@@ -27,21 +30,72 @@ END_OF_TEXT = "<|endoftext|>"
 # punctuation, line ends together with the indentation that follows. After GPT-4's pattern (tiktoken, cl100k_base).
 BPE_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+# In the spelling that means the same to every engine: `(?s:.)` is an error to the one in `tokenizers`.
+ONE_CHARACTER = r"[\s\S]"
 
-def bytes_encoding() -> tiktoken.Encoding:
+
+class Tokenizer(Protocol):
+    """What the rest of gptjax asks of a tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def n_vocab(self) -> int:
+        """One more than the highest id."""
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The ids that a document or prompt starts with, such as Llama's `<|begin_of_text|>`."""
+
+    @property
+    def end(self) -> int | None:
+        """The id after a document, where there is one."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a text; special tokens' names in it are plain text."""
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """The text of the ids."""
+
+    def decode_single_token_bytes(self, token: int, /) -> bytes:
+        """The bytes that an id adds to a text; KeyError where no token has that id."""
+
+    def is_special_token(self, token: int, /) -> bool:
+        """Whether the id stands for no text."""
+
+
+class Encoding(tiktoken.Encoding):
+    """A `tiktoken.Encoding` that knows where documents begin and end; see `Tokenizer`."""
+
+    def __init__(self, name: str, *, begin: Sequence[int] = (), end: int | None = None, **facts: Any) -> None:
+        super().__init__(name, **facts)
+        self.begin, self.end = tuple(begin), end
+
+    def __getstate__(self) -> object:
+        kept = {"pat_str": self._pat_str, "mergeable_ranks": self._mergeable_ranks}
+        return kept | {
+            "name": self.name,
+            "special_tokens": self._special_tokens,
+            "begin": self.begin,
+            "end": self.end,
+        }
+
+
+def bytes_encoding() -> Encoding:
     """One id for each byte value, 0 to 255, and `<|endoftext|>` = 256."""
-    ranks = {bytes([value]): value for value in range(256)}
-    return tiktoken.Encoding("bytes", pat_str=r"(?s:.)", mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 256})
+    return _encoding("bytes", ONE_CHARACTER, {bytes([value]): value for value in range(256)}, {END_OF_TEXT: 256})
 
 
-def chars_encoding(texts: Iterable[str]) -> tiktoken.Encoding:
+def chars_encoding(texts: Iterable[str]) -> Encoding:
     """One id for each different character of the texts, in code point order."""
     characters = sorted(set().union(*texts))
     ranks = {character.encode(): rank for rank, character in enumerate(characters)}
-    return tiktoken.Encoding("chars", pat_str=r"(?s:.)", mergeable_ranks=ranks, special_tokens={})
+    return _encoding("chars", ONE_CHARACTER, ranks, {})
 
 
-def bpe_encoding(texts: Sequence[str], size: int) -> tiktoken.Encoding:
+def bpe_encoding(texts: Sequence[str], size: int) -> Encoding:
     """A byte-level BPE (arXiv 1508.07909, on bytes) of `size` ids, `<|endoftext|>` the last, trained on the texts.
 
     Raises:
@@ -50,10 +104,13 @@ def bpe_encoding(texts: Sequence[str], size: int) -> tiktoken.Encoding:
     vocabulary = train_bpe(texts, size - 1).get_vocab()
     if len(vocabulary) < size - 1:
         raise DataError(f"the text has pairs for {len(vocabulary) + 1} tokens only, not for bpe:{size}; ask for fewer")
-    byte_of = _byte_of_character()
-    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items()}
-    special = {END_OF_TEXT: size - 1}
-    return tiktoken.Encoding(f"bpe:{size}", pat_str=BPE_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    ranks = {to_bytes(token): rank for token, rank in vocabulary.items()}
+    return _encoding(f"bpe:{size}", BPE_PATTERN, ranks, {END_OF_TEXT: size - 1})
+
+
+def _encoding(name: str, pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Encoding:
+    end = special.get(END_OF_TEXT)
+    return Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special, end=end)
 
 
 def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
@@ -71,13 +128,6 @@ def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
     return trained
 
 
-def _byte_of_character() -> dict[str, int]:
-    # GPT-2's printable stand-ins for bytes, which `tokenizers` writes its vocabulary in.
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [value for value in range(256) if value not in shown]
-    return {chr(value): value for value in shown} | {chr(256 + i): value for i, value in enumerate(hidden)}
-
-
 def check_name(name: str) -> None:
     """Raises ConfigError unless `build` knows the name."""
     if name in ("bytes", "chars") or name in tiktoken.list_encoding_names():
@@ -90,7 +140,7 @@ def check_name(name: str) -> None:
         raise ConfigError(f"{name} is too small: 256 bytes and {END_OF_TEXT} make at least bpe:257")
 
 
-def build(name: str, texts: Sequence[str]) -> tiktoken.Encoding:
+def build(name: str, texts: Sequence[str]) -> Encoding:
     """The tokenizer of that name, made from the texts where it is that kind.
 
     Raises:
@@ -105,77 +155,94 @@ def build(name: str, texts: Sequence[str]) -> tiktoken.Encoding:
     if name.startswith("bpe:"):
         return bpe_encoding(texts, int(name.removeprefix("bpe:")))
     try:
-        return tiktoken.get_encoding(name)
+        known = tiktoken.get_encoding(name)
     except Exception as error:  # tiktoken lets its HTTP client's errors through
         raise DataError(
             f"tiktoken cannot get its vocabulary {name}: {type(error).__name__}; "
             "where there is no network, TIKTOKEN_CACHE_DIR may name a folder that has it"
         ) from error
+    return _encoding(name, known._pat_str, known._mergeable_ranks, known._special_tokens)
 
 
-def save(encoding: tiktoken.Encoding, directory: Path) -> None:
-    """Writes `vocabulary.tiktoken` (tiktoken's own format) and `tokenizer.json` (name, pattern, special tokens)."""
+def save(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes `facts.json` and the vocabulary: `vocabulary.tiktoken` or `tokenizer.json`, each library's own format."""
     directory.mkdir(parents=True, exist_ok=True)
-    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks]
-    write_atomic(directory / "vocabulary.tiktoken", "".join(lines))
-    facts = {"name": encoding.name, "pattern": encoding._pat_str, "special_tokens": encoding._special_tokens}
-    write_atomic(directory / "tokenizer.json", json.dumps(facts, indent=2) + "\n")
+    facts: dict[str, Any] = {"name": tokenizer.name, "begin": tokenizer.begin, "end": tokenizer.end}
+    match tokenizer:
+        case Encoding():
+            ranks = sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
+            lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks]
+            write_atomic(directory / "vocabulary.tiktoken", "".join(lines))
+            own = {"pattern": tokenizer._pat_str, "special_tokens": tokenizer._special_tokens}
+            facts = {"kind": "tiktoken"} | facts | own
+        case LibraryTokenizer():
+            write_atomic(directory / "tokenizer.json", tokenizer.text)
+            facts = {"kind": "tokenizers"} | facts
+        case _:
+            raise TypeError(f"no format for {type(tokenizer).__name__}")
+    write_atomic(directory / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 
-def load(directory: Path) -> tiktoken.Encoding:
+def load(directory: Path) -> Encoding | LibraryTokenizer:
     """The tokenizer that `save` wrote.
 
     Raises:
       CheckpointError: it is missing or damaged.
     """
     try:
-        facts = json.loads((directory / "tokenizer.json").read_text())
+        facts = json.loads((directory / "facts.json").read_text())
+        if facts["kind"] == "tokenizers":
+            text = (directory / "tokenizer.json").read_text()
+            return LibraryTokenizer(text, facts["name"], facts["begin"], facts["end"])
         lines = (directory / "vocabulary.tiktoken").read_text().splitlines()
         ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
-        return tiktoken.Encoding(
+        if len(set(ranks.values())) < len(ranks):
+            raise ValueError("two tokens have the same id")
+        return Encoding(
             facts["name"],
             pat_str=facts["pattern"],
             mergeable_ranks=ranks,
             special_tokens=facts["special_tokens"],
+            begin=facts["begin"],
+            end=facts["end"],
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error
 
 
-def end_of_text(encoding: tiktoken.Encoding) -> int | None:
-    """The id that stands between documents, where there is one."""
-    return encoding._special_tokens.get(END_OF_TEXT)
-
-
-def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text; special tokens' names in it are plain text.
 
     Raises:
       DataError: a character that a `chars` tokenizer does not have.
     """
-    if encoding.name == "chars":
-        unknown = sorted(set(text) - {token.decode() for token in encoding._mergeable_ranks})
+    if tokenizer.name == "chars" and isinstance(tokenizer, Encoding):
+        unknown = sorted(set(text) - {token.decode() for token in tokenizer._mergeable_ranks})
         if unknown:
-            raise DataError(f"the character {unknown[0]!r} is not among the {encoding.n_vocab} of this tokenizer")
-    return encoding.encode_ordinary(text)
+            raise DataError(f"the character {unknown[0]!r} is not among the {tokenizer.n_vocab} of this tokenizer")
+    return tokenizer.encode_ordinary(text)
 
 
-def encode_documents(encoding: tiktoken.Encoding, texts: Sequence[str], label: str) -> np.ndarray:
-    """One flat stream of ids, int32 [N]: `<|endoftext|>` before the first document and after each, where it exists."""
-    end = end_of_text(encoding)
-    border = [] if end is None else [end]
-    pieces = [np.array(border, np.int32)]
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], label: str) -> np.ndarray:
+    """One flat stream of ids, int32 [N]: each document with `begin` before it and `end` after it, where they exist.
+
+    A tokenizer without `begin` has `end` before the first document too.
+    """
+    end = [] if tokenizer.end is None else [tokenizer.end]
+    border = [*end, *tokenizer.begin]
+    pieces = [np.array(tokenizer.begin or end, np.int32)]
     with console.bar(label, sum(map(len, texts))) as advance:
         for text in texts:
-            pieces.append(np.array(encode(encoding, text) + border, np.int32))
+            pieces.append(np.array(encode(tokenizer, text) + border, np.int32))
             advance(len(text))
     return np.concatenate(pieces)
 
 
-def token_bytes(encoding: tiktoken.Encoding) -> np.ndarray:
-    """How many bytes of text each id stands for, int32 [V]; 0 for special tokens."""
-    lengths = np.zeros(encoding.n_vocab, np.int32)
-    for token, rank in encoding._mergeable_ranks.items():
-        lengths[rank] = len(token)
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """How many bytes of text each id stands for, int32 [V]; 0 for special tokens and for ids that no token has."""
+    lengths = np.zeros(tokenizer.n_vocab, np.int32)
+    for token in range(tokenizer.n_vocab):
+        if not tokenizer.is_special_token(token):
+            with suppress(KeyError):
+                lengths[token] = len(tokenizer.decode_single_token_bytes(token))
     return lengths

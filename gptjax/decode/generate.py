@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tiktoken
 from flax import linen as nn
 
 from gptjax import models
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
+from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode.sampling import draw
 
 
@@ -49,11 +49,11 @@ class Speaker(NamedTuple):
 
     next_token: Callable[..., tuple[jax.Array, jax.Array]]
     params: Any
-    tokenizer: tiktoken.Encoding
+    tokenizer: Tokenizer
     context: int  # the most ids that the model reads
 
 
-def speaker(model: nn.Module, params: Any, tokenizer: tiktoken.Encoding, context: int) -> Speaker:
+def speaker(model: nn.Module, params: Any, tokenizer: Tokenizer, context: int) -> Speaker:
     """A Speaker whose `next_token(params, ids_T, length, key, temperature, top_k)` is compiled.
 
     It gives the id drawn after the first `length` ids, and its log-probability before temperature and top k.
@@ -68,12 +68,17 @@ def speaker(model: nn.Module, params: Any, tokenizer: tiktoken.Encoding, context
     return Speaker(next_token, params, tokenizer, context)
 
 
+def padded(length: int, context: int) -> int:
+    """How many ids are read for a window of `length`: the next power of two, so that few programs are compiled."""
+    return min(context, max(128, 1 << (length - 1).bit_length()))
+
+
 def stream(of: Speaker, prompt: Sequence[int], settings: Settings, key: jax.Array) -> Iterator[tuple[int, float]]:
     """Yields (id, log-probability) for each new token; past its context the model sees the newest ids."""
     ids = list(prompt)
     for n in range(settings.max_tokens):
         window = ids[-of.context :]
-        ids_T = np.zeros(of.context, np.int32)
+        ids_T = np.zeros(padded(len(window), of.context), np.int32)
         ids_T[: len(window)] = window
         drawn = jax.random.fold_in(key, n)
         token, logprob = of.next_token(of.params, ids_T, len(window), drawn, settings.temperature, settings.top_k)
@@ -81,14 +86,14 @@ def stream(of: Speaker, prompt: Sequence[int], settings: Settings, key: jax.Arra
         yield ids[-1], float(logprob)
 
 
-def prompt_ids(tokenizer: tiktoken.Encoding, prompt: str, context: int) -> list[int]:
-    """The ids that a prompt stands for; an empty one is the border between documents.
+def prompt_ids(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
+    """The ids that a prompt stands for, with what a document begins with; an empty one is the border between documents.
 
     Raises:
       DataError: a character that the tokenizer does not have, no ids at all, or more than `context`.
     """
-    end = tokenizers.end_of_text(tokenizer)
-    ids = tokenizers.encode(tokenizer, prompt) or ([] if end is None else [end])
+    border = [] if tokenizer.end is None else [tokenizer.end]
+    ids = [*tokenizer.begin, *tokenizers.encode(tokenizer, prompt)] or border
     if not ids:
         raise DataError("the prompt is empty, and this tokenizer has no token to begin with; give --prompt")
     if len(ids) > context:
@@ -103,7 +108,7 @@ def generate(
     key: jax.Array,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Sample:
-    """A continuation of the prompt, up to `<|endoftext|>` or `settings.max_tokens`.
+    """A continuation of the prompt, up to the end of a document or `settings.max_tokens`.
 
     Args:
       of: who goes on.
@@ -116,7 +121,6 @@ def generate(
       ConfigError, DataError: settings or a prompt that cannot be.
     """
     settings.check()
-    end, known = tokenizers.end_of_text(of.tokenizer), of.tokenizer.n_vocab
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     ids, logprobs, text = [], [], []
 
@@ -127,8 +131,12 @@ def generate(
     for token, logprob in stream(of, prompt_ids(of.tokenizer, prompt, of.context), settings, key):
         ids.append(token)
         logprobs.append(logprob)
-        if token == end or token >= known:  # rows of the embedding beyond the tokenizer's have no text
+        if token == of.tokenizer.end:
             break
-        add(of.tokenizer.decode_single_token_bytes(token))
+        try:
+            raw = of.tokenizer.decode_single_token_bytes(token)
+        except KeyError:  # a row of the embedding that the tokenizer has no token for
+            break
+        add(raw)
     add(b"", final=True)
     return Sample("".join(text), ids, logprobs)

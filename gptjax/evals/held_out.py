@@ -25,7 +25,7 @@ def eval_step(objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Arra
     """Compiled `(params, batch) -> summed loss` in nats, without dropout."""
     whole = sharding.replicated(mesh)
     return jax.jit(
-        lambda params, batch: objective(params, batch, None)[0],
+        lambda params, batch: objective(params, batch, None)[1]["loss"],
         in_shardings=(whole, sharding.by_row(mesh)),
         out_shardings=whole,
     )
@@ -82,6 +82,7 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]
         texts = [sources.read_text(path) for path in files]
         tokens_N = tokenizers.encode_documents(of.tokenizer, texts, "tokens")
     else:
+        workdir.check_has_text(of.workdir)
         loaded = data.load(c.data, of.tokenizer)
         workdir.check_same_text(of.workdir, loaded.fingerprint)
         tokens_N = loaded.held_out_N

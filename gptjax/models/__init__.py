@@ -1,23 +1,26 @@
 """Models: token ids in, logits out. Pure Flax Linen modules, used only through `init` and `apply`.
 
-Nothing here reads text, knows a loss or an optimizer, or names a mesh axis, and nothing here imports another
+Nothing here reads text, knows an objective or an optimizer, or names a mesh axis, and nothing here imports another
 package of gptjax. Array names end in their shape, one letter an axis:
 
     B batch        T query/target length   S key/source length   N = B * T, flattened
     D model width  H query heads           G key/value heads     K head width
     F feed-forward width                   V vocabulary          L layers
+    E experts      k experts per token
 """
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.models.gpt import GPT, RESIDUALS
-from gptjax.models.layers import ACTIVATIONS, NORMS, POSITIONS
+from gptjax.models.gpt import GPT, REMATS, RESIDUALS
+from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
+from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
 
 MODELS: dict[str, type[nn.Module]] = {"gpt": GPT}
 
@@ -25,20 +28,37 @@ MODELS: dict[str, type[nn.Module]] = {"gpt": GPT}
 CHOICES: dict[str, Mapping[str, Any]] = {
     "model.arch": MODELS,
     "model.positions": POSITIONS,
+    "model.rotary.scaling": ROTARY_SCALINGS,
     "model.norm": NORMS,
     "model.norm_position": RESIDUALS,
     "model.mlp": MLPS,
-    "model.activation": ACTIVATIONS,
+    "model.activation": ACTIVATIONS | GATES,
+    "model.residual_init": RESIDUAL_INITS,
+    "model.remat": REMATS,
 }
+
+
+class Output(NamedTuple):
+    """A forward pass: what the model says, and what it says of itself."""
+
+    logits_BTV: jax.Array  # float32, for the token after each position
+    penalty: jax.Array  # to be added to the loss per token, nats; 0 but for mixtures of experts
+    metrics: dict[str, jax.Array]  # means over layers, by name
 
 
 def build(config: Any, dtype: str = "float32") -> nn.Module:
     """The model that `config` (`config.model` of a run, resolved) describes; computes in `dtype`."""
-    return MODELS[config.arch](config=FrozenConfigDict(config), dtype=dtype)
+    config = FrozenConfigDict(ConfigDict(config))
+    return MODELS[config.arch](config=config, dtype=dtype)
 
 
-def logits(model: nn.Module, params: Any, ids_BT: Any, dropout: jax.Array | None = None) -> jax.Array:
-    """What the model says: float32 [B, T, V] for the token after each position.
+def shapes(model: nn.Module) -> Any:
+    """The tree of its parameters as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+
+
+def forward(model: nn.Module, params: Any, ids_BT: Any, dropout: jax.Array | None = None) -> Output:
+    """What the model makes of token ids.
 
     Args:
       model: as `build` gives it.
@@ -47,4 +67,20 @@ def logits(model: nn.Module, params: Any, ids_BT: Any, dropout: jax.Array | None
       dropout: the random key of dropout, or None for none.
     """
     rngs = None if dropout is None else {"dropout": dropout}
-    return cast(jax.Array, model.apply({"params": params}, ids_BT, deterministic=dropout is None, rngs=rngs))
+    logits_BTV, said = model.apply(
+        {"params": params}, ids_BT, deterministic=dropout is None, rngs=rngs, mutable=["losses", "metrics"]
+    )
+    penalty = sum(_by_name(said.get("losses", {}), jnp.sum).values(), start=jnp.zeros(()))
+    return Output(logits_BTV, penalty, _by_name(said.get("metrics", {}), jnp.mean))
+
+
+def _by_name(tree: Any, over_layers: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
+    found: dict[str, list[jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        found.setdefault(path[-1].key, []).append(jnp.ravel(leaf))
+    return {name: over_layers(jnp.concatenate(leaves)) for name, leaves in found.items()}
+
+
+def logits(model: nn.Module, params: Any, ids_BT: Any) -> jax.Array:
+    """What the model says, without dropout: float32 [B, T, V] for the token after each position."""
+    return forward(model, params, ids_BT).logits_BTV

@@ -4,46 +4,72 @@ Knows nothing of text, losses or devices. The parts of a block come from diction
 activation, MLP or kind of position is one more entry in one of them.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models.attention import Attention
-from gptjax.models.layers import NORMS, POSITIONS, Linear, TokenEmbedding
+from gptjax.models.layers import NORMS, Linear, TokenEmbedding
 from gptjax.models.mlp import MLPS
+from gptjax.models.positions import POSITIONS, Places, places
 
 Sublayer = Callable[[jax.Array], jax.Array]
 
 # How a sublayer f and its norm join the residual stream x.
 RESIDUALS: dict[str, Callable[[jax.Array, Sublayer, Sublayer], jax.Array]] = {
-    "pre": lambda x, f, norm: x + f(norm(x)),
+    "pre": lambda x, f, norm: x + f(norm(x)),  # arXiv 2002.04745
+    "post": lambda x, f, norm: norm(x + f(x)),  # arXiv 1706.03762 section 3.1
+}
+
+# What a block's backward pass finds saved of its forward pass; the rest is computed again.
+REMATS: dict[str, Any] = {
+    "none": None,  # everything is saved
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the products with parameters
 }
 
 
-class Block(nn.Module):
-    """Attention, then MLP, each added to the residual stream: x_BTD -> [B, T, D].
+class Stream(NamedTuple):
+    """What goes from block to block."""
 
-    The products that write to the stream start 1/sqrt(2L) smaller, so that its size does not grow with depth
-    (GPT-2, "Language Models are Unsupervised Multitask Learners", section 2.3).
-    """
+    x_BTD: jax.Array
+    first_v_BTGK: jax.Array | None  # the first layer's values, with `config.value_residual`
+
+
+class Layer(NamedTuple):
+    """What differs between blocks besides their parameters."""
+
+    number: int | jax.Array
+    window: int | jax.Array  # 0: all the way back
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the residual stream: a Stream in, a Stream out."""
 
     config: Any
     dtype: str
+    deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, stream: Stream, layer: Layer, places: Places) -> tuple[Stream, None]:
         c = self.config
-        shared = dict(use_bias=c.use_bias, out_init_std=0.02 / math.sqrt(2 * c.layers), dtype=self.dtype)
-        attention = Attention(c.heads, c.kv_heads, dropout=c.dropout, name="attention", **shared)
-        mlp = MLPS[c.mlp](c.mlp_width, c.activation, name="mlp", **shared)
-        norms = [NORMS[c.norm](use_bias=c.use_bias, name=f"{part}_norm") for part in ("attention", "mlp")]
-        drop = nn.Dropout(c.dropout, deterministic=deterministic)
+        attention = Attention(c, self.dtype, name="attention")
+        mlp = MLPS[c.mlp](c, self.dtype, name="mlp")
+        norms = [NORMS[c.norm](c.use_bias, c.norm_epsilon, name=f"{part}_norm") for part in ("attention", "mlp")]
+        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
         add = RESIDUALS[c.norm_position]
-        x_BTD = add(x_BTD, lambda x: drop(attention(x, deterministic)), norms[0])
-        return add(x_BTD, lambda x: drop(mlp(x)), norms[1])
+        first_v = stream.first_v_BTGK
+
+        def read(x: jax.Array) -> jax.Array:
+            nonlocal first_v
+            mixed, first_v = attention(x, places, layer.window, layer.number == 0, first_v, self.deterministic)
+            return drop(mixed)
+
+        x_BTD = add(stream.x_BTD, read, norms[0])
+        return Stream(add(x_BTD, lambda x: drop(mlp(x)), norms[1]), first_v), None
 
 
 class GPT(nn.Module):
@@ -62,19 +88,48 @@ class GPT(nn.Module):
         """Logits for the token after each position.
 
         Args:
-          ids_BT: token ids, T at most `config.context`.
+          ids_BT: token ids, T at most `config.context` where positions are learned.
           deterministic: False drops out, and needs `rngs={"dropout": key}`.
 
         Raises:
           ValueError: T is more than the positions there are.
         """
         c = self.config
-        tokens = TokenEmbedding(c.vocabulary, c.width, dtype=self.dtype, name="tokens")
-        x_BTD = POSITIONS[c.positions](c.context, name="positions")(tokens(ids_BT))
+        tokens = TokenEmbedding(c.vocabulary, c.width, c.init_std, self.dtype, name="tokens")
+        x_BTD = tokens(ids_BT)
+        add = POSITIONS[c.positions].add
+        if add is not None:
+            x_BTD = add(c, name="positions")(x_BTD)
         x_BTD = nn.Dropout(c.dropout, deterministic=deterministic)(x_BTD)
-        for layer in range(c.layers):
-            x_BTD = Block(c, self.dtype, name=f"block_{layer}")(x_BTD, deterministic)
-        x_BTD = NORMS[c.norm](use_bias=c.use_bias, name="final_norm")(x_BTD)
-        if c.tied_head:
-            return tokens.logits(x_BTD)
-        return Linear(c.vocabulary, use_bias=False, dtype=self.dtype, name="head")(x_BTD).astype("float32")
+        x_BTD = self._blocks(x_BTD, deterministic)
+        if c.norm_position == "pre":
+            x_BTD = NORMS[c.norm](c.use_bias, c.norm_epsilon, name="final_norm")(x_BTD)
+        head = Linear(c.vocabulary, False, c.init_std, self.dtype, "float32", name="head")
+        logits_BTV = tokens.logits(x_BTD) if c.tied_head else head(x_BTD)
+        if c.logit_softcap:  # arXiv 2408.00118 section 2
+            logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
+        return logits_BTV
+
+    def _blocks(self, x_BTD: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        B, T, _ = x_BTD.shape
+        first_v = jnp.zeros((B, T, c.kv_heads, c.head_width), x_BTD.dtype) if c.value_residual else None
+        stream, at = Stream(x_BTD, first_v), places(c, jnp.arange(T))
+        windows = [c.windows[i % len(c.windows)] for i in range(c.layers)]
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
+        if not c.scan_layers:
+            for i, window in enumerate(windows):
+                stream, _ = block(c, self.dtype, deterministic, name=f"block_{i}")(stream, Layer(i, window), at)
+            return stream.x_BTD
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0, "losses": 0, "metrics": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+        )
+        layers = Layer(jnp.arange(c.layers), jnp.array(windows))
+        stream, _ = scanned(c, self.dtype, deterministic, name="blocks")(stream, layers, at)
+        return stream.x_BTD

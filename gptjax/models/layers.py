@@ -1,11 +1,13 @@
-"""The pieces that every model is made of: matrix product, norms, activations, embeddings of tokens and positions.
+"""The pieces that every model is made of: matrix product, norms, activations, the embedding of tokens.
 
 Each is a pure function or a small Linen module; a config picks among them by name from the dictionaries below.
 Parameters are float32 and cast to the compute dtype where they are used.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +17,38 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # GPT-2's, arXiv 1606.08415 section 2
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv 2109.08668 section 4
     "silu": jax.nn.silu,
 }
 
+# Of gated MLPs: the activation of one product, which a second is multiplied with (arXiv 2002.05202 section 2).
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swiglu": ACTIVATIONS["silu"],
+    "geglu": ACTIVATIONS["gelu"],
+}
+
+# Standard deviation at first of the products that write to the residual stream.
+RESIDUAL_INITS: dict[str, Callable[[float, int], float]] = {
+    "plain": lambda std, layers: std,
+    # So that the stream does not grow with depth (GPT-2, "Language Models are Unsupervised Multitask Learners", 2.3).
+    "scaled": lambda std, layers: std / math.sqrt(2 * layers),
+    "zero": lambda std, layers: 0.0,  # each block begins as the identity
+}
+
+
+def residual_std(config: Any) -> float:
+    """The standard deviation that `config.residual_init` (of `config.model`) gives."""
+    return RESIDUAL_INITS[config.residual_init](config.init_std, config.layers)
+
 
 class Linear(nn.Module):
-    """y = x @ kernel + bias over the last axis: [..., D] -> [..., features]."""
+    """y = x @ kernel + bias over the last axis: [..., D] -> [..., features], in `dtype`, summed up to `out_dtype`."""
 
     features: int
     use_bias: bool = True
     init_std: float = 0.02
     dtype: str = "float32"
+    out_dtype: str | None = None  # None: dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -34,9 +57,9 @@ class Linear(nn.Module):
         )
         # Two dimensions, because the weight gradient of a product with more is transposed in memory on CPU.
         x_ND = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y_NF = x_ND @ kernel_DF.astype(self.dtype)
+        y_NF = jnp.dot(x_ND, kernel_DF.astype(self.dtype), preferred_element_type=self.out_dtype or self.dtype)
         if self.use_bias:
-            y_NF += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y_NF += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(y_NF.dtype)
         return y_NF.reshape(*x.shape[:-1], self.features)
 
 
@@ -57,7 +80,20 @@ class LayerNorm(nn.Module):
         return y.astype(x.dtype)
 
 
-NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm}
+class RMSNorm(nn.Module):
+    """x / root mean square of x * scale over the last axis (arXiv 1910.07467, eq. 4); it never has a bias."""
+
+    use_bias: bool = False  # not used: norms are made alike
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        return (x32 * jax.lax.rsqrt((x32**2).mean(-1, keepdims=True) + self.epsilon) * scale_D).astype(x.dtype)
+
+
+NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
 class TokenEmbedding(nn.Module):
@@ -82,21 +118,3 @@ class TokenEmbedding(nn.Module):
         x_ND = x_BTD.reshape(-1, self.width)
         logits_NV = jnp.dot(x_ND, self.embedding_VD.T.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits_NV.reshape(*x_BTD.shape[:-1], self.vocabulary)
-
-
-class LearnedPositions(nn.Module):
-    """One trained vector per position, added to the token embeddings."""
-
-    context: int
-    init_std: float = 0.02
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        T, D = x_BTD.shape[1:]
-        if T > self.context:
-            raise ValueError(f"{T} tokens are more than the {self.context} learned positions")
-        table_SD = self.param("embedding", nn.initializers.normal(self.init_std), (self.context, D), jnp.float32)
-        return x_BTD + table_SD[:T].astype(x_BTD.dtype)
-
-
-POSITIONS: dict[str, type[nn.Module]] = {"learned": LearnedPositions}

@@ -23,13 +23,16 @@ def causal(model: nn.Module) -> Objective:
     """The objective of a decoder: each position's cross-entropy with the token that follows.
 
     Returns:
-      `(params, batch, rng) -> (loss, metrics)`: the batch is a `gptjax.data.batches.Batch`; the loss is in nats,
-      summed over positions by their weights; rng drives dropout, and None turns it off.
+      `(params, batch, rng) -> (loss, metrics)`: the batch is a `gptjax.data.batches.Batch`; rng drives dropout, and
+      None turns it off. `metrics["loss"]` is in nats, summed over positions by their weights; the loss adds the
+      model's own penalty. The model's metrics come times the weight.
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits_BTV = models.logits(model, params, batch["inputs_BT"], dropout=rng)
-        nats_BT = cross_entropy(logits_BTV, batch["targets_BT"])
-        return (nats_BT * batch["weights_BT"]).sum(), {}
+        said = models.forward(model, params, batch["inputs_BT"], dropout=rng)
+        nats = (cross_entropy(said.logits_BTV, batch["targets_BT"]) * batch["weights_BT"]).sum()
+        weight = batch["weights_BT"].sum()
+        metrics = {name: value * weight for name, value in said.metrics.items()}
+        return nats + said.penalty * weight, {"loss": nats} | metrics
 
     return loss

@@ -10,9 +10,10 @@ Schedule = Callable[[Any], Any]
 
 
 def cosine(peak: float, config: Any, steps: int) -> Schedule:
-    """Linear warm-up to the peak, then half a cosine down to its final fraction (arXiv 1608.03983, eq. 5)."""
+    """Linear warm-up to the peak, half a cosine down to its final fraction (arXiv 1608.03983, eq. 5), then that."""
+    decay_steps = config.decay_steps or steps
     return optax.warmup_cosine_decay_schedule(
-        0.0, peak, config.warmup_steps, max(steps, config.warmup_steps + 1), peak * config.final_fraction
+        0.0, peak, config.warmup_steps, max(decay_steps, config.warmup_steps + 1), peak * config.final_fraction
     )
 
 
@@ -26,8 +27,8 @@ SCHEDULES: dict[str, Callable[[float, Any, int], Schedule]] = {"cosine": cosine,
 
 
 def matrices(params: Any) -> Any:
-    """True for each parameter of two or more dimensions: those that weight decay acts on."""
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+    """True for each matrix and embedding, by name: those that weight decay acts on. Stacking layers changes no name."""
+    return jax.tree_util.tree_map_with_path(lambda path, p: path[-1].key in ("kernel", "embedding"), params)
 
 
 def adamw(config: Any, learning_rate: Schedule) -> optax.GradientTransformation:

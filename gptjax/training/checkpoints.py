@@ -60,6 +60,11 @@ class Checkpoints:
         items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
         self.manager.save(step, args=items)
 
+    def save_params(self, step: int, params: Any) -> None:
+        """Writes parameters alone: those that a run begins with."""
+        self.manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        self.wait()
+
     def restore(self, like: TrainState) -> TrainState:
         """The newest state.
 

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import optax
-import tiktoken
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,6 +18,7 @@ from gptjax import console, data, models, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, UserError
 from gptjax.data import batches, sources, tokenizers
+from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.objectives import OBJECTIVES
@@ -39,6 +40,7 @@ class Job(NamedTuple):
 
     config: ConfigDict
     workdir: Path
+    origin: Path | None  # the run whose parameters this one begins with
     started: float  # time.monotonic() when the command began
     spent: float  # seconds of earlier sessions of the run
     data: data.Data
@@ -60,25 +62,31 @@ class Job(NamedTuple):
         return held_out.loss_of(self.eval_step, params, some, tokenizers.token_bytes(self.data.tokenizer), **kwargs)
 
 
-def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
+def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | None = None) -> Job:
     """Reads the data, builds what trains on it, and makes the run directory where there is none.
 
     Args:
       config: resolved and checked.
       workdir: free, or this config's own.
       started: time.monotonic() when the command began.
+      origin: the run whose tokenizer and parameters this one begins with.
 
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
     """
     exists = workdirs.is_run(workdir)
-    loaded = data.load(config.data, tokenizers.load(workdir / "tokenizer") if exists else None)
+    home = workdir if exists else origin
+    loaded = data.load(config.data, tokenizers.load(home / "tokenizer") if home else None)
     config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
     sample_settings = check_sample(config, loaded.tokenizer)
-    if exists:
-        workdirs.check_same_text(workdir, loaded.fingerprint)
+    facts = {"fingerprint": loaded.fingerprint}
+    if not exists:
+        fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
+        workdirs.create(workdir, config, loaded.tokenizer, facts, fill)
+    elif workdirs.is_untrained(workdir):
+        workdirs.begin_training(workdir, config, facts)
     else:
-        workdirs.create(workdir, config, loaded.tokenizer, {"fingerprint": loaded.fingerprint})
+        workdirs.check_same_text(workdir, loaded.fingerprint)
     console.say(
         f"text       {config.data.path or config.data.source}: {len(loaded.train_N):,} tokens to train on, "
         f"{len(loaded.held_out_N):,} held out ({config.data.tokenizer})"
@@ -90,6 +98,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
     return Job(
         config=config,
         workdir=workdir,
+        origin=origin,
         started=started,
         spent=max([line["seconds"] for line in read_metrics(workdir)], default=0.0),
         data=loaded,
@@ -104,7 +113,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float) -> Job:
     )
 
 
-def check_sample(config: ConfigDict, tokenizer: tiktoken.Encoding) -> decoding.Settings:
+def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> decoding.Settings:
     """How the sample at a run's end is drawn.
 
     Raises:

@@ -11,17 +11,22 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, random, sharding
+from gptjax import console, models, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
+from gptjax.models.stacking import stack, unstack
 from gptjax.training import metrics, report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
-from gptjax.training.state import TrainState, initial, parameter_count
+from gptjax.training.state import TrainState, initial, parameter_count, starting_with
 from gptjax.training.step import Step, jitted, train_step
+
+# Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
+FREE_OF_IMPORT = ("dropout", "remat")
+FREE_OF_ORIGIN = (*FREE_OF_IMPORT, "scan_layers")
 
 
 def train(
@@ -40,6 +45,9 @@ def train(
       Diverged: the loss is not finite any more.
     """
     started = time.monotonic() if started is None else started
+    origin = workdirs.origin(config, workdir)
+    if origin:
+        config = workdirs.with_model_of(origin, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
     config = configs.resolve(config)
     configs.check(config, jax.device_count(), CHOICES)
     workdirs.check_free(workdir, config)
@@ -47,7 +55,7 @@ def train(
     if summary:
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
         return summary
-    job = make_job(config, workdir, started)
+    job = make_job(config, workdir, started, origin)
     with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         state = begin(job, checkpoints)
         try:
@@ -66,17 +74,30 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     def start() -> TrainState:
         return initial(job.model, job.optimizer, job.config.seed)
 
-    if checkpoints.latest() is None:
-        state = jax.jit(start, out_shardings=whole)()
-    else:
+    if checkpoints.latest():
         state = checkpoints.restore(shapes_on(jax.eval_shape(start), whole))
         console.say(f"resuming   at step {int(state.step):,} of {job.config.train.steps:,}")
+    elif job.origin:
+        state = begin_from(job.origin, job)
+        console.say(f"beginning  with the parameters of {job.origin}")
+    else:
+        state = jax.jit(start, out_shardings=whole)()
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
     if metrics.peak_flops(jax.devices()[0].device_kind):
         console.say(f"mfu        {metrics.MFU_CONVENTION}")
     return state
+
+
+def begin_from(origin: Path, job: Job) -> TrainState:
+    """The first state of a run that begins with another's newest parameters, or with those it was imported with."""
+    whole, theirs = sharding.replicated(job.mesh), workdirs.read_config(origin)
+    like = shapes_on(models.shapes(models.build(theirs.model)), whole)
+    params = Checkpoints(origin).restore_params(like)
+    if theirs.model.scan_layers != job.config.model.scan_layers:
+        params = stack(params) if job.config.model.scan_layers else unstack(params)
+    return jax.jit(lambda params: starting_with(params, job.optimizer), out_shardings=whole, donate_argnums=0)(params)
 
 
 def compiled_step(job: Job, state: TrainState) -> Step:

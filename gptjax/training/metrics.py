@@ -24,7 +24,10 @@ PEAK_FLOPS = {
 }
 
 
-MFU_CONVENTION = "6N + 12*L*D*T FLOPs per token, N without position embeddings, of the dense bf16 peak"
+MFU_CONVENTION = (
+    "6N + 12*L*D*T FLOPs per token, D = heads * head_width, N without position embeddings and, of a mixture, with the "
+    "experts of one token; of the dense bf16 peak"
+)
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -33,12 +36,21 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 
-def flops_per_token(params: Any, layers: int, width: int, context: int) -> float:
-    """6N + 12 L D T of forward and backward pass (arXiv 2204.02311, appendix B), N without position embeddings."""
-    positions = params.get("positions", {})
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    count -= sum(leaf.size for leaf in jax.tree.leaves(positions))
-    return 6.0 * count + 12.0 * layers * width * context
+def flops_per_token(params: Any, config: Any, context: int) -> float:
+    """6N + 12 L D T of forward and backward pass (arXiv 2204.02311, appendix B), by MFU_CONVENTION.
+
+    Args:
+      params: or their shapes.
+      config: `config.model`.
+      context: T.
+    """
+    count = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        of_expert = config.mlp == "experts" and "mlp" in names and "router" not in names
+        share = config.experts_per_token / config.experts if of_expert else 1.0
+        count += 0.0 if names[0] == "positions" else leaf.size * share
+    return 6.0 * count + 12.0 * config.layers * config.heads * config.head_width * context
 
 
 def mfu(tokens_per_second: float, flops: float, device_kind: str, devices: int) -> float | None:

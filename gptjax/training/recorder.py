@@ -30,7 +30,7 @@ class Recorder:
         self.job, self.advance, self.on_line = job, advance, on_line
         self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step))
         self.tokens_per_step = c.data.batch_size * c.data.context
-        self.flops = metrics.flops_per_token(state.params, c.model.layers, c.model.width, c.data.context)
+        self.flops = metrics.flops_per_token(state.params, c.model, c.data.context)
         # All at once, before the first step: asked for one by one they would wait behind the steps on the device.
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -49,7 +49,7 @@ class Recorder:
         self.steps_timed, self.since = 0, time.monotonic()
 
     def push(self, step: int, values: dict[str, jax.Array]) -> None:
-        """Takes a step's loss and gradient norm, which the devices may still be computing."""
+        """Takes a step's metrics, which the devices may still be computing."""
         self.pending = step, values
 
     def take(self, due: bool = False) -> Line:
@@ -79,9 +79,11 @@ class Recorder:
         self.restart_clock()
         mfu = metrics.mfu(rate, self.flops, jax.devices()[0].device_kind, self.job.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
+        own = {f"train/{name}": float(value) for name, value in values.items() if name not in ("loss", "grad_norm")}
         return {
             "step": step,
             "train/loss": loss,
+            **own,
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(self.learning_rates[step - 1]),
             "tokens_per_second": rate,

@@ -27,7 +27,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state at step 0. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""
-    params = model.init(random.key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"]
+    return starting_with(model.init(random.key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"], optimizer)
+
+
+def starting_with(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state at step 0 with these parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

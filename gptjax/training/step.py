@@ -27,11 +27,16 @@ def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
 
 
 def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
-    """Loss (mean over the batch's weight, nats) and its gradient, added up over `slices` of the batch by a scan."""
+    """The objective's metrics (means over the batch's weight) and the loss's gradient, in `slices` added by a scan."""
     weight = batch["weights_BT"].sum()
 
-    def of_slice(piece: Any, rng: jax.Array | None) -> tuple[jax.Array, Any]:
-        return jax.value_and_grad(lambda p: objective(p, piece, rng)[0] / weight)(params)
+    def of_slice(piece: Any, rng: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
+        def mean(p: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            loss, metrics = objective(p, piece, rng)
+            return loss / weight, {name: value / weight for name, value in metrics.items()}
+
+        grads, metrics = jax.grad(mean, has_aux=True)(params)
+        return metrics, grads
 
     if slices == 1:
         return of_slice(batch, rng)
@@ -41,8 +46,10 @@ def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | No
         own = None if rng is None else jax.random.fold_in(rng, index)
         return jax.tree.map(jnp.add, total, of_slice(piece, own)), None
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, zero, (jnp.arange(slices), sliced(batch, slices, mesh)))[0]
+    pieces = sliced(batch, slices, mesh)
+    shapes = jax.eval_shape(of_slice, jax.tree.map(lambda x: x[0], pieces), rng)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zero, (jnp.arange(slices), pieces))[0]
 
 
 def train_step(
@@ -64,16 +71,15 @@ def train_step(
       slices: A, how many pieces of the batch are differentiated one after the other.
 
     Returns:
-      `(state, batch) -> (state, {"loss", "grad_norm"})`, both before the update.
+      `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = random.key(seed, "dropout", state.step) if dropout else None
-        loss, grads = gradients(objective, state.params, batch, rng, slices, mesh)
+        metrics, grads = gradients(objective, state.params, batch, rng, slices, mesh)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
 
     return step
 

@@ -1,15 +1,18 @@
 """Tokenizers: lossless, saved whole, equal to the library that trained them."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
+import tokenizers as library
 from conftest import ROOT, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data import tokenizers
+from gptjax.data.library_tokenizer import LibraryTokenizer
 
 TEXT = ["def read(self):\n    return 'naïve' + \"再见\" * 3\n\n\n", "class A:\n\tx = 12345  # ☃ and 🤖\r\n"] * 30
 
@@ -20,7 +23,7 @@ def bpe():
 
 
 def test_bpe_has_the_size_asked_for_and_compresses(bpe):
-    assert bpe.n_vocab == 300 and tokenizers.end_of_text(bpe) == 299
+    assert bpe.n_vocab == 300 and bpe.end == 299
     ids = tokenizers.encode(bpe, TEXT[0])
     assert len(ids) < len(TEXT[0].encode()) / 2 and bpe.decode(ids) == TEXT[0]
 
@@ -33,7 +36,7 @@ def test_every_tokenizer_of_bytes_is_lossless(bpe, text, pieces):
             ids = tokenizers.encode(encoding, string)
             assert encoding.decode(ids) == string
             assert tokenizers.token_bytes(encoding)[ids].sum() == len(string.encode())
-            assert tokenizers.end_of_text(encoding) not in ids
+            assert encoding.end not in ids
 
 
 @pytest.mark.parametrize("source", ["words", "random", "code"])
@@ -66,19 +69,88 @@ def test_chars_refuse_a_stranger():
         tokenizers.encode(encoding, "abz")
 
 
+def sentencepiece():
+    """A tokenizer like Llama's first: `▁` for a space, bytes for characters that it lacks, `<s>` first, `</s>` last."""
+    special = ["<unk>", "<s>", "</s>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abelo", "▁a", "be", "ll"]
+    merges = [("▁", "a"), ("b", "e"), ("l", "l")]
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    made = library.Tokenizer(library.models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    first, spaces = library.normalizers.Prepend("▁"), library.normalizers.Replace(" ", "▁")
+    made.normalizer = library.normalizers.Sequence([first, spaces])
+    to_text = library.decoders
+    made.decoder = to_text.Sequence(
+        [to_text.Replace("▁", " "), to_text.ByteFallback(), to_text.Fuse(), to_text.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens(special)
+    return made
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return LibraryTokenizer(sentencepiece().to_str(), "llama", begin=(1,), end=2)
+
+
+def test_the_librarys_ids_and_text(llama):
+    peer = sentencepiece()
+    for text in ("a bell", "é再🤖\n", "", "  bell a"):
+        ids = llama.encode_ordinary(text)
+        assert ids == peer.encode(text, add_special_tokens=False).ids and llama.decode(ids) == peer.decode(ids) == text
+        joined = b"".join(llama.decode_single_token_bytes(token) for token in ids)
+        assert joined.decode() == (" " + text if text else "")
+        assert tokenizers.token_bytes(llama)[ids].sum() == len(joined)
+    assert llama.n_vocab == 268 and tokenizers.token_bytes(llama)[:3].tolist() == [0, 0, 0]
+    assert llama.encode_ordinary("\ud83e") == llama.encode_ordinary("\ufffd")
+    with pytest.raises(KeyError):
+        llama.decode_single_token_bytes(268)
+
+
+def test_names_of_special_tokens_are_text_to_the_library_too(llama):
+    assert llama.decode(llama.encode_ordinary("a</s>")) == "a</s>" and 2 not in llama.encode_ordinary("a</s>")
+
+
+def test_a_byte_of_a_byte_level_token_is_a_byte():
+    made = library.Tokenizer(library.models.BPE({"Ã": 0, "©": 1, "Ġ": 2}, []))
+    made.pre_tokenizer, made.decoder = (
+        library.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        library.decoders.ByteLevel(),
+    )
+    made.add_tokens(["é é"])
+    tokenizer = LibraryTokenizer(made.to_str(), "x")
+    ids = tokenizer.encode_ordinary(" éé é")
+    assert ids == [2, 0, 1, 3]
+    assert [tokenizer.decode_single_token_bytes(token) for token in ids] == [b" ", b"\xc3", b"\xa9", "é é".encode()]
+
+
+def test_a_length_to_cut_or_fill_to_is_ignored():
+    made = sentencepiece()
+    made.enable_truncation(2)
+    made.enable_padding(length=9)
+    assert len(LibraryTokenizer(made.to_str(), "x").encode_ordinary("a bell")) == 4
+
+
 @pytest.mark.parametrize("name", ["bytes", "chars", "bpe:300"])
 def test_a_saved_tokenizer_is_the_same(tmp_path, name):
     made = tokenizers.build(name, TEXT)
     tokenizers.save(made, tmp_path)
+    (tmp_path / "hf").mkdir()
+    for again in (tokenizers.load(tmp_path), pickle.loads(pickle.dumps(made))):
+        assert isinstance(again, tokenizers.Encoding)
+        assert (again.name, again.n_vocab, again.begin, again.end) == (made.name, made.n_vocab, (), made.end)
+        assert tokenizers.encode(again, TEXT[0]) == tokenizers.encode(made, TEXT[0])
+
+
+def test_a_saved_tokenizer_of_the_library_is_the_same(tmp_path, llama):
+    tokenizers.save(llama, tmp_path)
     again = tokenizers.load(tmp_path)
-    assert (again.name, again.n_vocab) == (made.name, made.n_vocab)
-    assert tokenizers.encode(again, TEXT[0]) == tokenizers.encode(made, TEXT[0])
+    assert (again.name, again.n_vocab, again.begin, again.end) == ("llama", 268, (1,), 2)
+    assert again.encode_ordinary("a bell é</s>") == llama.encode_ordinary("a bell é</s>")
 
 
 def test_tiktokens_own_by_name_and_saved(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared("tiktoken_cache")))
     gpt2 = tokenizers.build("gpt2", [])
-    assert tokenizers.encode(gpt2, "Hello world") == [15496, 995] and tokenizers.end_of_text(gpt2) == 50256
+    assert tokenizers.encode(gpt2, "Hello world") == [15496, 995] and gpt2.end == 50256
     tokenizers.save(gpt2, tmp_path)
     assert tokenizers.encode(tokenizers.load(tmp_path), "Hello world") == [15496, 995]
 
@@ -105,11 +177,20 @@ def test_too_little_text_for_a_vocabulary_is_refused():
         tokenizers.bpe_encoding(["abc"], 4096)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"name": "x"}'])
-def test_a_damaged_tokenizer_is_refused(tmp_path, damage):
-    tokenizers.save(tokenizers.bytes_encoding(), tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes(damage)
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"name": "x"}', b'{"kind": "tiktoken", "name": "x"}', b"\xff"])
+@pytest.mark.parametrize("file", ["facts.json", "vocabulary.tiktoken", "tokenizer.json"])
+def test_a_damaged_tokenizer_is_refused(tmp_path, llama, file, damage):
+    tokenizers.save(llama if file == "tokenizer.json" else tokenizers.bytes_encoding(), tmp_path)
+    (tmp_path / file).write_bytes(damage)
     with pytest.raises(CheckpointError, match="cannot be read"):
+        tokenizers.load(tmp_path)
+
+
+def test_an_id_of_two_tokens_is_refused(tmp_path):
+    tokenizers.save(tokenizers.bytes_encoding(), tmp_path)
+    with (tmp_path / "vocabulary.tiktoken").open("a") as file:
+        file.write("YWI= 7\n")
+    with pytest.raises(CheckpointError, match="two tokens have the same id"):
         tokenizers.load(tmp_path)
 
 
@@ -119,3 +200,15 @@ def test_documents_are_joined_by_end_of_text():
     assert ids.tolist() == [256, 97, 98, 256, 99, 256] and ids.dtype == np.int32
     assert tokenizers.encode_documents(tokenizers.chars_encoding(["abc"]), ["ab", "c"], "x").tolist() == [0, 1, 2]
     assert json.dumps(encoding._special_tokens) == '{"<|endoftext|>": 256}'
+
+
+def test_documents_begin_and_end_where_the_tokenizer_says(llama):
+    a = llama.encode_ordinary("a")
+    assert tokenizers.encode_documents(llama, ["a", ""], "x").tolist() == [1, *a, 2, 1, 2, 1]
+    endless = LibraryTokenizer(llama.text, "x", begin=(1,))
+    assert tokenizers.encode_documents(endless, ["a", "a"], "x").tolist() == [1, *a, 1, *a, 1]
+
+
+def test_ids_that_no_token_has_stand_for_no_bytes():
+    encoding = tokenizers.Encoding("x", pat_str=".", mergeable_ranks={b"a": 0, b"bc": 3}, special_tokens={"<s>": 5})
+    assert tokenizers.token_bytes(encoding).tolist() == [1, 0, 0, 2, 0, 0]

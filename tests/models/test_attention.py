@@ -5,16 +5,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.models.attention import attend
+from gptjax.models.attention import attend, visible
 
 
-def reference(q_BTHK, k_BSGK, v_BSGK, mask_TS):
+def reference(q_BTHK, k_BSGK, v_BSGK, mask_TS, scale, bias_HTS):
     """One query and head at a time, softmax written out."""
     B, T, H, K = q_BTHK.shape
     share = H // k_BSGK.shape[2]
     out = np.zeros((B, T, H, K))
     for b, t, h in np.ndindex(B, T, H):
-        scores = k_BSGK[b, :, h // share] @ q_BTHK[b, t, h] / np.sqrt(K)
+        scores = k_BSGK[b, :, h // share] @ q_BTHK[b, t, h] * scale + bias_HTS[h, t]
         scores[~mask_TS[t]] = -np.inf
         weights = np.exp(scores - scores.max())
         out[b, t, h] = weights / weights.sum() @ v_BSGK[b, :, h // share]
@@ -28,15 +28,20 @@ def reference(q_BTHK, k_BSGK, v_BSGK, mask_TS):
     G=st.integers(1, 3),
     share=st.integers(1, 3),
     K=st.integers(1, 8),
-    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    size=st.sampled_from([0.1, 1.0, 30.0]),
+    scale=st.sampled_from([None, 1.0, 0.3]),
+    window=st.integers(0, 10),
     seed=st.integers(0, 99),
 )
-def test_attention_vs_reference(B, T, G, share, K, scale, seed):
+def test_attention_vs_reference(B, T, G, share, K, size, scale, window, seed):
     rng = np.random.default_rng(seed)
-    q, k, v = (scale * rng.normal(size=(B, T, heads, K)).astype("f") for heads in (G * share, G, G))
-    mask = np.tri(T, dtype=bool)
-    got = attend(jnp.array(q), jnp.array(k), jnp.array(v), jnp.array(mask))
-    np.testing.assert_allclose(got, reference(q, k, v, mask), rtol=2e-4, atol=1e-5 * scale)
+    q, k, v = (size * rng.normal(size=(B, T, heads, K)).astype("f") for heads in (G * share, G, G))
+    bias = rng.normal(size=(G * share, T, T)).astype("f")
+    mask = np.array([[s <= t and (window == 0 or t - s < window) for s in range(T)] for t in range(T)])
+    seen = visible(jnp.arange(T), jnp.arange(T), window)
+    got = attend(jnp.array(q), jnp.array(k), jnp.array(v), seen, scale, jnp.array(bias))
+    expected = reference(q, k, v, mask, 1 / np.sqrt(K) if scale is None else scale, bias)
+    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-5 * size)
 
 
 def test_a_drop_that_keeps_every_weight_changes_nothing_and_one_that_doubles_them_doubles_the_result():

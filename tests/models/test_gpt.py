@@ -1,5 +1,6 @@
 """The decoder as a whole: what it may see, what it knows at first, what it can learn, how large it is."""
 
+import functools
 import math
 
 import jax
@@ -7,21 +8,55 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_config
+from conftest import ROOT, tiny_config
 from flax import linen as nn
 
 from gptjax import config as configs
 from gptjax import models
+from gptjax.models.stacking import stack, unstack
 from gptjax.objectives.causal import causal, cross_entropy
 
 
+def initialised(vocabulary=257, dtype="float32", **changes):
+    """A model and the parameters that it begins with."""
+    model, _ = build(vocabulary, dtype, **changes)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
 def build(vocabulary=257, dtype="float32", **changes):
-    config = configs.with_vocabulary(tiny_config(**changes), vocabulary)
-    model = models.build(config.model, dtype)
-    return model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    """A model and parameters of the usual sizes, drawn by NumPy, which compiles nothing."""
+    model = models.build(configs.with_vocabulary(tiny_config(**changes), vocabulary).model, dtype)
+    rng = np.random.default_rng(0)
+    centre = {"scale": 1.0, "first_value_share": 0.5}
+
+    def draw(path, leaf):
+        return jnp.asarray(centre.get(path[-1].key, 0.0) + 0.05 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return model, jax.tree_util.tree_map_with_path(draw, models.shapes(model))
 
 
-@pytest.mark.parametrize("changes", [{}, {"model_kv_heads": 1}, {"model_use_bias": True, "model_tied_head": False}])
+def said(model, params, ids):
+    return jax.jit(functools.partial(models.logits, model))(params, ids)
+
+
+LLAMA = dict(model_positions="rotary", model_norm="rmsnorm", model_activation="swiglu", model_kv_heads=1)
+MODERN = dict(
+    model_positions="rotary", model_norm="rmsnorm", model_activation="relu2", model_qk_norm=True, model_windows="(3,0)",
+    model_value_residual=True, model_logit_softcap=15.0, model_tied_head=False,
+)  # fmt: skip
+MEMBERS = {
+    "gpt2": {},
+    "gpt1": dict(model_norm_position="post", model_use_bias=True),
+    "llama": LLAMA,
+    "modern": MODERN,
+    "alibi": dict(model_positions="alibi", model_head_width=5),
+    "sinusoidal": dict(model_positions="sinusoidal", model_activation="geglu"),
+    "no positions": dict(model_positions="none", model_tied_head=False),
+    "experts": dict(model_mlp="experts", model_experts=4, model_use_bias=True),
+}
+
+
+@pytest.mark.parametrize("changes", MEMBERS.values(), ids=MEMBERS)
 def test_causality_through_gradients(changes):
     model, params = build(**changes)
     table = params["tokens"]["embedding"]
@@ -39,15 +74,17 @@ def test_causality_through_gradients(changes):
         with nn.intercept_methods(interceptor):
             return model.apply({"params": params}, ids)[0, t].sum()
 
+    gradient = jax.jit(jax.grad(lambda table_in, t: output_at(t, table_in)))
     for t in (0, 5, 11):
-        grad = np.abs(jax.grad(lambda e, t=t: output_at(t, e))(table)).sum(-1)[:12]
+        grad = np.abs(gradient(table, t)).sum(-1)[:12]
         assert (grad[: t + 1] > 0).all(), "each position sees itself and all before it"
         assert (grad[t + 1 :] == 0).all(), "no position sees a later one"
 
 
-def test_a_new_model_knows_nothing():
+@pytest.mark.parametrize("member", ["gpt2", "llama", "modern"])
+def test_a_new_model_knows_nothing(member):
     for vocabulary in (257, 5000):
-        model, params = build(vocabulary, model_width=64)
+        model, params = initialised(vocabulary, **MEMBERS[member], model_width=64)
         ids = jax.random.randint(jax.random.key(1), (8, 16), 0, vocabulary)
         targets = jax.random.randint(jax.random.key(2), (8, 16), 0, vocabulary)
         loss = cross_entropy(model.apply({"params": params}, ids), targets).mean()
@@ -55,7 +92,7 @@ def test_a_new_model_knows_nothing():
 
 
 def test_one_repeated_batch_is_learnt_by_heart():
-    model, params = build(model_width=32)
+    model, params = initialised(model_width=32)
     rng = np.random.default_rng(0)
     batch = {
         "inputs_BT": rng.integers(0, 257, (4, 16)),
@@ -76,17 +113,161 @@ def test_one_repeated_batch_is_learnt_by_heart():
     assert float(loss) < 0.02
 
 
-def test_gpt2_has_the_published_number_of_parameters():
-    config = tiny_config(
-        model_layers=12, model_heads=12, model_width=768, model_context=1024, model_use_bias=True, data_context=16
+# Exact where the makers' own numbers are known, and the parameters of table D.1 of arXiv 2005.14165 for GPT-3, where
+# table 2.1 has them rounded to one or two figures (350M for 356M, 2.7B for 2,650M).
+PUBLISHED = {
+    "gpt1": 116_534_784,
+    "gpt2:small": 124_439_808,
+    "gpt2:medium": 354_823_168,
+    "gpt2:large": 774_030_080,
+    "gpt2:xl": 1_557_611_200,
+    "llama:1b": 1_235_814_400,
+    "llama:8b": 8_030_261_248,
+    "llama:70b": 70_553_706_496,
+}
+GPT3_MILLIONS = {
+    "small": 125, "medium": 356, "large": 760, "xl": 1320, "2.7b": 2650, "6.7b": 6660, "13b": 12_850, "175b": 174_600,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "recipe, count, tolerance",
+    [(recipe, count, 0) for recipe, count in PUBLISHED.items()]
+    + [(f"gpt3:{size}", millions * 1e6, 0.01) for size, millions in GPT3_MILLIONS.items()],
+)
+def test_recipes_have_the_published_number_of_parameters(recipe, count, tolerance):
+    name, _, size = recipe.partition(":")
+    config = configs.resolve(configs.read(str(ROOT / "configs" / f"{name}.py") + (size and f":{size}")))
+    shapes = models.shapes(models.build(config.model))
+    assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == pytest.approx(count, rel=tolerance, abs=0)
+
+
+def loss_and_gradients(params, layout=lambda params: params, **changes):
+    """Of one batch, and the program that computes them; gradients in the layout of `params`."""
+    model, _ = build(**changes)
+    ids = np.random.default_rng(0).integers(0, 257, (2, 17))
+    batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((2, 16), "f")}
+
+    def loss(params):
+        return causal(model)(layout(params), batch, None)[0] / 32
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(params))
+    return *jax.jit(jax.value_and_grad(loss))(params), program
+
+
+@functools.cache
+def without_scan_or_remat(member):
+    changes = MEMBERS[member] | {"model_layers": 3}
+    _, params = build(**changes)
+    return changes, params, *loss_and_gradients(params, **changes)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("member", ["gpt2", "modern", "experts"])
+def test_scan_and_remat_change_neither_loss_nor_gradients(member, scan_layers, remat):
+    changes, params, loss, grads, plain = without_scan_or_remat(member)
+    settings = dict(model_scan_layers=scan_layers, model_remat=remat)
+    their_loss, their_grads, program = loss_and_gradients(
+        params, stack if scan_layers else lambda p: p, **changes, **settings
     )
-    model = models.build(configs.with_vocabulary(config, 50257).model)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
-    assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == 124_439_808
+    # The programs are what they are said to be, so that the two sides are not the same thing twice.
+    assert "remat" not in plain and "checkpoint" not in plain and "length=3" not in plain
+    assert "remat" in program or "checkpoint" in program
+    assert ("length=3" in program) == scan_layers
+    np.testing.assert_allclose(their_loss, loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), their_grads, grads)
+
+
+def test_remat_saves_memory_the_more_the_less_it_keeps():
+    def temporary(remat):
+        # Stacked: on CPU, XLA undoes the recomputation of blocks that are not in a loop.
+        model, params = build(model_remat=remat, model_layers=8, model_scan_layers=True, model_context=64)
+        ids = jnp.zeros((16, 64), jnp.int32)
+        grad = jax.jit(jax.grad(lambda p, ids: models.logits(model, p, ids).sum()))
+        return grad.lower(params, ids).compile().memory_analysis().temp_size_in_bytes
+
+    nothing, products, everything = (temporary(remat) for remat in ("none", "dots", "full"))
+    assert 3 * everything < 2 * products < nothing
+
+
+def test_stacking_blocks_and_back_is_bit_exact():
+    _, params = build(model_layers=11)
+    again = unstack(stack(params))
+    assert again.keys() == params.keys()
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    stacked, model = stack(params), build(model_layers=11, model_scan_layers=True)[0]
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(lambda s: s.shape, models.shapes(model))
+
+
+@pytest.mark.parametrize("windows, reach", [((3,), 4), ((4, 2), 4), ((1, 1), 0), ((2, 0), 99)])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_windows_bound_how_far_a_layer_reaches(windows, reach, scan_layers):
+    """Two layers reach back by (window - 1) each."""
+    changes = dict(model_positions="rotary", model_windows=str(windows), model_scan_layers=scan_layers)
+    model, params = build(**changes)
+    ids = jax.random.randint(jax.random.key(1), (1, 12), 0, 257)
+    changed = jnp.concatenate([ids, jnp.stack([ids[0].at[t].add(1) for t in range(11)])])
+    last = np.asarray(said(model, params, changed))[:, 11]
+    seen = [not np.array_equal(last[0], other) for other in last[1:]]
+    assert seen == [11 - t <= reach for t in range(11)]
+
+
+def test_positions_matter_unless_there_are_none():
+    ids, swapped = jnp.array([[5, 9, 2, 7]]), jnp.array([[9, 5, 2, 7]])
+    for positions in ("learned", "sinusoidal", "rotary", "alibi", "none"):
+        # One layer: more of them tell positions even without, because each query sees what is before it alone.
+        model, params = build(model_positions=positions, model_layers=1)
+        differ = float(jnp.abs(said(model, params, ids) - said(model, params, swapped))[0, -1].max())
+        assert (differ > 1e-6) == (positions != "none"), positions
+
+
+def test_zero_initialised_blocks_begin_as_the_identity():
+    model, params = initialised(**MODERN, model_residual_init="zero")
+    ids = jnp.arange(8)[None]
+    x = params["tokens"]["embedding"][ids]
+    x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    expected = 15 * jnp.tanh(x @ params["head"]["kernel"] / 15)
+    np.testing.assert_allclose(said(model, params, ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_capped_logits_stay_below_the_cap_and_keep_their_order():
+    plain, params = build(model_tied_head=False)
+    params["head"]["kernel"] = 20 * params["head"]["kernel"]
+    capped, _ = build(model_tied_head=False, model_logit_softcap=5.0)
+    ids = jnp.arange(8)[None]
+    free, held = said(plain, params, ids), said(capped, params, ids)
+    np.testing.assert_allclose(held, 5 * np.tanh(free / 5), rtol=1e-4)
+    assert float(jnp.abs(free).max()) > 5 >= float(jnp.abs(held).max())
+
+
+def test_the_value_residual_mixes_in_the_first_layers_values():
+    """With a share of 0 there is none; with 1 the later layers' own values do not count."""
+    changes = dict(model_value_residual=True)
+    model, params = build(**changes)
+    plain, without = build()
+    ids = jnp.arange(8)[None]
+
+    def with_share(params, share):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: jnp.full_like(p, share) if path[-1].key == "first_value_share" else p, params
+        )
+
+    none = {name: value for name, value in jax.tree_util.tree_map(lambda p: p, params).items()}
+    for i in range(2):
+        attention = {k: v for k, v in params[f"block_{i}"]["attention"].items() if k != "first_value_share"}
+        none[f"block_{i}"] = params[f"block_{i}"] | {"attention": attention}
+    assert jax.tree.structure(none) == jax.tree.structure(without)
+    np.testing.assert_allclose(said(model, with_share(params, 0.0), ids), said(plain, none, ids), atol=1e-6)
+    whole = with_share(params, 1.0)
+    kernel = whole["block_1"]["attention"]["qkv"]["kernel"]
+    whole["block_1"]["attention"]["qkv"]["kernel"] = kernel.at[:, 32:].set(9.0)  # the columns of its values
+    np.testing.assert_allclose(said(model, whole, ids), said(model, with_share(params, 1.0), ids), atol=1e-6)
+    assert not np.allclose(said(model, params, ids), said(plain, none, ids), atol=1e-6)
 
 
 def test_projections_to_the_residual_stream_start_smaller():
-    _, params = build(model_width=128, model_layers=8)
+    _, params = initialised(model_width=128, model_layers=8)
     block = params["block_0"]
     assert np.std(block["mlp"]["up"]["kernel"]) == pytest.approx(0.02, rel=0.05)
     for part in (block["mlp"]["down"], block["attention"]["out"]):

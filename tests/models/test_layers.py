@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.models.layers import ACTIVATIONS, LayerNorm, LearnedPositions, Linear, TokenEmbedding
+from gptjax.models.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, TokenEmbedding
+from gptjax.models.positions import LearnedPositions
 
 
 @settings(max_examples=15, deadline=None)
@@ -18,6 +20,16 @@ def test_layer_norm_vs_reference(D, rows, scale, seed):
     params = {"scale": jnp.array(gain, "f"), "bias": jnp.array(bias, "f")}
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gain + bias
     np.testing.assert_allclose(LayerNorm().apply({"params": params}, x), expected, atol=2e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(D=st.integers(1, 40), rows=st.integers(1, 9), scale=st.floats(0.1, 100), seed=st.integers(0, 99))
+def test_rms_norm_vs_reference(D, rows, scale, seed):
+    rng = np.random.default_rng(seed)
+    x, gain = rng.normal(3, scale, (2, rows, D)).astype("f"), rng.normal(size=D)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * gain
+    got = RMSNorm(epsilon=1e-3).apply({"params": {"scale": jnp.array(gain, "f")}}, x)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def test_linear_vs_reference():
@@ -48,7 +60,7 @@ def test_tied_embedding_looks_up_and_multiplies_with_one_table():
 
 def test_more_tokens_than_positions_is_an_error():
     with pytest.raises(ValueError, match="5 tokens are more than the 4 learned positions"):
-        LearnedPositions(4).init(jax.random.key(0), jnp.zeros((1, 5, 2)))
+        LearnedPositions(tiny_config(model_context=4).model).init(jax.random.key(0), jnp.zeros((1, 5, 2)))
 
 
 def test_activations_vs_reference():
@@ -58,6 +70,7 @@ def test_activations_vs_reference():
 
     exact = np.array([0.5 * v * (1 + erf(v / 2**0.5)) for v in x])
     expected = {"gelu": exact, "gelu_tanh": tanh, "relu": np.maximum(x, 0), "silu": x / (1 + np.exp(-x))}
+    expected["relu2"] = np.maximum(x, 0) ** 2
     assert expected.keys() == ACTIVATIONS.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(ACTIVATIONS[name](jnp.array(x, jnp.float32)), values, atol=1e-6, err_msg=name)

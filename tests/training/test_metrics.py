@@ -11,7 +11,16 @@ from gptjax.training import loop, metrics
 
 def test_flops_per_token_by_the_convention():
     params = {"positions": {"embedding": np.zeros((64, 8))}, "tokens": {"embedding": np.zeros((10, 8))}}
-    assert metrics.flops_per_token(params, layers=2, width=8, context=64) == 6 * 80 + 12 * 2 * 8 * 64
+    config = tiny_config(model_width=8).model
+    assert metrics.flops_per_token(params, config, context=64) == 6 * 80 + 12 * 2 * 8 * 64
+
+
+def test_flops_of_a_mixture_count_the_experts_of_one_token():
+    one = {"block_0": {"mlp": {"up": {"kernel": np.zeros((16, 64))}, "router": {"kernel": np.zeros((16, 8))}}}}
+    eight = {"block_0": {"mlp": one["block_0"]["mlp"] | {"up": {"kernel": np.zeros((8, 16, 64))}}}}
+    config = tiny_config(model_mlp="experts", model_experts=8, model_experts_per_token=2).model
+    difference = metrics.flops_per_token(eight, config, 16) - 6 * (2 * 16 * 64 + 16 * 8)
+    assert difference == 12 * 2 * 16 * 16
 
 
 def test_mfu_uses_the_longest_name_that_fits():

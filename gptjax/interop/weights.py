@@ -1,0 +1,124 @@
+"""Tensors by name in safetensors files, one file or shards with an index. No pickle is ever loaded.
+
+Knows nothing of models: names, shapes and arrays only.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gptjax.config import DataError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F32", "BF16", "F16")
+SHARD_BYTES = 5 * 10**9
+
+
+class Stored(NamedTuple):
+    """A tensor in a file; `read` loads it."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors has it: F32, BF16, ...
+
+    def read(self) -> np.ndarray:
+        """The values as float32, which holds every bfloat16 and float16 exactly."""
+        with _open(self.path) as file:
+            return file.get_tensor(self.name).astype(np.float32)
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, "numpy")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def listing(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a model's folder.
+
+    Raises:
+      DataError: no safetensors, a file that is damaged, or a shard that is missing.
+    """
+    found: dict[str, Stored] = {}
+    for path in _files(folder):
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping, though it has keys)
+                piece = file.get_slice(name)
+                found[name] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        try:
+            files = json.loads((folder / INDEX).read_text())["weight_map"]
+            shards = sorted({folder / file for file in files.values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(f"{folder / INDEX} is damaged: {error}") from error
+        absent = [shard.name for shard in shards if not shard.is_file()]
+        if absent:
+            raise DataError(f"{folder} lacks {', '.join(absent)}, which its index names")
+        return shards
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    why = f", only {', '.join(pickles)}, and pickled weights are never loaded" if pickles else ""
+    raise DataError(f"{folder} has no {SINGLE}{why}; transformers' save_pretrained writes one")
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, Callable[[], np.ndarray]],
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    advance: Callable[[float], None] = lambda count: None,
+) -> None:
+    """Writes tensors to safetensors files in a folder, with an index where there is more than one.
+
+    Args:
+      folder: exists.
+      tensors: by name, each made when it is its turn.
+      dtype: float32 or bfloat16.
+      shard_bytes: the most that a file holds, unless one tensor is larger.
+      advance: gets the count of each tensor's numbers once it is written.
+    """
+    target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    parts: list[list[str]] = []
+    total = 0
+    # Written under running numbers first: how many files there will be is known at the end.
+    for number, shard in enumerate(_shards(tensors, target, shard_bytes)):
+        save_file(shard, folder / f"part-{number}", metadata={"format": "pt"})
+        parts.append(list(shard))
+        total += sum(array.nbytes for array in shard.values())
+        advance(sum(array.size for array in shard.values()))
+    if len(parts) == 1:
+        (folder / "part-0").rename(folder / SINGLE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(parts):
+        file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        (folder / f"part-{number}").rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(
+    tensors: Mapping[str, Callable[[], np.ndarray]], dtype: np.dtype, limit: int
+) -> Iterator[dict[str, np.ndarray]]:
+    shard: dict[str, np.ndarray] = {}
+    for name, make in tensors.items():
+        array = np.ascontiguousarray(make().astype(dtype))
+        if shard and sum(other.nbytes for other in shard.values()) + array.nbytes > limit:
+            yield shard
+            shard = {}
+        shard[name] = array
+    yield shard

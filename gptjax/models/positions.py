@@ -1,0 +1,140 @@
+"""How a model knows where a token stands: vectors added to embeddings, queries and keys turned, or scores lowered.
+
+Pure functions of positions and of `config.model`; no layer and no cache is known here.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector per position, added to the token embeddings x_BTD."""
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        T, D = x_BTD.shape[1:]
+        context = self.config.context
+        if T > context:
+            raise ValueError(f"{T} tokens are more than the {context} learned positions")
+        init = nn.initializers.normal(self.config.init_std)
+        table_SD = self.param("embedding", init, (context, D), jnp.float32)
+        return x_BTD + table_SD[:T].astype(x_BTD.dtype)
+
+
+class SinusoidalPositions(nn.Module):
+    """PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos of the same, added (arXiv 1706.03762 section 3.5)."""
+
+    config: Any
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        T, D = x_BTD.shape[1:]
+        angles_TD = np.arange(T)[:, None] / 10_000 ** (np.arange(D) // 2 * 2 / D)
+        table_TD = np.where(np.arange(D) % 2 == 0, np.sin(angles_TD), np.cos(angles_TD))
+        return x_BTD + table_TD.astype(x_BTD.dtype)
+
+
+def unscaled(frequencies: np.ndarray, config: Any) -> np.ndarray:
+    """Frequencies as they are."""
+    return frequencies
+
+
+def linear_scaling(frequencies: np.ndarray, config: Any) -> np.ndarray:
+    """Positions `factor` times closer together (arXiv 2306.15595 eq. 3)."""
+    return frequencies / config.factor
+
+
+def llama3_scaling(frequencies: np.ndarray, config: Any) -> np.ndarray:
+    """Llama 3.1's: wavelengths longer than a share of the original context are stretched, short ones are kept.
+
+    A wave that fits `high_frequency_factor` times or more into `original_context` is kept, one that fits
+    `low_frequency_factor` times or less is stretched by `factor`, with a straight line between (Meta's reference
+    code of Llama 3.1, `apply_scaling`).
+    """
+    fits = config.original_context * frequencies / (2 * math.pi)
+    low, high = config.low_frequency_factor, config.high_frequency_factor
+    kept = np.clip((fits - low) / (high - low), 0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / config.factor
+
+
+ROTARY_SCALINGS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+    "none": unscaled,
+    "linear": linear_scaling,
+    "llama3": llama3_scaling,
+}
+
+
+class Rotation(NamedTuple):
+    """The angles of rotary positions, float32; K counts the columns of a head, turned in pairs (i, i + K/2)."""
+
+    cos_TK: jax.Array  # K/2 columns, as of sin
+    sin_TK: jax.Array
+
+    def turn(self, x_BTHK: jax.Array) -> jax.Array:
+        """Queries or keys turned by their positions (arXiv 2104.09864 eq. 34, in the halves' order of GPT-NeoX)."""
+        cos, sin = self.cos_TK[:, None], self.sin_TK[:, None]
+        first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+        turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return turned.astype(x_BTHK.dtype)
+
+
+def rotation(config: Any, positions_T: jax.Array) -> Rotation:
+    """Angles p * theta^(-2i/K) of `config.model.rotary` (arXiv 2104.09864 eq. 15), with its scaling."""
+    K, rotary = config.head_width, config.rotary
+    frequencies = rotary.theta ** -(np.arange(0, K, 2) / K)
+    frequencies = ROTARY_SCALINGS[rotary.scaling](frequencies, rotary).astype(np.float32)
+    angles_TK = positions_T[:, None].astype(jnp.float32) * frequencies
+    return Rotation(jnp.cos(angles_TK), jnp.sin(angles_TK))
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """How much each head's scores fall per token of distance, float32 [H] (arXiv 2108.12409 section 3).
+
+    2^(-8/H), 2^(-16/H), ... for a power of two; else those of the power of two below, then every other one of the
+    power above, as the paper's code has it.
+    """
+
+    def geometric(n: int) -> np.ndarray:
+        return 2.0 ** (-8 / n * np.arange(1, n + 1))
+
+    below = 2 ** int(math.log2(heads))
+    return np.concatenate([geometric(below), geometric(2 * below)[::2][: heads - below]]).astype(np.float32)
+
+
+class Scheme(NamedTuple):
+    """A kind of position: a module added to embeddings, a rotation of queries and keys, slopes of scores, or none."""
+
+    add: type[nn.Module] | None = None
+    rotate: Callable[[Any, jax.Array], Rotation] | None = None
+    slopes: Callable[[int], np.ndarray] | None = None
+
+
+POSITIONS: dict[str, Scheme] = {
+    "learned": Scheme(add=LearnedPositions),
+    "sinusoidal": Scheme(add=SinusoidalPositions),
+    "rotary": Scheme(rotate=rotation),
+    "alibi": Scheme(slopes=alibi_slopes),
+    "none": Scheme(),
+}
+
+
+class Places(NamedTuple):
+    """Where the tokens of a forward pass stand, as attention needs it."""
+
+    positions_T: jax.Array
+    rotation: Rotation | None
+    slopes_H: jax.Array | None
+
+
+def places(config: Any, positions_T: jax.Array) -> Places:
+    """What `config.positions` (of `config.model`) makes of these positions."""
+    scheme = POSITIONS[config.positions]
+    turning = scheme.rotate and scheme.rotate(config, positions_T)
+    return Places(positions_T, turning, scheme.slopes and jnp.asarray(scheme.slopes(config.heads)))

@@ -1,0 +1,67 @@
+"""Every family against transformers: logits, loss and gradients, live with the parity extra, and golden files anywhere.
+
+`pytest tests/interop/test_parity.py -s` prints the largest error of each.
+"""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from gptjax import models
+from gptjax.interop import families, hub, transfer
+from gptjax.objectives.causal import causal
+
+sys.path.append(str(ROOT / "tests" / "golden"))
+import make_hf
+
+WITH_GRADIENTS = ("gpt2", "llama")
+
+
+def imported(folder):
+    """Model and parameters of a folder, and `to_ours`, which gives any tensors of that family our names."""
+    family, config = families.model_of(hub.read_json(folder / "config.json"))
+    params = transfer.read_params(folder, family, config)
+    return models.build(config), params, families.tensors_of(family, config)
+
+
+def check_gradients(model, params, tensors, found):
+    ids = found["ids"]
+    batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones(ids[:, 1:].shape, "f")}
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: causal(model)(p, batch, None)[0] / ids[:, 1:].size))(params)
+    np.testing.assert_allclose(loss, found["loss"], rtol=1e-5)
+    worst = 0.0
+    for tensor in tensors:
+        theirs = transfer.to_ours(tensor, [found[f"grads/{name}"] for name in tensor.theirs])
+        ours = grads
+        for name in tensor.ours.split("/"):
+            ours = ours[name]
+        error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        assert error < 1e-4, f"{tensor.ours}: {error}"
+        worst = max(worst, float(error))
+    return worst
+
+
+def check(folder, label):
+    found = np.load(folder / "expected.npz")
+    model, params, tensors = imported(folder)
+    logits = jax.jit(lambda p: models.logits(model, p, found["ids"][:, :-1]))(params)
+    error = float(np.abs(logits - found["logits"]).max())
+    assert np.abs(found["logits"]).max() > 0.3, "logits that say something"
+    assert error < 1e-4
+    grads = check_gradients(model, params, tensors, found) if any(n.startswith("grads/") for n in found.files) else None
+    print(f"\n{label}: logits within {error:.1e}" + (f", gradients {grads:.1e} relative" if grads else ""))
+
+
+@pytest.mark.parametrize("family, case", [(family, case) for family, cases in make_hf.CASES.items() for case in cases])
+def test_equals_transformers(family, case, tmp_path):
+    pytest.importorskip("transformers", reason="the parity extra is not installed")
+    make_hf.make(family, case, tmp_path, seed=1, gradients=family in WITH_GRADIENTS)
+    check(tmp_path, f"{family} {case}")
+
+
+@pytest.mark.parametrize("family", make_hf.CASES)
+def test_equals_its_golden_file(family):
+    check(make_hf.FOLDER / family, f"{family}, golden")
