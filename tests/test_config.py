@@ -7,6 +7,7 @@ from conftest import BASE, ROOT, tiny_config
 
 from gptjax import config as configs
 from gptjax.config import ConfigError
+from gptjax.interop import families
 from gptjax.training.job import CHOICES
 
 
@@ -33,7 +34,17 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
 @pytest.mark.parametrize(
     "overrides, devices, expected",
     [
-        (["--config.model.heads=5"], 1, "model.heads=5 does not divide model.width=128"),
+        (["--config.model.heads=5"], 1, "model.heads=5 does not divide model.width=128; or give model.head_width"),
+        (["--config.model.windows=(-1,)"], 1, "model.windows is (-1,); it must list whole numbers of tokens"),
+        (["--config.model.windows=()"], 1, "model.windows is ()"),
+        (["--config.model.positions=rotary", "--config.model.head_width=7"], 1, "model.head_width=7 is odd"),
+        (["--config.model.positions=rotary", "--config.model.rotary.theta=0.0"], 1, "must be more than 0"),
+        (["--config.model.positions=rope"], 1, "model.positions has no choice 'rope'; there are learned, sinusoidal"),
+        (["--config.model.rotary.scaling=lama3"], 1, "has no choice 'lama3'; did you mean llama3?"),
+        (["--config.model.activation=swigl"], 1, "model.activation has no choice 'swigl'; did you mean swiglu?"),
+        (["--config.model.experts_per_token=9"], 1, "model.experts_per_token=9 is more than model.experts=8"),
+        (["--config.model.norm_epsilon=0.0"], 1, "model.norm_epsilon is 0.0; it must be more than 0"),
+        (["--config.model.remat=all"], 1, "model.remat has no choice 'all'"),
         (["--config.model.kv_heads=3"], 1, "model.kv_heads=3 does not divide model.heads=4"),
         (["--config.data.context=512"], 1, "data.context=512 is longer than the 128 positions of model.context"),
         (["--config.data.batch_size=6"], 4, "data.batch_size=6 cannot be split over 4 devices; take a multiple of 4"),
@@ -68,8 +79,34 @@ def test_what_follows_from_other_keys_is_filled_in():
     assert (config.data.context, config.model.mlp_width, config.model.kv_heads) == (64, 512, 4)
 
 
+def test_a_gated_mlp_is_narrower_so_that_its_three_matrices_cost_what_two_do():
+    width = configs.resolve(base("--config.model.activation=swiglu")).model.mlp_width
+    assert width == 344 and abs(3 * width / (2 * 512) - 1) < 0.01
+    given = configs.resolve(base("--config.model.activation=swiglu", "--config.model.mlp_width=99"))
+    assert given.model.mlp_width == 99
+
+
+def test_a_size_that_a_recipe_does_not_have_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"configs/gpt2.py has no 'huge'; there are small, medium, large, xl"):
+        configs.read(str(ROOT / "configs" / "gpt2.py") + ":huge")
+
+
+def test_gpt3_recipes_say_what_the_paper_says():
+    """Table 2.1 and appendix B of arXiv 2005.14165: tokens per step, learning rate, warm-up of 375 million tokens."""
+    table = {"small": (0.5e6, 6.0e-4), "xl": (1e6, 2.0e-4), "13B": (2e6, 1.0e-4), "175B": (3.2e6, 0.6e-4)}
+    for size, (tokens, rate) in table.items():
+        config = configs.resolve(configs.read(str(ROOT / "configs" / "gpt3.py") + f":{size}"))
+        step = config.data.batch_size * config.data.context
+        assert config.data.context == 2048 and step == pytest.approx(tokens, rel=0.05)
+        assert config.optimizer.learning_rate == rate
+        assert step * config.schedule.warmup_steps == pytest.approx(375e6, rel=0.01)
+        assert step * config.schedule.decay_steps == pytest.approx(260e9, rel=0.01)
+        assert step * config.train.steps == pytest.approx(300e9, rel=0.01)
+        assert config.model.windows == (0, 256)
+
+
 def test_a_resolved_config_survives_json_and_stays_locked():
-    config = configs.resolve(base("--config.log.writers=('wandb',)"))
+    config = configs.resolve(base("--config.log.writers=('wandb',)", "--config.model.windows=(3, 0)"))
     again = configs.from_json(configs.to_json(config))
     assert again.to_dict() == config.to_dict()
     with pytest.raises(AttributeError):
@@ -105,3 +142,8 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
             assert "  # " in lines[node.lineno - 1], lines[node.lineno - 1]
     for recipe in (ROOT / "configs").glob("*.py"):
         configs.check(configs.resolve(configs.read(str(recipe))), 1, CHOICES)
+
+
+def test_a_hugging_face_model_has_every_key_of_base():
+    filled = {"layers", "heads", "kv_heads", "head_width", "width", "mlp_width", "context", "vocabulary"}
+    assert configs.flatten(families.NEUTRAL).keys() | filled == configs.flatten(base().model).keys()

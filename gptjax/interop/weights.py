@@ -96,6 +96,7 @@ def write(
     # Written under running numbers first: how many files there will be is known at the end.
     for number, shard in enumerate(_shards(tensors, target, shard_bytes)):
         save_file(shard, folder / f"part-{number}", metadata={"format": "pt"})
+        (folder / f"part-{number}").chmod(0o644)
         parts.append(list(shard))
         total += sum(array.nbytes for array in shard.values())
         advance(sum(array.size for array in shard.values()))

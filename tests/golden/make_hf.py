@@ -45,8 +45,7 @@ CASES = {
     "gpt_neo": {
         "golden": NEO | dict(attention_types=[[["global", "local"], 1], [["global"], 1]], window_size=5),
         "odd": NEO | dict(hidden_size=35, num_heads=5, attention_types=[[["local"], 3]], window_size=1),
-        "wide": NEO
-        | dict(num_layers=2, attention_types=PAIR, window_size=4, intermediate_size=9),
+        "wide": NEO | dict(num_layers=2, attention_types=PAIR, window_size=4, intermediate_size=9),
     },
     "llama": {
         "golden": LLAMA | dict(rope_parameters=LLAMA3),

@@ -38,5 +38,21 @@ def test_weights_choose_what_counts():
     nats = cross_entropy(model.apply({"params": params}, ids), targets)
     weights = rng.integers(0, 3, (2, 8)).astype("f")
     batch = {"inputs_BT": ids, "targets_BT": targets, "weights_BT": weights}
-    loss, _ = causal(model)(params, batch, None)
+    loss, metrics = causal(model)(params, batch, None)
     np.testing.assert_allclose(loss, (nats * weights).sum(), rtol=1e-6)
+    assert metrics.keys() == {"loss"} and float(metrics["loss"]) == float(loss)
+
+
+def test_a_mixtures_penalty_is_trained_on_and_not_evaluated_on():
+    config = configs.with_vocabulary(tiny_config(model_mlp="experts", model_experts=4), 257)
+    model = models.build(config.model)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    rng = np.random.default_rng(0)
+    ids, targets = rng.integers(0, 257, (2, 2, 8))
+    batch = {"inputs_BT": ids, "targets_BT": targets, "weights_BT": np.full((2, 8), 0.5, "f")}
+    loss, metrics = causal(model)(params, batch, None)
+    nats = cross_entropy(models.logits(model, params, ids), targets)
+    np.testing.assert_allclose(metrics["loss"], nats.sum() / 2, rtol=1e-5)
+    # Means over two layers, times the weight of the batch; the penalty adds the layers up.
+    penalty = 2 * (0.01 * metrics["load_balance"] + 0.001 * metrics["router_z"])
+    np.testing.assert_allclose(loss - metrics["loss"], penalty, rtol=1e-3)

@@ -33,6 +33,20 @@ def config_of(**changes):
     return tiny_config(**settings | changes)
 
 
+def test_decay_acts_on_matrices_and_embeddings_whether_layers_are_stacked_or_not():
+    """By name: a stacked norm has two dimensions too."""
+    kinds = {"scale": False, "bias": False, "first_value_share": False, "kernel": True, "embedding": True}
+    for shape in ((4,), (3, 4), (2, 3, 4)):
+        params = {"part": {name: jnp.ones(shape) for name in kinds}}
+        assert optim.matrices(params) == {"part": kinds}
+
+
+def test_cosine_ends_where_it_is_told_and_stays_there():
+    config = config_of(schedule_decay_steps=10)
+    rates = [float(optim.schedule(config)(step)) for step in range(20)]
+    assert rates[9] > rates[10] == pytest.approx(0.001) and set(rates[10:]) == {rates[10]}
+
+
 def test_adamw_vs_reference():
     """Algorithm 2 of arXiv 1711.05101, with clipping by global norm before it and no decay on vectors."""
     config = config_of()

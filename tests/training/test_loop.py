@@ -52,6 +52,19 @@ def test_a_run_leaves_what_it_should(trained):
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
 
 
+def test_a_mixture_trains_scanned_with_dropout_and_accumulation_and_tells_of_its_routing(tmp_path, text_file):
+    config = tiny_config(
+        data_path=text_file, model_mlp="experts", model_experts=4, model_scan_layers=True, model_remat="full",
+        model_dropout=0.1, train_grad_accumulation=2,
+    )  # fmt: skip
+    summary = loop.train(config, tmp_path / "run")
+    for line in lines_of(tmp_path / "run"):
+        assert 1 <= line["train/load_balance"] <= 4 and line["train/router_z"] > 0
+    run = gptjax.load(tmp_path / "run")
+    assert run.params["blocks"]["mlp"]["up"]["kernel"].shape == (2, 4, 16, 64)
+    assert summary["val_loss"] < 5.6 and run.logits([[1, 2]]).shape == (1, 2, 257)
+
+
 def test_a_run_learns(tmp_path, text_file):
     config = tiny_config(data_path=text_file, train_steps=300, optimizer_learning_rate=0.02, eval_every_steps=100)
     summary = loop.train(config, tmp_path / "run")
