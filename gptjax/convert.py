@@ -22,13 +22,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--from", dest="source", metavar="FROM", required=True, help="hf:FOLDER, hf:NAME or a run")
     parser.add_argument("--to", metavar="TO", required=True, help="a new run's directory, or hf:FOLDER")
     parser.add_argument("--tokenizer", default="", help="one of gptjax's by name, where the folder has none")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of what is written to hf:")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of what is written to hf: (float32)")
     flags = parser.parse_args(argv)
     inwards, outwards = flags.source.startswith("hf:"), flags.to.startswith("hf:")
     if inwards == outwards:
         raise ConfigError("one of --from and --to must begin with hf:, and the other name a run's directory")
     if outwards and flags.tokenizer:
         raise ConfigError("--tokenizer is for --from=hf:...; a run has its own")
+    if inwards and flags.dtype:
+        raise ConfigError("--dtype is for --to=hf:...; a run's parameters are always float32")
     runtime.start()
     from gptjax import run
     from gptjax.interop import transfer
@@ -36,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
     if inwards:
         made = transfer.import_run(flags.source.removeprefix("hf:"), Path(flags.to), flags.tokenizer)
     else:
-        made = transfer.export_run(run.load(flags.source), Path(flags.to.removeprefix("hf:")).expanduser(), flags.dtype)
+        folder = Path(flags.to.removeprefix("hf:")).expanduser()
+        made = transfer.export_run(run.load(flags.source), folder, flags.dtype or "float32")
     if flags.json:
         print(json.dumps({"from": flags.source, "to": flags.to, **made}))
         return

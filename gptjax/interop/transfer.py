@@ -172,6 +172,8 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, name: str) -> tuple[tokenizers.Tokenizer, str]:
+    if name.startswith("bpe:") or name == "chars":
+        raise ConfigError(f"--tokenizer={name} is made from a text, and there is none; take bytes or one of tiktoken's")
     if name:
         return tokenizers.build(name, []), "tiktoken.Encoding, as --tokenizer says"
     found = hf_tokenizers.read(folder)

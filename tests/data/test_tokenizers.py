@@ -115,11 +115,12 @@ def test_a_byte_of_a_byte_level_token_is_a_byte():
         library.pre_tokenizers.ByteLevel(add_prefix_space=False),
         library.decoders.ByteLevel(),
     )
-    made.add_tokens(["é é"])
+    made.add_tokens(["é é", "éè"])
     tokenizer = LibraryTokenizer(made.to_str(), "x")
     ids = tokenizer.encode_ordinary(" éé é")
     assert ids == [2, 0, 1, 3]
     assert [tokenizer.decode_single_token_bytes(token) for token in ids] == [b" ", b"\xc3", b"\xa9", "é é".encode()]
+    assert tokenizer.decode_single_token_bytes(4) == "éè".encode()  # an added token is text, whatever its letters
 
 
 def test_a_length_to_cut_or_fill_to_is_ignored():

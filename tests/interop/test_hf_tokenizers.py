@@ -72,6 +72,13 @@ def test_our_own_go_there_and_back(tmp_path, name):
     same_ids(encoding, tmp_path, texts if name != "chars" else st.text(sorted(set("".join(TEXT)))))
 
 
+def test_an_alphabet_still_refuses_a_stranger(tmp_path):
+    hf.write(tokenizers.chars_encoding(["añ"]), tmp_path)
+    again, _ = hf.read(tmp_path)
+    with pytest.raises(DataError, match="the character 'z' is not among the 2"):
+        tokenizers.encode(again, "az")
+
+
 def test_gpt2_goes_there_and_back(gpt2):
     same_ids(*gpt2, texts)
 
@@ -334,6 +341,9 @@ def test_text_of_a_library_tokenizer_comes_in_whole_characters(tmp_path):
     )
     assert said.text == "".join(pieces) == " " + tokenizer.decode(ids) == " a bell é再🤖"
     assert said.ids == [*ids, 2] and "🤖" in pieces
+    assert decoding.generate(
+        scripted(tokenizer, iter([ids[0], 268, 0])), "", decoding.Settings(9), jax.random.key(0)
+    ).ids == [ids[0], 268]  # a row beyond the vocabulary has no text to go on with
 
 
 def test_a_prompt_begins_as_the_folder_says(tmp_path):

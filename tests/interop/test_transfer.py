@@ -261,6 +261,8 @@ def test_a_folder_without_a_tokenizer_needs_one_by_name(folder, tmp_path):
         (folder / name).unlink(missing_ok=True)
     with pytest.raises(ConfigError, match="has no tokenizer; name one"):
         transfer.import_run(str(folder), tmp_path / "run")
+    with pytest.raises(ConfigError, match="is made from a text"):
+        transfer.import_run(str(folder), tmp_path / "run", "bpe:300")
     transfer.import_run(str(folder), tmp_path / "run", "bytes")
     assert gptjax.load(tmp_path / "run").tokenizer.name == "bytes"
 
@@ -310,6 +312,7 @@ def test_convert_refuses_in_one_line(call, exported, trained, tmp_path):
     assert "must begin with hf:" in refusal("--from=hf:a", "--to=hf:b")
     assert "there is no folder ./a" in refusal("--from=hf:./a", f"--to={tmp_path / 'x'}")
     assert "--tokenizer is for --from=hf:" in refusal(f"--from={trained}", "--to=hf:b", "--tokenizer=gpt2")
+    assert "--dtype is for --to=hf:" in refusal("--from=hf:a", "--to=b", "--dtype=bfloat16")
     assert "exists; give another --to" in refusal(f"--from=hf:{exported}", f"--to={trained}")
     assert "exists; give another --to" in refusal(f"--from={trained}", f"--to=hf:{exported}")
     assert "is no run" in refusal(f"--from={tmp_path}", "--to=hf:b")

@@ -21,7 +21,7 @@ def reference(q_BTHK, k_BSGK, v_BSGK, mask_TS, scale, bias_HTS):
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     B=st.integers(1, 3),
     T=st.integers(1, 9),
