@@ -119,8 +119,8 @@ def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
 
     trained = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(BPE_PATTERN), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trained.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([cut, spelt])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     with console.bar(f"training a tokenizer of {size + 1:,}", None):

@@ -15,6 +15,7 @@ from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.data.library_tokenizer import ALPHABET, LibraryTokenizer, to_bytes
 from gptjax.decode import generate as decoding
+from gptjax.interop import exactness
 from gptjax.interop import tokenizers as hf
 
 TEXT = ["def read(self):\n    return 'naïve' + \"再见\" * 3\n\n\n", "class A:\n\tx = 12345  # ☃ and 🤖\r\n"] * 30
@@ -213,7 +214,7 @@ def test_what_tiktoken_would_get_wrong_stays_with_the_library(tmp_path, make):
 def test_merges_out_of_order_do_give_other_ids():
     made = out_of_order()
     ranks = {to_bytes(piece): token for piece, token in made.get_vocab().items()}
-    tiktokens = tokenizers.Encoding("x", pat_str=hf.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    tiktokens = tokenizers.Encoding("x", pat_str=exactness.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
     assert tiktokens.encode_ordinary("abc") != made.encode("abc").ids
 
 
@@ -287,8 +288,8 @@ def test_every_string_of_random_vocabularies():
         made.model = library.models.BPE(made.get_vocab(), merges, ignore_merges=bool(trial % 2))
         peer = LibraryTokenizer(made.to_str(), "x")
         try:
-            encoding = hf.exact_encoding(peer)
-        except hf.Inexact:
+            encoding = exactness.exact_encoding(peer)
+        except exactness.Inexact:
             differing += 1
             continue
         exact += 1

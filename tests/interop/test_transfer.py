@@ -191,6 +191,11 @@ def test_a_model_that_no_family_has_is_refused_with_the_reason(changes, words, t
     assert words in str(caught.value) and not (tmp_path / "hf").exists()
 
 
+def test_a_window_that_holds_the_whole_context_is_none(tmp_path):
+    run = random_run(tmp_path, **FAMILIES["llama"], model_windows="(16,20)")
+    assert transfer.export_run(run, tmp_path / "hf")["family"] == "llama"
+
+
 def test_missing_surplus_and_misshapen_tensors_are_named_each(folder, tmp_path):
     found = tensors(folder)
     del found["transformer.h.0.ln_1.weight"], found["transformer.h.1.mlp.c_fc.bias"]
