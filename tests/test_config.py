@@ -7,7 +7,7 @@ from conftest import BASE, ROOT, tiny_config
 
 from gptjax import config as configs
 from gptjax.config import ConfigError
-from gptjax.interop import families
+from gptjax.interop import translation
 from gptjax.training.job import CHOICES
 
 
@@ -146,4 +146,4 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
 
 def test_a_hugging_face_model_has_every_key_of_base():
     filled = {"layers", "heads", "kv_heads", "head_width", "width", "mlp_width", "context", "vocabulary"}
-    assert configs.flatten(families.NEUTRAL).keys() | filled == configs.flatten(base().model).keys()
+    assert configs.flatten(translation.NEUTRAL).keys() | filled == configs.flatten(base().model).keys()

@@ -17,6 +17,12 @@ def run(trained):
     return gptjax.load(trained)
 
 
+def test_windows_are_padded_to_few_lengths_and_never_cut():
+    lengths = {length: decoding.padded(length, 1000) for length in range(1, 1001)}
+    assert all(length <= read <= 1000 for length, read in lengths.items())
+    assert set(lengths.values()) == {128, 256, 512, 1000} and decoding.padded(3, 16) == 16
+
+
 def test_greedy_equals_a_plain_loop_past_the_context(run):
     ids, context = list(run.tokenizer.encode_ordinary("the model")), run.config.model.context
     sample = run.generate("the model", max_tokens=30, temperature=0)

@@ -287,6 +287,7 @@ def test_an_imported_run_is_a_run_like_any_other(call, exported, text_file, tmp_
     other = tmp_path / "other"
     assert call(*command, f"--workdir={other}", f"--config.init_from={workdir}").code == 0
     equal(gptjax.load(other).params, before)
+    assert gptjax.load(other).config.data.tokenizer == gptjax.load(workdir).tokenizer.name == "hf:gpt2"
     assert call(*command, f"--workdir={workdir}").code == 0
     equal(gptjax.load(workdir).params, before)
     assert gptjax.load(workdir).config.train.steps == 4

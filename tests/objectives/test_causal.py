@@ -12,7 +12,7 @@ from gptjax import models
 from gptjax.objectives.causal import causal, cross_entropy
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     B=st.integers(1, 3),
     T=st.integers(1, 5),
