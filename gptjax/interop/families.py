@@ -37,6 +37,8 @@ def model_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
         return FAMILIES[kind], FAMILIES[kind].to_model(config)
     except KeyError as error:
         raise DataError(f"config.json lacks {error.args[0]}") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise DataError(f"config.json has a value that no {kind} has: {error}") from error
 
 
 def config_of(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:

@@ -22,7 +22,12 @@ def find(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
         raise DataError(f"there is no folder {name}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED))
@@ -32,11 +37,17 @@ def find(name: str) -> Path:
         raise DataError(f"there is no folder {name}, and the Hugging Face hub has no model of that name") from error
     except HFValidationError as error:
         raise DataError(f"there is no folder {name}, and it is no name of the hub's such as gpt2") from error
-    except (OSError, HfHubHTTPError) as error:
+    except LocalEntryNotFoundError as error:
+        why = str(error).strip().splitlines()[0].removeprefix("Got: ")[:200]
         raise DataError(
-            f"there is no folder {name}, and the Hugging Face hub cannot be reached to look for a model of that name; "
-            "give a folder, or run this where there is a network"
+            f"there is no folder {name}, and the Hugging Face hub cannot be reached to look for a model of that name "
+            f"({why}); give a folder, or run this where there is a network"
         ) from error
+    except Exception as error:  # the hub's, and its HTTP client's own
+        if isinstance(error, OSError) and error.errno:  # this machine's, such as a full disk
+            raise
+        line = " ".join(str(error).split())[:200]
+        raise DataError(f"fetching {name} from the Hugging Face hub failed: {type(error).__name__}: {line}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

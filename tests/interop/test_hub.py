@@ -35,7 +35,9 @@ def serve(folder):
             path = self.path.split("?")[0]
             asked.append(path)
             name = path.rsplit("/", 1)[-1]
-            if path.startswith("/api/models/tiny/tree"):
+            if path.startswith("/api/models/broken"):
+                self.send_error(418)
+            elif path.startswith("/api/models/tiny/tree"):
                 entries = [
                     {"type": "file", "path": name, "size": len(raw), "oid": hashlib.sha1(raw).hexdigest()}
                     for name, raw in files.items()
@@ -101,6 +103,8 @@ def test_a_name_that_cannot_be_fetched_is_one_line(hub, tmp_path):
     assert absent.returncode == 2 and "the Hugging Face hub has no model of that name" in absent.stderr
     offline = converted("tiny", tmp_path / "run", "http://127.0.0.1:9", tmp_path / "empty")
     assert offline.returncode == 2 and "the Hugging Face hub cannot be reached" in offline.stderr
-    for result in (absent, offline):
+    broken = converted("broken", tmp_path / "run", hub[0], tmp_path / "home")
+    assert broken.returncode == 2 and "418" in broken.stderr
+    for result in (absent, offline, broken):
         assert result.stderr.startswith("gptjax: ") and result.stderr.count("\n") == 1, result.stderr
     assert not (tmp_path / "run").exists()

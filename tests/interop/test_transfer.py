@@ -241,6 +241,10 @@ def break_file(folder, name, change):
         (lambda f: break_file(f, "config.json", lambda t: t.replace('"gpt2"', '"mamba"')), "model_type=mamba"),
         (lambda f: break_file(f, "config.json", lambda t: t.replace('"n_layer"', '"layer_n"')), "lacks n_layer"),
         (
+            lambda f: break_file(f, "config.json", lambda t: t.replace('"n_head": 2', '"n_head": 0')),
+            "has a value that no gpt2 has",
+        ),
+        (
             lambda f: break_file(f, "config.json", lambda t: t.replace("{", '{"scale_attn_weights": false,', 1)),
             "scale_attn_weights=False is not supported",
         ),
