@@ -46,8 +46,9 @@ def train(
     """
     started = time.monotonic() if started is None else started
     origin = workdirs.origin(config, workdir)
-    if origin:
-        config = workdirs.with_model_of(origin, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
+    if origin:  # needed only at first: a run that has begun has a model of its own
+        home = workdir if workdirs.is_run(workdir) else origin
+        config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
     config = configs.resolve(config)
     configs.check(config, jax.device_count(), CHOICES)
     workdirs.check_free(workdir, config)

@@ -292,6 +292,9 @@ def test_an_imported_run_is_a_run_like_any_other(call, exported, text_file, tmp_
     assert call(*command, f"--workdir={other}", f"--config.init_from={workdir}").code == 0
     equal(gptjax.load(other).params, before)
     assert gptjax.load(other).config.data.tokenizer == gptjax.load(workdir).tokenizer.name == "hf:gpt2"
+    workdir.rename(tmp_path / "elsewhere")  # what a run began with is not needed to go on with it
+    assert "is finished" in call(*command, f"--workdir={other}", f"--config.init_from={workdir}").err
+    (tmp_path / "elsewhere").rename(workdir)
     assert call(*command, f"--workdir={workdir}").code == 0
     equal(gptjax.load(workdir).params, before)
     assert gptjax.load(workdir).config.train.steps == 4
