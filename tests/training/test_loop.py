@@ -155,7 +155,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, text_file):
     running.send_signal(signal.SIGINT)
     _, err = running.communicate()
     assert running.returncode == 130 and "Traceback" not in err, err
-    assert re.search(r"gptjax: interrupted; the same command goes on at step (37|74|111)\n$", err), err
+    told = re.search(r"gptjax: interrupted; the same command goes on at step (\d+)\n$", err)
+    assert told and int(told[1]) > 0 and int(told[1]) % 37 == 0, err
 
 
 def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
