@@ -5,9 +5,7 @@ config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  sampl
 
 import fcntl
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from gptjax import config as configs
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.files import write_atomic
+from gptjax.files import appearing, is_free, write_atomic
 
 
 def is_run(workdir: Path) -> bool:
@@ -29,7 +27,7 @@ def is_run(workdir: Path) -> bool:
 
 def check_free(workdir: Path, config: ConfigDict) -> None:
     """Raises ConfigError unless the directory is absent, empty, or this config's own run."""
-    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+    if is_free(workdir):
         return
     if not is_run(workdir):
         raise ConfigError(f"{workdir} exists and is no run; give another --workdir")
@@ -97,18 +95,11 @@ def create(
       facts: about its data.
       fill: puts in what else the run begins with.
     """
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=workdir.parent, prefix=f".{workdir.name}."))
-    try:
-        os.chmod(unfinished, 0o755)
+    with appearing(workdir) as unfinished:
         tokenizers.save(tokenizer, unfinished / "tokenizer")
         (unfinished / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
         (unfinished / "config.json").write_text(configs.to_json(config))
         fill(unfinished)
-        os.rename(unfinished, workdir)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def begin_training(workdir: Path, config: ConfigDict, facts: dict[str, Any]) -> None:

@@ -25,19 +25,25 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu",
 }  # fmt: skip
 OPENAI_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+
 # GPT-2
+
+
+def _openai_model(h: Mapping[str, Any], activation: str) -> dict[str, Any]:
+    # What the configs of GPT-1 and GPT-2 say in the same words.
+    return NEUTRAL | dict(
+        layers=h["n_layer"], heads=h["n_head"], kv_heads=h["n_head"], head_width=h["n_embd"] // h["n_head"],
+        width=h["n_embd"], mlp_width=h.get("n_inner") or 4 * h["n_embd"], context=h["n_positions"],
+        vocabulary=h["vocab_size"], norm_epsilon=h.get("layer_norm_epsilon", 1e-5), activation=activation,
+        tied_head=h.get("tie_word_embeddings", True), dropout=h.get("resid_pdrop", 0.1),
+        init_std=h.get("initializer_range", 0.02),
+    )  # fmt: skip
 
 
 def _gpt2_model(h: Mapping[str, Any]) -> dict[str, Any]:
     needs(h, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    return NEUTRAL | dict(
-        layers=h["n_layer"], heads=h["n_head"], kv_heads=h["n_head"], head_width=h["n_embd"] // h["n_head"],
-        width=h["n_embd"], mlp_width=h.get("n_inner") or 4 * h["n_embd"], context=h["n_positions"],
-        vocabulary=h["vocab_size"], norm_epsilon=h.get("layer_norm_epsilon", 1e-5), residual_init="scaled",
-        activation=named(ACTIVATIONS, h.get("activation_function", "gelu_new"), "activation_function"),
-        tied_head=h.get("tie_word_embeddings", True), dropout=h.get("resid_pdrop", 0.1),
-        init_std=h.get("initializer_range", 0.02),
-    )  # fmt: skip
+    activation = named(ACTIVATIONS, h.get("activation_function", "gelu_new"), "activation_function")
+    return _openai_model(h, activation) | dict(residual_init="scaled")
 
 
 def _gpt2_config(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,14 +77,9 @@ def _gpt2_tensors(m: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _gpt1_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return NEUTRAL | dict(
-        layers=h["n_layer"], heads=h["n_head"], kv_heads=h["n_head"], head_width=h["n_embd"] // h["n_head"],
-        width=h["n_embd"], mlp_width=4 * h["n_embd"], context=h["n_positions"], vocabulary=h["vocab_size"],
-        norm_epsilon=h.get("layer_norm_epsilon", 1e-5), norm_position="post",
-        activation=named(OPENAI_ACTIVATIONS, h.get("afn", "gelu"), "afn"),
-        tied_head=h.get("tie_word_embeddings", True), dropout=h.get("resid_pdrop", 0.1),
-        init_std=h.get("initializer_range", 0.02),
-    )  # fmt: skip
+    activation = named(OPENAI_ACTIVATIONS, h.get("afn", "gelu"), "afn")
+    # Its MLP has no width of its own.
+    return _openai_model(h, activation) | dict(norm_position="post", mlp_width=4 * h["n_embd"])
 
 
 def _gpt1_config(m: Mapping[str, Any]) -> dict[str, Any]:

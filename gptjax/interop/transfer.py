@@ -4,12 +4,9 @@
 """
 
 import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from gptjax import console, models
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
+from gptjax.files import appearing, is_free
 from gptjax.interop import families, hub, weights
 from gptjax.interop import tokenizers as hf_tokenizers
 from gptjax.interop.families import Family, Tensor
@@ -136,7 +134,7 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
       ConfigError: the directory is taken, or a tokenizer is needed, or there are two.
       DataError: the model is not one that gptjax can be, or its files are damaged.
     """
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if not is_free(workdir):
         raise ConfigError(f"{workdir} exists; give another --to")
     folder = hub.find(name)
     hf_config = hub.read_json(folder / "config.json")
@@ -205,14 +203,16 @@ def export_run(
     Raises:
       ConfigError: the folder is taken, or no family of Hugging Face's computes what the model computes.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise ConfigError(f"{folder} exists; give another --to")
     model = run.config.model.to_dict()
     family, hf_config, model, remark = _family(model)
     ids = dict(bos_token_id=next(iter(run.tokenizer.begin), run.tokenizer.end), eos_token_id=run.tokenizer.end)
-    tensors = _tensors(family, model, unstack(run.params) if run.config.model.scan_layers else run.params)
-    total = sum(int(np.prod(shape)) for shape in flat_shapes(model).values())
-    with _appearing(folder) as unfinished:
+    shapes = flat_shapes(model)
+    params = unstack(run.params) if run.config.model.scan_layers else run.params
+    tensors = _tensors(families.tensors_of(family, model), shapes, params)
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    with appearing(folder) as unfinished:
         text = json.dumps(hf_config | ids | {"dtype": dtype, "torch_dtype": dtype}, indent=2)
         (unfinished / "config.json").write_text(text + "\n")
         original = run.workdir / "tokenizer" / "hf"
@@ -236,31 +236,14 @@ def _family(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[str, An
         return (*families.config_of(biased), biased, "biases of zero stand where the run has none")
 
 
-def _tensors(family: Family, model: dict[str, Any], params: Any) -> dict[str, Callable[[], np.ndarray]]:
+def _tensors(
+    tensors: list[Tensor], shapes: Mapping[str, tuple[int, ...]], params: Any
+) -> dict[str, Callable[[], np.ndarray]]:
     ours = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    shapes = flat_shapes(model)
 
     def make(tensor: Tensor, index: int) -> np.ndarray:
         value = ours.get(tensor.ours)
         whole = np.zeros(shapes[tensor.ours], np.float32) if value is None else np.asarray(value)
         return to_theirs(tensor, whole)[index]
 
-    return {
-        name: partial(make, tensor, index)
-        for tensor in families.tensors_of(family, model)
-        for index, name in enumerate(tensor.theirs)
-    }
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write in that gets its name when the block ends well, and else is gone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        os.chmod(unfinished, 0o755)
-        yield unfinished
-        os.rename(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    return {name: partial(make, tensor, index) for tensor in tensors for index, name in enumerate(tensor.theirs)}
