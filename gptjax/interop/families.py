@@ -75,7 +75,7 @@ def meaning(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a `config.model` that decide what it computes, each said in one way."""
     flat = flatten(dict(model, attention_scale=model["attention_scale"] or 1 / math.sqrt(model["head_width"])))
     flat["windows"] = each_layer(model)
-    unused = r"dropout|init_std|residual_init|scan_layers|remat"
+    unused = r"dropout|init_std|residual_init|scan_layers|remat|kernels"
     if model["positions"] != "rotary":
         unused += r"|rotary\..*"
     elif model["rotary"]["scaling"] == "none":

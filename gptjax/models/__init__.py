@@ -18,6 +18,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.models.gpt import GPT, REMATS, RESIDUALS
+from gptjax.models.kernels import KERNELS, of_platform
 from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
 from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
@@ -35,21 +36,25 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "model.activation": ACTIVATIONS | GATES,
     "model.residual_init": RESIDUAL_INITS,
     "model.remat": REMATS,
+    "model.kernels": {"auto": None} | KERNELS,
 }
 
 
 class Output(NamedTuple):
-    """A forward pass: what the model says, and what it says of itself."""
+    """A forward pass: what the head reads and the head's rows, which make logits, and what the model says of itself."""
 
-    logits_BTV: jax.Array  # float32, for the token after each position
+    x_BTD: jax.Array
+    table_VD: jax.Array  # float32
     penalty: jax.Array  # to be added to the loss per token, nats; 0 but for mixtures of experts
     metrics: dict[str, jax.Array]  # means over layers, by name
 
 
 def build(config: Any, dtype: str = "float32") -> nn.Module:
     """The model that `config` (`config.model` of a run, resolved) describes; computes in `dtype`."""
-    config = FrozenConfigDict(ConfigDict(config))
-    return MODELS[config.arch](config=config, dtype=dtype)
+    config = ConfigDict(config)
+    if config.kernels == "auto":
+        config.kernels = of_platform(jax.default_backend())
+    return MODELS[config.arch](config=FrozenConfigDict(config), dtype=dtype)
 
 
 def shapes(model: nn.Module) -> Any:
@@ -66,12 +71,14 @@ def forward(model: nn.Module, params: Any, ids_BT: Any, dropout: jax.Array | Non
       ids_BT: token ids.
       dropout: the random key of dropout, or None for none.
     """
+
+    def both(model: Any) -> tuple[jax.Array, jax.Array]:
+        return model.read(ids_BT, deterministic=dropout is None), model.table()
+
     rngs = None if dropout is None else {"dropout": dropout}
-    logits_BTV, said = model.apply(
-        {"params": params}, ids_BT, deterministic=dropout is None, rngs=rngs, mutable=["losses", "metrics"]
-    )
+    (x_BTD, table_VD), said = model.apply({"params": params}, rngs=rngs, mutable=["losses", "metrics"], method=both)
     penalty = sum(_by_name(said.get("losses", {}), jnp.sum).values(), start=jnp.zeros(()))
-    return Output(logits_BTV, penalty, _by_name(said.get("metrics", {}), jnp.mean))
+    return Output(x_BTD, table_VD, penalty, _by_name(said.get("metrics", {}), jnp.mean))
 
 
 def _by_name(tree: Any, over_layers: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
@@ -81,6 +88,12 @@ def _by_name(tree: Any, over_layers: Callable[[jax.Array], jax.Array]) -> dict[s
     return {name: over_layers(jnp.concatenate(leaves)) for name, leaves in found.items()}
 
 
+def cross_entropy(model: nn.Module, said: Output, targets_BT: Any, weights_BT: Any) -> jax.Array:
+    """Sum over positions of weight * nats that the model needs for the target; see gptjax.models.kernels.plain."""
+    c = model.config
+    return KERNELS[c.kernels].cross_entropy(said.x_BTD, said.table_VD, targets_BT, weights_BT, c.logit_softcap)
+
+
 def logits(model: nn.Module, params: Any, ids_BT: Any) -> jax.Array:
     """What the model says, without dropout: float32 [B, T, V] for the token after each position."""
-    return forward(model, params, ids_BT).logits_BTV
+    return model.apply({"params": params}, ids_BT)

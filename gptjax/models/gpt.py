@@ -5,6 +5,7 @@ activation, MLP or kind of position is one more entry in one of them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models.attention import Attention
-from gptjax.models.layers import NORMS, Linear, TokenEmbedding
+from gptjax.models.kernels.plain import unembed
+from gptjax.models.layers import NORMS, Head, TokenEmbedding
 from gptjax.models.mlp import MLPS
 from gptjax.models.positions import POSITIONS, Places, places
 
@@ -51,21 +53,23 @@ class Block(nn.Module):
 
     config: Any
     dtype: str
-    deterministic: bool
 
     @nn.compact
-    def __call__(self, stream: Stream, layer: Layer, places: Places) -> tuple[Stream, None]:
+    def __call__(
+        self, stream: Stream, layer: Layer, places: Places, deterministic: bool
+    ) -> tuple[Stream, None]:
         c = self.config
         attention = Attention(c, self.dtype, name="attention")
         mlp = MLPS[c.mlp](c, self.dtype, name="mlp")
-        norms = [NORMS[c.norm](c.use_bias, c.norm_epsilon, name=f"{part}_norm") for part in ("attention", "mlp")]
-        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        norm = partial(NORMS[c.norm], c.use_bias, c.norm_epsilon, c.kernels)
+        norms = [norm(name=f"{part}_norm") for part in ("attention", "mlp")]
+        drop = nn.Dropout(c.dropout, deterministic=deterministic)
         add = RESIDUALS[c.norm_position]
         first_v = stream.first_v_BTGK
 
         def read(x: jax.Array) -> jax.Array:
             nonlocal first_v
-            mixed, first_v = attention(x, places, layer.window, layer.number == 0, first_v, self.deterministic)
+            mixed, first_v = attention(x, places, layer.window, layer.number == 0, first_v, deterministic)
             return drop(mixed)
 
         x_BTD = add(stream.x_BTD, read, norms[0])
@@ -73,7 +77,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only Transformer: ids_BT -> float32 logits_BTV.
+    """A decoder-only Transformer: ids_BT -> float32 logits_BTV, or what its head reads and the head's table.
 
     Attributes:
       config: `config.model` of a run; configs/base.py gives each key's meaning.
@@ -83,9 +87,39 @@ class GPT(nn.Module):
     config: Any
     dtype: str = "float32"
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares the parts, under the names that the parameters have."""
+        c = self.config
+        self.tokens = TokenEmbedding(c.vocabulary, c.width, c.init_std, self.dtype)
+        add = POSITIONS[c.positions].add
+        if add is not None:
+            self.positions = add(c)
+        self.drop = nn.Dropout(c.dropout)
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, policy=REMATS[c.remat], prevent_cse=not c.scan_layers, static_argnums=(3,))
+        if c.scan_layers:
+            self.blocks = nn.scan(
+                block,
+                variable_axes={"params": 0, "losses": 0, "metrics": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=c.layers,
+            )(c, self.dtype)
+        else:
+            for i in range(c.layers):
+                setattr(self, f"block_{i}", block(c, self.dtype))
+        if c.norm_position == "pre":
+            self.final_norm = NORMS[c.norm](c.use_bias, c.norm_epsilon, c.kernels)
+        if not c.tied_head:
+            self.head = Head(c.vocabulary, c.width, c.init_std)
+
     def __call__(self, ids_BT: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Logits for the token after each position.
+        """Logits for the token after each position, float32 [B, T, V]; arguments and errors as of `read`."""
+        return unembed(self.read(ids_BT, deterministic), self.table(), self.config.logit_softcap)
+
+    def read(self, ids_BT: jax.Array, deterministic: bool = True) -> jax.Array:
+        """What the head reads, [B, T, D].
 
         Args:
           ids_BT: token ids, T at most `config.context` where positions are learned.
@@ -95,41 +129,25 @@ class GPT(nn.Module):
           ValueError: T is more than the positions there are.
         """
         c = self.config
-        tokens = TokenEmbedding(c.vocabulary, c.width, c.init_std, self.dtype, name="tokens")
-        x_BTD = tokens(ids_BT)
-        add = POSITIONS[c.positions].add
-        if add is not None:
-            x_BTD = add(c, name="positions")(x_BTD)
-        x_BTD = nn.Dropout(c.dropout, deterministic=deterministic)(x_BTD)
-        x_BTD = self._blocks(x_BTD, deterministic)
-        if c.norm_position == "pre":
-            x_BTD = NORMS[c.norm](c.use_bias, c.norm_epsilon, name="final_norm")(x_BTD)
-        head = Linear(c.vocabulary, False, c.init_std, self.dtype, "float32", name="head")
-        logits_BTV = tokens.logits(x_BTD) if c.tied_head else head(x_BTD)
-        if c.logit_softcap:  # arXiv 2408.00118 section 2
-            logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
-        return logits_BTV
+        x_BTD = self.tokens(ids_BT)
+        if POSITIONS[c.positions].add is not None:
+            x_BTD = self.positions(x_BTD)
+        x_BTD = self._through_blocks(self.drop(x_BTD, deterministic=deterministic), deterministic)
+        return self.final_norm(x_BTD) if c.norm_position == "pre" else x_BTD
 
-    def _blocks(self, x_BTD: jax.Array, deterministic: bool) -> jax.Array:
+    def table(self) -> jax.Array:
+        """The head's rows, one a token, float32 [V, D]."""
+        return self.tokens.table() if self.config.tied_head else self.head.table()
+
+    def _through_blocks(self, x_BTD: jax.Array, deterministic: bool) -> jax.Array:
         c = self.config
         B, T, _ = x_BTD.shape
         first_v = jnp.zeros((B, T, c.kv_heads, c.head_width), x_BTD.dtype) if c.value_residual else None
         stream, at = Stream(x_BTD, first_v), places(c, jnp.arange(T))
         windows = [c.windows[i % len(c.windows)] for i in range(c.layers)]
-        block = Block
-        if c.remat != "none":
-            block = nn.remat(Block, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         if not c.scan_layers:
             for i, window in enumerate(windows):
-                stream, _ = block(c, self.dtype, deterministic, name=f"block_{i}")(stream, Layer(i, window), at)
+                stream, _ = getattr(self, f"block_{i}")(stream, Layer(i, window), at, deterministic)
             return stream.x_BTD
-        scanned = nn.scan(
-            block,
-            variable_axes={"params": 0, "losses": 0, "metrics": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=c.layers,
-        )
-        layers = Layer(jnp.arange(c.layers), jnp.array(windows))
-        stream, _ = scanned(c, self.dtype, deterministic, name="blocks")(stream, layers, at)
+        stream, _ = self.blocks(stream, Layer(jnp.arange(c.layers), jnp.array(windows)), at, deterministic)
         return stream.x_BTD

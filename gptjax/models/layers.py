@@ -13,9 +13,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gptjax.models.kernels import KERNELS
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GPT-2's GELU, x/2 (1 + tanh u) (arXiv 1606.08415 section 2), written as x * sigmoid(2u)."""
+    return x * jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # GPT-2's, arXiv 1606.08415 section 2
+    "gelu_tanh": gelu_tanh,
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv 2109.08668 section 4
     "silu": jax.nn.silu,
@@ -68,13 +76,12 @@ class LayerNorm(nn.Module):
 
     use_bias: bool = True
     epsilon: float = 1e-5
+    kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon) * scale_D
+        y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, True)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         return y.astype(x.dtype)
@@ -85,12 +92,13 @@ class RMSNorm(nn.Module):
 
     use_bias: bool = False  # not used: norms are made alike
     epsilon: float = 1e-5
+    kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x32 = x.astype(jnp.float32)
-        return (x32 * jax.lax.rsqrt((x32**2).mean(-1, keepdims=True) + self.epsilon) * scale_D).astype(x.dtype)
+        y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, False)
+        return y.astype(x.dtype)
 
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
@@ -113,8 +121,24 @@ class TokenEmbedding(nn.Module):
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         return self.embedding_VD[ids_BT].astype(self.dtype)
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """x E^T: [B, T, D] -> float32 [B, T, V]."""
-        x_ND = x_BTD.reshape(-1, self.width)
-        logits_NV = jnp.dot(x_ND, self.embedding_VD.T.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits_NV.reshape(*x_BTD.shape[:-1], self.vocabulary)
+    def table(self) -> jax.Array:
+        """What a tied head multiplies with, float32 [V, D]."""
+        return self.embedding_VD
+
+
+class Head(nn.Module):
+    """An untied head's own matrix."""
+
+    vocabulary: int
+    width: int
+    init_std: float = 0.02
+
+    def setup(self) -> None:
+        """Declares the kernel [D, V]."""
+        self.kernel = self.param(
+            "kernel", nn.initializers.normal(self.init_std), (self.width, self.vocabulary), jnp.float32
+        )
+
+    def table(self) -> jax.Array:
+        """The matrix as a tied head's, float32 [V, D]."""
+        return self.kernel.T

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gptjax.models.kernels import KERNELS
 from gptjax.models.layers import ACTIVATIONS, GATES, Linear, residual_std
 
 Product = Callable[[jax.Array], jax.Array]
@@ -26,10 +27,12 @@ def feed_forward(x: jax.Array, config: Any, product: Callable[[str, int, float],
     """
     F, std = config.mlp_width, config.init_std
     h = product("up", F, std)(x)
+    activate = KERNELS[config.kernels].activate
     if config.activation in GATES:
-        h = GATES[config.activation](product("gate", F, std)(x)) * h
+        gate = GATES[config.activation]
+        h = activate(lambda g, h: gate(g) * h)(product("gate", F, std)(x), h)
     else:
-        h = ACTIVATIONS[config.activation](h)
+        h = activate(ACTIVATIONS[config.activation])(h)
     return product("down", x.shape[-1], residual_std(config))(h)
 
 

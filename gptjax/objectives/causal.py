@@ -4,19 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax import models
 
 Objective = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
-
-
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target] in nats, float32 [B, T]."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT
 
 
 def causal(model: nn.Module) -> Objective:
@@ -30,7 +22,7 @@ def causal(model: nn.Module) -> Objective:
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         said = models.forward(model, params, batch["inputs_BT"], dropout=rng)
-        nats = (cross_entropy(said.logits_BTV, batch["targets_BT"]) * batch["weights_BT"]).sum()
+        nats = models.cross_entropy(model, said, batch["targets_BT"], batch["weights_BT"])
         weight = batch["weights_BT"].sum()
         metrics = {name: value * weight for name, value in said.metrics.items()}
         return nats + said.penalty * weight, {"loss": nats} | metrics

@@ -25,7 +25,7 @@ from gptjax.training.state import TrainState, initial, parameter_count, starting
 from gptjax.training.step import Step, jitted, train_step
 
 # Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
-FREE_OF_IMPORT = ("dropout", "remat")
+FREE_OF_IMPORT = ("dropout", "remat", "kernels")
 FREE_OF_ORIGIN = (*FREE_OF_IMPORT, "scan_layers")
 
 

@@ -1,0 +1,176 @@
+"""Norms and attention with gradients that XLA's CPU backend runs well: few passes over memory, no needless copies.
+
+What is faster, and by how much, is measured in experiments/bench. Nothing here is worth having on another platform.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.models.kernels import head, plain
+from gptjax.models.kernels.plain import Causal
+
+BLOCK = 64  # queries that are computed together, each with the keys that one of them can see
+FEW = 128  # up to that many tokens one block for all is faster
+
+cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**26, multiple=1))
+
+
+# Norms
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def standardise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
+    """As gptjax.models.kernels.plain.standardise.
+
+    Means are products with a constant vector, which are threaded where XLA's reductions over rows are not.
+    """
+    return _standardise(x, scale_D, epsilon, centre)[0]
+
+
+def _row_means(x: jax.Array) -> jax.Array:
+    return (x @ jnp.full((x.shape[-1],), 1 / x.shape[-1], x.dtype))[..., None]
+
+
+def _standardise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> tuple[jax.Array, Any]:
+    mean = _row_means(x) if centre else jnp.zeros((*x.shape[:-1], 1), x.dtype)
+    centred = x - mean
+    inverse = jax.lax.rsqrt(_row_means(centred * centred) + epsilon)
+    return centred * inverse * scale_D, (x, scale_D, mean, inverse)
+
+
+def _standardise_back(epsilon: float, centre: bool, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, scale_D, mean, inverse = saved
+    unit = (x - mean) * inverse
+    dunit = dy * scale_D
+    dx = dunit - unit * _row_means(dunit * unit)
+    if centre:
+        dx -= _row_means(dunit)
+    rows = (dy * unit).reshape(-1, x.shape[-1])
+    return dx * inverse, jnp.ones((rows.shape[0],), rows.dtype) @ rows
+
+
+standardise.defvjp(_standardise, _standardise_back)
+
+
+# Attention
+
+
+class Span(NamedTuple):
+    """Queries from `first` to before `end`, and the keys that one of them can see: from `key` to before `end`."""
+
+    first: int
+    end: int
+    key: int
+
+
+def spans(T: int, window: int) -> list[Span]:
+    """The blocks of queries of a sequence."""
+    size = T if T <= FEW else BLOCK * -(-T // (4 * BLOCK))  # about four
+    return [Span(t, min(t + size, T), max(0, t - window + 1) if window else 0) for t in range(0, T, size)]
+
+
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Causal) -> jax.Array:
+    """As gptjax.models.kernels.plain.attend; with dropout, or a window known only on the device, it is that."""
+    if causal.drop is not None or not isinstance(causal.window, int):
+        return plain.attend(q_BTHK, k_BTGK, v_BTGK, causal)
+    B, T, H, K = q_BTHK.shape
+    G = k_BTGK.shape[2]
+    # One product of three dimensions a block: with more XLA moves its operands in memory first.
+    q = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B * G, T * (H // G), K)
+    k, v = (x.transpose(0, 2, 1, 3).reshape(B * G, T, K) for x in (k_BTGK, v_BTGK))
+    # Else XLA merges the transposition into every product that reads it.
+    q, k, v = jax.lax.optimization_barrier((q, k, v))
+    slopes_NJ = None if causal.slopes_H is None else jnp.tile(causal.slopes_H.reshape(G, H // G), (B, 1))
+    scale = 1 / math.sqrt(K) if causal.scale is None else causal.scale
+    out = _attend(q, k, v, slopes_NJ, scale, causal.window)
+    return out.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
+
+
+# N counts batch times key heads; a row of R = T * J is one token's query of one of the J heads that share a key head.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(
+    q_NRK: jax.Array, k_NSK: jax.Array, v_NSK: jax.Array, slopes_NJ: jax.Array | None, scale: float, window: int
+) -> jax.Array:
+    return _forward(q_NRK, k_NSK, v_NSK, slopes_NJ, scale, window)[0]
+
+
+def _product(x: jax.Array, y: jax.Array, over_x: int, over_y: int) -> jax.Array:
+    return jax.lax.dot_general(
+        x, y, (((over_x,), (over_y,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
+
+
+def _weights(q_NrK: jax.Array, k_NsK: jax.Array, slopes_NJ: jax.Array | None, span: Span, J: int, window: int) -> Any:
+    scores_Nrs = _product(q_NrK, k_NsK, 2, 2)
+    distance_rs = jnp.repeat(jnp.arange(span.first, span.end), J)[:, None] - jnp.arange(span.key, span.end)
+    if slopes_NJ is not None:
+        scores_Nrs -= jnp.tile(slopes_NJ, (1, span.end - span.first))[..., None] * distance_rs
+    seen_rs = (distance_rs >= 0) & (distance_rs < window) if window else distance_rs >= 0
+    scores_Nrs = jnp.where(seen_rs, scores_Nrs, -jnp.inf)
+    e_Nrs = jnp.exp(scores_Nrs - scores_Nrs.max(-1, keepdims=True))
+    return e_Nrs / e_Nrs.sum(-1, keepdims=True)
+
+
+def _forward(q_NRK: Any, k_NSK: Any, v_NSK: Any, slopes_NJ: Any, scale: float, window: int) -> tuple[jax.Array, Any]:
+    T = k_NSK.shape[1]
+    J = q_NRK.shape[1] // T
+    q_NRK = q_NRK * jnp.asarray(scale, q_NRK.dtype)
+    weights, mixed = [], []
+    for span in spans(T, window):
+        q_NrK, keys = q_NRK[:, span.first * J : span.end * J], slice(span.key, span.end)
+        p_Nrs = _weights(q_NrK, k_NSK[:, keys], slopes_NJ, span, J, window).astype(v_NSK.dtype)
+        weights.append(p_Nrs)
+        mixed.append(_product(p_Nrs, v_NSK[:, keys], 2, 1).astype(v_NSK.dtype))
+    return _joined(mixed), (q_NRK, k_NSK, v_NSK, weights)
+
+
+def _backward(scale: float, window: int, saved: Any, dout_NRK: jax.Array) -> tuple[Any, Any, Any, None]:
+    q_NRK, k_NSK, v_NSK, weights = saved  # the queries times scale
+    T = k_NSK.shape[1]
+    J = q_NRK.shape[1] // T
+    of_q, of_k, of_v = [], [], []
+    blocks = spans(T, window)
+    for span, p_Nrs in zip(blocks, weights, strict=True):
+        rows, keys = slice(span.first * J, span.end * J), slice(span.key, span.end)
+        do_NrK = dout_NRK[:, rows]
+        dp_Nrs = _product(do_NrK, v_NSK[:, keys], 2, 2)
+        ds_Nrs = (p_Nrs * (dp_Nrs - (p_Nrs * dp_Nrs).sum(-1, keepdims=True))).astype(q_NRK.dtype)
+        of_q.append(_product(ds_Nrs, k_NSK[:, keys], 2, 1) * scale)
+        of_k.append(_product(ds_Nrs, q_NRK[:, rows], 1, 1))
+        of_v.append(_product(p_Nrs, do_NrK, 1, 1))
+    dq, dk, dv = _joined(of_q), _added(of_k, blocks), _added(of_v, blocks)
+    return dq.astype(q_NRK.dtype), dk.astype(k_NSK.dtype), dv.astype(v_NSK.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _added(parts: list[jax.Array], blocks: list[Span]) -> jax.Array:
+    """The sum over blocks of what each gives to the keys it sees, key by key: no key is written twice."""
+    edges = sorted({edge for span in blocks for edge in (span.key, span.end)})
+    pieces = []
+    for start, end in zip([0, *edges][:-1] if edges[0] else edges[:-1], edges if edges[0] else edges[1:], strict=True):
+        seeing = [
+            part[:, start - span.key : end - span.key]
+            for part, span in zip(parts, blocks, strict=True)
+            if span.key <= start and end <= span.end
+        ]
+        pieces.append(sum(seeing[1:], start=seeing[0]))
+    return _joined(pieces)
+
+
+def attention_plan(config: Any, dtype: str) -> str:
+    """What computes attention."""
+    if config.dropout:
+        return "plain, because of dropout"
+    return "in blocks of queries, with a gradient of its own"

@@ -1,0 +1,99 @@
+"""Cross-entropy of a head whose logits never exist whole: a slice of the sequence at a time, gradient included.
+
+The gradient of softmax and cross-entropy needs nothing that comes after the loss, so each slice's logits are made, used
+for the loss and for the gradients of the head's input and table, and forgotten; nothing is computed twice.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.models.kernels.plain import softcap
+
+
+class Slicing(NamedTuple):
+    """How a platform likes its slices."""
+
+    logit_bytes: int  # float32 logits that exist at once, at most
+    multiple: int  # rows that are added to the table, in the program only, to make its length a multiple of this
+
+
+def slices(B: int, T: int, V: int, logit_bytes: int) -> int:
+    """The least divisor of T that keeps float32 logits [B, T / divisor, V] within so many bytes; T where none does."""
+    return next((n for n in range(1, T + 1) if T % n == 0 and 4 * B * T * V <= n * logit_bytes), T)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def cross_entropy(
+    x_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    cap: float,
+    slicing: Slicing,
+) -> jax.Array:
+    """As gptjax.models.kernels.plain.cross_entropy."""
+    table = _prepared(table_VD, x_BTD.dtype, slicing)
+    pieces = _pieces(x_BTD, targets_BT, weights_BT, table_VD.shape[0], slicing)
+    return jax.lax.map(lambda piece: _nats(piece, table, table_VD.shape[0], cap)[0], pieces).sum()
+
+
+def _prepared(table_VD: jax.Array, dtype: Any, slicing: Slicing) -> jax.Array:
+    return jnp.pad(table_VD.astype(dtype), ((0, -table_VD.shape[0] % slicing.multiple), (0, 0)))
+
+
+def _pieces(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, V: int, slicing: Slicing) -> Any:
+    B, T, _ = x_BTD.shape
+    n = slices(B, T, V, slicing.logit_bytes)
+    # Along T, so that rows stay on the devices that have them.
+    return jax.tree.map(
+        lambda x: x.reshape(B, n, T // n, *x.shape[2:]).swapaxes(0, 1), (x_BTD, targets_BT, weights_BT)
+    )
+
+
+def _nats(piece: Any, table_PD: jax.Array, V: int, cap: float) -> tuple[jax.Array, Any]:
+    x_BtD, targets_Bt, weights_Bt = piece
+    x_ND, targets_N, weights_N = x_BtD.reshape(-1, x_BtD.shape[-1]), targets_Bt.reshape(-1), weights_Bt.reshape(-1)
+    logits_NP = softcap(jnp.dot(x_ND, table_PD.T, preferred_element_type=jnp.float32), cap)
+    if table_PD.shape[0] > V:
+        logits_NP = jnp.where(jnp.arange(table_PD.shape[0]) < V, logits_NP, -jnp.inf)
+    top_N1 = logits_NP.max(-1, keepdims=True)
+    e_NP = jnp.exp(logits_NP - top_N1)
+    sum_N = e_NP.sum(-1)
+    chosen_N = jnp.take_along_axis(logits_NP, targets_N[:, None], axis=-1)[:, 0]
+    nats_N = jnp.log(sum_N) + top_N1[:, 0] - chosen_N
+    return jnp.sum(nats_N * weights_N), (x_ND, logits_NP, e_NP, sum_N, targets_N, weights_N)
+
+
+def _forward(
+    x_BTD: Any, table_VD: Any, targets_BT: Any, weights_BT: Any, cap: float, slicing: Slicing
+) -> tuple[jax.Array, Any]:
+    V = table_VD.shape[0]
+    table_PD = _prepared(table_VD, x_BTD.dtype, slicing)
+
+    def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
+        nats, dtable_PD = total
+        more, (x_ND, logits_NP, e_NP, sum_N, targets_N, weights_N) = _nats(piece, table_PD, V, cap)
+        hit_NP = jnp.arange(table_PD.shape[0]) == targets_N[:, None]
+        dlogits_NP = e_NP * (weights_N / sum_N)[:, None] - jnp.where(hit_NP, weights_N[:, None], 0.0)
+        if cap:
+            dlogits_NP *= 1 - jnp.where(e_NP > 0, logits_NP / cap, 0.0) ** 2
+        dlogits_NP = dlogits_NP.astype(table_PD.dtype)
+        dx_ND = jnp.dot(dlogits_NP, table_PD, preferred_element_type=jnp.float32).astype(x_ND.dtype)
+        dtable_PD += jnp.dot(dlogits_NP.T, x_ND, preferred_element_type=jnp.float32)
+        return (nats + more, dtable_PD), dx_ND.reshape(piece[0].shape)
+
+    zero = jnp.zeros(()), jnp.zeros(table_PD.shape, jnp.float32)
+    pieces = _pieces(x_BTD, targets_BT, weights_BT, V, slicing)
+    (nats, dtable_PD), dx_nBtD = jax.lax.scan(add, zero, pieces)
+    return nats, (dx_nBtD.swapaxes(0, 1).reshape(x_BTD.shape), dtable_PD[:V].astype(table_VD.dtype))
+
+
+def _backward(cap: float, slicing: Slicing, saved: Any, dnats: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+    dx_BTD, dtable_VD = saved
+    return (dx_BTD * dnats).astype(dx_BTD.dtype), (dtable_VD * dnats).astype(dtable_VD.dtype), None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
