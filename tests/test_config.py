@@ -55,7 +55,11 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
         (["--config.model.dropout=1"], 1, "model.dropout is 1.0; it must be at least 0 and less than 1"),
         (["--config.train.dtype=float31"], 1, "train.dtype is float31; it must be float32 or bfloat16"),
         (["--config.model.activation=gelo"], 1, "model.activation has no choice 'gelo'; did you mean gelu?"),
-        (["--config.schedule.name=x"], 1, "schedule.name has no choice 'x'; there are cosine, constant"),
+        (
+            ["--config.schedule.name=x"],
+            1,
+            "schedule.name has no choice 'x'; there are cosine, linear, wsd, inverse_sqrt, constant",
+        ),
         (["--config.log.writers=('csv',)"], 1, "log.writers has no choice 'csv'"),
         (["--config.train.steps=many"], 1, "flag --config.train.steps=many: invalid literal for int()"),
         (["--config.model=3"], 1, "model holds other keys; set one of them, such as --config.model.activation=..."),
