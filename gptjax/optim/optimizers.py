@@ -71,12 +71,13 @@ def muon(config: Any) -> optax.GradientTransformation:
 
     A matrix's update is its momentum with all singular values made about 1 (five Newton-Schulz steps), times
     0.2 sqrt(max(rows, columns)): its root mean square is then near AdamW's (arXiv 2502.16982, eq. 4), so that one
-    learning rate serves both. Layers and experts that are stacked are batches of matrices.
+    learning rate serves both. Layers and experts that are stacked are batches of matrices; queries, keys and values
+    that share a kernel are one.
     """
     c = config.optimizer
     adam_rate = schedule(config, c.adam_learning_rate)
     by_matrix = contrib.scale_by_muon(beta=c.momentum, weight_dimension_numbers=last_two_axes)
-    # Not contrib.muon: its AdamW part would be NAdam, and decay norms and biases or nothing.
+    # Not contrib.muon: its AdamW part would be NAdam, and would decay either norms and biases too, or nothing.
     parts = {
         "muon": optax.chain(by_matrix, optax.stateless(like_adam), *decayed(config, schedule(config))),
         "adamw": adamw_on(config, adam_rate),
