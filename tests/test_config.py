@@ -65,7 +65,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
         (
             ["--config.optimizer.name=schedule_free", "--config.optimizer.beta1=0"],
             1,
-            "optimizer.beta1 is 0.0; schedule_free needs more",
+            "optimizer.beta1 is 0; schedule_free needs more",
         ),
         (
             ["--config.optimizer.hessian_every_steps=0"],
