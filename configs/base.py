@@ -69,19 +69,24 @@ def get_config() -> ConfigDict:
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"  # one of gptjax.optim.OPTIMIZERS
-    optimizer.learning_rate = 6e-3  # at the schedule's peak
+    optimizer.name = "adamw"  # adamw, muon, lion, adafactor (reads no beta and no epsilon), sophia, schedule_free
+    optimizer.learning_rate = 6e-3  # at the schedule's peak; adafactor: times the parameter's root mean square
     optimizer.weight_decay = 0.1  # per unit of learning rate, on matrices only
-    optimizer.beta1 = 0.9  # decay of the gradient's running mean, per step
-    optimizer.beta2 = 0.95  # decay of the squared gradient's running mean, per step
-    optimizer.epsilon = 1e-8  # added to the root of the latter
+    optimizer.beta1 = 0.9  # decay of the gradient's running mean, per step; lion, schedule_free: the mean's share
+    optimizer.beta2 = 0.95  # decay of its square's, per step; lion: of the gradient's; sophia: of the Hessian's
+    optimizer.epsilon = 1e-8  # added to the root of the latter; sophia: the least denominator
+    optimizer.momentum = 0.95  # of muon: decay of the running mean of a hidden matrix's gradient, per step
+    optimizer.adam_learning_rate = placeholder(float)  # of muon: at the peak, off hidden matrices; None: the same
+    optimizer.gamma = 0.01  # of sophia: factor of the Hessian in the denominator; the lower, the more is clipped
+    optimizer.hessian_every_steps = 10  # of sophia: steps between estimates of the Hessian's diagonal
     optimizer.clip_norm = 1.0  # the gradient's largest global norm; 0: no clipping
 
     config.schedule = schedule = ConfigDict()
-    schedule.name = "cosine"  # one of gptjax.optim.SCHEDULES
+    schedule.name = "cosine"  # cosine, linear, wsd (a trapezoid), inverse_sqrt or constant (as schedule_free wants)
     schedule.warmup_steps = 100  # steps from zero to the peak, linearly
-    schedule.decay_steps = placeholder(int)  # step at which the decay ends; None: the last
-    schedule.final_fraction = 0.1  # of the peak, where the decay ends
+    schedule.decay_steps = placeholder(int)  # step at which cosine, linear and wsd end their decay; None: the last
+    schedule.final_fraction = 0.1  # of the peak, where that decay ends
+    schedule.cooldown_fraction = 0.2  # of wsd: share of decay_steps, at their end, in which the rate goes down
 
     config.train = train = ConfigDict()
     train.objective = "causal"  # one of gptjax.objectives.OBJECTIVES

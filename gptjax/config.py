@@ -180,6 +180,7 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
     positive |= {"train.grad_accumulation": train.grad_accumulation, "eval.batches": config.eval.batches}
     positive |= {f"{part}.every_steps": config[part].every_steps for part in ("eval", "checkpoint", "log")}
     positive |= {"checkpoint.keep": config.checkpoint.keep}
+    positive |= {"optimizer.hessian_every_steps": config.optimizer.hessian_every_steps}
     for key, value in positive.items():
         if isinstance(value, int) and value < 1:
             yield f"{key} is {value}; it must be at least 1"
@@ -189,6 +190,7 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
     if data.context > model.context:
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
     yield from _device_problems(config, devices)
+    yield from _optimizer_problems(config)
     if not 0 < data.held_out < 1:
         yield f"data.held_out is {data.held_out}; it must be more than 0 and less than 1"
     if train.dtype not in ("float32", "bfloat16"):
@@ -214,6 +216,17 @@ def _model_problems(model: ConfigDict) -> Iterator[str]:
         yield f"model.experts_per_token={model.experts_per_token} is more than model.experts={model.experts}"
     if not 0 <= model.dropout < 1:
         yield f"model.dropout is {model.dropout}; it must be at least 0 and less than 1"
+
+
+def _optimizer_problems(config: ConfigDict) -> Iterator[str]:
+    optimizer, schedule = config.optimizer, config.schedule
+    for key in ("beta1", "beta2", "momentum"):
+        if optimizer[key] >= 1:
+            yield f"optimizer.{key} is {optimizer[key]}; it must be less than 1"
+    if optimizer.name == "schedule_free" and optimizer.beta1 == 0:
+        yield "optimizer.beta1 is 0; schedule_free needs more"
+    if schedule.cooldown_fraction > 1:
+        yield f"schedule.cooldown_fraction is {schedule.cooldown_fraction}; it must be at most 1"
 
 
 def _device_problems(config: ConfigDict, devices: int) -> Iterator[str]:

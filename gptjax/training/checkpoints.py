@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gptjax import optim
 from gptjax.config import CheckpointError
 from gptjax.training.state import TrainState
 
@@ -34,6 +35,9 @@ def keep_orbax_quiet() -> None:
 class Checkpoints:
     """The checkpoints in `workdir/checkpoints`, one folder a step, parameters apart from the rest.
 
+    "params" are those that answer (see gptjax.optim.answering), which is all that a reader needs; the rest holds the
+    trained ones where those are others, so that training goes on exactly.
+
     Args:
       workdir: a run's directory.
       keep: how many to keep, for the one process that writes; None for those that only read.
@@ -56,8 +60,8 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState) -> None:
         """Begins to write the state; returns once it is copied. A failure shows at the next save or at `wait`."""
-        rest = {"step": state.step, "opt_state": state.opt_state}
-        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
+        answering = optim.answering(state.opt_state, state.params)
+        items = ocp.args.Composite(params=ocp.args.StandardSave(answering), rest=ocp.args.StandardSave(_rest(state)))
         self.manager.save(step, args=items)
 
     def save_params(self, step: int, params: Any) -> None:
@@ -74,9 +78,12 @@ class Checkpoints:
         Raises:
           CheckpointError: there is none, it is damaged, or it is another model's.
         """
-        rest = {"step": like.step, "opt_state": like.opt_state}
-        items = self._restore(params=ocp.args.StandardRestore(like.params), rest=ocp.args.StandardRestore(rest))
-        return TrainState(items["rest"]["step"], items["params"], items["rest"]["opt_state"])
+        wanted = {"rest": ocp.args.StandardRestore(_rest(like))}
+        if not optim.answers_elsewhere(like.opt_state):
+            wanted["params"] = ocp.args.StandardRestore(like.params)
+        items = self._restore(**wanted)
+        rest = items["rest"]
+        return TrainState(rest["step"], rest["params"] if "params" in rest else items["params"], rest["opt_state"])
 
     def restore_params(self, like: Any) -> Any:
         """The newest parameters alone; arguments and errors as of `restore`."""
@@ -109,6 +116,11 @@ class Checkpoints:
         except Exception:
             if kind is None:  # else the first error is the one to tell of
                 raise
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    return rest | ({"params": state.params} if optim.answers_elsewhere(state.opt_state) else {})
 
 
 def shapes_on(state: Any, sharding: jax.sharding.Sharding) -> Any:

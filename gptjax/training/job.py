@@ -47,7 +47,7 @@ class Job(NamedTuple):
     mesh: Mesh
     model: nn.Module
     objective: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     eval_step: Callable[[Any, Any], jax.Array]
     train_batches: grain.MapDataset
     eval_batches: grain.MapDataset

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, models, random, sharding
+from gptjax import console, models, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
@@ -135,7 +135,7 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
             saves = step % c.checkpoint.every_steps == 0 or step == steps
             if evaluates or saves:
                 line = recorder.take(due=True)
-                found = job.held_out_loss(state.params, sample) if evaluates else {}
+                found = job.held_out_loss(optim.answering(state.opt_state, state.params), sample) if evaluates else {}
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
                 if saves:
                     checkpoints.save(step, state)
@@ -146,12 +146,13 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
 def finish(job: Job, state: TrainState) -> dict[str, Any]:
     """Reads all held-out text, writes samples, plot and summary, and returns the summary."""
     c = job.config
+    params = optim.answering(state.opt_state, state.params)
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance:
-        quality = job.held_out_loss(state.params, every, advance=advance)
+        quality = job.held_out_loss(params, every, advance=advance)
     quality |= held_out.compressors(job.data.held_out_text)
-    speaker = decoding.speaker(job.model, state.params, job.data.tokenizer, c.model.context)
+    speaker = decoding.speaker(job.model, params, job.data.tokenizer, c.model.context)
     sample = decoding.generate(speaker, c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))
-    summary = report.summarise(job.workdir, c.train.steps, parameter_count(state.params), quality, job.seconds())
+    summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality, job.seconds())
     report.write(job.workdir, summary, c.sample.prompt + sample.text)
     return summary

@@ -14,7 +14,7 @@ from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
 from gptjax.training.state import initial
-from gptjax.training.step import jitted, train_step
+from gptjax.training.step import jitted, loss_of_slice, train_step
 
 
 def batch_of(rows=8, T=16, ragged=True):
@@ -55,6 +55,21 @@ def test_the_loss_is_the_mean_over_weights():
     expected = float(objective(state.params, batch, None)[0]) / batch["weights_BT"].sum()
     _, metrics = jitted(train_step(objective, optimizer, mesh, 0), mesh)(state, batch)
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_what_an_optimizer_may_differentiate_is_the_mean_loss_of_one_slice(slices):
+    """By the mean weight of a slice, not the slice's own, which may be nothing."""
+    objective, _, mesh, state = setting(model_layers=1)
+    batch = batch_of()
+    first = {name: rows[::slices] for name, rows in batch.items()}
+    got, expected = jax.jit(
+        lambda batch: (
+            loss_of_slice(objective, batch, None, slices, mesh)(state.params),
+            objective(state.params, first, None)[0] / (batch["weights_BT"].sum() / slices),
+        )
+    )(batch)
+    assert float(got) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_same_step_twice_is_bit_identical_and_seeds_differ():
