@@ -30,7 +30,8 @@ def causal(model: nn.Module) -> Objective:
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         said = models.forward(model, params, batch["inputs_BT"], dropout=rng)
-        nats = (cross_entropy(said.logits_BTV, batch["targets_BT"]) * batch["weights_BT"]).sum()
+        with jax.named_scope("loss"):  # by which profiles and cost tables know its operations
+            nats = (cross_entropy(said.logits_BTV, batch["targets_BT"]) * batch["weights_BT"]).sum()
         weight = batch["weights_BT"].sum()
         metrics = {name: value * weight for name, value in said.metrics.items()}
         return nats + said.penalty * weight, {"loss": nats} | metrics
