@@ -45,11 +45,14 @@ def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | No
     def add(total: Any, indexed: Any) -> tuple[Any, None]:
         index, piece = indexed
         own = None if rng is None else jax.random.fold_in(rng, index)
-        return jax.tree.map(jnp.add, total, of_slice(piece, own)), None
+        found = of_slice(piece, own)
+        with jax.named_scope("accumulation"):
+            return jax.tree.map(jnp.add, total, found), None
 
     pieces = sliced(batch, slices, mesh)
     shapes = jax.eval_shape(of_slice, jax.tree.map(lambda x: x[0], pieces), rng)
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    with jax.named_scope("accumulation"):
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zero, (jnp.arange(slices), pieces))[0]
 
 
