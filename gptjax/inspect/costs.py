@@ -186,7 +186,7 @@ def rows(found: Plan) -> list[dict[str, Any]]:
     Each has `parameters` and `gflop` (matrix products of one step, forward and backward). Where times were measured
     each has `forward_ms`, `backward_ms`, `share` (of the step, 0 to 1) and `gflop_per_second` (None where there are no
     products), and the total `step_ms`, `tokens_per_second`, and `mfu` by `mfu_convention` (None on a device whose peak
-    is not known). The optimizer, what has no name, and idle time count as forward.
+    is not known). What is of neither pass, from the optimizer on, counts as forward.
     """
     own = parameters_by_part(found.params)
     timed = found.times.shares if found.times else {}

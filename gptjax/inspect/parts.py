@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 ELSE = "everything else"
+BETWEEN_DEVICES = "collectives"  # sums and copies between devices, and waiting for them
 OF_BLOCK = ("attention", "mlp")
 REST_OF_BLOCK = "norms & residual"
 BETWEEN = "between blocks"  # what they share, such as rotary tables; the copies that a scan over layers makes
@@ -50,7 +51,7 @@ def in_order(found: Iterable[str]) -> list[str]:
     found = set(found)
     blocks = sorted({part.split()[0] for part in found if re.match(r"block(s|_\d+) ", part)}, key=_number)
     inner = [f"{block} {part}" for block in blocks for part in (*OF_BLOCK, REST_OF_BLOCK)]
-    return [part for part in (*BEFORE, *inner, BETWEEN, *AFTER, IDLE) if part in found]
+    return [part for part in (*BEFORE, *inner, BETWEEN, *AFTER[:-1], BETWEEN_DEVICES, ELSE, IDLE) if part in found]
 
 
 def _number(block: str) -> int:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptjax.inspect.parts import ELSE, IDLE, Place, majority, place
+from gptjax.inspect.parts import BETWEEN_DEVICES, ELSE, IDLE, Place, majority, place
 
 CONTAINERS = ("while", "call", "conditional")  # instructions whose events span those of others
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-")
 END = "end: "  # begins the name of the event that XLA's CPU threads write when an instruction is complete
 CALLERS = ("fusion", "call", "async-start")  # instructions that are the computation which they call
 PRODUCTS = ("dot", "convolution", "ragged-dot")
@@ -75,6 +76,8 @@ def places(text: str) -> dict[str, Place]:
             yield from within(inner.calls) if inner.calls else (inner,)
 
     def where(instruction: Instruction) -> Place:
+        if instruction.opcode.startswith(COLLECTIVES):  # XLA makes one of many parts' and keeps one name
+            return Place(BETWEEN_DEVICES, False)
         inner = list(within(instruction.calls)) if instruction.calls else []
         products = [one for one in inner if one.opcode in PRODUCTS]
         at = majority([place(one.op_name) for one in products or inner], place(instruction.op_name))

@@ -61,6 +61,7 @@ ENTRY %main (a: f32[2]) -> (f32[2], s32[]) {
   %product_fusion = f32[2]{0} fusion(%a), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/jvp(loss)/add"}
   %voted = (f32[2]{0}, /*index=1*/s32[]) fusion(%a), kind=kLoop, calls=%fused.1, metadata={op_name="jit(step)/loss/add"}
   %copied = f32[2]{0} copy(%product_fusion)
+  %summed = f32[2]{0} all-reduce(%copied), to_apply=%fused.1, metadata={op_name="jit(step)/jvp(loss)/add"}
   %strange = f32[2]{0} copy(%a)
   ROOT %out = f32[2]{0} while(%copied), condition=%fused, body=%fused.1, metadata={op_name="jit(step)/while"}
 }
@@ -71,6 +72,7 @@ def test_instructions_belong_where_their_products_or_most_operations_come_from()
     where = timeline.places(PROGRAM)
     assert where["product_fusion"] == where["copied"] == Place("block_10 mlp", True)
     assert where["voted"] == Place("optimizer", False)
+    assert where["summed"] == Place("collectives", False)
     assert where["strange"].part == where["out"].part == parts.ELSE
     assert timeline.containers(PROGRAM) == {"out"}
 
