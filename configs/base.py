@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 10  # steps between lines of metrics.jsonl
     log.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb"
+    log.profile_steps = ()  # first and last step, such as (10, 13), of a trace in the run's profile/; (): no trace
 
     config.sample = sample = ConfigDict()
     sample.prompt = "def read(self"  # what the sample at the end of a run goes on from

@@ -145,6 +145,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         model.qkv_bias = model.use_bias if model.qkv_bias is None else model.qkv_bias
         model.windows = tuple(model.windows)
         config.log.writers = tuple(config.log.writers)
+        config.log.profile_steps = tuple(config.log.profile_steps)
         config.schedule.decay_steps = config.schedule.decay_steps or config.train.steps
         config.data.context = config.data.context or config.model.context
         if config.data.path and "://" not in config.data.path:
@@ -195,7 +196,17 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
         yield f"data.held_out is {data.held_out}; it must be more than 0 and less than 1"
     if train.dtype not in ("float32", "bfloat16"):
         yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
+    yield from _profile_problems(config.log.profile_steps, train.steps)
     yield from _unknown_choices(config, choices)
+
+
+def _profile_problems(steps: tuple[Any, ...], last: int) -> Iterator[str]:
+    if not steps:
+        return
+    if len(steps) != 2 or any(type(step) is not int for step in steps):
+        yield f"log.profile_steps is {steps}; it must be the first and the last step to trace, such as (10, 13), or ()"
+    elif not 1 <= steps[0] <= steps[1] <= last:
+        yield f"log.profile_steps is {steps}; it must be 1 <= first <= last <= train.steps={last}"
 
 
 def _model_problems(model: ConfigDict) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A run is a directory: how it begins, is claimed by one config and one process, and is read. Knows no model.
 
-config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json
+config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json  profile/
 """
 
 import fcntl

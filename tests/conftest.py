@@ -11,7 +11,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
 
-from gptjax import command, evaluate, generate, train
+from gptjax import command, evaluate, generate, plan, train
 from gptjax import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,4 +118,4 @@ def trained(tmp_path_factory, text_file):
     return workdir
 
 
-__all__ = ["BASE", "ROOT", "TINY", "evaluate", "generate", "overrides", "shared", "tiny_config", "train"]
+__all__ = ["BASE", "ROOT", "TINY", "evaluate", "generate", "overrides", "plan", "shared", "tiny_config", "train"]

@@ -135,7 +135,7 @@ def test_help_costs_nothing_and_names_every_flag():
     script = "import sys, runpy; sys.argv = ['x', '--help']; "
     script += "import gptjax.{0}, gptjax.command as c\ntry: c.run(gptjax.{0}.main)\nexcept SystemExit: pass\n"
     script += "assert 'jax' not in sys.modules"
-    for name in ("train", "generate", "evaluate", "convert"):
+    for name in ("train", "generate", "evaluate", "convert", "plan"):
         done = subprocess.run(
             [sys.executable, "-c", script.format(name)], cwd=ROOT, capture_output=True, text=True, check=False
         )

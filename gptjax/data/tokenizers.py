@@ -140,6 +140,30 @@ def check_name(name: str) -> None:
         raise ConfigError(f"{name} is too small: 256 bytes and {END_OF_TEXT} make at least bpe:257")
 
 
+# One more than the highest id of tiktoken's own, which it knows only after a download.
+TIKTOKEN_SIZES = {
+    "gpt2": 50257,
+    "r50k_base": 50257,
+    "p50k_base": 50281,
+    "p50k_edit": 50284,
+    "cl100k_base": 100277,
+    "o200k_base": 200019,
+    "o200k_harmony": 201088,
+}
+
+
+def size_by_name(name: str) -> int | None:
+    """How many ids the tokenizer that `build` makes will have, where its name says that; None where the text does.
+
+    Raises:
+      ConfigError: no such tokenizer.
+    """
+    check_name(name)
+    if name.startswith("bpe:"):
+        return int(name.removeprefix("bpe:"))
+    return 257 if name == "bytes" else TIKTOKEN_SIZES.get(name)
+
+
 def build(name: str, texts: Sequence[str]) -> Encoding:
     """The tokenizer of that name, made from the texts where it is that kind.
 

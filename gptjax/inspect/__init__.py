@@ -1,1 +1,1 @@
-"""For notebooks: looking into a model."""
+"""Looking into a model: tables for notebooks, and what a train step costs."""

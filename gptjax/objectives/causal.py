@@ -22,7 +22,8 @@ def causal(model: nn.Module) -> Objective:
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         said = models.forward(model, params, batch["inputs_BT"], dropout=rng)
-        nats = models.cross_entropy(model, said, batch["targets_BT"], batch["weights_BT"])
+        with jax.named_scope("loss"):  # by which profiles and cost tables know its operations
+            nats = models.cross_entropy(model, said, batch["targets_BT"], batch["weights_BT"])
         weight = batch["weights_BT"].sum()
         metrics = {name: value * weight for name, value in said.metrics.items()}
         return nats + said.penalty * weight, {"loss": nats} | metrics

@@ -17,12 +17,12 @@ from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
-from gptjax.training import metrics, report
+from gptjax.training import metrics, profile, report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
 from gptjax.training.state import TrainState, initial, parameter_count, starting_with
-from gptjax.training.step import Step, jitted, train_step
+from gptjax.training.step import Step, of_config
 
 # Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
 FREE_OF_IMPORT = ("dropout", "remat", "kernels")
@@ -103,13 +103,10 @@ def begin_from(origin: Path, job: Job) -> TrainState:
 
 def compiled_step(job: Job, state: TrainState) -> Step:
     """The train step, compiled for the run's shapes, so that no step's time holds the compiler's."""
-    c = job.config
-    step = train_step(
-        job.objective, job.optimizer, job.mesh, c.seed, dropout=c.model.dropout > 0, slices=c.train.grad_accumulation
-    )
+    step = of_config(job.config, job.objective, job.optimizer, job.mesh)
     batch = sharding.place(job.train_batches[0], job.mesh)
     start = time.monotonic()
-    compiled = jitted(step, job.mesh).lower(state, batch).compile()
+    compiled = step.lower(state, batch).compile()
     console.say(f"compiled   in {time.monotonic() - start:.1f} s")
     return compiled
 
@@ -125,12 +122,14 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
     with (
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
+        profile.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,
     ):
         for step in range(start + 1, steps + 1):
-            state, values = step_fn(state, sharding.place(job.train_batches[step - 1], job.mesh))
-            # The numbers of the step before are read while the devices work on this one.
-            recorder.write(recorder.take())
-            recorder.push(step, values)
+            with traced(step):
+                state, values = step_fn(state, sharding.place(job.train_batches[step - 1], job.mesh))
+                # The numbers of the step before are read while the devices work on this one.
+                recorder.write(recorder.take())
+                recorder.push(step, values)
             evaluates = step % c.eval.every_steps == 0 or step == steps
             saves = step % c.checkpoint.every_steps == 0 or step == steps
             if evaluates or saves:

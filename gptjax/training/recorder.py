@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,13 @@ class Recorder:
     def restart_clock(self) -> None:
         """What has passed since the newest line does not count as training."""
         self.steps_timed, self.since = 0, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Waits for the step that was pushed; the block does not count as training."""
+        self.write(self.take())
+        yield
+        self.restart_clock()
 
     def push(self, step: int, values: dict[str, jax.Array]) -> None:
         """Takes a step's metrics, which the devices may still be computing."""

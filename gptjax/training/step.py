@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from gptjax import random, sharding
 from gptjax.objectives.causal import Objective
@@ -44,11 +45,14 @@ def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | No
     def add(total: Any, indexed: Any) -> tuple[Any, None]:
         index, piece = indexed
         own = None if rng is None else jax.random.fold_in(rng, index)
-        return jax.tree.map(jnp.add, total, of_slice(piece, own)), None
+        found = of_slice(piece, own)
+        with jax.named_scope("accumulation"):
+            return jax.tree.map(jnp.add, total, found), None
 
     pieces = sliced(batch, slices, mesh)
     shapes = jax.eval_shape(of_slice, jax.tree.map(lambda x: x[0], pieces), rng)
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    with jax.named_scope("accumulation"):
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zero, (jnp.arange(slices), pieces))[0]
 
 
@@ -96,11 +100,22 @@ def train_step(
         rng = random.key(seed, "dropout", state.step) if dropout else None
         metrics, grads = gradients(objective, state.params, batch, rng, slices, mesh)
         loss = loss_of_slice(objective, batch, rng, slices, mesh)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, obj_fn=loss)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
+        with jax.named_scope("optimizer"):  # by which profiles and cost tables know its operations
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, obj_fn=loss)
+            params = optax.apply_updates(state.params, updates)
+            metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def of_config(
+    config: ConfigDict, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """The step that a run of this config repeats, ready to be compiled for its shapes."""
+    c = config
+    dropout, slices = c.model.dropout > 0, c.train.grad_accumulation
+    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices), mesh)
 
 
 def jitted(step: Step, mesh: Mesh) -> jax.stages.Wrapped:

@@ -156,6 +156,17 @@ def test_tiktokens_own_by_name_and_saved(tmp_path, monkeypatch):
     assert tokenizers.encode(tokenizers.load(tmp_path), "Hello world") == [15496, 995]
 
 
+def test_a_size_is_known_by_name_where_the_text_does_not_decide_it(monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared("tiktoken_cache")))
+    text = "some text about texts, and words in other words. " * 20
+    for name in ("bytes", "bpe:260", "gpt2", "cl100k_base", "o200k_base"):
+        assert tokenizers.size_by_name(name) == tokenizers.build(name, [text]).n_vocab
+    assert tokenizers.size_by_name("chars") is None
+    assert tokenizers.TIKTOKEN_SIZES.keys() == set(tokenizers.tiktoken.list_encoding_names())
+    with pytest.raises(ConfigError, match="unknown tokenizer"):
+        tokenizers.size_by_name("bert")
+
+
 def test_a_vocabulary_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda path: (_ for _ in ()).throw(OSError("no network")))
