@@ -17,7 +17,7 @@ IDLE = "idle"  # no operation runs: buffers are being allocated, a step handed o
 BEFORE = ("tokens", "positions")
 AFTER = ("final_norm", "head", "loss", "accumulation", "optimizer", ELSE)
 # The last word of a module's, method's or scope's name, by the part that it stands for.
-KNOWN = {name: name for name in (*BEFORE, *AFTER)} | {"logits": "head", "_blocks": BETWEEN}
+KNOWN = {name: name for name in (*BEFORE, *AFTER)} | {"logits": "head", "_through_blocks": BETWEEN}
 
 
 class Place(NamedTuple):

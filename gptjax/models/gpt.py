@@ -55,9 +55,7 @@ class Block(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(
-        self, stream: Stream, layer: Layer, places: Places, deterministic: bool
-    ) -> tuple[Stream, None]:
+    def __call__(self, stream: Stream, layer: Layer, places: Places, deterministic: bool) -> tuple[Stream, None]:
         c = self.config
         attention = Attention(c, self.dtype, name="attention")
         mlp = MLPS[c.mlp](c, self.dtype, name="mlp")

@@ -16,7 +16,7 @@ from gptjax.models.kernels.plain import Causal
 BLOCK = 64  # queries that are computed together, each with the keys that one of them can see
 FEW = 128  # up to that many tokens one block for all is faster
 
-cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**26, multiple=1))
+cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**28, multiple=1))
 
 
 # Norms
@@ -101,9 +101,7 @@ def _attend(
 
 
 def _product(x: jax.Array, y: jax.Array, over_x: int, over_y: int) -> jax.Array:
-    return jax.lax.dot_general(
-        x, y, (((over_x,), (over_y,)), ((0,), (0,))), preferred_element_type=jnp.float32
-    )
+    return jax.lax.dot_general(x, y, (((over_x,), (over_y,)), ((0,), (0,))), preferred_element_type=jnp.float32)
 
 
 def _weights(q_NrK: jax.Array, k_NsK: jax.Array, slopes_NJ: jax.Array | None, span: Span, J: int, window: int) -> Any:

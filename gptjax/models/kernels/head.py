@@ -48,9 +48,7 @@ def _pieces(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, V: i
     B, T, _ = x_BTD.shape
     n = slices(B, T, V, slicing.logit_bytes)
     # Along T, so that rows stay on the devices that have them.
-    return jax.tree.map(
-        lambda x: x.reshape(B, n, T // n, *x.shape[2:]).swapaxes(0, 1), (x_BTD, targets_BT, weights_BT)
-    )
+    return jax.tree.map(lambda x: x.reshape(B, n, T // n, *x.shape[2:]).swapaxes(0, 1), (x_BTD, targets_BT, weights_BT))
 
 
 def _nats(piece: Any, table_PD: jax.Array, V: int, cap: float) -> tuple[jax.Array, Any]:
