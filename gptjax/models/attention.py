@@ -46,7 +46,7 @@ class Attention(nn.Module):
         c = self.config
         B, T, D = x_BTD.shape
         H, G, K = c.heads, c.kv_heads, c.head_width
-        qkv = Linear((H + 2 * G) * K, c.qkv_bias, c.init_std, self.dtype, name="qkv")(x_BTD)
+        qkv = Linear((H + 2 * G) * K, c.qkv_bias, c.init_std, self.dtype, c.kernels, name="qkv")(x_BTD)
         q, k, v = jnp.split(qkv, [H * K, (H + G) * K], axis=-1)
         q, k, v = q.reshape(B, T, H, K), k.reshape(B, T, G, K), v.reshape(B, T, G, K)
         if c.qk_norm:  # arXiv 2010.04245, per head and with a scale as in Qwen3
@@ -61,5 +61,5 @@ class Attention(nn.Module):
         drop = nn.Dropout(c.dropout, deterministic=False) if c.dropout and not deterministic else None
         causal = Causal(window, c.attention_scale, places.slopes_H, drop)
         mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, causal)
-        out = Linear(D, c.use_bias, residual_std(c), self.dtype, name="out")
+        out = Linear(D, c.use_bias, residual_std(c), self.dtype, c.kernels, name="out")
         return out(mixed_BTHK.reshape(B, T, H * K)), first_v_BTGK

@@ -50,13 +50,13 @@ def residual_std(config: Any) -> float:
 
 
 class Linear(nn.Module):
-    """y = x @ kernel + bias over the last axis: [..., D] -> [..., features], in `dtype`, summed up to `out_dtype`."""
+    """y = x @ kernel + bias over the last axis: [..., D] -> [..., features], in `dtype`."""
 
     features: int
     use_bias: bool = True
     init_std: float = 0.02
     dtype: str = "float32"
-    out_dtype: str | None = None  # None: dtype
+    kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -64,8 +64,8 @@ class Linear(nn.Module):
             "kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32
         )
         # Two dimensions, because the weight gradient of a product with more is transposed in memory on CPU.
-        x_ND = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y_NF = jnp.dot(x_ND, kernel_DF.astype(self.dtype), preferred_element_type=self.out_dtype or self.dtype)
+        x_ND = x.reshape(-1, x.shape[-1])
+        y_NF = KERNELS[self.kernels].product(x_ND, kernel_DF, self.dtype, self.dtype)
         if self.use_bias:
             y_NF += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(y_NF.dtype)
         return y_NF.reshape(*x.shape[:-1], self.features)

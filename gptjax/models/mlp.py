@@ -46,7 +46,7 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
         return feed_forward(
-            x_BTD, c, lambda name, features, std: Linear(features, c.use_bias, std, self.dtype, name=name)
+            x_BTD, c, lambda name, features, std: Linear(features, c.use_bias, std, self.dtype, c.kernels, name=name)
         )
 
 

@@ -17,6 +17,7 @@ Elementwise = Callable[..., jax.Array]
 class Kernels(NamedTuple):
     """One way to compute each hot part; gptjax.models.kernels.plain says what each gives."""
 
+    product: Callable[[jax.Array, jax.Array, str, str], jax.Array]
     standardise: Callable[[jax.Array, jax.Array, float, bool], jax.Array]
     activate: Callable[[Elementwise], Elementwise]
     attend: Callable[..., jax.Array]
@@ -24,10 +25,26 @@ class Kernels(NamedTuple):
     attention_plan: Callable[..., str]  # what computes attention, and why not something faster: for a person
 
 
+PLAIN = Kernels(
+    product=plain.product,
+    standardise=plain.standardise,
+    activate=plain.activate,
+    attend=plain.attend,
+    cross_entropy=plain.cross_entropy,
+    attention_plan=plain.attention_plan,
+)
+
 KERNELS: dict[str, Kernels] = {
-    "plain": Kernels(plain.standardise, plain.activate, plain.attend, plain.cross_entropy, plain.attention_plan),
-    "cpu": Kernels(cpu.standardise, jax.checkpoint, cpu.attend, cpu.cross_entropy, cpu.attention_plan),
-    "gpu": Kernels(plain.standardise, plain.activate, gpu.attend, gpu.cross_entropy, gpu.attention_plan),
+    "plain": PLAIN,
+    "cpu": Kernels(
+        product=cpu.product,
+        standardise=cpu.standardise,
+        activate=jax.checkpoint,  # its derivative is computed from its argument again: fewer passes over memory
+        attend=cpu.attend,
+        cross_entropy=cpu.cross_entropy,
+        attention_plan=cpu.attention_plan,
+    ),
+    "gpu": PLAIN._replace(attend=gpu.attend, cross_entropy=gpu.cross_entropy, attention_plan=gpu.attention_plan),
 }
 
 

@@ -4,6 +4,7 @@ The gradient of softmax and cross-entropy needs nothing that comes after the los
 for the loss and for the gradients of the head's input and table, and forgotten; nothing is computed twice.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ class Slicing(NamedTuple):
 
     logit_bytes: int  # float32 logits that exist at once, at most
     multiple: int  # rows that are added to the table, in the program only, to make its length a multiple of this
+    dot: Callable[..., jax.Array]  # gptjax.models.kernels.plain.dot, or a faster one
 
 
 def slices(B: int, T: int, V: int, logit_bytes: int) -> int:
@@ -37,7 +39,7 @@ def cross_entropy(
     """As gptjax.models.kernels.plain.cross_entropy."""
     table = _prepared(table_VD, x_BTD.dtype, slicing)
     pieces = _pieces(x_BTD, targets_BT, weights_BT, table_VD.shape[0], slicing)
-    return jax.lax.map(lambda piece: _nats(piece, table, table_VD.shape[0], cap)[0], pieces).sum()
+    return jax.lax.map(lambda piece: _nats(piece, table, table_VD.shape[0], cap, slicing)[0], pieces).sum()
 
 
 def _prepared(table_VD: jax.Array, dtype: Any, slicing: Slicing) -> jax.Array:
@@ -51,10 +53,10 @@ def _pieces(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, V: i
     return jax.tree.map(lambda x: x.reshape(B, n, T // n, *x.shape[2:]).swapaxes(0, 1), (x_BTD, targets_BT, weights_BT))
 
 
-def _nats(piece: Any, table_PD: jax.Array, V: int, cap: float) -> tuple[jax.Array, Any]:
+def _nats(piece: Any, table_PD: jax.Array, V: int, cap: float, slicing: Slicing) -> tuple[jax.Array, Any]:
     x_BtD, targets_Bt, weights_Bt = piece
     x_ND, targets_N, weights_N = x_BtD.reshape(-1, x_BtD.shape[-1]), targets_Bt.reshape(-1), weights_Bt.reshape(-1)
-    logits_NP = softcap(jnp.dot(x_ND, table_PD.T, preferred_element_type=jnp.float32), cap)
+    logits_NP = softcap(slicing.dot(x_ND, table_PD, turn_y=True), cap)
     if table_PD.shape[0] > V:
         logits_NP = jnp.where(jnp.arange(table_PD.shape[0]) < V, logits_NP, -jnp.inf)
     top_N1 = logits_NP.max(-1, keepdims=True)
@@ -73,14 +75,14 @@ def _forward(
 
     def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
         nats, dtable_PD = total
-        more, (x_ND, logits_NP, e_NP, sum_N, targets_N, weights_N) = _nats(piece, table_PD, V, cap)
+        more, (x_ND, logits_NP, e_NP, sum_N, targets_N, weights_N) = _nats(piece, table_PD, V, cap, slicing)
         hit_NP = jnp.arange(table_PD.shape[0]) == targets_N[:, None]
         dlogits_NP = e_NP * (weights_N / sum_N)[:, None] - jnp.where(hit_NP, weights_N[:, None], 0.0)
         if cap:
             dlogits_NP *= 1 - jnp.where(e_NP > 0, logits_NP / cap, 0.0) ** 2
         dlogits_NP = dlogits_NP.astype(table_PD.dtype)
-        dx_ND = jnp.dot(dlogits_NP, table_PD, preferred_element_type=jnp.float32).astype(x_ND.dtype)
-        dtable_PD += jnp.dot(dlogits_NP.T, x_ND, preferred_element_type=jnp.float32)
+        dx_ND = slicing.dot(dlogits_NP, table_PD).astype(x_ND.dtype)
+        dtable_PD += slicing.dot(dlogits_NP, x_ND, turn_x=True)
         return (nats + more, dtable_PD), dx_ND.reshape(piece[0].shape)
 
     zero = jnp.zeros(()), jnp.zeros(table_PD.shape, jnp.float32)

@@ -19,6 +19,16 @@ class Causal(NamedTuple):
     drop: Callable[[jax.Array], jax.Array] | None = None  # applied to the attention weights, e.g. a dropout
 
 
+def product(x_ND: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+    """x @ kernel of operands in `dtype`, summed up to `out_dtype`: [N, F]."""
+    return jnp.dot(x_ND.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=out_dtype)
+
+
+def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) -> jax.Array:
+    """x @ y of two matrices, summed up in float32, either transposed first."""
+    return jnp.dot(x.T if turn_x else x, y.T if turn_y else y, preferred_element_type=jnp.float32)
+
+
 def standardise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) * scale over the last axis; without `centre` the mean is taken as 0."""
     centred = x - x.mean(-1, keepdims=True) if centre else x
