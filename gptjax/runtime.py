@@ -33,8 +33,9 @@ XLA_FLAGS = (
 
 
 def set_xla_flags() -> None:
-    """Adds our flags to XLA_FLAGS, before a user's own, which win."""
-    os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+    """Adds our flags to XLA_FLAGS, before a user's own, which win; those that are there already are not added."""
+    own = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in XLA_FLAGS if flag not in own), *own])
 
 
 def keep_freed_memory() -> bool:

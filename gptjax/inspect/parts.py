@@ -1,7 +1,7 @@
 """Which part of a train step an operation or a parameter belongs to, by the path of the Linen modules it came from.
 
 JAX keeps that path in the name stack of a jaxpr's equations, and XLA in the `op_name` of its instructions:
-`jit(step)/transpose(jvp(GPT))/GPT._blocks/block_3/attention/qkv/dot_general`. Only module names are relied on.
+`jit(step)/transpose(jvp(GPT))/GPT._through_blocks/block_3/attention/qkv/dot_general`. Only names are relied on.
 """
 
 import re
@@ -17,7 +17,7 @@ IDLE = "idle"  # no operation runs: buffers are being allocated, a step handed o
 BEFORE = ("tokens", "positions")
 AFTER = ("final_norm", "head", "loss", "accumulation", "optimizer", ELSE)
 # The last word of a module's, method's or scope's name, by the part that it stands for.
-KNOWN = {name: name for name in (*BEFORE, *AFTER)} | {"logits": "head", "_through_blocks": BETWEEN}
+KNOWN = {name: name for name in (*BEFORE, *AFTER)} | {"_through_blocks": BETWEEN}
 
 
 class Place(NamedTuple):

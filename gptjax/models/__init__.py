@@ -96,4 +96,5 @@ def cross_entropy(model: nn.Module, said: Output, targets_BT: Any, weights_BT: A
 
 def logits(model: nn.Module, params: Any, ids_BT: Any) -> jax.Array:
     """What the model says, without dropout: float32 [B, T, V] for the token after each position."""
-    return model.apply({"params": params}, ids_BT)
+    logits_BTV: Any = model.apply({"params": params}, ids_BT)
+    return logits_BTV

@@ -95,7 +95,7 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(c.dropout)
         block = Block
         if c.remat != "none":
-            block = nn.remat(Block, policy=REMATS[c.remat], prevent_cse=not c.scan_layers, static_argnums=(3,))
+            block = nn.remat(Block, policy=REMATS[c.remat], prevent_cse=not c.scan_layers, static_argnums=(4,))
         if c.scan_layers:
             self.blocks = nn.scan(
                 block,

@@ -86,6 +86,7 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
+    console.say(f"attention  {models.kernels.attention_plan(job.model.config, dtype)}")
     if metrics.peak_flops(jax.devices()[0].device_kind):
         console.say(f"mfu        {metrics.MFU_CONVENTION}")
     return state

@@ -45,9 +45,9 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %fused (p: f32[2]) -> f32[2] {
   %p = f32[2]{0} parameter(0)
-  %m = f32[2]{0} multiply(%p, %p), metadata={op_name="jit(step)/jvp(GPT)/GPT._blocks/block_10/mlp_norm/mul"}
+  %m = f32[2]{0} multiply(%p, %p), metadata={op_name="jvp(GPT)/GPT._through_blocks/block_10/mlp_norm/mul"}
   %d = f32[2,2]{1,0} dot(%m, %p), metadata={op_name="jit(step)/transpose(jvp(GPT))/block_10/mlp/up/dot_general"}
-  ROOT %n = f32[2]{0} multiply(%m, %p), metadata={op_name="jit(step)/jvp(GPT)/GPT._blocks/block_10/mlp_norm/mul"}
+  ROOT %n = f32[2]{0} multiply(%m, %p), metadata={op_name="jvp(GPT)/GPT._through_blocks/block_10/mlp_norm/mul"}
 }
 
 %fused.1 (p: f32[2]) -> f32[2] {
@@ -80,11 +80,11 @@ def test_instructions_belong_where_their_products_or_most_operations_come_from()
 @pytest.mark.parametrize(
     "path, part",
     [
-        ("jit(step)/jvp(GPT)/GPT._blocks/block_0/attention/bgtk,bgsk->bgts/dot_general", "block_0 attention"),
-        ("jit(step)/jvp(GPT)/GPT._blocks/block_0/add", "block_0 norms & residual"),
-        ("jit(step)/jvp(GPT)/GPT._blocks/cos", "between blocks"),
-        ("jit(step)/while/body/jvp(GPT)/GPT.head/final_norm/mul", "final_norm"),
-        ("jit(step)/jvp(GPT)/GPT.head/tokens.logits/dot_general", "head"),
+        ("jit(step)/jvp(GPT)/GPT._through_blocks/block_0/attention/bgtk,bgsk->bgts/dot_general", "block_0 attention"),
+        ("jit(step)/jvp(GPT)/GPT._through_blocks/block_0/add", "block_0 norms & residual"),
+        ("jit(step)/jvp(GPT)/GPT._through_blocks/cos", "between blocks"),
+        ("jit(step)/while/body/jvp(GPT)/GPT.both/GPT.read/final_norm/mul", "final_norm"),
+        ("jit(step)/jvp(loss)/while/body/head/dot_general", "head"),
         ("jit(step)/jvp(GPT)/tokens/gather", "tokens"),
         ("blocks/mlp/up/kernel", "blocks mlp"),
         ("jit(step)/jvp(GPT)/Dropout_0/mul", "everything else"),

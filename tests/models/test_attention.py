@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.models.attention import attend, visible
+from gptjax.models.kernels.plain import masked_attend, visible
 
 
 def reference(q_BTHK, k_BSGK, v_BSGK, mask_TS, scale, bias_HTS):
@@ -39,7 +39,7 @@ def test_attention_vs_reference(B, T, G, share, K, size, scale, window, seed):
     bias = rng.normal(size=(G * share, T, T)).astype("f")
     mask = np.array([[s <= t and (window == 0 or t - s < window) for s in range(T)] for t in range(T)])
     seen = visible(jnp.arange(T), jnp.arange(T), window)
-    got = attend(jnp.array(q), jnp.array(k), jnp.array(v), seen, scale, jnp.array(bias))
+    got = masked_attend(jnp.array(q), jnp.array(k), jnp.array(v), seen, scale, jnp.array(bias))
     expected = reference(q, k, v, mask, 1 / np.sqrt(K) if scale is None else scale, bias)
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-5 * size)
 
@@ -48,6 +48,6 @@ def test_a_drop_that_keeps_every_weight_changes_nothing_and_one_that_doubles_the
     rng = np.random.default_rng(0)
     q, k, v = (jnp.array(rng.normal(size=(1, 4, 2, 3)), jnp.float32) for _ in range(3))
     mask = jnp.tri(4, dtype=bool)
-    plain = attend(q, k, v, mask)
-    np.testing.assert_array_equal(attend(q, k, v, mask, drop=lambda w: w), plain)
-    np.testing.assert_allclose(attend(q, k, v, mask, drop=lambda w: 2 * w), 2 * plain, rtol=1e-6)
+    plain = masked_attend(q, k, v, mask)
+    np.testing.assert_array_equal(masked_attend(q, k, v, mask, drop=lambda w: w), plain)
+    np.testing.assert_allclose(masked_attend(q, k, v, mask, drop=lambda w: 2 * w), 2 * plain, rtol=1e-6)

@@ -8,7 +8,8 @@ from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.models.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, TokenEmbedding
+from gptjax.models.kernels.plain import unembed
+from gptjax.models.layers import ACTIVATIONS, Head, LayerNorm, Linear, RMSNorm, TokenEmbedding
 from gptjax.models.positions import LearnedPositions
 
 
@@ -49,13 +50,26 @@ def test_linear_gradient_vs_reference():
     np.testing.assert_allclose(dx, dy @ kernel.T, rtol=1e-4, atol=1e-5)
 
 
-def test_tied_embedding_looks_up_and_multiplies_with_one_table():
+def test_a_tied_embedding_looks_up_in_the_heads_own_table():
     table = np.random.default_rng(0).normal(size=(11, 4)).astype("f")
     model, params = TokenEmbedding(11, 4), {"params": {"embedding": table}}
     ids = np.array([[1, 10, 0]])
     x = model.apply(params, ids)
     np.testing.assert_array_equal(x, table[ids])
-    np.testing.assert_allclose(model.apply(params, x, method="logits"), table[ids] @ table.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(model.apply(params, method="table"), table)
+
+
+def test_an_untied_head_gives_a_row_a_token():
+    kernel = np.random.default_rng(0).normal(size=(4, 11)).astype("f")
+    np.testing.assert_array_equal(Head(11, 4).apply({"params": {"kernel": kernel}}, method="table"), kernel.T)
+
+
+def test_capped_logits_vs_reference():
+    rng = np.random.default_rng(0)
+    x, table = rng.normal(size=(2, 3, 4)).astype("f"), rng.normal(size=(11, 4)).astype("f")
+    np.testing.assert_allclose(unembed(x, table, 0.0), x @ table.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(unembed(x, table, 2.0), 2 * np.tanh(x @ table.T / 2), rtol=1e-5, atol=1e-5)
+    assert unembed(x.astype(jnp.bfloat16), table, 0.0).dtype == jnp.float32
 
 
 def test_more_tokens_than_positions_is_an_error():

@@ -16,6 +16,8 @@ from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
 
 import gptjax
 from gptjax.training import loop
+from gptjax.training.checkpoints import Checkpoints
+from gptjax.training.job import make_job
 
 FILES = {
     "config.json",
@@ -70,6 +72,22 @@ def test_a_run_learns(tmp_path, text_file):
     summary = loop.train(config, tmp_path / "run")
     looks = [line["val/bits_per_byte"] for line in lines_of(tmp_path / "run") if "val/loss" in line]
     assert looks == sorted(looks, reverse=True) and summary["val_bits_per_byte"] < 2.2
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(model_kernels="cpu"), "in blocks of queries, with a gradient of its own"),
+        (dict(model_kernels="cpu", model_dropout=0.1), "plain, because of dropout"),
+        (dict(model_kernels="plain"), "plain"),
+    ],
+)
+def test_a_run_says_what_computes_attention(tmp_path, text_file, capsys, changes, told):
+    config = tiny_config(data_path=text_file, **changes)
+    job = make_job(config, tmp_path, 0.0, None)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        loop.begin(job, checkpoints)
+    assert f"\nattention  {told}\n" in capsys.readouterr().err
 
 
 def test_a_finished_run_says_so_and_is_left_alone(trained, text_file, call_train):

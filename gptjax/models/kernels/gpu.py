@@ -23,17 +23,19 @@ def refusal(head_width: int, dtype: Any, positions: str, dropout: float, windows
       dropout: of attention weights, in training.
       windows_known: whether each layer's window is known before the program runs.
     """
-    if str(dtype) not in ("bfloat16", "float16"):
-        return f"cuDNN's attention takes bfloat16, not {dtype} (train.dtype)"
-    if head_width % 8 or head_width > _widest_head():
-        return f"cuDNN's attention takes head widths of a multiple of 8 up to {_widest_head()}, not {head_width}"
-    if positions == "alibi":
-        return "ALiBi's biases would have to be held for each pair of tokens"
-    if dropout:
-        return "dropout of attention weights is drawn by JAX (model.dropout)"
-    if not windows_known:
-        return "scanned layers have windows of different lengths"
-    return ""
+    widest = _widest_head()
+    reasons = (
+        (jax.default_backend() != "gpu", "no GPU is here"),
+        (str(dtype) not in ("bfloat16", "float16"), f"cuDNN's attention takes bfloat16, not {dtype} (train.dtype)"),
+        (
+            head_width % 8 or head_width > widest,
+            f"cuDNN's attention takes head widths of a multiple of 8 up to {widest}, not {head_width}",
+        ),
+        (positions == "alibi", "ALiBi's biases would have to be held for each pair of tokens"),
+        (dropout, "dropout of attention weights is drawn by JAX (model.dropout)"),
+        (not windows_known, "scanned layers have windows of different lengths"),
+    )
+    return next((why for refused, why in reasons if refused), "")
 
 
 def _widest_head() -> int:
@@ -43,9 +45,10 @@ def _widest_head() -> int:
 
 def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Causal) -> jax.Array:
     """As gptjax.models.kernels.plain.attend, by cuDNN where it can; `attention_plan` says beforehand whether."""
-    known = isinstance(causal.window, int)
+    window = causal.window
     positions = "none" if causal.slopes_H is None else "alibi"
-    if refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, float(causal.drop is not None), known):
+    why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, float(causal.drop is not None), isinstance(window, int))
+    if why or not isinstance(window, int):
         return plain.attend(q_BTHK, k_BTGK, v_BTGK, causal)
     return jax.nn.dot_product_attention(
         q_BTHK,
@@ -53,7 +56,7 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
         v_BTGK,
         scale=causal.scale,
         is_causal=True,
-        local_window_size=(causal.window - 1, 0) if causal.window else None,
+        local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",
     )
 

@@ -56,7 +56,9 @@ def _pieces(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, V: i
 def _nats(piece: Any, table_PD: jax.Array, V: int, cap: float, slicing: Slicing) -> tuple[jax.Array, Any]:
     x_BtD, targets_Bt, weights_Bt = piece
     x_ND, targets_N, weights_N = x_BtD.reshape(-1, x_BtD.shape[-1]), targets_Bt.reshape(-1), weights_Bt.reshape(-1)
-    logits_NP = softcap(slicing.dot(x_ND, table_PD, turn_y=True), cap)
+    with jax.named_scope("head"):
+        logits_NP = slicing.dot(x_ND, table_PD, turn_y=True)
+    logits_NP = softcap(logits_NP, cap)
     if table_PD.shape[0] > V:
         logits_NP = jnp.where(jnp.arange(table_PD.shape[0]) < V, logits_NP, -jnp.inf)
     top_N1 = logits_NP.max(-1, keepdims=True)
@@ -79,10 +81,11 @@ def _forward(
         hit_NP = jnp.arange(table_PD.shape[0]) == targets_N[:, None]
         dlogits_NP = e_NP * (weights_N / sum_N)[:, None] - jnp.where(hit_NP, weights_N[:, None], 0.0)
         if cap:
-            dlogits_NP *= 1 - jnp.where(e_NP > 0, logits_NP / cap, 0.0) ** 2
+            dlogits_NP *= 1 - jnp.where(jnp.isfinite(logits_NP), logits_NP / cap, 0.0) ** 2  # -inf: added rows
         dlogits_NP = dlogits_NP.astype(table_PD.dtype)
-        dx_ND = slicing.dot(dlogits_NP, table_PD).astype(x_ND.dtype)
-        dtable_PD += slicing.dot(dlogits_NP, x_ND, turn_x=True)
+        with jax.named_scope("head"):
+            dx_ND = slicing.dot(dlogits_NP, table_PD).astype(x_ND.dtype)
+            dtable_PD += slicing.dot(dlogits_NP, x_ND, turn_x=True)
         return (nats + more, dtable_PD), dx_ND.reshape(piece[0].shape)
 
     zero = jnp.zeros(()), jnp.zeros(table_PD.shape, jnp.float32)

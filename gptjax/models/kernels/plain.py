@@ -111,7 +111,8 @@ def softcap(logits: jax.Array, cap: float) -> jax.Array:
 def unembed(x: jax.Array, table_VD: jax.Array, cap: float) -> jax.Array:
     """Logits of each row of the table, capped, in float32: [..., D] -> [..., V]."""
     x_ND = x.reshape(-1, x.shape[-1])
-    logits_NV = jnp.dot(x_ND, table_VD.T.astype(x.dtype), preferred_element_type=jnp.float32)
+    with jax.named_scope("head"):
+        logits_NV = jnp.dot(x_ND, table_VD.T.astype(x.dtype), preferred_element_type=jnp.float32)
     return softcap(logits_NV, cap).reshape(*x.shape[:-1], table_VD.shape[0])
 
 
