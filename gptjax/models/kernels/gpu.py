@@ -10,7 +10,7 @@ from gptjax.models.kernels import head, plain
 from gptjax.models.kernels.plain import Causal
 
 # Tensor cores want both sides of a product in multiples; 128 is what nanoGPT's 50,304 is one of.
-cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**30, multiple=128, dot=plain.dot))
+cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**30, multiple=128))
 
 
 def refusal(head_width: int, dtype: Any, positions: str, dropout: float, windows_known: bool = True) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gptjax.models.kernels import plain
 from gptjax.models.kernels.plain import softcap
 
 
@@ -19,7 +20,7 @@ class Slicing(NamedTuple):
 
     logit_bytes: int  # float32 logits that exist at once, at most
     multiple: int  # rows that are added to the table, in the program only, to make its length a multiple of this
-    dot: Callable[..., jax.Array]  # gptjax.models.kernels.plain.dot, or a faster one
+    dot: Callable[..., jax.Array] = plain.dot  # or a faster one
 
 
 def slices(B: int, T: int, V: int, logit_bytes: int) -> int:
