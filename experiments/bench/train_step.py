@@ -51,6 +51,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
 
     from gptjax import config as configs
     from gptjax import models, optim, sharding
+    from gptjax.models import kernels
     from gptjax.objectives import OBJECTIVES
     from gptjax.training import step as steps
     from gptjax.training.metrics import MFU_CONVENTION, flops_per_token, mfu
@@ -73,7 +74,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     step = steps.of_config(config, objective, optimizer, mesh).lower(state, batch).compile()
     facts = {
         "compile_seconds": time.perf_counter() - began,
-        "attention": models.attention_plan(model.config, config.train.dtype),
+        "attention": kernels.attention_plan(model.config, config.train.dtype),
         "flops_per_token": flops,
         "step_temporary_bytes": step.memory_analysis().temp_size_in_bytes,
         "device": jax.devices()[0].device_kind,

@@ -18,7 +18,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.models.gpt import GPT, REMATS, RESIDUALS
-from gptjax.models.kernels import KERNELS, attention_plan, of_platform
+from gptjax.models.kernels import KERNELS, of_platform
 from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
 from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
