@@ -53,6 +53,7 @@ class Block(nn.Module):
 
     config: Any
     dtype: str
+    window: int | None = None  # where it is known before the program runs; else Layer's, and kernels may be slower
 
     @nn.compact
     def __call__(self, stream: Stream, layer: Layer, places: Places, deterministic: bool) -> tuple[Stream, None]:
@@ -64,10 +65,11 @@ class Block(nn.Module):
         drop = nn.Dropout(c.dropout, deterministic=deterministic)
         add = RESIDUALS[c.norm_position]
         first_v = stream.first_v_BTGK
+        window = layer.window if self.window is None else self.window
 
         def read(x: jax.Array) -> jax.Array:
             nonlocal first_v
-            mixed, first_v = attention(x, places, layer.window, layer.number == 0, first_v, deterministic)
+            mixed, first_v = attention(x, places, window, layer.number == 0, first_v, deterministic)
             return drop(mixed)
 
         x_BTD = add(stream.x_BTD, read, norms[0])
@@ -103,10 +105,10 @@ class GPT(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),
                 length=c.layers,
-            )(c, self.dtype)
+            )(c, self.dtype, c.windows[0] if len(set(c.windows)) == 1 else None)
         else:
             for i in range(c.layers):
-                setattr(self, f"block_{i}", block(c, self.dtype))
+                setattr(self, f"block_{i}", block(c, self.dtype, c.windows[i % len(c.windows)]))
         if c.norm_position == "pre":
             self.final_norm = NORMS[c.norm](c.use_bias, c.norm_epsilon, c.kernels)
         if not c.tied_head:

@@ -163,6 +163,25 @@ def test_a_model_of_either_kernels_has_one_loss_and_one_gradient(changes, contex
     jax.tree.map(lambda mine, their: close(mine, their, 1e-4), grads, their_grads)
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    "windows, scan_layers, known", [("(3,0)", False, True), ("(3,3)", True, True), ("(3,0)", True, False)]
+)
+def test_kernels_know_the_window_unless_scanned_layers_differ(monkeypatch, remat, windows, scan_layers, known):
+    seen = []
+
+    def attend(q, k, v, causal):
+        seen.append(isinstance(causal.window, int))
+        return plain.attend(q, k, v, causal)
+
+    monkeypatch.setitem(KERNELS, "cpu", KERNELS["cpu"]._replace(attend=attend))
+    config = tiny_config(
+        model_kernels="cpu", model_remat=remat, model_windows=windows, model_scan_layers=scan_layers
+    )  # fmt: skip
+    models.shapes(models.build(configs.with_vocabulary(config, 257).model))
+    assert seen and set(seen) == {known}
+
+
 def test_two_hundred_steps_end_at_the_same_loss(tmp_path, text_file):
     losses = []
     for kernels in ("plain", "cpu"):
