@@ -1,7 +1,6 @@
 """Set-up of the process, once, before jax is imported: the compilation cache and the allocator. No logic of models.
 
 GPTJAX_MALLOC=0              leaves the C allocator as it is
-XLA_FLAGS                    a user's own come after ours and win
 JAX_COMPILATION_CACHE_DIR    where compiled programs are kept; default ~/.cache/gptjax/xla
 """
 
@@ -19,23 +18,8 @@ def cache_dir() -> Path:
 def start() -> None:
     """Prepares the process; every command calls it first."""
     keep_freed_memory()
-    set_xla_flags()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
-# What measured faster (experiments/bench/README.md): elementwise loops 1.35 times with AVX-512; products of a small
-# model's size by Eigen instead of YNNPACK, 8 % of a step. Flags of another platform are read and not used.
-XLA_FLAGS = (
-    "--xla_cpu_prefer_vector_width=512",
-    "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
-)
-
-
-def set_xla_flags() -> None:
-    """Adds our flags to XLA_FLAGS, before a user's own, which win; those that are there already are not added."""
-    own = os.environ.get("XLA_FLAGS", "").split()
-    os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in XLA_FLAGS if flag not in own), *own])
 
 
 def keep_freed_memory() -> bool:

@@ -1,4 +1,4 @@
-"""The process's set-up: the allocator seam, XLA's flags, the cache, and that a user's own win."""
+"""The process's set-up: the allocator seam and the cache, and that a user's own win."""
 
 import os
 import subprocess
@@ -36,28 +36,3 @@ def test_a_users_own_cache_wins(tmp_path):
             [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == expected
-
-
-@pytest.mark.parametrize("own", ["", "--xla_cpu_prefer_vector_width=256 --xla_dump_to=/x", "  --xla_dump_to=/x "])
-def test_xla_gets_our_flags_once_and_a_users_own_after_them(monkeypatch, own):
-    monkeypatch.setenv("XLA_FLAGS", own)
-    runtime.set_xla_flags()
-    first = os.environ["XLA_FLAGS"]
-    assert first.split() == [*runtime.XLA_FLAGS, *own.split()]
-    runtime.set_xla_flags()
-    assert os.environ["XLA_FLAGS"] == first
-
-
-def test_without_flags_of_a_user_there_are_ours(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    runtime.set_xla_flags()
-    assert os.environ["XLA_FLAGS"] == " ".join(runtime.XLA_FLAGS)
-
-
-def test_xla_knows_our_flags_and_takes_one_twice():
-    script = "from gptjax import runtime; runtime.start(); import jax; print(jax.numpy.ones(3).sum())"
-    environment = os.environ | {"XLA_FLAGS": "--xla_cpu_prefer_vector_width=256"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "3.0"

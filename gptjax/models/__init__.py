@@ -18,7 +18,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.models.gpt import GPT, REMATS, RESIDUALS
-from gptjax.models.kernels import KERNELS, of_platform
+from gptjax.models.kernels import KERNELS, resolved
 from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
 from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
@@ -52,8 +52,7 @@ class Output(NamedTuple):
 def build(config: Any, dtype: str = "float32") -> nn.Module:
     """The model that `config` (`config.model` of a run, resolved) describes; computes in `dtype`."""
     config = ConfigDict(config)
-    if config.kernels == "auto":
-        config.kernels = of_platform(jax.default_backend())
+    config.kernels = resolved(config.kernels)
     return MODELS[config.arch](config=FrozenConfigDict(config), dtype=dtype)
 
 

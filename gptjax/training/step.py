@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import random, sharding
+from gptjax.models import kernels
 from gptjax.objectives.causal import Objective
 from gptjax.training.state import TrainState
 
@@ -115,10 +116,23 @@ def of_config(
     """The step that a run of this config repeats, ready to be compiled for its shapes."""
     c = config
     dropout, slices = c.model.dropout > 0, c.train.grad_accumulation
-    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices), mesh)
+    options = kernels.compiler_options(c.model, c.train.dtype)
+    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices), mesh, options)
 
 
-def jitted(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
-    """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places."""
+def jitted(step: Step, mesh: Mesh, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
+    """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places.
+
+    Args:
+      step: as `train_step` gives it.
+      mesh: where state and batches lie.
+      options: told to XLA's compiler, by name.
+    """
     whole = sharding.replicated(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, sharding.by_row(mesh)), out_shardings=whole)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(whole, sharding.by_row(mesh)),
+        out_shardings=whole,
+        compiler_options=options or None,
+    )

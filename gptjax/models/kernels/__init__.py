@@ -4,6 +4,7 @@
 them, and falls back to them where it does not apply. Nothing here holds parameters or knows a model.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ class Kernels(NamedTuple):
     attend: Callable[..., jax.Array]
     cross_entropy: Callable[..., jax.Array]
     attention_plan: Callable[..., str]  # what computes attention, and why not something faster: for a person
+    compiler_options: Callable[[str], dict[str, str]]  # of XLA, for a train step in that dtype
 
 
 PLAIN = Kernels(
@@ -32,6 +34,7 @@ PLAIN = Kernels(
     attend=plain.attend,
     cross_entropy=plain.cross_entropy,
     attention_plan=plain.attention_plan,
+    compiler_options=plain.compiler_options,
 )
 
 KERNELS: dict[str, Kernels] = {
@@ -43,16 +46,25 @@ KERNELS: dict[str, Kernels] = {
         attend=cpu.attend,
         cross_entropy=cpu.cross_entropy,
         attention_plan=cpu.attention_plan,
+        compiler_options=cpu.compiler_options,
     ),
     "gpu": PLAIN._replace(attend=gpu.attend, cross_entropy=gpu.cross_entropy, attention_plan=gpu.attention_plan),
 }
 
 
-def of_platform(platform: str) -> str:
-    """The name of the kernels that are fastest on a platform by JAX's name for it."""
-    return {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}.get(platform, "plain")
+def resolved(name: str) -> str:
+    """The name itself, or for "auto" the kernels that are fastest on the platform that JAX runs on."""
+    if name != "auto":
+        return name
+    return {"cpu": "cpu", "gpu": "gpu"}.get(jax.default_backend(), "plain")
 
 
 def attention_plan(config: Any, dtype: str) -> str:
     """One line on what computes attention of `config` (`config.model`, kernels resolved) in training."""
     return KERNELS[config.kernels].attention_plan(config, dtype)
+
+
+def compiler_options(config: Any, dtype: str) -> dict[str, str]:
+    """What XLA is told for a train step of `config` (`config.model`), but for what a user's own XLA_FLAGS name."""
+    wanted = KERNELS[resolved(config.kernels)].compiler_options(dtype)
+    return {name: value for name, value in wanted.items() if name not in os.environ.get("XLA_FLAGS", "")}

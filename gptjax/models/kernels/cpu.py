@@ -226,3 +226,15 @@ def attention_plan(config: Any, dtype: str) -> str:
     if config.dropout:
         return "plain, because of dropout"
     return "in blocks of queries, with a gradient of its own"
+
+
+# XLA
+
+
+def compiler_options(dtype: str) -> dict[str, str]:
+    """What measured faster (experiments/bench/README.md): elementwise loops with AVX-512, and in float32 products by
+    Eigen instead of YNNPACK, which keeps those that belong to a larger fusion."""
+    wide = {"xla_cpu_prefer_vector_width": "512"}
+    if dtype != "float32":
+        return wide
+    return wide | {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}

@@ -103,6 +103,11 @@ def attention_plan(config: Any, dtype: str) -> str:
     return "plain"
 
 
+def compiler_options(dtype: str) -> dict[str, str]:
+    """Nothing that XLA does not do by itself."""
+    return {}
+
+
 def softcap(logits: jax.Array, cap: float) -> jax.Array:
     """cap * tanh(logits / cap) (arXiv 2408.00118 section 2); the logits themselves where cap is 0."""
     return cap * jnp.tanh(logits / cap) if cap else logits
