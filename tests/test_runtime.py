@@ -7,8 +7,6 @@ import sys
 import pytest
 from conftest import ROOT
 
-from gptjax import runtime
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the seam is for glibc")
 @pytest.mark.parametrize(
