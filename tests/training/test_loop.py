@@ -17,6 +17,7 @@ import pytest
 from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
 
 import gptjax
+from gptjax import config as configs
 from gptjax.data import batches
 from gptjax.training import loop, metrics, recorder
 
@@ -184,6 +185,15 @@ def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
     assert [line["tokens_per_second"] for line in lines][1:] == size[1:]
     flops = [60 + 12 * 2 * 16 * context for context in [8] * 6 + [16] * 2]
     assert [line["mfu"] / line["tokens_per_second"] for line in lines] == flops
+
+
+def test_the_speedrun_recipe_learns_within_thirty_steps(tmp_path, text_file):
+    changes = {"data.path": text_file, "model.layers": 1, "model.width": 32, "train.steps": 30, "eval.every_steps": 30}
+    changes |= {"schedule.warmup_steps": 3, "sample.prompt": "the"}
+    recipe = ROOT / "configs" / "speedrun.py"
+    config = configs.read(str(recipe), [f"--config.{key}={value}" for key, value in changes.items()])
+    summary = loop.train(config, tmp_path / "run")
+    assert summary["val_loss"] < 2.4, "it begins at 3.1, the logarithm of the alphabet's size"
 
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):
