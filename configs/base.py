@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     data.tokenizer = "bpe:4096"  # bytes, chars, bpe:N (trained on the text), or a vocabulary of tiktoken by name
     data.batch_size = 16  # sequences per optimizer step, over all devices
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
+    data.stages = ()  # what comes before these two: ((steps, batch_size, context), ...), one after the other
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, muon, lion, adafactor (reads no beta and no epsilon), sophia, schedule_free

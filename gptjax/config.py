@@ -144,6 +144,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         model.mlp_width = model.mlp_width or (-(-model.width // 3) * 8 if gated else 4 * model.width)
         model.qkv_bias = model.use_bias if model.qkv_bias is None else model.qkv_bias
         model.windows = tuple(model.windows)
+        config.data.stages = tuple(config.data.stages)
         config.log.writers = tuple(config.log.writers)
         config.log.profile_steps = tuple(config.log.profile_steps)
         config.schedule.decay_steps = config.schedule.decay_steps or config.train.steps
@@ -190,6 +191,7 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
     yield from _model_problems(model)
     if data.context > model.context:
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
+    yield from _stage_problems(config)
     yield from _device_problems(config, devices)
     yield from _optimizer_problems(config)
     if not 0 < data.held_out < 1:
@@ -198,6 +200,19 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
         yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
     yield from _profile_problems(config.log.profile_steps, train.steps)
     yield from _unknown_choices(config, choices)
+
+
+def _stage_problems(config: ConfigDict) -> Iterator[str]:
+    """Of the form and the lengths of `data.stages`; batches that devices cannot share are below."""
+    stages = config.data.stages
+    for stage in stages:
+        numbers = stage if isinstance(stage, tuple | list) else ()
+        if len(numbers) != 3 or any(type(number) is not int or number < 1 for number in numbers):
+            yield f"data.stages is {stages}; it must be like ((100, 16, 32),): steps, batch_size, context of each"
+        elif numbers[2] > config.model.context:
+            yield f"data.stages: {numbers[2]} tokens are longer than the {config.model.context} of model.context"
+    if stages and sum(stage[0] for stage in stages) >= config.train.steps:
+        yield f"data.stages take {sum(stage[0] for stage in stages)} steps of the {config.train.steps} of train.steps"
 
 
 def _profile_problems(steps: tuple[Any, ...], last: int) -> Iterator[str]:
@@ -242,12 +257,16 @@ def _optimizer_problems(config: ConfigDict) -> Iterator[str]:
 
 def _device_problems(config: ConfigDict, devices: int) -> Iterator[str]:
     mesh = devices if config.mesh.data == -1 else config.mesh.data
-    batch, slices = config.data.batch_size, config.train.grad_accumulation
+    sizes = {f"data.stages: batch_size {stage[1]}": stage[1] for stage in config.data.stages}
+    sizes[f"data.batch_size={config.data.batch_size}"] = config.data.batch_size
+    slices = config.train.grad_accumulation
     if mesh < 1 or mesh > devices:
         yield f"mesh.data={config.mesh.data} does not fit the {devices} devices here; -1 uses all of them"
-    elif batch % (mesh * slices):
-        times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""
-        yield f"data.batch_size={batch} cannot be split over {mesh} devices{times}; take a multiple of {mesh * slices}"
+        return
+    times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""
+    for what, size in sizes.items():
+        if size % (mesh * slices):
+            yield f"{what} cannot be split over {mesh} devices{times}; take a multiple of {mesh * slices}"
 
 
 def _unknown_choices(config: ConfigDict, choices: Choices) -> Iterator[str]:

@@ -38,6 +38,7 @@ def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
     tokenizer = tokenizer or tokenizers.build(config.tokenizer, seen)
     train_N = tokenizers.encode_documents(tokenizer, train, "encoding the training text")
     held_out_N = tokenizers.encode_documents(tokenizer, held_out, "encoding the held-out text")
-    batches.check_length(train_N, config.context, "the training text")
+    longest = max(stage.context for stage in batches.stages(config))
+    batches.check_length(train_N, longest, "the training text")
     batches.check_length(held_out_N, 1, "the held-out text")
     return Data(tokenizer, train_N, held_out_N, "".join(held_out).encode(), sources.fingerprint(corpus))

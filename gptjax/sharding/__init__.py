@@ -1,7 +1,8 @@
 """How a run lies on devices: one mesh, and where state and batches go on it. No other file names a mesh axis."""
 
+from collections.abc import Mapping
+
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,6 +30,6 @@ def by_row_of_slices(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, "data"))
 
 
-def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place(batch: Mapping[str, object], mesh: Mesh) -> dict[str, jax.Array]:
     """The batch on the devices."""
     return jax.device_put(batch, by_row(mesh))

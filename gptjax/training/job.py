@@ -49,7 +49,8 @@ class Job(NamedTuple):
     objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
     eval_step: Callable[[Any, Any], jax.Array]
-    train_batches: grain.MapDataset
+    stages: list[batches.Stage]
+    train_batches: batches.StagedBatches
     eval_batches: grain.MapDataset
     sample_settings: decoding.Settings
 
@@ -94,7 +95,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     mesh = sharding.make_mesh(config.mesh.data)
     model = models.build(config.model, config.train.dtype)
     objective = OBJECTIVES[config.train.objective](model)
-    shape = dict(context=config.data.context, batch_size=config.data.batch_size)
+    stages = batches.stages(config.data)
     return Job(
         config=config,
         workdir=workdir,
@@ -107,8 +108,9 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         objective=objective,
         optimizer=optim.optimizer(config),
         eval_step=held_out.eval_step(objective, mesh),
-        train_batches=batches.train_batches(loaded.train_N, **shape, seed=random.integer(config.seed, "batches")),
-        eval_batches=batches.eval_batches(loaded.held_out_N, **shape),
+        stages=stages,
+        train_batches=batches.StagedBatches(loaded.train_N, stages, random.integer(config.seed, "batches")),
+        eval_batches=batches.eval_batches(loaded.held_out_N, config.data.context, config.data.batch_size),
         sample_settings=sample_settings,
     )
 

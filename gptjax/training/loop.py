@@ -102,13 +102,20 @@ def begin_from(origin: Path, job: Job) -> TrainState:
     return jax.jit(lambda params: starting_with(params, job.optimizer), out_shardings=whole, donate_argnums=0)(params)
 
 
-def compiled_step(job: Job, state: TrainState) -> Step:
-    """The train step, compiled for the run's shapes, so that no step's time holds the compiler's."""
+def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
+    """The train step by [B, T], compiled for each shape that lies ahead; no step's time holds the compiler's."""
     step = of_config(job.config, job.objective, job.optimizer, job.mesh)
-    batch = sharding.place(job.train_batches[0], job.mesh)
-    start = time.monotonic()
-    compiled = step.lower(state, batch).compile()
-    console.say(f"compiled   in {time.monotonic() - start:.1f} s")
+    now = batches.stage_of(int(state.step) + 1, job.stages)
+    compiled: dict[tuple[int, int], Step] = {}
+    for stage in job.stages[job.stages.index(now) :]:
+        shape = stage.batch_size, stage.context
+        if shape in compiled:
+            continue
+        start = time.monotonic()
+        batch = sharding.place(job.train_batches[stage.start], job.mesh)
+        compiled[shape] = step.lower(state, batch).compile()
+        of_shape = f" for {shape[0]} x {shape[1]} tokens" if len(job.stages) > 1 else ""
+        console.say(f"compiled   in {time.monotonic() - start:.1f} s{of_shape}")
     return compiled
 
 
@@ -118,7 +125,7 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
     start, steps = int(state.step), c.train.steps
     if start == steps:
         return state
-    step_fn = compiled_step(job, state)
+    step_fns = compiled_steps(job, state)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     with (
         console.bar("training", steps, done=start) as advance,
@@ -127,7 +134,8 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
     ):
         for step in range(start + 1, steps + 1):
             with traced(step):
-                state, values = step_fn(state, sharding.place(job.train_batches[step - 1], job.mesh))
+                batch = job.train_batches[step - 1]
+                state, values = step_fns[batch["inputs_BT"].shape](state, sharding.place(batch, job.mesh))
                 # The numbers of the step before are read while the devices work on this one.
                 recorder.write(recorder.take())
                 recorder.push(step, values)

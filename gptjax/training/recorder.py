@@ -11,6 +11,7 @@ import numpy as np
 
 from gptjax import console
 from gptjax.config import Diverged
+from gptjax.data.batches import stage_of
 from gptjax.optim import schedule
 from gptjax.training import metrics, writers
 from gptjax.training.job import Job
@@ -30,8 +31,9 @@ class Recorder:
         c = self.config = job.config
         self.job, self.advance, self.on_line = job, advance, on_line
         self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step))
-        self.tokens_per_step = c.data.batch_size * c.data.context
-        self.flops = metrics.flops_per_token(state.params, c.model, c.data.context)
+        self.flops_per_token = {
+            stage.context: metrics.flops_per_token(state.params, c.model, stage.context) for stage in job.stages
+        }
         # All at once, before the first step: asked for one by one they would wait behind the steps on the device.
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -47,7 +49,7 @@ class Recorder:
 
     def restart_clock(self) -> None:
         """What has passed since the newest line does not count as training."""
-        self.steps_timed, self.since = 0, time.monotonic()
+        self.tokens, self.flops, self.since = 0, 0.0, time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -75,7 +77,9 @@ class Recorder:
         loss = float(values["loss"])
         if not math.isfinite(loss):
             raise Diverged(f"training diverged: the loss at step {step} is {loss}; try a lower learning rate")
-        self.steps_timed += 1
+        stage = stage_of(step, self.job.stages)
+        self.tokens += stage.batch_size * stage.context
+        self.flops += stage.batch_size * stage.context * self.flops_per_token[stage.context]
         if math.isnan(self.smooth_loss):
             console.say(f"first step {time.monotonic() - self.job.started:.1f} s after the start")
             self.smooth_loss = loss
@@ -83,9 +87,10 @@ class Recorder:
         self.advance(1, step=f"{step:,}/{self.config.train.steps:,}", loss=f"{self.smooth_loss:.3f}")
         if not due and step % self.config.log.every_steps:
             return {}
-        rate = self.steps_timed * self.tokens_per_step / max(time.monotonic() - self.since, 1e-9)
+        rate = self.tokens / max(time.monotonic() - self.since, 1e-9)
+        flops = self.flops / self.tokens
         self.restart_clock()
-        mfu = metrics.mfu(rate, self.flops, jax.devices()[0].device_kind, self.job.mesh.size)
+        mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.job.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
         own = {f"train/{name}": float(value) for name, value in values.items() if name not in ("loss", "grad_norm")}
         return {

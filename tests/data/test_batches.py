@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from gptjax.config import DataError
-from gptjax.data.batches import eval_batches, spread, train_batches
+from gptjax.data.batches import Stage, StagedBatches, eval_batches, spread, stage_of, stages, train_batches
 
 
 def same(a, b):
@@ -31,6 +32,25 @@ def test_an_epoch_gives_each_token_once(length, context, seed):
     for epoch in range(2):
         inputs = np.concatenate([batches[epoch * windows + i]["inputs_BT"].ravel() for i in range(windows)])
         assert len(set(inputs)) == len(inputs) == windows * context
+
+
+def test_stages_give_their_shapes_at_each_step():
+    found = stages(ConfigDict({"stages": ((3, 2, 5), (2, 4, 5)), "batch_size": 4, "context": 10}))
+    batches = StagedBatches(np.arange(1000, dtype=np.int32), found, seed=0)
+    shapes = [(2, 5)] * 3 + [(4, 5)] * 2 + [(4, 10)] * 4
+    assert [batches[i]["inputs_BT"].shape for i in range(9)] == shapes
+    assert [stage_of(i + 1, found)[1:] for i in range(9)] == shapes
+
+
+def test_a_stage_reads_on_where_the_one_before_it_stopped():
+    tokens = np.arange(1000, dtype=np.int32)
+    grown = StagedBatches(tokens, [Stage(0, 2, 10), Stage(10, 4, 10)], seed=0)
+    read = np.concatenate([grown[i]["inputs_BT"] for i in range(30)])
+    np.testing.assert_array_equal(read, train_batches(tokens, 10, 100, seed=0)[0]["inputs_BT"])
+    longer = StagedBatches(
+        tokens, [Stage(0, 3, 5), Stage(5, 1, 10)], seed=0
+    )  # 75 tokens are 8 windows, the last not whole
+    assert same(longer[5], train_batches(tokens, 10, 1, seed=0)[8])
 
 
 def test_targets_are_the_next_tokens_and_epochs_differ():

@@ -1,5 +1,6 @@
 """Runs as a whole: what they leave, how they go on, and that being killed changes nothing."""
 
+import itertools
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,9 +17,15 @@ import pytest
 from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
 
 import gptjax
+<<<<<<< HEAD
 from gptjax.training import loop
 from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.job import make_job
+=======
+from gptjax import config as configs
+from gptjax.data import batches
+from gptjax.training import loop, metrics, recorder
+>>>>>>> c68af15ad2fa9b61d30e7abfa2e57a2d9f165150
 
 FILES = {
     "config.json",
@@ -151,6 +159,63 @@ def test_killed_at_any_step_a_run_ends_bit_identical(tmp_path, text_file):
         assert steps == list(range(1, 601)), "each step has one line"
         losses = [[line["train/loss"] for line in lines_of(path)] for path in (workdir, tmp_path / "whole")]
         assert losses[0] == losses[1]
+
+
+STAGES = ((3, 8, 8), (3, 4, 8))
+
+
+def test_resumed_inside_its_second_stage_a_run_ends_bit_identical(tmp_path, text_file, monkeypatch):
+    changes = dict(data_path=text_file, data_stages=STAGES, model_layers=1, checkpoint_every_steps=4, log_every_steps=1)
+    loop.train(tiny_config(**changes), tmp_path / "whole")
+    save = loop.Checkpoints.save
+
+    def save_and_stop(self, step, state):
+        save(self, step, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(tiny_config(**changes), tmp_path / "stopped")
+    said = []
+    monkeypatch.setattr(loop.console, "say", said.append)
+    loop.train(tiny_config(**changes), tmp_path / "stopped")
+    assert any("at step 4 of 8" in line for line in said)
+    compiled = [line.split(" for ")[1] for line in said if line.startswith("compiled")]
+    assert compiled == ["4 x 8 tokens", "4 x 16 tokens"], "what lies behind is not compiled"
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "stopped"), params_of(tmp_path / "whole"))
+    losses = [[line["train/loss"] for line in lines_of(tmp_path / name)] for name in ("whole", "stopped")]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
+
+
+def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
+    clock = SimpleNamespace(monotonic=itertools.count().__next__)  # each look at it is a second later
+    monkeypatch.setattr(recorder, "time", clock)
+    monkeypatch.setattr(metrics, "peak_flops", lambda kind: 1.0)
+    config = tiny_config(data_stages=STAGES, log_every_steps=1)
+    job = SimpleNamespace(
+        config=config, stages=batches.stages(config.data), workdir=tmp_path, mesh=SimpleNamespace(size=1), started=0,
+        seconds=lambda: 0.0,
+    )  # fmt: skip
+    state = SimpleNamespace(step=0, params={"a": np.zeros(10)})
+    lines = []
+    with recorder.Recorder(job, state, lambda *count, **shown: None, lines.append) as found:
+        for step in range(1, 9):
+            found.push(step, {"loss": 1.0, "grad_norm": 1.0})
+            found.write(found.take())
+    size = [8 * 8] * 3 + [4 * 8] * 3 + [4 * 16] * 2
+    assert [line["tokens_per_second"] for line in lines][1:] == size[1:]
+    flops = [60 + 12 * 2 * 16 * context for context in [8] * 6 + [16] * 2]
+    assert [line["mfu"] / line["tokens_per_second"] for line in lines] == flops
+
+
+def test_the_speedrun_recipe_learns_within_thirty_steps(tmp_path, text_file):
+    changes = {"data.path": text_file, "model.layers": 1, "model.width": 32, "train.steps": 30, "eval.every_steps": 30}
+    changes |= {"schedule.warmup_steps": 3, "sample.prompt": "the"}
+    recipe = ROOT / "configs" / "speedrun.py"
+    config = configs.read(str(recipe), [f"--config.{key}={value}" for key, value in changes.items()])
+    summary = loop.train(config, tmp_path / "run")
+    assert summary["val_loss"] < 2.4, "it begins at 3.1, the logarithm of the alphabet's size"
 
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):

@@ -136,12 +136,13 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
     # One product of three dimensions a block: with more XLA moves its operands in memory first.
     q = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B * G, T * (H // G), K)
     k, v = (x.transpose(0, 2, 1, 3).reshape(B * G, T, K) for x in (k_BTGK, v_BTGK))
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     # Else XLA merges the transposition into every product that reads it.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
     slopes_NJ = None if causal.slopes_H is None else jnp.tile(causal.slopes_H.reshape(G, H // G), (B, 1))
     scale = 1 / math.sqrt(K) if causal.scale is None else causal.scale
     out = _attend(q, k, v, slopes_NJ, scale, causal.window)
-    return out.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
+    return out.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K).astype(q_BTHK.dtype)
 
 
 # N counts batch times key heads; a row of R = T * J is one token's query of one of the J heads that share a key head.

@@ -1,0 +1,23 @@
+"""The shortest way on two CPU cores to what nanoGPT's CPU recipe ends at on characters of Shakespeare (1.898).
+
+Few steps, few programs to compile, nothing evaluated on the way: see experiments/speedrun.
+
+python -m gptjax.train --config=configs/speedrun.py --config.data.path=input.txt
+"""
+
+from ml_collections import ConfigDict
+
+from configs import modern
+
+
+def get_config() -> ConfigDict:
+    config = modern.get_config("tiny")
+    config.model.update(layers=2, context=64, windows=(0,))
+    config.data.update(source="text", tokenizer="chars", held_out=0.1, batch_size=24)
+    config.optimizer.update(name="muon", learning_rate=1e-2, adam_learning_rate=2e-2)
+    config.schedule.update(name="wsd", warmup_steps=20, cooldown_fraction=0.7, final_fraction=0.0)
+    config.train.steps = 190
+    config.eval.update(every_steps=190, batches=1)
+    config.checkpoint.every_steps = 190
+    config.sample.update(prompt="ROMEO:", max_tokens=50, top_k=0)
+    return config
