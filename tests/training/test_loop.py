@@ -17,15 +17,11 @@ import pytest
 from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
 
 import gptjax
-<<<<<<< HEAD
-from gptjax.training import loop
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.job import make_job
-=======
 from gptjax import config as configs
 from gptjax.data import batches
 from gptjax.training import loop, metrics, recorder
->>>>>>> c68af15ad2fa9b61d30e7abfa2e57a2d9f165150
+from gptjax.training.checkpoints import Checkpoints
+from gptjax.training.job import make_job
 
 FILES = {
     "config.json",
