@@ -82,7 +82,10 @@ def test_a_run_learns(tmp_path, text_file):
     "changes, told",
     [
         (dict(model_kernels="cpu"), "in blocks of queries, with a gradient of its own"),
-        (dict(model_kernels="cpu", model_dropout=0.1), "plain, because of dropout"),
+        (
+            dict(model_kernels="cpu", model_dropout=0.1),
+            "plain: dropout of attention weights is drawn by JAX (model.dropout)",
+        ),
         (dict(model_kernels="plain"), "plain"),
     ],
 )

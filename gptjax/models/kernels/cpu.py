@@ -3,6 +3,7 @@
 What is faster, and by how much, is measured in experiments/bench. Nothing here is worth having on another platform.
 """
 
+import itertools
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -212,7 +213,7 @@ def _added(parts: list[jax.Array], blocks: list[Span]) -> jax.Array:
     """The sum over blocks of what each gives to the keys it sees, key by key: no key is written twice."""
     edges = sorted({edge for span in blocks for edge in (span.key, span.end)})
     pieces = []
-    for start, end in zip([0, *edges][:-1] if edges[0] else edges[:-1], edges if edges[0] else edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         seeing = [
             part[:, start - span.key : end - span.key]
             for part, span in zip(parts, blocks, strict=True)
@@ -225,7 +226,9 @@ def _added(parts: list[jax.Array], blocks: list[Span]) -> jax.Array:
 def attention_plan(config: Any, dtype: str) -> str:
     """What computes attention."""
     if config.dropout:
-        return "plain, because of dropout"
+        return "plain: dropout of attention weights is drawn by JAX (model.dropout)"
+    if not plain.windows_known(config):
+        return "plain: scanned layers have windows of different lengths"
     return "in blocks of queries, with a gradient of its own"
 
 

@@ -63,6 +63,5 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
 
 def attention_plan(config: Any, dtype: str) -> str:
     """What computes attention, and why not cuDNN."""
-    known = not config.scan_layers or len(set(config.windows)) == 1
-    why = refusal(config.head_width, dtype, config.positions, config.dropout, known)
+    why = refusal(config.head_width, dtype, config.positions, config.dropout, plain.windows_known(config))
     return f"plain: {why}" if why else "cuDNN's flash attention"

@@ -40,6 +40,11 @@ def activate(f: Elementwise) -> Elementwise:
     return f
 
 
+def windows_known(config: Any) -> bool:
+    """Whether each layer's window is known before the program runs: not where one program serves several."""
+    return not config.scan_layers or len(set(config.windows)) == 1
+
+
 def visible(queries_T: jax.Array, keys_S: jax.Array, window: int | jax.Array) -> jax.Array:
     """mask_TS: True where the query at one position may read the key at another.
 

@@ -125,7 +125,9 @@ def test_the_plan_tells_of_dropout():
         return models.kernels.attention_plan(config, "float32")
 
     assert said() == "in blocks of queries, with a gradient of its own"
-    assert said(model_dropout=0.1) == "plain, because of dropout"
+    assert said(model_scan_layers=True, model_layers=2).startswith("in blocks")
+    assert "different lengths" in said(model_scan_layers=True, model_windows="(4, 0)")
+    assert said(model_dropout=0.1) == "plain: dropout of attention weights is drawn by JAX (model.dropout)"
 
 
 MODERN = dict(
