@@ -16,7 +16,7 @@ def silu(x):
 
 
 def config_of(**changes):
-    return tiny_config(**{f"model_{key}": value for key, value in changes.items()}).model
+    return tiny_config(model_kernels="plain", **{f"model_{key}": value for key, value in changes.items()}).model
 
 
 def said(module, params, x):
