@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from gptjax import console, data, sharding, workdir
 from gptjax.config import DataError
 from gptjax.data import batches, sources, tokenizers
+from gptjax.models import kernels
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
 
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
     from gptjax.run import Run
 
 
-def eval_step(objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
-    """Compiled `(params, batch) -> summed loss` in nats, without dropout."""
+def eval_step(objective: Objective, mesh: Mesh, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
+    """Compiled `(params, batch) -> summed loss` in nats, without dropout.
+
+    Args:
+      objective: see gptjax.objectives.
+      mesh: where batches lie.
+      options: told to XLA's compiler, by name.
+    """
     whole = sharding.replicated(mesh)
     return jax.jit(
         lambda params, batch: objective(params, batch, None)[1]["loss"],
         in_shardings=(whole, sharding.by_row(mesh)),
         out_shardings=whole,
+        compiler_options=options or None,
     )
 
 
@@ -88,7 +96,8 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]
         tokens_N = loaded.held_out_N
     # As many devices as divide a batch: this machine need not be the one that trained.
     mesh = sharding.make_mesh(math.gcd(jax.device_count(), c.data.batch_size))
-    step = eval_step(OBJECTIVES[c.train.objective](of.model), mesh)
+    options = kernels.compiler_options(c.model, c.train.dtype)
+    step = eval_step(OBJECTIVES[c.train.objective](of.model), mesh, options)
     whole = batches.eval_batches(tokens_N, c.data.context, c.data.batch_size)
     with console.bar("evaluating", len(whole)) as advance:
         every = (whole[i] for i in range(len(whole)))

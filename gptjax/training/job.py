@@ -1,10 +1,9 @@
 """What a run is made of, put together from its config before the first step: data, model, objective, optimizer."""
 
 import time
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 import jax
@@ -21,6 +20,7 @@ from gptjax.data import batches, sources, tokenizers
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
+from gptjax.models import kernels
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
 from gptjax.training.writers import WRITERS, read_metrics
@@ -48,19 +48,16 @@ class Job(NamedTuple):
     model: nn.Module
     objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
-    eval_step: Callable[[Any, Any], jax.Array]
+    eval_step: jax.stages.Wrapped
     stages: list[batches.Stage]
     train_batches: batches.StagedBatches
     eval_batches: grain.MapDataset
     sample_settings: decoding.Settings
+    sample_windows: list[int]
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier sessions included."""
         return self.spent + time.monotonic() - self.started
-
-    def held_out_loss(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
-        """Loss over some batches of held-out text, as gptjax.evals.held_out.loss_of gives it."""
-        return held_out.loss_of(self.eval_step, params, some, tokenizers.token_bytes(self.data.tokenizer), **kwargs)
 
 
 def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | None = None) -> Job:
@@ -79,7 +76,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     home = workdir if exists else origin
     loaded = data.load(config.data, tokenizers.load(home / "tokenizer") if home else None)
     config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
-    sample_settings = check_sample(config, loaded.tokenizer)
+    sample_settings, sample_windows = check_sample(config, loaded.tokenizer)
     facts = {"fingerprint": loaded.fingerprint}
     if not exists:
         fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
@@ -96,6 +93,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     model = models.build(config.model, config.train.dtype)
     objective = OBJECTIVES[config.train.objective](model)
     stages = batches.stages(config.data)
+    options = kernels.compiler_options(config.model, config.train.dtype)
     return Job(
         config=config,
         workdir=workdir,
@@ -107,16 +105,17 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         model=model,
         objective=objective,
         optimizer=optim.optimizer(config),
-        eval_step=held_out.eval_step(objective, mesh),
+        eval_step=held_out.eval_step(objective, mesh, options),
         stages=stages,
         train_batches=batches.StagedBatches(loaded.train_N, stages, random.integer(config.seed, "batches")),
         eval_batches=batches.eval_batches(loaded.held_out_N, config.data.context, config.data.batch_size),
         sample_settings=sample_settings,
+        sample_windows=sample_windows,
     )
 
 
-def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> decoding.Settings:
-    """How the sample at a run's end is drawn.
+def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> tuple[decoding.Settings, list[int]]:
+    """How the sample at a run's end is drawn, and the windows that are read for it.
 
     Raises:
       ConfigError: `config.sample` cannot be, or its prompt is not the tokenizer's; told now and not at the end.
@@ -124,7 +123,7 @@ def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> decoding.Settings:
     settings = decoding.Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
     try:
         settings.check()
-        decoding.prompt_ids(tokenizer, config.sample.prompt, config.model.context)
+        prompt = decoding.prompt_ids(tokenizer, config.sample.prompt, config.model.context)
     except UserError as error:
         raise ConfigError(f"the sample at the end cannot be drawn: {error}; change --config.sample") from error
-    return settings
+    return settings, decoding.windows(len(prompt), settings.max_tokens, config.model.context)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gptjax.models.kernels import cpu, gpu, plain
-
-Elementwise = Callable[..., jax.Array]
+from gptjax.models.kernels.plain import Elementwise
 
 
 class Kernels(NamedTuple):
@@ -42,7 +41,7 @@ KERNELS: dict[str, Kernels] = {
     "cpu": Kernels(
         product=cpu.product,
         standardise=cpu.standardise,
-        activate=jax.checkpoint,  # its derivative is computed from its argument again: fewer passes over memory
+        activate=cpu.activate,
         attend=cpu.attend,
         cross_entropy=cpu.cross_entropy,
         attention_plan=cpu.attention_plan,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.models.kernels import head, plain
-from gptjax.models.kernels.plain import Causal
+from gptjax.models.kernels.plain import Causal, Elementwise
 
 BLOCK = 64  # queries that are computed together, each with the keys that one of them can see
 FEW = 128  # up to that many tokens one block for all is faster
@@ -47,11 +47,12 @@ def _bfloat16_product(x_ND: jax.Array, kernel_DF: jax.Array) -> jax.Array:
 
 
 def turned(x: jax.Array) -> jax.Array:
-    """x.T laid out anew. In three dimensions, because XLA merges a transposition of two into the product."""
+    """x.T laid out anew. In three dimensions, because XLA merges a transposition of two into the product; x itself is
+    made first, because a loop that computes what it transposes is not vectorised."""
     rows, columns = x.shape
     some = math.gcd(rows, 64)
-    x = jax.lax.optimization_barrier(x.reshape(rows // some, some, columns).transpose(2, 0, 1))
-    return x.reshape(columns, rows)
+    x = jax.lax.optimization_barrier(x).reshape(rows // some, some, columns)
+    return jax.lax.optimization_barrier(x.transpose(2, 0, 1)).reshape(columns, rows)
 
 
 def _product_and_operands(x_ND: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, Any]:
@@ -66,6 +67,19 @@ def _product_back(saved: Any, dy_NF: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 _bfloat16_product.defvjp(_product_and_operands, _product_back)
+
+
+# Activations
+
+
+def activate(f: Elementwise) -> Elementwise:
+    """As gptjax.models.kernels.plain.activate, with its derivative computed from its arguments again: fewer passes over
+    memory. In float32, because XLA rounds to bfloat16 after each step of it here, which takes longer than the step."""
+
+    def in_float32(*xs: jax.Array) -> jax.Array:
+        return f(*(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in xs)).astype(xs[0].dtype)
+
+    return jax.checkpoint(in_float32)
 
 
 # Norms
@@ -236,9 +250,9 @@ def attention_plan(config: Any, dtype: str) -> str:
 
 
 def compiler_options(dtype: str) -> dict[str, str]:
-    """What measured faster (experiments/bench/README.md): elementwise loops with AVX-512, and in float32 products by
-    Eigen instead of YNNPACK, which keeps those that belong to a larger fusion."""
+    """What measured faster (experiments/bench/README.md): elementwise loops with AVX-512, and float32 products by Eigen
+    instead of YNNPACK, which keeps the reductions."""
     wide = {"xla_cpu_prefer_vector_width": "512"}
     if dtype != "float32":
         return wide
-    return wide | {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+    return wide | {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}

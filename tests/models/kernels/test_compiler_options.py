@@ -31,3 +31,11 @@ def test_xla_takes_them(dtype):
     x = jnp.ones((8, 8), dtype)
     product = jax.jit(lambda x: x @ x, compiler_options=kernels.KERNELS["cpu"].compiler_options(dtype))
     assert float(product(x)[0, 0]) == 8
+
+
+def test_float32_products_are_left_to_eigen():
+    """A product and the reshaping of what it gives are a fusion, which the name of the library's option does not tell."""
+    given = kernels.KERNELS["cpu"].compiler_options("float32")
+    product = jax.jit(lambda x, w: (x @ w).reshape(4, 16, 32), compiler_options=given)
+    text = product.lower(jnp.ones((64, 16)), jnp.ones((16, 32))).compile().as_text()
+    assert "ynn" not in text and " dot(" in text
