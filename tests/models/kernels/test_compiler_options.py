@@ -34,7 +34,7 @@ def test_xla_takes_them(dtype):
 
 
 def test_float32_products_are_left_to_eigen():
-    """A product and the reshaping of what it gives are a fusion, which the name of the library's option does not tell."""
+    """Also where a product is fused with the reshaping of what it gives."""
     given = kernels.KERNELS["cpu"].compiler_options("float32")
     product = jax.jit(lambda x, w: (x @ w).reshape(4, 16, 32), compiler_options=given)
     text = product.lower(jnp.ones((64, 16)), jnp.ones((16, 32))).compile().as_text()
