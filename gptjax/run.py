@@ -84,8 +84,7 @@ class Run:
 
     @cached_property
     def _speaker(self) -> decoding.Speaker:
-        next_token = decoding.next_token(self.model)
-        return decoding.Speaker(next_token, self.params, self.tokenizer, self.config.model.context)
+        return decoding.speaker(self.model, self.params, self.tokenizer, self.config.model.context)
 
     def __repr__(self) -> str:
         return f"{self.workdir}\n{parameters.as_text(self.params)}"

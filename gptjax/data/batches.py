@@ -45,11 +45,6 @@ def stage_of(step: int, stages: list[Stage]) -> Stage:
     return next(stage for stage in reversed(stages) if stage.start < step)
 
 
-def stages_after(step: int, stages: list[Stage]) -> list[Stage]:
-    """The stages that the steps after `step` belong to, in order."""
-    return stages[stages.index(stage_of(step + 1, stages)) :]
-
-
 def check_length(tokens_N: np.ndarray, context: int, what: str) -> None:
     """Raises DataError for a stream too short for one window."""
     if len(tokens_N) <= context:

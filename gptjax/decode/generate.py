@@ -44,57 +44,33 @@ class Settings(NamedTuple):
                 raise ConfigError(f"{name} is {value}; it must be at least {least[name]}")
 
 
-# (params, ids_T, length, key, temperature, top_k) -> the id drawn after the first `length` ids, and its log-probability
-# before temperature and top k.
-NextToken = Callable[..., tuple[jax.Array, jax.Array]]
-
-
 class Speaker(NamedTuple):
     """A model ready to go on from a prompt."""
 
-    next_token: NextToken
+    next_token: Callable[..., tuple[jax.Array, jax.Array]]
     params: Any
     tokenizer: Tokenizer
     context: int  # the most ids that the model reads
 
 
-def next_token(model: nn.Module) -> jax.stages.Wrapped:
-    """The model's NextToken, compiled for each length of ids when it is first called."""
+def speaker(model: nn.Module, params: Any, tokenizer: Tokenizer, context: int) -> Speaker:
+    """A Speaker whose `next_token(params, ids_T, length, key, temperature, top_k)` is compiled.
+
+    It gives the id drawn after the first `length` ids, and its log-probability before temperature and top k.
+    """
 
     @jax.jit
-    def drawn(params: Any, ids_T: jax.Array, length: Any, key: Any, temperature: Any, top_k: Any) -> Any:
+    def next_token(params: Any, ids_T: jax.Array, length: Any, key: Any, temperature: Any, top_k: Any) -> Any:
         logits_V = models.logits(model, params, ids_T[None])[0, length - 1]
         token = draw(logits_V, key, temperature, top_k)
         return token, jax.nn.log_softmax(logits_V)[token]
 
-    return drawn
-
-
-def compiled(model: nn.Module, like: Any, settings: Settings, windows: Sequence[int]) -> NextToken:
-    """The model's NextToken, compiled for windows of these lengths and the types of the settings.
-
-    Args:
-      model: what draws.
-      like: its parameters' shapes, with where each lies.
-      settings: how to draw.
-      windows: see `padded`.
-    """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jitted, programs = next_token(model), {}
-    for T in windows:
-        ids_T = jax.ShapeDtypeStruct((T,), np.int32)
-        programs[T] = jitted.lower(like, ids_T, T, key, settings.temperature, settings.top_k).compile()
-    return lambda params, ids_T, *rest: programs[len(ids_T)](params, ids_T, *rest)
+    return Speaker(next_token, params, tokenizer, context)
 
 
 def padded(length: int, context: int) -> int:
     """How many ids are read for a window of `length`: the next power of two, so that few programs are compiled."""
     return min(context, max(128, 1 << (length - 1).bit_length()))
-
-
-def windows(prompt: int, max_tokens: int, context: int) -> list[int]:
-    """The lengths that are read to go on from a prompt of so many ids."""
-    return sorted({padded(min(n, context), context) for n in range(prompt, prompt + max_tokens)})
 
 
 def stream(of: Speaker, prompt: Sequence[int], settings: Settings, key: jax.Array) -> Iterator[tuple[int, float]]:

@@ -1,9 +1,10 @@
 """What a run is made of, put together from its config before the first step: data, model, objective, optimizer."""
 
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -48,16 +49,19 @@ class Job(NamedTuple):
     model: nn.Module
     objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
-    eval_step: jax.stages.Wrapped
+    eval_step: Callable[[Any, Any], jax.Array]
     stages: list[batches.Stage]
     train_batches: batches.StagedBatches
     eval_batches: grain.MapDataset
     sample_settings: decoding.Settings
-    sample_windows: list[int]
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier sessions included."""
         return self.spent + time.monotonic() - self.started
+
+    def held_out_loss(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
+        """Loss over some batches of held-out text, as gptjax.evals.held_out.loss_of gives it."""
+        return held_out.loss_of(self.eval_step, params, some, tokenizers.token_bytes(self.data.tokenizer), **kwargs)
 
 
 def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | None = None) -> Job:
@@ -76,7 +80,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     home = workdir if exists else origin
     loaded = data.load(config.data, tokenizers.load(home / "tokenizer") if home else None)
     config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
-    sample_settings, sample_windows = check_sample(config, loaded.tokenizer)
+    sample_settings = check_sample(config, loaded.tokenizer)
     facts = {"fingerprint": loaded.fingerprint}
     if not exists:
         fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
@@ -110,12 +114,11 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         train_batches=batches.StagedBatches(loaded.train_N, stages, random.integer(config.seed, "batches")),
         eval_batches=batches.eval_batches(loaded.held_out_N, config.data.context, config.data.batch_size),
         sample_settings=sample_settings,
-        sample_windows=sample_windows,
     )
 
 
-def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> tuple[decoding.Settings, list[int]]:
-    """How the sample at a run's end is drawn, and the windows that are read for it.
+def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> decoding.Settings:
+    """How the sample at a run's end is drawn.
 
     Raises:
       ConfigError: `config.sample` cannot be, or its prompt is not the tokenizer's; told now and not at the end.
@@ -123,7 +126,7 @@ def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> tuple[decoding.Set
     settings = decoding.Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
     try:
         settings.check()
-        prompt = decoding.prompt_ids(tokenizer, config.sample.prompt, config.model.context)
+        decoding.prompt_ids(tokenizer, config.sample.prompt, config.model.context)
     except UserError as error:
         raise ConfigError(f"the sample at the end cannot be drawn: {error}; change --config.sample") from error
-    return settings, decoding.windows(len(prompt), settings.max_tokens, config.model.context)
+    return settings

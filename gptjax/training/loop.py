@@ -4,8 +4,6 @@ Everything a run leaves behind goes to its directory. Messages go to the console
 """
 
 import time
-from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,16 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax import console, models, optim, random, sharding
 from gptjax import workdir as workdirs
-from gptjax.data import batches, tokenizers
+from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
 from gptjax.training import metrics, profile, report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
-from gptjax.training.programs import Programs, compiling
 from gptjax.training.recorder import OnLine, Recorder
 from gptjax.training.state import TrainState, initial, parameter_count, starting_with
+from gptjax.training.step import Step, of_config
 
 # Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
 FREE_OF_IMPORT = ("dropout", "remat", "kernels")
@@ -59,41 +57,32 @@ def train(
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
         return summary
     job = make_job(config, workdir, started, origin)
-    with (
-        workdirs.lock(workdir),
-        Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
-        compiling(job, shapes_at_first(job), checkpoints.latest() or 0) as programs,
-    ):
+    with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         state = begin(job, checkpoints)
         try:
-            state = take_steps(job, programs, state, checkpoints, on_line)
+            state = take_steps(job, state, checkpoints, on_line)
         except KeyboardInterrupt:
             saved = checkpoints.latest() or 0
             raise KeyboardInterrupt(f"interrupted; the same command goes on at step {saved}") from None
         checkpoints.wait()
-        return finish(job, programs, state)
-
-
-def first_state(job: Job) -> TrainState:
-    """The state at step 0 of a run that begins with parameters of its own."""
-    return initial(job.model, job.optimizer, job.config.seed)
-
-
-def shapes_at_first(job: Job) -> TrainState:
-    """The shapes of a run's state, with where each leaf lies."""
-    return shapes_on(jax.eval_shape(partial(first_state, job)), sharding.replicated(job.mesh))
+        return finish(job, state)
 
 
 def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     """The state of the newest checkpoint, or the first one, on the devices."""
+    whole = sharding.replicated(job.mesh)
+
+    def start() -> TrainState:
+        return initial(job.model, job.optimizer, job.config.seed)
+
     if checkpoints.latest():
-        state = checkpoints.restore(shapes_at_first(job))
+        state = checkpoints.restore(shapes_on(jax.eval_shape(start), whole))
         console.say(f"resuming   at step {int(state.step):,} of {job.config.train.steps:,}")
     elif job.origin:
         state = begin_from(job.origin, job)
         console.say(f"beginning  with the parameters of {job.origin}")
     else:
-        state = jax.jit(partial(first_state, job), out_shardings=sharding.replicated(job.mesh))()
+        state = jax.jit(start, out_shardings=whole)()
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
@@ -113,17 +102,30 @@ def begin_from(origin: Path, job: Job) -> TrainState:
     return jax.jit(lambda params: starting_with(params, job.optimizer), out_shardings=whole, donate_argnums=0)(params)
 
 
-def take_steps(
-    job: Job, programs: Programs, state: TrainState, checkpoints: Checkpoints, on_line: OnLine
-) -> TrainState:
+def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
+    """The train step by [B, T], compiled for each shape that lies ahead; no step's time holds the compiler's."""
+    step = of_config(job.config, job.objective, job.optimizer, job.mesh)
+    now = batches.stage_of(int(state.step) + 1, job.stages)
+    compiled: dict[tuple[int, int], Step] = {}
+    for stage in job.stages[job.stages.index(now) :]:
+        shape = stage.batch_size, stage.context
+        if shape in compiled:
+            continue
+        start = time.monotonic()
+        batch = sharding.place(job.train_batches[stage.start], job.mesh)
+        compiled[shape] = step.lower(state, batch).compile()
+        of_shape = f" for {shape[0]} x {shape[1]} tokens" if len(job.stages) > 1 else ""
+        console.say(f"compiled   in {time.monotonic() - start:.1f} s{of_shape}")
+    return compiled
+
+
+def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine) -> TrainState:
     """Every step from the state's to the last, with evaluations, checkpoints and metrics along the way."""
     c = job.config
     start, steps = int(state.step), c.train.steps
     if start == steps:
         return state
-    step_fns = {
-        shape: step.result() for shape, step in programs.train_steps.items()
-    }  # no step's time holds a compiler's
+    step_fns = compiled_steps(job, state)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     with (
         console.bar("training", steps, done=start) as advance,
@@ -141,7 +143,7 @@ def take_steps(
             saves = step % c.checkpoint.every_steps == 0 or step == steps
             if evaluates or saves:
                 line = recorder.take(due=True)
-                found = held_out_loss(job, programs, state, sample) if evaluates else {}
+                found = job.held_out_loss(optim.answering(state.opt_state, state.params), sample) if evaluates else {}
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
                 if saves:
                     checkpoints.save(step, state)
@@ -149,23 +151,15 @@ def take_steps(
     return state
 
 
-def held_out_loss(
-    job: Job, programs: Programs, state: TrainState, some: Iterable[Any], **kwargs: Any
-) -> dict[str, Any]:
-    """Loss over some batches of held-out text; see gptjax.evals.held_out.loss_of."""
-    params, bytes_V = optim.answering(state.opt_state, state.params), tokenizers.token_bytes(job.data.tokenizer)
-    return held_out.loss_of(programs.eval_step.result(), params, some, bytes_V, **kwargs)
-
-
-def finish(job: Job, programs: Programs, state: TrainState) -> dict[str, Any]:
+def finish(job: Job, state: TrainState) -> dict[str, Any]:
     """Reads all held-out text, writes samples, plot and summary, and returns the summary."""
     c = job.config
     params = optim.answering(state.opt_state, state.params)
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance:
-        quality = held_out_loss(job, programs, state, every, advance=advance)
+        quality = job.held_out_loss(params, every, advance=advance)
     quality |= held_out.compressors(job.data.held_out_text)
-    speaker = decoding.Speaker(programs.next_token.result(), params, job.data.tokenizer, c.model.context)
+    speaker = decoding.speaker(job.model, params, job.data.tokenizer, c.model.context)
     sample = decoding.generate(speaker, c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))
     summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality, job.seconds())
     report.write(job.workdir, summary, c.sample.prompt + sample.text)
