@@ -1,6 +1,6 @@
 """Set-up of the process, once, before jax is imported: the compilation cache and the allocator. No logic of models.
 
-GPTJAX_MALLOC=0              leaves the C allocator as it is
+GPTJAX_MALLOC=0              leaves the C allocator as it is: slower steps, less memory
 JAX_COMPILATION_CACHE_DIR    where compiled programs are kept; default ~/.cache/gptjax/xla
 """
 
@@ -35,6 +35,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-    # One arena, because the others give back whatever fills 64 MB, as the buffers of all but small models do.
+    # One arena, because the others give back whatever fills 64 MB, as the buffers of all but small models do. The price
+    # is memory: glibc's aligned allocations cannot use a hole of just their size, so several copies of a buffer remain.
     options = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
     return all([mallopt(option, value) == 1 for option, value in options.items()])
