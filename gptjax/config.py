@@ -211,8 +211,9 @@ def _stage_problems(config: ConfigDict) -> Iterator[str]:
             yield f"data.stages is {stages}; it must be like ((100, 16, 32),): steps, batch_size, context of each"
         elif numbers[2] > config.model.context:
             yield f"data.stages: {numbers[2]} tokens are longer than the {config.model.context} of model.context"
-    if stages and sum(stage[0] for stage in stages) >= config.train.steps:
-        yield f"data.stages take {sum(stage[0] for stage in stages)} steps of the {config.train.steps} of train.steps"
+    taken = sum(stage[0] for stage in stages)
+    if stages and taken >= config.train.steps:
+        yield f"data.stages take {taken} steps of the {config.train.steps} of train.steps"
 
 
 def _profile_problems(steps: tuple[Any, ...], last: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from gptjax import console, data, sharding, workdir
 from gptjax.config import DataError
@@ -22,20 +23,14 @@ if TYPE_CHECKING:
     from gptjax.run import Run
 
 
-def eval_step(objective: Objective, mesh: Mesh, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
-    """Compiled `(params, batch) -> summed loss` in nats, without dropout.
-
-    Args:
-      objective: see gptjax.objectives.
-      mesh: where batches lie.
-      options: told to XLA's compiler, by name.
-    """
+def eval_step(config: ConfigDict, objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
+    """Compiled `(params, batch) -> summed loss` in nats, without dropout, for a run of this config."""
     whole = sharding.replicated(mesh)
     return jax.jit(
         lambda params, batch: objective(params, batch, None)[1]["loss"],
         in_shardings=(whole, sharding.by_row(mesh)),
         out_shardings=whole,
-        compiler_options=options or None,
+        compiler_options=kernels.compiler_options(config.model, config.train.dtype) or None,
     )
 
 
@@ -96,8 +91,7 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]
         tokens_N = loaded.held_out_N
     # As many devices as divide a batch: this machine need not be the one that trained.
     mesh = sharding.make_mesh(math.gcd(jax.device_count(), c.data.batch_size))
-    options = kernels.compiler_options(c.model, c.train.dtype)
-    step = eval_step(OBJECTIVES[c.train.objective](of.model), mesh, options)
+    step = eval_step(c, OBJECTIVES[c.train.objective](of.model), mesh)
     whole = batches.eval_batches(tokens_N, c.data.context, c.data.batch_size)
     with console.bar("evaluating", len(whole)) as advance:
         every = (whole[i] for i in range(len(whole)))

@@ -21,7 +21,6 @@ from gptjax.data import batches, sources, tokenizers
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
-from gptjax.models import kernels
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
 from gptjax.training.writers import WRITERS, read_metrics
@@ -97,7 +96,6 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     model = models.build(config.model, config.train.dtype)
     objective = OBJECTIVES[config.train.objective](model)
     stages = batches.stages(config.data)
-    options = kernels.compiler_options(config.model, config.train.dtype)
     return Job(
         config=config,
         workdir=workdir,
@@ -109,7 +107,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         model=model,
         objective=objective,
         optimizer=optim.optimizer(config),
-        eval_step=held_out.eval_step(objective, mesh, options),
+        eval_step=held_out.eval_step(config, objective, mesh),
         stages=stages,
         train_batches=batches.StagedBatches(loaded.train_N, stages, random.integer(config.seed, "batches")),
         eval_batches=batches.eval_batches(loaded.held_out_N, config.data.context, config.data.batch_size),

@@ -78,8 +78,9 @@ class Recorder:
         if not math.isfinite(loss):
             raise Diverged(f"training diverged: the loss at step {step} is {loss}; try a lower learning rate")
         stage = stage_of(step, self.job.stages)
-        self.tokens += stage.batch_size * stage.context
-        self.flops += stage.batch_size * stage.context * self.flops_per_token[stage.context]
+        tokens = stage.batch_size * stage.context
+        self.tokens += tokens
+        self.flops += tokens * self.flops_per_token[stage.context]
         if math.isnan(self.smooth_loss):
             console.say(f"first step {time.monotonic() - self.job.started:.1f} s after the start")
             self.smooth_loss = loss

@@ -161,6 +161,7 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
 
 
 # N counts batch times key heads; a row of R = T * J is one token's query of one of the J heads that share a key head.
+# All of it is in float32.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -171,7 +172,7 @@ def _attend(
 
 
 def _product(x: jax.Array, y: jax.Array, over_x: int, over_y: int) -> jax.Array:
-    return jax.lax.dot_general(x, y, (((over_x,), (over_y,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, y, (((over_x,), (over_y,)), ((0,), (0,))))
 
 
 def _weights(q_NrK: jax.Array, k_NsK: jax.Array, slopes_NJ: jax.Array | None, span: Span, J: int, window: int) -> Any:
@@ -188,13 +189,13 @@ def _weights(q_NrK: jax.Array, k_NsK: jax.Array, slopes_NJ: jax.Array | None, sp
 def _forward(q_NRK: Any, k_NSK: Any, v_NSK: Any, slopes_NJ: Any, scale: float, window: int) -> tuple[jax.Array, Any]:
     T = k_NSK.shape[1]
     J = q_NRK.shape[1] // T
-    q_NRK = q_NRK * jnp.asarray(scale, q_NRK.dtype)
+    q_NRK = q_NRK * scale
     weights, mixed = [], []
     for span in spans(T, window):
         q_NrK, keys = q_NRK[:, span.first * J : span.end * J], slice(span.key, span.end)
-        p_Nrs = _weights(q_NrK, k_NSK[:, keys], slopes_NJ, span, J, window).astype(v_NSK.dtype)
+        p_Nrs = _weights(q_NrK, k_NSK[:, keys], slopes_NJ, span, J, window)
         weights.append(p_Nrs)
-        mixed.append(_product(p_Nrs, v_NSK[:, keys], 2, 1).astype(v_NSK.dtype))
+        mixed.append(_product(p_Nrs, v_NSK[:, keys], 2, 1))
     return _joined(mixed), (q_NRK, k_NSK, v_NSK, weights)
 
 
@@ -208,12 +209,11 @@ def _backward(scale: float, window: int, saved: Any, dout_NRK: jax.Array) -> tup
         rows, keys = slice(span.first * J, span.end * J), slice(span.key, span.end)
         do_NrK = dout_NRK[:, rows]
         dp_Nrs = _product(do_NrK, v_NSK[:, keys], 2, 2)
-        ds_Nrs = (p_Nrs * (dp_Nrs - (p_Nrs * dp_Nrs).sum(-1, keepdims=True))).astype(q_NRK.dtype)
+        ds_Nrs = p_Nrs * (dp_Nrs - (p_Nrs * dp_Nrs).sum(-1, keepdims=True))
         of_q.append(_product(ds_Nrs, k_NSK[:, keys], 2, 1) * scale)
         of_k.append(_product(ds_Nrs, q_NRK[:, rows], 1, 1))
         of_v.append(_product(p_Nrs, do_NrK, 1, 1))
-    dq, dk, dv = _joined(of_q), _added(of_k, blocks), _added(of_v, blocks)
-    return dq.astype(q_NRK.dtype), dk.astype(k_NSK.dtype), dv.astype(v_NSK.dtype), None
+    return _joined(of_q), _added(of_k, blocks), _added(of_v, blocks), None
 
 
 _attend.defvjp(_forward, _backward)
