@@ -61,18 +61,22 @@ def shapes(model: nn.Module) -> Any:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
-def forward(model: nn.Module, params: Any, ids_BT: Any, dropout: jax.Array | None = None) -> Output:
+def forward(
+    model: nn.Module, params: Any, ids_BT: Any, segments_BT: Any = None, dropout: jax.Array | None = None
+) -> Output:
     """What the model makes of token ids.
 
     Args:
       model: as `build` gives it.
       params: of the model.
       ids_BT: token ids.
+      segments_BT: where rows hold several documents, the number of each token's, int32, in runs of equal ones, 0 for
+        padding; no attention and no position crosses from one to another. None: a row is one document.
       dropout: the random key of dropout, or None for none.
     """
 
     def both(model: Any) -> tuple[jax.Array, jax.Array]:
-        return model.read(ids_BT, deterministic=dropout is None), model.table()
+        return model.read(ids_BT, segments_BT, deterministic=dropout is None), model.table()
 
     rngs = None if dropout is None else {"dropout": dropout}
     (x_BTD, table_VD), said = model.apply({"params": params}, rngs=rngs, mutable=["losses", "metrics"], method=both)
@@ -93,7 +97,7 @@ def cross_entropy(model: nn.Module, said: Output, targets_BT: Any, weights_BT: A
     return KERNELS[c.kernels].cross_entropy(said.x_BTD, said.table_VD, targets_BT, weights_BT, c.logit_softcap)
 
 
-def logits(model: nn.Module, params: Any, ids_BT: Any) -> jax.Array:
-    """What the model says, without dropout: float32 [B, T, V] for the token after each position."""
-    logits_BTV: Any = model.apply({"params": params}, ids_BT)
+def logits(model: nn.Module, params: Any, ids_BT: Any, segments_BT: Any = None) -> jax.Array:
+    """What the model says, without dropout: float32 [B, T, V] for the token after each position; see `forward`."""
+    logits_BTV: Any = model.apply({"params": params}, ids_BT, segments_BT)
     return logits_BTV

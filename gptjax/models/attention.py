@@ -59,7 +59,7 @@ class Attention(nn.Module):
             share = self.param("first_value_share", nn.initializers.constant(0.5), (), jnp.float32)
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
         drop = nn.Dropout(c.dropout, deterministic=False) if c.dropout and not deterministic else None
-        causal = Causal(window, c.attention_scale, places.slopes_H, drop)
+        causal = Causal(window, c.attention_scale, places.slopes_H, drop, places.segments_BT)
         mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, causal)
         out = Linear(D, c.use_bias, residual_std(c), self.dtype, c.kernels, name="out")
         return out(mixed_BTHK.reshape(B, T, H * K)), first_v_BTGK

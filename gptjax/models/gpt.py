@@ -16,7 +16,7 @@ from gptjax.models.attention import Attention
 from gptjax.models.kernels.plain import unembed
 from gptjax.models.layers import NORMS, Head, TokenEmbedding
 from gptjax.models.mlp import MLPS
-from gptjax.models.positions import POSITIONS, Places, places
+from gptjax.models.positions import POSITIONS, Places, places, restarting
 
 Sublayer = Callable[[jax.Array], jax.Array]
 
@@ -114,15 +114,19 @@ class GPT(nn.Module):
         if not c.tied_head:
             self.head = Head(c.vocabulary, c.width, c.init_std)
 
-    def __call__(self, ids_BT: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, ids_BT: jax.Array, segments_BT: jax.Array | None = None, deterministic: bool = True
+    ) -> jax.Array:
         """Logits for the token after each position, float32 [B, T, V]; arguments and errors as of `read`."""
-        return unembed(self.read(ids_BT, deterministic), self.table(), self.config.logit_softcap)
+        return unembed(self.read(ids_BT, segments_BT, deterministic), self.table(), self.config.logit_softcap)
 
-    def read(self, ids_BT: jax.Array, deterministic: bool = True) -> jax.Array:
+    def read(self, ids_BT: jax.Array, segments_BT: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
         """What the head reads, [B, T, D].
 
         Args:
           ids_BT: token ids, T at most `config.context` where positions are learned.
+          segments_BT: the number of each token's document, int32, in runs of equal ones, 0 for padding; each document
+            is read as if it were alone. None: a row is one document.
           deterministic: False drops out, and needs `rngs={"dropout": key}`.
 
         Raises:
@@ -130,20 +134,25 @@ class GPT(nn.Module):
         """
         c = self.config
         x_BTD = self.tokens(ids_BT)
+        positions_BT = None if segments_BT is None else restarting(segments_BT)
         if POSITIONS[c.positions].add is not None:
-            x_BTD = self.positions(x_BTD)
-        x_BTD = self._through_blocks(self.drop(x_BTD, deterministic=deterministic), deterministic)
+            x_BTD = self.positions(x_BTD, positions_BT)
+        x_BTD = self.drop(x_BTD, deterministic=deterministic)
+        x_BTD = self._through_blocks(x_BTD, positions_BT, segments_BT, deterministic)
         return self.final_norm(x_BTD) if c.norm_position == "pre" else x_BTD
 
     def table(self) -> jax.Array:
         """The head's rows, one a token, float32 [V, D]."""
         return self.tokens.table() if self.config.tied_head else self.head.table()
 
-    def _through_blocks(self, x_BTD: jax.Array, deterministic: bool) -> jax.Array:
+    def _through_blocks(
+        self, x_BTD: jax.Array, positions_BT: jax.Array | None, segments_BT: jax.Array | None, deterministic: bool
+    ) -> jax.Array:
         c = self.config
         B, T, _ = x_BTD.shape
         first_v = jnp.zeros((B, T, c.kv_heads, c.head_width), x_BTD.dtype) if c.value_residual else None
-        stream, at = Stream(x_BTD, first_v), places(c, jnp.arange(T))
+        positions = jnp.arange(T) if positions_BT is None else positions_BT
+        stream, at = Stream(x_BTD, first_v), places(c, positions, segments_BT)
         windows = [c.windows[i % len(c.windows)] for i in range(c.layers)]
         if not c.scan_layers:
             for i, window in enumerate(windows):

@@ -13,20 +13,35 @@ import numpy as np
 from flax import linen as nn
 
 
+def restarting(segments_BT: jax.Array) -> jax.Array:
+    """positions_BT that begin at 0 in each run of equal segments."""
+    index_T = jnp.arange(segments_BT.shape[1])
+    begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return index_T - jax.lax.cummax(jnp.where(begins_BT, index_T, 0), axis=1)
+
+
+def rows_at(table_SD: jax.Array, positions: jax.Array | None, T: int) -> jax.Array:
+    """A table's rows at these positions; where they are None its first T, by a slice, which is cheaper."""
+    return table_SD[:T] if positions is None else table_SD[positions]
+
+
 class LearnedPositions(nn.Module):
-    """One trained vector per position, added to the token embeddings x_BTD."""
+    """One trained vector per position, added to the token embeddings x_BTD.
+
+    The positions are [T] or [B, T], all below T; None for 0, 1, ..., T - 1. So for SinusoidalPositions.
+    """
 
     config: Any
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         T, D = x_BTD.shape[1:]
         context = self.config.context
         if T > context:
             raise ValueError(f"{T} tokens are more than the {context} learned positions")
         init = nn.initializers.normal(self.config.init_std)
         table_SD = self.param("embedding", init, (context, D), jnp.float32)
-        return x_BTD + table_SD[:T].astype(x_BTD.dtype)
+        return x_BTD + rows_at(table_SD, positions, T).astype(x_BTD.dtype)
 
 
 class SinusoidalPositions(nn.Module):
@@ -34,11 +49,11 @@ class SinusoidalPositions(nn.Module):
 
     config: Any
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         T, D = x_BTD.shape[1:]
         angles_TD = np.arange(T)[:, None] / 10_000 ** (np.arange(D) // 2 * 2 / D)
         table_TD = np.where(np.arange(D) % 2 == 0, np.sin(angles_TD), np.cos(angles_TD))
-        return x_BTD + table_TD.astype(x_BTD.dtype)
+        return x_BTD + rows_at(jnp.asarray(table_TD, x_BTD.dtype), positions, T)
 
 
 def unscaled(frequencies: np.ndarray, config: Any) -> np.ndarray:
@@ -74,23 +89,26 @@ ROTARY_SCALINGS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
 class Rotation(NamedTuple):
     """The angles of rotary positions, float32; K counts the columns of a head, turned in pairs (i, i + K/2)."""
 
-    cos_TK: jax.Array  # K/2 columns, as of sin
+    cos_TK: jax.Array  # K/2 columns, as of sin; with B in front where positions have it
     sin_TK: jax.Array
 
     def turn(self, x_BTHK: jax.Array) -> jax.Array:
         """Queries or keys turned by their positions (arXiv 2104.09864 eq. 34, in the halves' order of GPT-NeoX)."""
-        cos, sin = self.cos_TK[:, None], self.sin_TK[:, None]
+        cos, sin = self.cos_TK[..., None, :], self.sin_TK[..., None, :]
         first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
         turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         return turned.astype(x_BTHK.dtype)
 
 
-def rotation(config: Any, positions_T: jax.Array) -> Rotation:
-    """Angles p * theta^(-2i/K) of `config.model.rotary` (arXiv 2104.09864 eq. 15), with its scaling."""
+def rotation(config: Any, positions: jax.Array) -> Rotation:
+    """Angles p * theta^(-2i/K) of `config.model.rotary` (arXiv 2104.09864 eq. 15), with its scaling.
+
+    The positions p are [T] or [B, T].
+    """
     K, rotary = config.head_width, config.rotary
     frequencies = rotary.theta ** -(np.arange(0, K, 2) / K)
     frequencies = ROTARY_SCALINGS[rotary.scaling](frequencies, rotary).astype(np.float32)
-    angles_TK = positions_T[:, None].astype(jnp.float32) * frequencies
+    angles_TK = positions[..., None].astype(jnp.float32) * frequencies
     return Rotation(jnp.cos(angles_TK), jnp.sin(angles_TK))
 
 
@@ -128,13 +146,15 @@ POSITIONS: dict[str, Scheme] = {
 class Places(NamedTuple):
     """Where the tokens of a forward pass stand, as attention needs it."""
 
-    positions_T: jax.Array
+    positions: jax.Array  # [T], or [B, T] where each row has its own
     rotation: Rotation | None
     slopes_H: jax.Array | None
+    segments_BT: jax.Array | None  # which document each token is of; None: a row is one
 
 
-def places(config: Any, positions_T: jax.Array) -> Places:
-    """What `config.positions` (of `config.model`) makes of these positions."""
+def places(config: Any, positions: jax.Array, segments_BT: jax.Array | None = None) -> Places:
+    """What `config.positions` (of `config.model`) makes of these positions in these documents."""
     scheme = POSITIONS[config.positions]
-    turning = scheme.rotate and scheme.rotate(config, positions_T)
-    return Places(positions_T, turning, scheme.slopes and jnp.asarray(scheme.slopes(config.heads)))
+    turning = scheme.rotate and scheme.rotate(config, positions)
+    slopes_H = scheme.slopes and jnp.asarray(scheme.slopes(config.heads))
+    return Places(positions, turning, slopes_H, segments_BT)

@@ -1,5 +1,6 @@
 """Kinds of position against the formulas of their papers, and transformers' scaled rotations."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gptjax.models.positions import POSITIONS, SinusoidalPositions, alibi_slopes, rotation
+from gptjax.models.positions import (
+    POSITIONS,
+    LearnedPositions,
+    SinusoidalPositions,
+    alibi_slopes,
+    restarting,
+    rotation,
+)
 
 ROTARY = dict(
     theta=10_000.0, scaling="none", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,
@@ -71,6 +79,32 @@ def test_scaled_rotary_vs_transformers(scaling):
     got = rotation(config_of(32, theta=500.0, scaling=scaling, factor=6.0), jnp.arange(9))
     np.testing.assert_allclose(got.cos_TK, np.cos(angles), atol=1e-5)
     np.testing.assert_allclose(got.sin_TK, np.sin(angles), atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(T=st.sampled_from([1, 2, 9]), documents=st.integers(1, 9), seed=st.integers(0, 99))
+def test_positions_restart_in_each_document(T, documents, seed):
+    rng = np.random.default_rng(seed)
+    segments = np.sort(rng.integers(1, documents + 1, (2, T)))
+    segments[:, rng.integers(1, T + 1) :] = 0
+    expected = np.zeros_like(segments)
+    for b, t in np.ndindex(2, T):
+        expected[b, t] = expected[b, t - 1] + 1 if t and segments[b, t] == segments[b, t - 1] else 0
+    np.testing.assert_array_equal(restarting(segments), expected)
+
+
+def test_rows_may_have_positions_of_their_own():
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype("f")
+    positions = np.array([[0, 1, 2], [1, 0, 0]])
+    learned = LearnedPositions(ConfigDict(dict(context=5, init_std=1.0)))
+    drawn = {"params": {"embedding": np.random.default_rng(1).normal(size=(5, 8)).astype("f")}}
+    for module, params in ((learned, drawn), (SinusoidalPositions(None), {})):
+        table = np.asarray(module.apply(params, 0 * x))[0]
+        np.testing.assert_array_equal(module.apply(params, x, positions), x + table[positions])
+    turn = jax.jit(lambda positions: rotation(config_of(8), positions).turn(x[:, :, None]))
+    turned = turn(positions)
+    for row, own in enumerate(positions):
+        np.testing.assert_array_equal(turned[row], turn(own)[row])
 
 
 def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():

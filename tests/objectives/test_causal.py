@@ -55,6 +55,25 @@ def test_weights_choose_what_counts():
     assert metrics.keys() == {"loss"} and float(metrics["loss"]) == float(loss)
 
 
+def test_packed_documents_are_read_apart():
+    config = configs.with_vocabulary(tiny_config(), 257)
+    model = models.build(config.model)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: 0.2 * rng.normal(size=s.shape).astype("f"), models.shapes(model))
+    ids, targets = rng.integers(0, 257, (2, 2, 8))
+    segments = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 2]], "i")
+    batch = {"inputs_BT": ids, "targets_BT": targets, "weights_BT": np.ones((2, 8), "f")}
+
+    @jax.jit
+    def both(params, segments):
+        loss, _ = causal(model)(params, batch | {"segments_BT": segments}, None)
+        return loss, models.logits(model, params, ids, segments)
+
+    (loss, logits), (whole, _) = both(params, segments), both(params, np.ones_like(segments))
+    np.testing.assert_allclose(loss, reference(logits, targets).sum(), rtol=1e-5)
+    assert abs(loss - whole) > 1e-4 * whole
+
+
 def test_a_mixtures_penalty_is_trained_on_and_not_evaluated_on():
     config = configs.with_vocabulary(tiny_config(model_mlp="experts", model_experts=4), 257)
     model = models.build(config.model)

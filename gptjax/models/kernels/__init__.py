@@ -58,9 +58,12 @@ def resolved(name: str) -> str:
     return {"cpu": "cpu", "gpu": "gpu"}.get(jax.default_backend(), "plain")
 
 
-def attention_plan(config: Any, dtype: str) -> str:
-    """One line on what computes attention of `config` (`config.model`, kernels resolved) in training."""
-    return KERNELS[config.kernels].attention_plan(config, dtype)
+def attention_plan(config: Any, dtype: str, packed: bool = False) -> str:
+    """One line on what computes attention of `config` (`config.model`, kernels resolved) in training.
+
+    `packed`: whether batches come with segments, several documents in a row.
+    """
+    return KERNELS[config.kernels].attention_plan(config, dtype, packed)
 
 
 def compiler_options(config: Any, dtype: str) -> dict[str, str]:

@@ -155,8 +155,9 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
     # Else XLA merges the transposition into every product that reads it.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
     slopes_NJ = None if causal.slopes_H is None else jnp.tile(causal.slopes_H.reshape(G, H // G), (B, 1))
+    segments_NT = None if causal.segments_BT is None else jnp.repeat(causal.segments_BT, G, axis=0)
     scale = 1 / math.sqrt(K) if causal.scale is None else causal.scale
-    out = _attend(q, k, v, slopes_NJ, scale, causal.window)
+    out = _attend(q, k, v, slopes_NJ, segments_NT, scale, causal.window)
     return out.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K).astype(q_BTHK.dtype)
 
 
@@ -164,42 +165,61 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
 # All of it is in float32.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attend(
-    q_NRK: jax.Array, k_NSK: jax.Array, v_NSK: jax.Array, slopes_NJ: jax.Array | None, scale: float, window: int
+    q_NRK: jax.Array,
+    k_NSK: jax.Array,
+    v_NSK: jax.Array,
+    slopes_NJ: jax.Array | None,
+    segments_NT: jax.Array | None,
+    scale: float,
+    window: int,
 ) -> jax.Array:
-    return _forward(q_NRK, k_NSK, v_NSK, slopes_NJ, scale, window)[0]
+    return _forward(q_NRK, k_NSK, v_NSK, slopes_NJ, segments_NT, scale, window)[0]
 
 
 def _product(x: jax.Array, y: jax.Array, over_x: int, over_y: int) -> jax.Array:
     return jax.lax.dot_general(x, y, (((over_x,), (over_y,)), ((0,), (0,))))
 
 
-def _weights(q_NrK: jax.Array, k_NsK: jax.Array, slopes_NJ: jax.Array | None, span: Span, J: int, window: int) -> Any:
+def _weights(
+    q_NrK: jax.Array,
+    k_NsK: jax.Array,
+    slopes_NJ: jax.Array | None,
+    segments_NT: jax.Array | None,
+    span: Span,
+    J: int,
+    window: int,
+) -> jax.Array:
     scores_Nrs = _product(q_NrK, k_NsK, 2, 2)
     distance_rs = jnp.repeat(jnp.arange(span.first, span.end), J)[:, None] - jnp.arange(span.key, span.end)
     if slopes_NJ is not None:
         scores_Nrs -= jnp.tile(slopes_NJ, (1, span.end - span.first))[..., None] * distance_rs
-    seen_rs = (distance_rs >= 0) & (distance_rs < window) if window else distance_rs >= 0
-    scores_Nrs = jnp.where(seen_rs, scores_Nrs, -jnp.inf)
+    seen = (distance_rs >= 0) & (distance_rs < window) if window else distance_rs >= 0
+    if segments_NT is not None:
+        queries_Nr = jnp.repeat(segments_NT[:, span.first : span.end], J, axis=1)
+        seen = seen & plain.same_segment(queries_Nr, segments_NT[:, span.key : span.end])
+    scores_Nrs = jnp.where(seen, scores_Nrs, -jnp.inf)
     e_Nrs = jnp.exp(scores_Nrs - scores_Nrs.max(-1, keepdims=True))
     return e_Nrs / e_Nrs.sum(-1, keepdims=True)
 
 
-def _forward(q_NRK: Any, k_NSK: Any, v_NSK: Any, slopes_NJ: Any, scale: float, window: int) -> tuple[jax.Array, Any]:
+def _forward(
+    q_NRK: Any, k_NSK: Any, v_NSK: Any, slopes_NJ: Any, segments_NT: Any, scale: float, window: int
+) -> tuple[jax.Array, Any]:
     T = k_NSK.shape[1]
     J = q_NRK.shape[1] // T
     q_NRK = q_NRK * scale
     weights, mixed = [], []
     for span in spans(T, window):
         q_NrK, keys = q_NRK[:, span.first * J : span.end * J], slice(span.key, span.end)
-        p_Nrs = _weights(q_NrK, k_NSK[:, keys], slopes_NJ, span, J, window)
+        p_Nrs = _weights(q_NrK, k_NSK[:, keys], slopes_NJ, segments_NT, span, J, window)
         weights.append(p_Nrs)
         mixed.append(_product(p_Nrs, v_NSK[:, keys], 2, 1))
     return _joined(mixed), (q_NRK, k_NSK, v_NSK, weights)
 
 
-def _backward(scale: float, window: int, saved: Any, dout_NRK: jax.Array) -> tuple[Any, Any, Any, None]:
+def _backward(scale: float, window: int, saved: Any, dout_NRK: jax.Array) -> tuple[Any, Any, Any, None, None]:
     q_NRK, k_NSK, v_NSK, weights = saved  # the queries times scale
     T = k_NSK.shape[1]
     J = q_NRK.shape[1] // T
@@ -213,7 +233,7 @@ def _backward(scale: float, window: int, saved: Any, dout_NRK: jax.Array) -> tup
         of_q.append(_product(ds_Nrs, k_NSK[:, keys], 2, 1) * scale)
         of_k.append(_product(ds_Nrs, q_NRK[:, rows], 1, 1))
         of_v.append(_product(p_Nrs, do_NrK, 1, 1))
-    return _joined(of_q), _added(of_k, blocks), _added(of_v, blocks), None
+    return _joined(of_q), _added(of_k, blocks), _added(of_v, blocks), None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -237,7 +257,7 @@ def _added(parts: list[jax.Array], blocks: list[Span]) -> jax.Array:
     return _joined(pieces)
 
 
-def attention_plan(config: Any, dtype: str) -> str:
+def attention_plan(config: Any, dtype: str, packed: bool) -> str:
     """What computes attention."""
     if config.dropout:
         return "plain: dropout of attention weights is drawn by JAX (model.dropout)"

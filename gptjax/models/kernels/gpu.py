@@ -13,7 +13,9 @@ from gptjax.models.kernels.plain import Causal
 cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**30, multiple=128))
 
 
-def refusal(head_width: int, dtype: Any, positions: str, dropout: float, windows_known: bool = True) -> str:
+def refusal(
+    head_width: int, dtype: Any, positions: str, dropout: float, windows_known: bool = True, packed: bool = False
+) -> str:
     """Why cuDNN cannot compute this attention, for a person; "" where it can.
 
     Args:
@@ -22,6 +24,7 @@ def refusal(head_width: int, dtype: Any, positions: str, dropout: float, windows
       positions: the model's.
       dropout: of attention weights, in training.
       windows_known: whether each layer's window is known before the program runs.
+      packed: whether rows hold several documents.
     """
     widest = _widest_head()
     reasons = (
@@ -34,6 +37,9 @@ def refusal(head_width: int, dtype: Any, positions: str, dropout: float, windows
         (positions == "alibi", "ALiBi's biases would have to be held for each pair of tokens"),
         (dropout, "dropout of attention weights is drawn by JAX (model.dropout)"),
         (not windows_known, "scanned layers have windows of different lengths"),
+        # A mask is a bias [B, 1, T, T] to cuDNN. JAX 0.10 asks for its gradient too (jax-ml/jax#39512), for which cuDNN
+        # keeps [B, H, T, T] in memory, or by its version has no plan; nor has every version windows beside a bias.
+        (packed, "packed documents need a mask, whose gradient JAX asks of cuDNN too, and not every version has it"),
     )
     return next((why for refused, why in reasons if refused), "")
 
@@ -47,7 +53,8 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
     """As gptjax.models.kernels.plain.attend, by cuDNN where it can; `attention_plan` says beforehand whether."""
     window = causal.window
     positions = "none" if causal.slopes_H is None else "alibi"
-    why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, float(causal.drop is not None), isinstance(window, int))
+    dropped, packed = float(causal.drop is not None), causal.segments_BT is not None
+    why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, dropped, isinstance(window, int), packed)
     if why or not isinstance(window, int):
         return plain.attend(q_BTHK, k_BTGK, v_BTGK, causal)
     return jax.nn.dot_product_attention(
@@ -61,7 +68,7 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
     )
 
 
-def attention_plan(config: Any, dtype: str) -> str:
+def attention_plan(config: Any, dtype: str, packed: bool) -> str:
     """What computes attention, and why not cuDNN."""
-    why = refusal(config.head_width, dtype, config.positions, config.dropout, plain.windows_known(config))
+    why = refusal(config.head_width, dtype, config.positions, config.dropout, plain.windows_known(config), packed)
     return f"plain: {why}" if why else "cuDNN's flash attention"

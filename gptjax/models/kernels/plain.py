@@ -17,6 +17,7 @@ class Causal(NamedTuple):
     scale: float | None = None  # of query-key products; None: 1 / sqrt(K)
     slopes_H: jax.Array | None = None  # scores are lowered by slope * distance (arXiv 2108.12409)
     drop: Callable[[jax.Array], jax.Array] | None = None  # applied to the attention weights, e.g. a dropout
+    segments_BT: jax.Array | None = None  # a query reads keys of its own segment alone; None: a row is one segment
 
 
 def product(x_ND: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
@@ -56,11 +57,16 @@ def visible(queries_T: jax.Array, keys_S: jax.Array, window: int | jax.Array) ->
     return (distance_TS >= 0) & ((distance_TS < window) | (jnp.asarray(window) == 0))
 
 
+def same_segment(queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
+    """mask_BTS: True where query and key are of one segment."""
+    return queries_BT[:, :, None] == keys_BS[:, None, :]
+
+
 def masked_attend(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
-    mask_TS: jax.Array,
+    mask: jax.Array,
     scale: float | None = None,
     bias_HTS: jax.Array | None = None,
     drop: Any = None,
@@ -69,7 +75,7 @@ def masked_attend(
 
     Args:
       q_BTHK, k_BSGK, v_BSGK: queries, keys and values; G divides H, and H/G query heads share a key head.
-      mask_TS: True where query t may read key s.
+      mask: True where query t may read key s, [T, S] or of a shape that broadcasts to [B, H, T, S].
       scale: of the products; None for 1 / sqrt(K).
       bias_HTS: added to the scores, float32; None for nothing.
       drop: applied to the attention weights, e.g. a dropout; None for nothing.
@@ -82,7 +88,7 @@ def masked_attend(
     scores_BHTS = scores.reshape(B, H, T, -1) * (1 / math.sqrt(K) if scale is None else scale)
     if bias_HTS is not None:
         scores_BHTS += bias_HTS
-    scores_BHTS = jnp.where(mask_TS, scores_BHTS, -jnp.inf)
+    scores_BHTS = jnp.where(mask, scores_BHTS, -jnp.inf)
     # The division comes after the value product: K columns to divide instead of S.
     weights = jnp.exp(scores_BHTS - jax.lax.stop_gradient(scores_BHTS.max(-1, keepdims=True)))
     sums_BHT1 = weights.sum(-1, keepdims=True)
@@ -99,11 +105,13 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
     bias_HTS = None
     if causal.slopes_H is not None:
         bias_HTS = -causal.slopes_H[:, None, None] * (positions_T[:, None] - positions_T)
-    mask_TS = visible(positions_T, positions_T, causal.window)
-    return masked_attend(q_BTHK, k_BTGK, v_BTGK, mask_TS, causal.scale, bias_HTS, causal.drop)
+    mask = visible(positions_T, positions_T, causal.window)
+    if causal.segments_BT is not None:
+        mask = mask & same_segment(causal.segments_BT, causal.segments_BT)[:, None]
+    return masked_attend(q_BTHK, k_BTGK, v_BTGK, mask, causal.scale, bias_HTS, causal.drop)
 
 
-def attention_plan(config: Any, dtype: str) -> str:
+def attention_plan(config: Any, dtype: str, packed: bool) -> str:
     """What computes attention."""
     return "plain"
 

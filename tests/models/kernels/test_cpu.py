@@ -77,6 +77,31 @@ def test_attention_vs_reference(B, T, G, share, window, scale, alibi, seed):
     )
 
 
+# Documents shorter and longer than a block, in more than one of them, and of one token.
+@settings(max_examples=4, deadline=None)
+@given(
+    B=st.integers(1, 2),
+    T=st.sampled_from([1, 9, 129, 200, 300]),
+    G=st.integers(1, 2),
+    share=st.integers(1, 3),
+    window=st.sampled_from([0, 1, 7, 150]),
+    documents=st.integers(1, 30),
+    alibi=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example(B=2, T=300, G=2, share=2, window=70, documents=5, alibi=True, seed=0)
+def test_attention_in_segments_vs_reference(B, T, G, share, window, documents, alibi, seed):
+    rng = np.random.default_rng(seed)
+    segments = np.sort(rng.integers(1, documents + 1, (B, T)).astype("i"))
+    segments[0, rng.integers(1, T + 1) :] = 0  # padding
+    causal = Causal(window, None, slopes(G * share) if alibi else None, segments_BT=segments)
+    compare(
+        lambda q, k, v: cpu.attend(q, k, v, causal),
+        lambda q, k, v: plain.attend(q, k, v, causal),
+        *inputs(seed, B, T, G, share),
+    )
+
+
 def test_attention_in_bfloat16_vs_reference_in_float32():
     low = inputs(0, 2, 200, 2, 2, K=16, dtype="bfloat16")
     causal = Causal(70)
@@ -120,11 +145,11 @@ def test_what_blocks_cannot_is_computed_plainly(causal):
 
 
 def test_the_plan_tells_of_dropout():
-    def said(**changes):
+    def said(packed=False, **changes):
         config = configs.resolve(tiny_config(model_kernels="cpu", **changes)).model
-        return models.kernels.attention_plan(config, "float32")
+        return models.kernels.attention_plan(config, "float32", packed)
 
-    assert said() == "in blocks of queries, with a gradient of its own"
+    assert said() == said(packed=True) == "in blocks of queries, with a gradient of its own"
     assert said(model_scan_layers=True, model_layers=2).startswith("in blocks")
     assert "different lengths" in said(model_scan_layers=True, model_windows="(4, 0)")
     assert said(model_dropout=0.1) == "plain: dropout of attention weights is drawn by JAX (model.dropout)"

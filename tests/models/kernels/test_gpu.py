@@ -34,6 +34,7 @@ def on_gpu(monkeypatch):
         (dict(positions="alibi"), "ALiBi"),
         (dict(dropout=0.1), "model.dropout"),
         (dict(windows_known=False), "windows of different lengths"),
+        (dict(packed=True), "packed documents"),
     ],
 )
 def test_each_refusal_says_why(on_gpu, changes, told):
@@ -61,9 +62,9 @@ def test_without_a_gpu_plain_attention_computes_and_the_plan_says_so():
     assert plan() == "plain: no GPU is here"
 
 
-def plan(dtype="bfloat16", **changes):
+def plan(dtype="bfloat16", packed=False, **changes):
     config = configs.resolve(tiny_config(model_kernels="gpu", model_head_width=8, **changes)).model
-    return kernels.attention_plan(config, dtype)
+    return kernels.attention_plan(config, dtype, packed)
 
 
 def test_the_plan_names_cudnn_or_what_keeps_it_away(on_gpu):
@@ -72,6 +73,7 @@ def test_the_plan_names_cudnn_or_what_keeps_it_away(on_gpu):
     assert plan(model_positions="alibi").startswith("plain: ALiBi")
     assert plan(model_dropout=0.1).startswith("plain: dropout")
     assert plan(model_windows="(3,0)", model_scan_layers=True).startswith("plain: scanned layers")
+    assert plan(packed=True).startswith("plain: packed documents")
     for changes in (dict(model_windows="(3,0)"), dict(model_windows="(3,3)", model_scan_layers=True)):
         assert plan(**changes) == "cuDNN's flash attention"
 
@@ -116,8 +118,9 @@ def test_cudnn_is_asked_by_name_for_what_plain_attention_gives(calls, window, sc
         ("bfloat16", Causal(slopes_H=jnp.array([0.5, 0.25]))),
         ("bfloat16", Causal(drop=lambda weights: 2 * weights)),
         ("bfloat16", Causal(window=jnp.array(3))),
+        ("bfloat16", Causal(segments_BT=np.array([[1, 1, 2, 2, 2, 0]]))),
     ],
-    ids=["float32", "alibi", "dropout", "scanned"],
+    ids=["float32", "alibi", "dropout", "scanned", "packed"],
 )
 def test_what_cudnn_cannot_is_computed_plainly(calls, dtype, causal):
     q, k, v = (normal(np.random.default_rng(seed), 1, 6, 2, 8, dtype=dtype) for seed in range(3))
