@@ -60,14 +60,23 @@ def get_config() -> ConfigDict:
     model.remat = "none"  # what the backward pass computes again to save memory: none, dots (all but products), full
 
     config.data = data = ConfigDict()
-    data.source = "stdlib"  # one of gptjax.data.sources.SOURCES: Python's own library, or "text" at data.path
-    data.path = ""  # for source "text": a file, a directory of .txt files, a glob, or an http(s) address
+    data.source = "stdlib"  # one of gptjax.data.sources.SOURCES: Python's own library, or, with data.path, "text"
+    data.path = ""  # a file, a directory of .txt files, a glob, an http(s) address, or a set that prepare made
+    data.mixture = ()  # instead of path: prepared sets and their weights, ((path, weight), ...); None: their tokens
+    data.temperature = 1.0  # of a mixture: weights are raised to 1 / this; above 1 evens them out
     data.sha256 = ""  # of the file at an http(s) address, checked if given
     data.held_out = 0.05  # fraction kept for validation, by hash of a file's name; the tail where files are few
-    data.tokenizer = "bpe:4096"  # bytes, chars, bpe:N (trained on the text), or a vocabulary of tiktoken by name
+    data.tokenizer = "bpe:4096"  # bytes, chars, bpe:N (trained on the text), tiktoken's by name; a prepared set's own
+    data.layout = "flat"  # rows as windows of one stream (flat), whole documents (packed), or one of them (examples)
     data.batch_size = 16  # sequences per optimizer step, over all devices
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
-    data.stages = ()  # what comes before these two: ((steps, batch_size, context), ...), one after the other
+    data.augment = augment = ConfigDict()  # shares of training tokens, drawn anew each epoch (arXiv 1901.11196)
+    augment.insert = 0.0  # that get a random token of the set behind them
+    augment.delete = 0.0  # that are left out
+    augment.swap = 0.0  # that change places with another one
+    augment.replace = 0.0  # that become a random token of the set
+    data.prefetch = 2  # batches made in threads ahead of the step; 0: each when it is wanted
+    data.stages = ()  # before batch_size and context: ((steps, batch_size, context), ...), one after the other
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, muon, lion, adafactor (reads no beta and no epsilon), sophia, schedule_free

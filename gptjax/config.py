@@ -150,10 +150,23 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.schedule.decay_steps = config.schedule.decay_steps or config.train.steps
         config.data.context = config.data.context or config.model.context
         if config.data.path and "://" not in config.data.path:
-            config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+            config.data.path = _absolute(config.data.path)
+        if config.data.path or config.data.mixture:
+            config.data.source = "text" if config.data.source == "stdlib" else config.data.source
+        config.data.mixture = tuple(
+            (_absolute(one[0]), one[1]) if _is_weighted_path(one) else one for one in config.data.mixture
+        )
         if config.init_from:
-            config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
+            config.init_from = _absolute(config.init_from)
     return config.lock()
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _is_weighted_path(one: Any) -> bool:
+    return isinstance(one, tuple | list) and len(one) == 2 and isinstance(one[0], str)
 
 
 Choices = Mapping[str, Mapping[str, Any]]
@@ -192,6 +205,7 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
     if data.context > model.context:
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
     yield from _stage_problems(config)
+    yield from _mixture_problems(data)
     yield from _device_problems(config, devices)
     yield from _optimizer_problems(config)
     if not 0 < data.held_out < 1:
@@ -214,6 +228,25 @@ def _stage_problems(config: ConfigDict) -> Iterator[str]:
     taken = sum(stage[0] for stage in stages)
     if stages and taken >= config.train.steps:
         yield f"data.stages take {taken} steps of the {config.train.steps} of train.steps"
+
+
+def _mixture_problems(data: ConfigDict) -> Iterator[str]:
+    mixture = data.mixture
+    weights = [one[1] for one in mixture if _is_weighted_path(one)]
+    numbers = [weight for weight in weights if type(weight) in (int, float)]
+    if len(weights) < len(mixture) or not (len(numbers) == len(mixture) or weights == [None] * len(mixture)):
+        yield f"data.mixture is {mixture}; it must be like (('sets/a', 0.7), ('sets/b', 0.3)), or all weights None"
+    elif any(not weight > 0 for weight in numbers):
+        yield f"data.mixture is {mixture}; weights must be more than 0 (leave out a set that is not to be read)"
+    if len({one[0] for one in mixture}) < len(mixture):
+        yield f"data.mixture is {mixture}; it names a set twice"
+    if mixture and data.path:
+        yield "data.mixture and data.path are both given; leave one out"
+    if data.temperature <= 0:
+        yield f"data.temperature is {data.temperature}; it must be more than 0"
+    for name, share in data.augment.items():
+        if share > 1:
+            yield f"data.augment.{name} is {share}; it must be at most 1"
 
 
 def _profile_problems(steps: tuple[Any, ...], last: int) -> Iterator[str]:
@@ -312,7 +345,9 @@ def _with_tuples(value: Any) -> Any:
 
 
 # What does not change which parameters a run ends with may differ when it goes on.
-FREE = ("log.", "checkpoint.", "eval.", "sample.")
+FREE = ("log.", "checkpoint.", "eval.", "sample.", "data.prefetch")
+# What may change for the steps that are left, and is written down (gptjax.workdir).
+FREE_FROM_HERE = ("data.mixture", "data.temperature")
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
@@ -326,5 +361,5 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not key.startswith(FREE)
+        if there.get(key) != here.get(key) and not key.startswith(FREE + FREE_FROM_HERE)
     ]

@@ -25,21 +25,22 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def bar(label: str, total: float | None, done: float = 0) -> Iterator[Callable[..., None]]:
+def bar(label: str, total: float | None, done: float = 0, unit: str = "") -> Iterator[Callable[..., None]]:
     """A progress bar for the block; yields `advance(amount, **facts)`, whose facts are shown beside the bar.
 
     Args:
       label: what is being done.
       total: when it is done, in any unit; None where nobody knows.
       done: where it starts, not counted in the time left.
+      unit: "B" for bytes, whose rate is shown.
     """
     draw = _terminal_bar if sys.stderr.isatty() else _plain_lines
-    with draw(label, total, done) as advance:
+    with draw(label, total, done, unit) as advance:
         yield advance
 
 
 @contextmanager
-def _terminal_bar(label: str, total: float | None, done: float) -> Iterator[Callable[..., None]]:
+def _terminal_bar(label: str, total: float | None, done: float, unit: str) -> Iterator[Callable[..., None]]:
     from rich import progress
     from rich.console import Console
 
@@ -47,6 +48,7 @@ def _terminal_bar(label: str, total: float | None, done: float) -> Iterator[Call
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.TaskProgressColumn(),
+        *([progress.TransferSpeedColumn()] if unit == "B" else []),
         progress.TextColumn("{task.fields[facts]}"),
         *([] if total is None else [progress.TimeRemainingColumn(compact=True), progress.TextColumn("left")]),
     ]
@@ -62,7 +64,7 @@ def _terminal_bar(label: str, total: float | None, done: float) -> Iterator[Call
 
 
 @contextmanager
-def _plain_lines(label: str, total: float | None, done: float) -> Iterator[Callable[..., None]]:
+def _plain_lines(label: str, total: float | None, done: float, unit: str) -> Iterator[Callable[..., None]]:
     start = last = time.monotonic()
     at = first = done
     known: dict[str, Any] = {}
@@ -73,8 +75,10 @@ def _plain_lines(label: str, total: float | None, done: float) -> Iterator[Calla
         at, now = at + amount, time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and total and at > first:
             last = now
-            left = (now - start) * (total - at) / (at - first)
-            say("  ".join(filter(None, [f"{label} {at / total:4.0%}", _facts(known), f"{duration(left)} left"])))
+            rate = (at - first) / (now - start)
+            speed = f"{rate / 1e6:.1f} MB/s" if unit == "B" else ""
+            left = f"{duration((total - at) / rate)} left"
+            say("  ".join(filter(None, [f"{label} {at / total:4.0%}", speed, _facts(known), left])))
 
     yield advance
 

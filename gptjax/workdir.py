@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data import tokenizers
+from gptjax.data.batches import Mixing
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.files import appearing, is_free, write_atomic
 
@@ -40,7 +41,7 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
 
 def is_untrained(workdir: Path) -> bool:
     """Whether a run was imported and has not been trained since: its first training decides all but the model."""
-    return read_data_facts(workdir)["fingerprint"] is None
+    return read_data_facts(workdir)["fingerprints"] is None
 
 
 def origin(config: ConfigDict, workdir: Path) -> Path | None:
@@ -103,8 +104,12 @@ def create(
 
 
 def begin_training(workdir: Path, config: ConfigDict, facts: dict[str, Any]) -> None:
-    """Gives an imported run the config and the facts about its data that its training has."""
-    facts = read_data_facts(workdir) | facts
+    """Gives a run the config and the facts about its data that its training has from now on.
+
+    That is an imported run whose training begins, or one that goes on with another mixture.
+    """
+    known = read_data_facts(workdir)
+    facts = known | facts | {"fingerprints": (known["fingerprints"] or {}) | facts["fingerprints"]}
     # In this order: until the second is there the run counts as untrained, and this can be done again.
     write_atomic(workdir / "config.json", configs.to_json(config))
     write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
@@ -160,7 +165,15 @@ def check_has_text(workdir: Path) -> None:
         raise DataError(f"{workdir} was imported and has no held-out text; give --data and files of text")
 
 
-def check_same_text(workdir: Path, fingerprint: str) -> None:
-    """Raises DataError where the run's text has changed since it began."""
-    if read_data_facts(workdir)["fingerprint"] != fingerprint:
-        raise DataError(f"the text that {workdir} was trained on has changed since; its results would not be its own")
+def check_same_text(workdir: Path, fingerprints: dict[str, str]) -> None:
+    """Raises DataError where a text of the run has changed since it was first read; new ones are none of its."""
+    known = read_data_facts(workdir)["fingerprints"]
+    for name, fingerprint in fingerprints.items():
+        if known.get(name, fingerprint) != fingerprint:
+            what = "the text" if name == "text" else f"the set {name}"
+            raise DataError(f"{what} that {workdir} was trained on has changed since; its results would not be its own")
+
+
+def mixings(workdir: Path) -> list[Mixing]:
+    """In what proportions the run has read its sets so far, and will read them."""
+    return [Mixing(start, shares) for start, shares in read_data_facts(workdir)["mixings"]]

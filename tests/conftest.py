@@ -8,6 +8,8 @@ from pathlib import Path
 # Programs that several tests compile are compiled once; a user's own cache is left alone.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"gptjax-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# What gptjax keeps in its cache (packings, downloads) is the tests' own.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-cache-")
 # Tiny models compile for longer than they run. What .ci/run does after the tests is compiled as a user's run is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 

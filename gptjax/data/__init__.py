@@ -1,34 +1,89 @@
-"""Data: text in, batches out. `load` is the whole way; each step of it is a function in a file of its own."""
+"""Data: text in, batches out. `load` is the whole way to token sets; each step of it is a function in its own file."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from gptjax.data import batches, sources, tokenizers
+from gptjax.config import DataError
+from gptjax.data import mixtures, shards, sources, token_sets, tokenizers
+from gptjax.data.augment import Augment
+from gptjax.data.token_sets import TokenSet
 from gptjax.data.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    import grain
+    from ml_collections import ConfigDict
+
+TEXT = "text"  # what a set is called that is made of raw text
+COMPARED = 4_000_000  # held-out tokens at most that general compressors are given
 
 
 class Data(NamedTuple):
     """What a run trains on."""
 
     tokenizer: Tokenizer
-    train_N: np.ndarray  # int32, one stream of token ids
-    held_out_N: np.ndarray
-    held_out_text: bytes  # what held_out_N says, for comparison with general compressors
-    fingerprint: str  # of the corpus
+    train: dict[str, TokenSet]  # by name: TEXT, or a prepared set's folder
+    shares: dict[str, int]  # how many rows each gives of as many as all of these together
+    held_out: TokenSet  # of all sets, one after another
+    held_out_text: bytes  # what it says, for comparison with general compressors; the beginning where it is long
+    fingerprints: dict[str, str]  # of each set's text
+
+    def tokens(self) -> int:
+        """Ids to train on."""
+        return sum(map(len, self.train.values()))
+
+    def rows(self, config: Any, seed: int) -> "partial[grain.MapDataset]":
+        """`(set's name, context) -> endless rows` in the layout of `config` (a run's `config.data`)."""
+        return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed)
+
+    def _rows(self, layout: str, augment: Augment, seed: int, name: str, context: int) -> "grain.MapDataset":
+        from gptjax.data import layouts  # which brings jax, and preparing has no use for it
+
+        return layouts.LAYOUTS[layout](self.train[name], context, seed, augment, self.fingerprints[name])
+
+
+def prepared_folders(config: Any) -> list[Path]:
+    """The prepared sets that `config` (a run's `config.data`) names; none where it names text."""
+    if config.mixture:
+        return [Path(path) for path, _ in config.mixture]
+    return [Path(config.path)] if config.path and shards.is_prepared(Path(config.path)) else []
+
+
+def with_tokenizer_of_sets(config: "ConfigDict") -> "ConfigDict":
+    """The config of a run with `data.tokenizer` as its prepared sets have it, where it names some.
+
+    Raises:
+      DataError: they cannot be opened.
+    """
+    folders = prepared_folders(config.data)
+    if not folders:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.tokenizer = shards.open_set(folders[0]).facts["tokenizer"]["name"]
+    return config.lock()
 
 
 def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
-    """Reads the text that `config` (a run's `config.data`) names and turns it into token streams.
+    """Reads the text, or opens the prepared sets, that `config` (a run's `config.data`) names.
 
     Args:
       config: `config.data`.
-      tokenizer: the run's, or None to make the one that `config.tokenizer` names.
+      tokenizer: the run's, or None for the prepared sets' own, or to make the one that `config.tokenizer` names.
 
     Raises:
       ConfigError: no such tokenizer.
-      DataError: text missing, not text, or shorter than a window.
+      DataError: text missing, not text, or shorter than a window; a set missing, damaged or of another tokenizer.
     """
+    folders = prepared_folders(config)
+    loaded = _opened(config, folders, tokenizer) if folders else _encoded(config, tokenizer)
+    if len(loaded.held_out) < 2:
+        what = config.path or "the mixture"
+        raise DataError(f"{what} has no held-out documents; prepare it with a larger --held_out")
+    return loaded
+
+
+def _encoded(config: Any, tokenizer: Tokenizer | None) -> Data:
     if tokenizer is None:
         tokenizers.check_name(config.tokenizer)
     corpus = sources.read(config)
@@ -36,9 +91,32 @@ def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
     # An alphabet has to cover what is held out too; merges are learnt from the training text alone.
     seen = train + held_out if config.tokenizer == "chars" else train
     tokenizer = tokenizer or tokenizers.build(config.tokenizer, seen)
-    train_N = tokenizers.encode_documents(tokenizer, train, "encoding the training text")
-    held_out_N = tokenizers.encode_documents(tokenizer, held_out, "encoding the held-out text")
-    longest = max(stage.context for stage in batches.stages(config))
-    batches.check_length(train_N, longest, "the training text")
-    batches.check_length(held_out_N, 1, "the held-out text")
-    return Data(tokenizer, train_N, held_out_N, "".join(held_out).encode(), sources.fingerprint(corpus))
+    return Data(
+        tokenizer=tokenizer,
+        train={TEXT: token_sets.encoded(tokenizer, train, "encoding the training text", "the training text")},
+        shares={TEXT: 1},
+        held_out=token_sets.encoded(tokenizer, held_out, "encoding the held-out text", "the held-out text"),
+        held_out_text="".join(held_out).encode(),
+        fingerprints={TEXT: sources.fingerprint(corpus)},
+    )
+
+
+def _opened(config: Any, folders: list[Path], tokenizer: Tokenizer | None) -> Data:
+    sets = {str(folder): shards.open_set(folder) for folder in folders}
+    tokenizer = tokenizer or next(iter(sets.values())).tokenizer()
+    for one in sets.values():
+        shards.check_tokenizer(one.folder, one.facts, tokenizer)
+    weights = [weight for _, weight in config.mixture] or [1]
+    if None in weights:
+        weights = [len(one.train) for one in sets.values()]
+    held_out = token_sets.joined([one.held_out for one in sets.values()], "the held-out documents")
+    some = held_out.read(0, COMPARED)
+    text = some[tokenizers.token_bytes(tokenizer)[some] > 0].tolist()
+    return Data(
+        tokenizer=tokenizer,
+        train={name: one.train for name, one in sets.items()},
+        shares=dict(zip(sets, mixtures.shares(weights, config.temperature), strict=True)),
+        held_out=held_out,
+        held_out_text=tokenizer.decode(text).encode(),
+        fingerprints={name: one.fingerprint for name, one in sets.items()},
+    )

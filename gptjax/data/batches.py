@@ -1,30 +1,33 @@
-"""Batches: a flat stream of token ids in, arrays of a step out. A batch is a pure function of (seed, step).
+"""Batches: token sets in, arrays of a step out. A batch is a pure function of (seed, step), on any number of hosts.
 
-Random access throughout (grain MapDataset): no position is ever saved, so resuming has nothing to get wrong.
+What a step reads follows from the phase that it lies in: its shape, and the proportions of the sets. No position is
+ever saved.
 """
 
-from typing import Any, NamedTuple, TypedDict
+import bisect
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 
-from gptjax.config import DataError
+from gptjax.data.layouts import Batch, padded
+from gptjax.data.mixtures import source, taken
+from gptjax.data.token_sets import TokenSet
 
-
-class Batch(TypedDict):
-    """One step's arrays: what the model reads, what it should say next, and how much each position counts."""
-
-    inputs_BT: np.ndarray
-    targets_BT: np.ndarray
-    weights_BT: np.ndarray
+T = TypeVar("T")
 
 
 class Stage(NamedTuple):
     """A stretch of training in which batches have one shape."""
 
     start: int  # steps taken before it
-    batch_size: int  # B, windows per batch
-    context: int  # T, tokens per window
+    batch_size: int  # B, rows per batch
+    context: int  # T, tokens per row
 
 
 def stages(config: Any) -> list[Stage]:
@@ -45,88 +48,161 @@ def stage_of(step: int, stages: list[Stage]) -> Stage:
     return next(stage for stage in reversed(stages) if stage.start < step)
 
 
-def check_length(tokens_N: np.ndarray, context: int, what: str) -> None:
-    """Raises DataError for a stream too short for one window."""
-    if len(tokens_N) <= context:
-        raise DataError(
-            f"{what} has {len(tokens_N)} tokens, fewer than one window of {context} + 1: give more text, "
-            "or a smaller --config.data.context"
-        )
+class Mixing(NamedTuple):
+    """A stretch of training in which sets are mixed in one proportion."""
+
+    start: int  # steps taken before it
+    shares: Mapping[str, int]  # whole numbers by name of the set; one that is not named gives no rows
 
 
-def train_batches(tokens_N: np.ndarray, context: int, batch_size: int, seed: int, skip: int = 0) -> grain.MapDataset:
-    """An endless dataset whose element `step` is the Batch of that step.
-
-    An epoch cuts the stream, taken as a ring, into windows that start at an offset of the epoch's own, and gives
-    each once, shuffled.
+def mixed_from(known: Sequence[Mixing], step: int, shares: Mapping[str, int]) -> list[Mixing]:
+    """The mixings of a run that reads its sets in these proportions after a step.
 
     Args:
-      tokens_N: the stream, more than `context` long.
-      context: T, tokens per window.
-      batch_size: B, windows per batch.
-      seed: decides order and offsets.
-      skip: windows left out, those of the first epoch's beginning first.
+      known: those so far; what they say of later steps has not been read yet.
+      step: steps taken.
+      shares: as of Mixing.
     """
-    check_length(tokens_N, context, "the training text")
-    windows = len(tokens_N) // context
-
-    def window(index: int, k: int) -> Batch:
-        epoch = index // windows
-        offset = int(np.random.default_rng((seed, epoch)).integers(context))
-        at = (offset + k * context + np.arange(context + 1)) % len(tokens_N)
-        ids = tokens_N[at].astype(np.int32)
-        return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=np.ones(context, np.float32))
-
-    order = grain.MapDataset.range(windows).shuffle(seed=seed).repeat()
-    return order.map_with_index(window)[skip:].batch(batch_size)
+    past = [mixing for mixing in known if mixing.start < step]
+    if past and past[-1].shares == shares:
+        return past
+    return [*past, Mixing(step, shares)]
 
 
-class StagedBatches:
+class Phase(NamedTuple):
+    """A stretch of training in which both stay the same."""
+
+    start: int
+    batch_size: int
+    context: int
+    names: tuple[str, ...]
+    shares: tuple[int, ...]
+    skip: tuple[int, ...]  # rows of each set, in this context, that count as read before
+
+
+def phases(stages: Sequence[Stage], mixings: Sequence[Mixing]) -> list[Phase]:
+    """The stages cut where the mixture changes.
+
+    A set is read on from where as many of its tokens have been read as in the phases before, whatever their context.
+    """
+    found: list[Phase] = []
+    read: dict[str, int] = {}  # tokens of each set
+    starts = sorted({stage.start for stage in stages} | {mixing.start for mixing in mixings})
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        stage = stage_of(start + 1, list(stages))
+        mixing = next(mixing for mixing in reversed(mixings) if mixing.start <= start)
+        names, shares = tuple(mixing.shares), tuple(mixing.shares.values())
+        skip = tuple(-(-read.get(name, 0) // stage.context) for name in names)
+        found.append(Phase(start, stage.batch_size, stage.context, names, shares, skip))
+        if end is not None:
+            for name, count in zip(names, taken((end - start) * stage.batch_size, shares), strict=True):
+                read[name] = read.get(name, 0) + count * stage.context
+    return found
+
+
+class Share(NamedTuple):
+    """The share of one of several processes in each batch: the same number of neighbouring rows for each."""
+
+    process: int = 0
+    processes: int = 1
+
+
+WHOLE = Share()
+
+
+class Batches:
     """`[step - 1]` is the Batch of that step, in the shape of its stage.
 
-    Each stage reads the order of windows that a run of its context alone would read, from where as many tokens have
-    been read as in the stages before it. So where only the batch size grows, each epoch still gives each window once.
-
     Args:
-      tokens_N: the stream, longer than every context.
+      rows: `(set's name, context) -> endless rows`, see gptjax.data.layouts.
       stages: see `stages`.
-      seed: decides order and offsets.
+      mixings: the first one starts at 0.
+      share: which rows of each batch; whatever it is, the batch that all processes make together is the same.
+      first: no step before it is asked for, so that sets which only those read need not be there.
     """
 
-    def __init__(self, tokens_N: np.ndarray, stages: list[Stage], seed: int) -> None:
-        self.stages, self.batches, read = stages, {}, 0
-        for stage, after in zip(stages, [*stages[1:], None], strict=True):
-            skip = -(-read // stage.context)
-            self.batches[stage] = train_batches(tokens_N, stage.context, stage.batch_size, seed, skip)
-            read += (after.start - stage.start) * stage.batch_size * stage.context if after else 0
+    def __init__(
+        self,
+        rows: Callable[[str, int], grain.MapDataset],
+        stages: Sequence[Stage],
+        mixings: Sequence[Mixing],
+        share: Share = WHOLE,
+        first: int = 0,
+    ) -> None:
+        self.phases, self.share = phases(stages, mixings), share
+        self._starts = [phase.start for phase in self.phases]
+        current = self.phases[bisect.bisect_right(self._starts, first) - 1 :]
+        needed = {(name, phase.context) for phase in current for name in phase.names}
+        self._rows = {key: rows(*key) for key in sorted(needed)}
 
     def __getitem__(self, index: int) -> Batch:
-        stage = stage_of(index + 1, self.stages)
-        return self.batches[stage][index - stage.start]
+        phase = self.phases[bisect.bisect_right(self._starts, index) - 1]
+        own = phase.batch_size // self.share.processes
+        first = (index - phase.start) * phase.batch_size + self.share.process * own
+        return stacked([self._row(phase, row) for row in range(first, first + own)])
+
+    def _row(self, phase: Phase, row: int) -> Batch:
+        which, nth = source(row, phase.shares) if len(phase.names) > 1 else (0, row)
+        return self._rows[phase.names[which], phase.context][phase.skip[which] + nth]
 
 
-def eval_batches(tokens_N: np.ndarray, context: int, batch_size: int) -> grain.MapDataset:
-    """Batches that predict each token of the stream after its first exactly once, in order; the rest weighs 0."""
-    check_length(tokens_N, 1, "the held-out text")
-    targets = len(tokens_N) - 1
-    rows = -(-targets // context)
-
-    def row(k: int) -> Batch:
-        ids = tokens_N[k * context : (k + 1) * context + 1].astype(np.int32)
-        pad = context + 1 - len(ids)
-        weights = np.concatenate([np.ones(context - pad, np.float32), np.zeros(pad, np.float32)])
-        ids = np.pad(ids, (0, pad))
-        return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
-
-    blank = Batch(
-        inputs_BT=np.zeros(context, np.int32),
-        targets_BT=np.zeros(context, np.int32),
-        weights_BT=np.zeros(context, np.float32),
-    )
-    whole = -(-rows // batch_size) * batch_size
-    return grain.MapDataset.range(whole).map(lambda k: row(k) if k < rows else blank).batch(batch_size)
+def stacked(rows: Sequence[Batch]) -> Batch:
+    """The rows as one batch."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}  # type: ignore[literal-required, return-value]
 
 
-def spread(batches: grain.MapDataset, count: int) -> list[int]:
+class EvalBatches(Sequence[Batch]):
+    """Batches that predict each token of the stream after its first exactly once, in order; the rest weighs 0.
+
+    Args:
+      tokens: of two tokens or more.
+      context: T.
+      batch_size: B.
+    """
+
+    def __init__(self, tokens: TokenSet, context: int, batch_size: int) -> None:
+        self.tokens, self.context, self.batch_size = tokens, context, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil((len(self.tokens) - 1) / (self.context * self.batch_size))
+
+    def __getitem__(self, index: Any) -> Any:
+        first = range(len(self))[index] * self.batch_size
+        return stacked([self._row(row) for row in range(first, first + self.batch_size)])
+
+    def _row(self, row: int) -> Batch:
+        start = row * self.context
+        ids = self.tokens.read(start, start + self.context + 1) if start < len(self.tokens) - 1 else np.zeros(1, "i4")
+        return padded(ids, self.context)
+
+
+def spread(batches: Sequence[Batch], count: int) -> list[int]:
     """Indices of `count` of the batches, evenly spread, always the same; all of them where there are no more."""
     return sorted({round(i) for i in np.linspace(0, len(batches) - 1, min(count, len(batches)))})
+
+
+@contextmanager
+def prefetched(make: Callable[[int], T], first: int, end: int, ahead: int) -> Iterator[Iterator[T]]:
+    """make(first), make(first + 1), ... up to before `end`, in order, each begun in a thread before it is asked for.
+
+    Args:
+      make: called in several threads at once.
+      first, end: its arguments.
+      ahead: how many are made or ready beyond the one in use; 0: each is made when it is asked for.
+    """
+    if not ahead:
+        yield (make(index) for index in range(first, end))
+        return
+    pool = ThreadPoolExecutor(ahead, thread_name_prefix="batches")
+
+    def every() -> Iterator[T]:
+        waiting: deque[Future[T]] = deque()
+        for index in range(first, end):
+            while len(waiting) <= min(ahead, end - index - 1):
+                waiting.append(pool.submit(make, index + len(waiting)))
+            yield waiting.popleft().result()
+
+    try:
+        yield every()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

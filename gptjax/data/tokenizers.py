@@ -6,6 +6,7 @@ are all `tiktoken.Encoding`s; one that comes with a Hugging Face model may have 
 """
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -247,19 +248,30 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode_ordinary(text)
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], label: str) -> np.ndarray:
-    """One flat stream of ids, int32 [N]: each document with `begin` before it and `end` after it, where they exist.
+def encode_array(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The same as an array, uint32, which tiktoken makes without a list in between."""
+    if isinstance(tokenizer, Encoding) and tokenizer.name == "bytes":
+        return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
+    if isinstance(tokenizer, Encoding) and tokenizer.name != "chars":
+        return tokenizer.encode_to_numpy(text, disallowed_special=())
+    return np.array(encode(tokenizer, text), np.uint32)
 
-    A tokenizer without `begin` has `end` before the first document too.
-    """
-    end = [] if tokenizer.end is None else [tokenizer.end]
-    border = [*end, *tokenizer.begin]
-    pieces = [np.array(tokenizer.begin or end, np.int32)]
-    with console.bar(label, sum(map(len, texts))) as advance:
-        for text in texts:
-            pieces.append(np.array(encode(tokenizer, text) + border, np.int32))
-            advance(len(text))
-    return np.concatenate(pieces)
+
+def sha256(tokenizer: Tokenizer) -> str:
+    """Of all that decides its ids; two tokenizers with the same one make the same ids of the same text."""
+    match tokenizer:
+        case Encoding():
+            own = [tokenizer._pat_str, sorted(tokenizer._special_tokens.items())]
+            ranks = b"".join(
+                rank.to_bytes(4, "big") + len(token).to_bytes(4, "big") + token
+                for token, rank in sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
+            )
+        case LibraryTokenizer():
+            own, ranks = ["tokenizers"], tokenizer.text.encode()
+        case _:
+            raise TypeError(f"no hash for {type(tokenizer).__name__}")
+    facts = json.dumps([*own, list(tokenizer.begin), tokenizer.end]).encode()
+    return hashlib.sha256(facts + b"\0" + ranks).hexdigest()
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:

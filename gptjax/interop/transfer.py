@@ -160,7 +160,7 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
         with Checkpoints(unfinished, keep=1) as checkpoints:
             checkpoints.save_params(0, params)
 
-    workdirs.create(workdir, config, chosen, {"fingerprint": None, "imported": f"hf:{name}"}, fill)
+    workdirs.create(workdir, config, chosen, {"fingerprints": None, "imported": f"hf:{name}"}, fill)
     return {
         "family": hf_config["model_type"],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),

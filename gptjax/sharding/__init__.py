@@ -31,5 +31,8 @@ def by_row_of_slices(mesh: Mesh) -> NamedSharding:
 
 
 def place(batch: Mapping[str, object], mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch on the devices."""
-    return jax.device_put(batch, by_row(mesh))
+    """The batch on the devices; of several processes each gives its own rows."""
+    rows = by_row(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, rows)
+    return jax.tree.map(lambda own: jax.make_array_from_process_local_data(rows, own), dict(batch))

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import optax
 from flax import linen as nn
@@ -17,17 +16,19 @@ from gptjax import config as configs
 from gptjax import console, data, models, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, UserError
-from gptjax.data import batches, sources, tokenizers
+from gptjax.data import batches, layouts, sources, tokenizers
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
+from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.writers import WRITERS, read_metrics
 
 # What keys of a config choose among, by key.
 CHOICES = models.CHOICES | {
     "data.source": sources.SOURCES,
+    "data.layout": layouts.LAYOUTS,
     "log.writers": WRITERS,
     "optimizer.name": optim.OPTIMIZERS,
     "schedule.name": optim.SCHEDULES,
@@ -50,8 +51,8 @@ class Job(NamedTuple):
     optimizer: optax.GradientTransformationExtraArgs
     eval_step: Callable[[Any, Any], jax.Array]
     stages: list[batches.Stage]
-    train_batches: batches.StagedBatches
-    eval_batches: grain.MapDataset
+    train_batches: batches.Batches
+    eval_batches: batches.EvalBatches
     sample_settings: decoding.Settings
 
     def seconds(self) -> float:
@@ -80,17 +81,32 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     loaded = data.load(config.data, tokenizers.load(home / "tokenizer") if home else None)
     config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
     sample_settings = check_sample(config, loaded.tokenizer)
-    facts = {"fingerprint": loaded.fingerprint}
+    goes_on = exists and not workdirs.is_untrained(workdir)
+    if goes_on:
+        workdirs.check_same_text(workdir, loaded.fingerprints)
+    step = (Checkpoints(workdir).latest() or 0) if goes_on else 0
+    known = workdirs.mixings(workdir) if goes_on else []
+    mixings = batches.mixed_from(known, step, loaded.shares)
+    train_batches = batches.Batches(
+        loaded.rows(config.data, random.integer(config.seed, "batches")),
+        batches.stages(config.data),
+        mixings,
+        batches.Share(jax.process_index(), jax.process_count()),
+        step,
+    )
+    facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     if not exists:
         fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
         workdirs.create(workdir, config, loaded.tokenizer, facts, fill)
-    elif workdirs.is_untrained(workdir):
+    elif not goes_on or mixings != known:
         workdirs.begin_training(workdir, config, facts)
-    else:
-        workdirs.check_same_text(workdir, loaded.fingerprint)
+    if goes_on and mixings != known:
+        console.say(f"mixture    another one after step {step:,}")
+    names = " + ".join(f"{name} ({share})" for name, share in loaded.shares.items())
+    what = config.data.path or (names if config.data.mixture else config.data.source)
     console.say(
-        f"text       {config.data.path or config.data.source}: {len(loaded.train_N):,} tokens to train on, "
-        f"{len(loaded.held_out_N):,} held out ({config.data.tokenizer})"
+        f"text       {what}: {loaded.tokens():,} tokens to train on, "
+        f"{len(loaded.held_out):,} held out ({config.data.tokenizer})"
     )
     mesh = sharding.make_mesh(config.mesh.data)
     model = models.build(config.model, config.train.dtype)
@@ -109,8 +125,8 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         optimizer=optim.optimizer(config),
         eval_step=held_out.eval_step(config, objective, mesh),
         stages=stages,
-        train_batches=batches.StagedBatches(loaded.train_N, stages, random.integer(config.seed, "batches")),
-        eval_batches=batches.eval_batches(loaded.held_out_N, config.data.context, config.data.batch_size),
+        train_batches=train_batches,
+        eval_batches=batches.EvalBatches(loaded.held_out, config.data.context, config.data.batch_size),
         sample_settings=sample_settings,
     )
 

@@ -4,6 +4,7 @@ Everything a run leaves behind goes to its directory. Messages go to the console
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, models, optim, random, sharding
+from gptjax import console, data, models, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
@@ -51,6 +52,8 @@ def train(
         config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
     config = configs.resolve(config)
     configs.check(config, jax.device_count(), CHOICES)
+    if not origin:
+        config = data.with_tokenizer_of_sets(config)
     workdirs.check_free(workdir, config)
     summary = report.read_summary(workdir)
     if summary:
@@ -86,7 +89,8 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
-    console.say(f"attention  {models.kernels.attention_plan(job.model.config, dtype)}")
+    packed = job.config.data.layout == "packed"
+    console.say(f"attention  {models.kernels.attention_plan(job.model.config, dtype, packed)}")
     if metrics.peak_flops(jax.devices()[0].device_kind):
         console.say(f"mfu        {metrics.MFU_CONVENTION}")
     return state
@@ -112,11 +116,16 @@ def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
         if shape in compiled:
             continue
         start = time.monotonic()
-        batch = sharding.place(job.train_batches[stage.start], job.mesh)
+        batch = placed(job, max(stage.start, int(state.step)))
         compiled[shape] = step.lower(state, batch).compile()
         of_shape = f" for {shape[0]} x {shape[1]} tokens" if len(job.stages) > 1 else ""
         console.say(f"compiled   in {time.monotonic() - start:.1f} s{of_shape}")
     return compiled
+
+
+def placed(job: Job, index: int) -> dict[str, jax.Array]:
+    """The batch of step `index` + 1, on the devices."""
+    return sharding.place(job.train_batches[index], job.mesh)
 
 
 def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine) -> TrainState:
@@ -128,14 +137,17 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
     step_fns = compiled_steps(job, state)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     with (
+        batches.prefetched(partial(placed, job), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
         profile.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,
     ):
         for step in range(start + 1, steps + 1):
             with traced(step):
-                batch = job.train_batches[step - 1]
-                state, values = step_fns[batch["inputs_BT"].shape](state, sharding.place(batch, job.mesh))
+                with recorder.waiting():
+                    batch = next(coming)
+                B, T = batch["inputs_BT"].shape
+                state, values = step_fns[B, T](state, batch)
                 # The numbers of the step before are read while the devices work on this one.
                 recorder.write(recorder.take())
                 recorder.push(step, values)

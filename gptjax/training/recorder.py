@@ -49,7 +49,7 @@ class Recorder:
 
     def restart_clock(self) -> None:
         """What has passed since the newest line does not count as training."""
-        self.tokens, self.flops, self.since = 0, 0.0, time.monotonic()
+        self.tokens, self.flops, self.steps, self.waited, self.since = 0, 0.0, 0, 0.0, time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -57,6 +57,13 @@ class Recorder:
         self.write(self.take())
         yield
         self.restart_clock()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for a batch."""
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
 
     def push(self, step: int, values: dict[str, jax.Array]) -> None:
         """Takes a step's metrics, which the devices may still be computing."""
@@ -80,6 +87,7 @@ class Recorder:
         stage = stage_of(step, self.job.stages)
         tokens = stage.batch_size * stage.context
         self.tokens += tokens
+        self.steps += 1
         self.flops += tokens * self.flops_per_token[stage.context]
         if math.isnan(self.smooth_loss):
             console.say(f"first step {time.monotonic() - self.job.started:.1f} s after the start")
@@ -89,7 +97,7 @@ class Recorder:
         if not due and step % self.config.log.every_steps:
             return {}
         rate = self.tokens / max(time.monotonic() - self.since, 1e-9)
-        flops = self.flops / self.tokens
+        flops, waited = self.flops / self.tokens, 1e3 * self.waited / self.steps
         self.restart_clock()
         mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.job.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
@@ -102,6 +110,7 @@ class Recorder:
             "learning_rate": float(self.learning_rates[step - 1]),
             "tokens_per_second": rate,
             "mfu": mfu,
+            "data/wait_ms": waited,
             "seconds": self.job.seconds(),
         }
 

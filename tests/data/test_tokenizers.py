@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.config import CheckpointError, ConfigError, DataError
-from gptjax.data import tokenizers
+from gptjax.data import token_sets, tokenizers
 from gptjax.data.library_tokenizer import LibraryTokenizer
 
 TEXT = ["def read(self):\n    return 'naïve' + \"再见\" * 3\n\n\n", "class A:\n\tx = 12345  # ☃ and 🤖\r\n"] * 30
@@ -206,19 +206,24 @@ def test_an_id_of_two_tokens_is_refused(tmp_path):
         tokenizers.load(tmp_path)
 
 
+def stream(tokenizer, documents):
+    tokens = token_sets.encoded(tokenizer, documents, "encoding")
+    return tokens.read(0, len(tokens))
+
+
 def test_documents_are_joined_by_end_of_text():
     encoding = tokenizers.bytes_encoding()
-    ids = tokenizers.encode_documents(encoding, ["ab", "c"], "tokens")
+    ids = stream(encoding, ["ab", "c"])
     assert ids.tolist() == [256, 97, 98, 256, 99, 256] and ids.dtype == np.int32
-    assert tokenizers.encode_documents(tokenizers.chars_encoding(["abc"]), ["ab", "c"], "x").tolist() == [0, 1, 2]
+    assert stream(tokenizers.chars_encoding(["abc"]), ["ab", "c"]).tolist() == [0, 1, 2]
     assert json.dumps(encoding._special_tokens) == '{"<|endoftext|>": 256}'
 
 
 def test_documents_begin_and_end_where_the_tokenizer_says(llama):
     a = llama.encode_ordinary("a")
-    assert tokenizers.encode_documents(llama, ["a", ""], "x").tolist() == [1, *a, 2, 1, 2, 1]
+    assert stream(llama, ["a", ""]).tolist() == [1, *a, 2, 1, 2]
     endless = LibraryTokenizer(llama.text, "x", begin=(1,))
-    assert tokenizers.encode_documents(endless, ["a", "a"], "x").tolist() == [1, *a, 1, *a, 1]
+    assert stream(endless, ["a", "a"]).tolist() == [1, *a, 1, *a]
 
 
 def test_ids_that_no_token_has_stand_for_no_bytes():

@@ -9,17 +9,17 @@ import pytest
 from conftest import evaluate
 
 from gptjax.config import DataError
-from gptjax.data import batches, tokenizers
+from gptjax.data import batches, token_sets, tokenizers
 from gptjax.evals import held_out
 
 
 def test_a_uniform_model_needs_log2_v_bits_per_token():
     encoding = tokenizers.bpe_encoding(["to be or not to be"] * 9, 260)
-    tokens = tokenizers.encode_documents(encoding, ["to be or not to be, that is"], "x")
+    tokens = token_sets.encoded(encoding, ["to be or not to be, that is"], "x")
     found = held_out.loss_of(
         lambda params, batch: batch["weights_BT"].sum() * math.log(260),
         None,
-        [batches.eval_batches(tokens, 4, 2)[i] for i in range(len(batches.eval_batches(tokens, 4, 2)))],
+        list(batches.EvalBatches(tokens, 4, 2)),
         tokenizers.token_bytes(encoding),
     )
     assert found["loss"] == pytest.approx(math.log(260)) and found["perplexity"] == pytest.approx(260)

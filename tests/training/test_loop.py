@@ -50,7 +50,7 @@ def test_a_run_leaves_what_it_should(trained):
     assert summary.keys() == SUMMARY and summary["steps"] == 8 and summary["val_loss"] < 5.6
     lines = lines_of(trained)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
-    always = {"step", "train/loss", "tokens_per_second", "mfu", "learning_rate", "grad_norm", "seconds"}
+    always = {"step", "train/loss", "tokens_per_second", "mfu", "learning_rate", "grad_norm", "seconds", "data/wait_ms"}
     for line in lines:
         held_out = {"val/loss", "val/bits_per_byte"} if line["step"] % 4 == 0 else set()
         assert line.keys() == always | held_out

@@ -1,0 +1,312 @@
+"""Rules that tell running text from debris: Gopher's (arXiv 2112.11446, appendix A.1.1), and which script a text is in.
+
+Every rule is a small function of a text's `Parts` that returns one number; what the numbers may be stands in the tables
+at the end. NaN says that a rule has nothing to say about a text.
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, cached_property, partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+# Blocks of scripts that put no spaces between words: Thai and Lao, Tibetan, Myanmar, Khmer, kana, Han. Of the small
+# ones only the letters count, so that their marks and stops stay with the letter before them, as in spaced scripts.
+_SMALL_BLOCKS = (
+    *range(0x0E00, 0x10A0),
+    *range(0x1780, 0x1800),
+    *range(0x3005, 0x3100),
+    *range(0x31F0, 0x3200),
+    *range(0xFF66, 0xFFA0),
+)
+_HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_UNSPACED = _HAN + "".join(chr(code) for code in _SMALL_BLOCKS if chr(code).isalpha())
+_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_WORD = re.compile(rf"[^\w\s]*[{_UNSPACED}][^\w\s]*|[^\s{_UNSPACED}]+")
+_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_SPACED_TOKEN = re.compile(r"[^\W_]+")
+_ASCII_TOKEN = bytes(code if chr(code).isalnum() else ord(" ") for code in range(128)) + bytes(128)
+
+_LETTER = re.compile(r"[^\W\d_]")
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_BULLETS = tuple("*-\u2013•‣\u2043◦∙·●○■□▪▫▶►")  # not the em dash: dialogue begins with it in many languages
+_ELLIPSES = ("...", "…")
+_STOP_WORDS = [re.compile(rf"\b{word}\b") for word in ("the", "be", "to", "of", "and", "that", "have", "with")]
+
+
+def has_unspaced(text: str) -> bool:
+    """Whether a text holds letters of a script without spaces between words."""
+    return not text.isascii() and _HAS_UNSPACED.search(text) is not None
+
+
+def words(text: str) -> list[str]:
+    """What stands between spaces, punctuation with it; a character each in scripts that have no spaces."""
+    return _WORD.findall(text) if has_unspaced(text) else text.split()
+
+
+def tokens(text: str) -> list[str]:
+    """The lower-cased words of a text without punctuation; a character each in scripts that have no spaces."""
+    text = text.lower()
+    if text.isascii():  # three times as fast
+        return text.encode().translate(_ASCII_TOKEN).decode().split()
+    return (_TOKEN if has_unspaced(text) else _SPACED_TOKEN).findall(text)
+
+
+class Repeats(NamedTuple):
+    """The n-grams of words that occur more than once, one entry an occurrence, sorted by n-gram and then by place."""
+
+    ids: np.ndarray  # int64, which n-gram, numbered from 0 without gaps
+    starts: np.ndarray  # int64, of which word it is the first
+    is_again: np.ndarray  # bool, whether this n-gram has been there before
+
+
+class Parts:
+    """A text and its words, lines, paragraphs and repeated n-grams, each found when it is first asked for."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._repeats: dict[int, Repeats] = {}
+
+    @cached_property
+    def words(self) -> list[str]:
+        """See `words`."""
+        return words(self.text)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """Its lines that are not empty, without space around them."""
+        return [line for line in map(str.strip, self.text.split("\n")) if line]
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        """What stands between empty lines, without space around it."""
+        return [paragraph for paragraph in map(str.strip, _BLANK_LINES.split(self.text)) if paragraph]
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Characters before word i, int64, and after the last: spaces are not counted."""
+        return np.cumsum([0, *map(len, self.words)])
+
+    @cached_property
+    def word_ids(self) -> np.ndarray:
+        """The words as numbers, int64."""
+        ids = {word: i for i, word in enumerate(dict.fromkeys(self.words))}
+        return np.fromiter(map(ids.__getitem__, self.words), np.int64, len(self.words))
+
+    def repeats(self, n: int) -> Repeats:
+        """The n-grams that occur more than once; found among the (n-1)-grams that do, for there they all are."""
+        if n not in self._repeats:
+            before = self.repeats(n - 1) if n > 2 else self._all_words()
+            self._repeats[n] = self._longer(before, n) if len(before.ids) else before
+        return self._repeats[n]
+
+    def _all_words(self) -> Repeats:
+        return Repeats(self.word_ids, np.arange(len(self.words)), np.zeros(0, bool))
+
+    def _longer(self, before: Repeats, n: int) -> Repeats:
+        fits = before.starts <= len(self.words) - n
+        starts = before.starts[fits]
+        # Exact, no hash: both numbers are smaller than the number of words.
+        keys = before.ids[fits] * len(self.words) + self.word_ids[starts + (n - 1)]
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        is_again = np.zeros(len(keys) + 1, bool)
+        is_again[1:-1] = keys[1:] == keys[:-1]
+        (kept,) = np.nonzero(is_again[:-1] | is_again[1:])
+        is_again = is_again[kept]
+        return Repeats(np.cumsum(~is_again) - 1, starts[order[kept]], is_again)
+
+
+def word_count(parts: Parts) -> float:
+    """How many words."""
+    return len(parts.words)
+
+
+def mean_word_length(parts: Parts) -> float:
+    """Characters a word; NaN where most words are single characters of a script without spaces, or there are none."""
+    if has_unspaced(parts.text) and 2 * len(_HAS_UNSPACED.findall(parts.text)) > len(parts.words):
+        return math.nan
+    return float(parts.ends[-1]) / len(parts.words) if parts.words else math.nan
+
+
+def hash_ratio(parts: Parts) -> float:
+    """Hash signs a word."""
+    return parts.text.count("#") / max(len(parts.words), 1)
+
+
+def ellipsis_ratio(parts: Parts) -> float:
+    """Ellipses, of three dots or of one character, a word."""
+    return sum(map(parts.text.count, _ELLIPSES)) / max(len(parts.words), 1)
+
+
+def bullet_fraction(parts: Parts) -> float:
+    """Share of the lines that start with a bullet."""
+    return sum(line.startswith(_BULLETS) for line in parts.lines) / max(len(parts.lines), 1)
+
+
+def ellipsis_fraction(parts: Parts) -> float:
+    """Share of the lines that end with an ellipsis."""
+    return sum(line.endswith(_ELLIPSES) for line in parts.lines) / max(len(parts.lines), 1)
+
+
+def alphabetic_fraction(parts: Parts) -> float:
+    """Share of the words with an alphabetic character; NaN where there are none."""
+    if not parts.words:
+        return math.nan
+    return sum(word.isalpha() or _LETTER.search(word) is not None for word in parts.words) / len(parts.words)
+
+
+def stop_words(parts: Parts) -> float:
+    """How many of eight English stop words it has, counted up to two; NaN where letters are mostly not Latin.
+
+    The exception is ours: Gopher's text is English, and without it no document in another script would be left.
+    """
+    lower = parts.text.lower()
+    found = sum(1 for _ in islice(filter(None, (word.search(lower) for word in _STOP_WORDS)), 2))
+    return found if found == 2 or dominant_script(parts.text) in ("latin", "none") else math.nan
+
+
+def duplicate_fraction(pieces: list[str]) -> float:
+    """Share of the pieces that have been there before."""
+    return (len(pieces) - len(set(pieces))) / max(len(pieces), 1)
+
+
+def duplicate_characters(pieces: list[str]) -> float:
+    """Share of the characters that stand in pieces that have been there before."""
+    total = sum(map(len, pieces))
+    return (total - sum(map(len, set(pieces)))) / max(total, 1)
+
+
+def top_ngram_characters(parts: Parts, n: int) -> float:
+    """Share of the words' characters that lie in the most frequent n-gram of words.
+
+    An n-gram that occurs once is not counted. Where several are as frequent, the one that takes most characters is.
+    """
+    ids, starts, is_again = parts.repeats(n)
+    if not len(ids):
+        return 0.0
+    # An occurrence that overlaps the one before it adds only what is new.
+    fresh = starts.copy()
+    fresh[1:] = np.where(is_again[1:], np.maximum(starts[1:], starts[:-1] + n), starts[1:])
+    characters = np.bincount(ids, weights=parts.ends[starts + n] - parts.ends[fresh])
+    counts = np.bincount(ids)
+    return float(characters[counts == counts.max()].max() / parts.ends[-1])
+
+
+def duplicate_ngram_characters(parts: Parts, n: int) -> float:
+    """Share of the words' characters that lie in n-grams of words that have been there before, each counted once."""
+    repeats = parts.repeats(n)
+    if not len(repeats.ids):
+        return 0.0
+    again = repeats.starts[repeats.is_again]
+    size = len(parts.words) + 1
+    depth = np.cumsum(np.bincount(again, minlength=size) - np.bincount(again + n, minlength=size))
+    return float(np.diff(parts.ends)[depth[:-1] > 0].sum() / parts.ends[-1])
+
+
+# Unicode names its letters by script: LATIN SMALL LETTER A.
+_SCRIPT_WORDS = {
+    "CJK": "han",
+    "IDEOGRAPHIC": "han",
+    "HIRAGANA": "japanese",
+    "KATAKANA": "japanese",
+    "HANGUL": "korean",
+}
+for _name in (
+    *("latin", "cyrillic", "greek", "arabic", "hebrew", "armenian", "georgian", "ethiopic", "syriac", "thaana"),
+    *("devanagari", "bengali", "gurmukhi", "gujarati", "oriya", "tamil", "telugu", "kannada", "malayalam", "sinhala"),
+    *("thai", "lao", "tibetan", "myanmar", "khmer", "mongolian"),
+):
+    _SCRIPT_WORDS[_name.upper()] = _name
+SCRIPTS = (*dict.fromkeys(_SCRIPT_WORDS.values()), "other", "none")
+
+
+@cache
+def script(character: str) -> str:
+    """The script of a letter; "" for what is not a letter."""
+    if not character.isalpha():
+        return ""
+    name = re.split("[ -]", unicodedata.name(character, ""))[:2]  # the second of HALFWIDTH KATAKANA LETTER A
+    return next((_SCRIPT_WORDS[word] for word in name if word in _SCRIPT_WORDS), "other")
+
+
+def dominant_script(text: str) -> str:
+    """The script of SCRIPTS that most letters are in, "none" without letters.
+
+    Han characters count as Japanese where at least a tenth of them and the kana are kana.
+    """
+    counts: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        counts[script(character)] += count
+    del counts[""]
+    if counts["japanese"] * 10 >= counts["japanese"] + counts["han"]:
+        counts["japanese"] += counts.pop("han", 0)
+    return max(SCRIPTS, key=lambda name: counts[name]) if counts.total() else "none"
+
+
+class Rule(NamedTuple):
+    """What a document may measure, and the reason to give where it does not."""
+
+    reason: str
+    measure: Callable[[Parts], float]
+    least: float = -math.inf
+    most: float = math.inf
+
+
+def broken(rules: Iterable[Rule], text: str) -> Iterator[str]:
+    """The reasons of the rules that a text breaks, in their order, each measured when it is asked for."""
+    parts = Parts(text)
+    for rule in rules:
+        measured = rule.measure(parts)
+        if measured < rule.least or measured > rule.most:  # false for NaN
+            yield rule.reason
+
+
+def length_rules(min_words: int, max_words: int) -> tuple[Rule, ...]:
+    """Gopher's rules on length."""
+    return (
+        Rule(f"fewer than {min_words} words", word_count, least=min_words),
+        Rule(f"more than {max_words} words", word_count, most=max_words),
+        Rule("mean word length below 3", mean_word_length, least=3),
+        Rule("mean word length above 10", mean_word_length, most=10),
+    )
+
+
+QUALITY = (
+    Rule("more than 0.1 hash signs a word", hash_ratio, most=0.1),
+    Rule("more than 0.1 ellipses a word", ellipsis_ratio, most=0.1),
+    Rule("more than 90% of lines start with a bullet", bullet_fraction, most=0.9),
+    Rule("more than 30% of lines end with an ellipsis", ellipsis_fraction, most=0.3),
+    Rule("fewer than 80% of words have a letter", alphabetic_fraction, least=0.8),
+    Rule("fewer than 2 English stop words", stop_words, least=2),
+)
+
+TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
+DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+REPETITION = (  # table A1
+    Rule("more than 30% duplicate lines", lambda parts: duplicate_fraction(parts.lines), most=0.30),
+    Rule("more than 30% duplicate paragraphs", lambda parts: duplicate_fraction(parts.paragraphs), most=0.30),
+    Rule("more than 20% of characters in duplicate lines", lambda parts: duplicate_characters(parts.lines), most=0.20),
+    Rule(
+        "more than 20% of characters in duplicate paragraphs",
+        lambda parts: duplicate_characters(parts.paragraphs),
+        most=0.20,
+    ),
+    *(
+        Rule(f"more than {most:.0%} of characters in the top {n}-gram", partial(top_ngram_characters, n=n), most=most)
+        for n, most in TOP_NGRAMS.items()
+    ),
+    *(
+        Rule(
+            f"more than {most:.0%} of characters in duplicate {n}-grams",
+            partial(duplicate_ngram_characters, n=n),
+            most=most,
+        )
+        for n, most in DUPLICATE_NGRAMS.items()
+    ),
+)

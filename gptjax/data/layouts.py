@@ -1,0 +1,153 @@
+"""Layouts: how documents become rows of a batch. A row is a pure function of (set, context, seed, its number).
+
+Random access throughout (grain MapDataset): no position is ever saved, so resuming has nothing to get wrong.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NotRequired, TypedDict
+
+import grain
+import numpy as np
+
+from gptjax.config import DataError
+from gptjax.data.augment import Augment, augmented
+from gptjax.data.packing import packing_of
+from gptjax.data.token_sets import TokenSet
+
+# Of fewer rows an order is drawn as a whole: grain's shuffle, which holds none, needs 2^16 / count steps for a row.
+FEW = 2**16
+
+
+class Batch(TypedDict):
+    """One step's arrays, or one row's without B.
+
+    Attributes:
+      inputs_BT: what the model reads, int32.
+      targets_BT: what it should say next, int32.
+      weights_BT: how much each position counts, float32.
+      segments_BT: which document of its row a position belongs to, 1, 2, ..., 0 for padding, int32; where rows hold
+        several.
+    """
+
+    inputs_BT: np.ndarray
+    targets_BT: np.ndarray
+    weights_BT: np.ndarray
+    segments_BT: NotRequired[np.ndarray]
+
+
+def check_length(tokens: TokenSet, context: int) -> None:
+    """Raises DataError for a stream too short for one window."""
+    if len(tokens) <= context:
+        raise DataError(
+            f"{tokens.name} has {len(tokens)} tokens, fewer than one window of {context} + 1: give more text, "
+            "or a smaller --config.data.context"
+        )
+
+
+def padded(ids: np.ndarray, context: int) -> Batch:
+    """A row that predicts each of the ids after the first; the rest of it weighs 0."""
+    count = len(ids) - 1
+    ids = np.pad(ids, (0, context - count))
+    weights = (np.arange(context) < count).astype(np.float32)
+    return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
+
+
+def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> grain.MapDataset:
+    """Windows of the stream, taken as a ring; each epoch gives every token once as an input, in another order.
+
+    An epoch's windows start at an offset of its own, one after another; where the last would read what the first has
+    read, it weighs 0.
+    """
+    check_length(tokens, context)
+    windows = -(-len(tokens) // context)
+
+    @functools.lru_cache(maxsize=4)
+    def offset(epoch: int) -> int:
+        return int(np.random.default_rng((seed, epoch)).integers(context))
+
+    def window(index: int, k: int) -> Batch:
+        epoch = index // windows
+        ids = tokens.read_ring(offset(epoch) + k * context, context + 1)
+        fresh = min(len(tokens) - k * context, context)
+        if augment.any():
+            ids = augmented(ids[: fresh + 1], augment, tokens, np.random.default_rng((seed, epoch, k)))[: fresh + 1]
+            return padded(ids, context)
+        weights = np.ones(context, np.float32)
+        weights[fresh:] = 0
+        return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
+
+    return shuffled(windows, seed).map_with_index(window)
+
+
+def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> grain.MapDataset:
+    """Rows of whole documents that do not see each other; only a document longer than a row is cut, into rows of its
+    own and what is left. Each epoch gives every document once."""
+    packing = packing_of(tokens, context, fingerprint)
+    starts_P, lengths_P, rows_R1 = packing
+    count = len(rows_R1) - 1
+
+    def row(index: int, k: int) -> Batch:
+        inputs, targets, weights, segments = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4", "i4"))
+        at = 0
+        for number, piece in enumerate(range(rows_R1[k], rows_R1[k + 1]), 1):
+            start, length = int(starts_P[piece]), int(lengths_P[piece])
+            ids = tokens.read(start, start + length + 1)
+            if augment.any():
+                rng = np.random.default_rng((seed, index // count, start))
+                ids = augmented(ids, augment, tokens, rng)[: length + 1]
+            here = slice(at, at + len(ids) - 1)
+            inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], 1, number
+            at += length
+        if augment.any():
+            segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
+            segments[at:] = 0
+        return Batch(inputs_BT=inputs, targets_BT=targets, weights_BT=weights, segments_BT=segments)
+
+    return shuffled(count, seed).map_with_index(row)
+
+
+def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> grain.MapDataset:
+    """A document a row, padded, or cut at its end where it is longer; prompts are read and weigh 0.
+
+    Raises:
+      DataError: prompts fill every row, so that nothing is left to learn from.
+    """
+    records_M2, prompts_M = tokens.records(), tokens.prompts()
+    last = 1 if tokens.closing else 0  # the id that closes a record, which may be the next one's opening
+    lengths_M = np.minimum(records_M2[:, 1] - records_M2[:, 0] + last, context + 1)
+    usable = np.flatnonzero((lengths_M > 1) & (prompts_M < lengths_M))
+    if not len(usable):
+        raise DataError(f"{tokens.name}: no document has text after its prompt within {context} tokens (data.context)")
+
+    def row(index: int, k: int) -> Batch:
+        document = usable[k]
+        start, prompt = int(records_M2[document, 0]), int(prompts_M[document])
+        ids = tokens.read(start, start + int(lengths_M[document]))
+        if augment.any():
+            rng = np.random.default_rng((seed, index // len(usable), start))
+            text = augmented(ids[max(prompt - 1, 0) :], augment, tokens, rng)
+            ids = np.concatenate([ids[: max(prompt - 1, 0)], text])[: context + 1]
+        batch = padded(ids, context)
+        batch["weights_BT"][: max(prompt - 1, 0)] = 0
+        return batch
+
+    return shuffled(len(usable), seed).map_with_index(row)
+
+
+def shuffled(count: int, seed: int) -> grain.MapDataset:
+    """The numbers below `count`, epoch after epoch, each in an order of its own."""
+    numbers = grain.MapDataset.range(count)
+    if count >= FEW:
+        return numbers.shuffle(seed=seed % 2**32).repeat()
+
+    @functools.lru_cache(maxsize=4)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch, count)).permutation(count)
+
+    return numbers.repeat().map_with_index(lambda index, k: int(order(index // count)[k]))
+
+
+Layout = Callable[[TokenSet, int, int, Augment, str], grain.MapDataset]
+
+LAYOUTS: dict[str, Layout] = {"flat": flat, "packed": packed, "examples": examples}

@@ -1,0 +1,173 @@
+"""Personal data in text: people's addresses and numbers out, a tag such as <EMAIL> in their place.
+
+Each kind is a pattern that finds candidates and a check that decides. A wrong tag costs a number that the text needs,
+so what has a check digit or a registry of prefixes is held to it.
+"""
+
+import datetime
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+# A number stands alone: it is not part of a word, of a decimal or of a longer number in groups, and it is no price.
+_START = r"(?<![0-9A-Za-z_+])(?<![0-9][.-])(?<![$€£¥₹])"
+_END = r"(?![0-9A-Za-z_]|[.-][0-9]|\s?[%元])"
+_ends = re.compile(_END).match
+
+_NAME = "A-Za-z0-9À-ÖØ-öø-ɏ"  # not \w: Chinese has no space between a word and an address
+_EMAIL = re.compile(rf"(?<![{_NAME}._%+-])[{_NAME}._%+-]+@(?:[{_NAME}][{_NAME}-]*+\.)+[A-Za-z]{{2,24}}")
+
+_DOTTED = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
+_IPV4 = re.compile(rf"(?<![0-9A-Za-z_.])(?<!ersion ){_DOTTED}(?![0-9A-Za-z_]|\.[0-9])")
+_IPV6 = re.compile(
+    r"(?<![0-9A-Za-z_.])(?<![0-9A-Fa-f:]:)"
+    rf"(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{_DOTTED}|[0-9A-Fa-f]{{0,4}})(?![0-9A-Za-z_]|[.:][0-9])"
+)
+
+_PROVINCE = "(?:1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]|[7-9]1|8[23])"
+_ID = re.compile(rf"{_START}{_PROVINCE}[0-9]{{15}}[0-9Xx]{_END}")
+_ID_WEIGHTS = [2**place % 11 for place in range(17, -1, -1)]
+
+_CARD = re.compile(
+    rf"""{_START}(?:
+    [0-9]{{13,19}}
+    |[0-9]{{4}}(?P<by>[ -])(?:                                              # as cards print them:
+        [0-9]{{4}}(?P=by)[0-9]{{4}}(?P=by)[0-9]{{1,4}}(?:(?P=by)[0-9]{{1,3}})?  # 4-4-4-4 with fewer or more
+        |[0-9]{{6}}(?P=by)[0-9]{{4,5}})                                         # 4-6-5
+    |[0-9]{{6}}[ -][0-9]{{13}}
+    ){_END}""".replace("[ -]", r"[\ -]"),
+    re.VERBOSE,
+)
+# Prefixes and lengths of those who issue cards. One long number in ten passes Luhn by chance; with these, times in
+# milliseconds (1...), ISBNs (978, 979) and most bar codes stay.
+_ISSUERS = re.compile(
+    "4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})"  # Visa
+    "|(?:5[0-8]|6[0-9])[0-9]{14,17}"  # Mastercard, Maestro, Discover, UnionPay, RuPay
+    "|2(?:20[0-4]|22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720)[0-9]{12}"  # Mir, Mastercard
+    "|3[47][0-9]{13}"  # American Express
+    "|3(?:0[0-59]|[689][0-9])[0-9]{11,16}"  # Diners Club
+    "|35(?:2[89]|[3-8][0-9])[0-9]{12,15}"  # JCB
+)
+
+_PHONE = re.compile(
+    rf"""{_START}(?:
+    (?:\+(?=[1-9])|00(?=[1-9][0-9]{{0,3}}[\ -]))                 # anywhere: +44 (0)20 7946 0958, 0049 30 123456
+        [0-9]+(?:(?:[\ ./-]|\ ?\(|\)[\ .-]?)[0-9]+){{0,7}}
+    |(?:1[\ .-])?(?:\([2-9][0-9]{{2}}\)\ ?|[2-9][0-9]{{2}}[\ .-])[2-9][0-9]{{2}}[\ .-][0-9]{{4}}
+        (?:\ ?(?:x|ext\.?)\ ?[0-9]{{1,5}})?                      # North America: (555) 234-5678 x9
+    |1[3-9][0-9](?P<by>[\ -]?)[0-9]{{4}}(?P=by)[0-9]{{4}}        # China, mobile
+    |(?<![0-9]\ )0[1-9](?:[\ .][0-9]{{2}}){{4}}(?!\ [0-9])       # France
+    |0[1-9]-[0-9]{{4}}-[0-9]{{4}}                                # Japan
+    |0[1-9][0-9]{{1,3}}(?:[\ -][0-9]{{3,4}}){{2}}                # Japan, Britain
+    |0[1-9][0-9]{{1,4}}[\ /-][0-9]{{6,8}}                        # China, Germany, Britain
+    |\(0[1-9][0-9]{{0,3}}\)\ ?[0-9]{{3,4}}[\ -]?[0-9]{{3,4}}
+    ){_END}""",
+    re.VERBOSE,
+)
+
+
+def passes_luhn(digits: str) -> bool:
+    """Whether the last of the digits is the check digit of ISO/IEC 7812-1, annex B."""
+    doubled = [sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2]]
+    return (sum(doubled) + sum(map(int, digits[-1::-2]))) % 10 == 0
+
+
+def is_card(text: str) -> bool:
+    """Whether a number, with spaces or hyphens, is one that a payment card can have: prefix, length, check digit."""
+    digits = re.sub("[ -]", "", text)
+    return _ISSUERS.fullmatch(digits) is not None and passes_luhn(digits)
+
+
+def is_resident_id(text: str) -> bool:
+    """Whether 18 characters are a Chinese identity number (GB 11643): birth date, ISO 7064 mod 11-2 check digit."""
+    try:
+        born = datetime.date(int(text[6:10]), int(text[10:12]), int(text[12:14]))
+    except ValueError:
+        return False
+    values = [10 if digit in "Xx" else int(digit) for digit in text]
+    remainder = sum(weight * value for weight, value in zip(_ID_WEIGHTS, values, strict=True)) % 11
+    return 1900 <= born.year < 2050 and remainder == 1
+
+
+def is_ip(text: str) -> bool:
+    """Whether this is an IPv4 address, or an IPv6 one that is not likely to be code.
+
+    Slices such as `1::2` and names such as `dead::beef` are IPv6 addresses by the letter. Taken are those with a digit
+    and either three groups or a first one of three or four characters.
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    if address.version == 4:
+        return True
+    groups = [group for group in text.split(":") if group]
+    return any(map(str.isdigit, text)) and (len(groups) > 2 or len(groups[0]) > 2)
+
+
+def is_phone(text: str) -> bool:
+    """Whether a national number, or an international one of 9 to 15 digits (E.164) that is not a decimal."""
+    digits = sum(map(str.isdigit, text.removeprefix("00")))
+    return not text.startswith(("+", "00")) or (9 <= digits <= 15 and not re.fullmatch(r"\+[0-9]+\.[0-9]+", text))
+
+
+class Kind(NamedTuple):
+    """One kind of personal data."""
+
+    tag: str
+    mark: re.Pattern[str]  # what every text with one matches: soon found or not, unlike the pattern
+    pattern: re.Pattern[str]
+    check: Callable[[str], bool]
+
+
+# In this order: what is stricter first. An identity number can pass for a card, and either holds phone numbers.
+KINDS = (
+    Kind("<EMAIL>", re.compile("@"), _EMAIL, lambda text: True),
+    Kind("<IP>", re.compile(":[0-9A-Fa-f]{0,4}:"), _IPV6, is_ip),
+    Kind("<IP>", re.compile(r"\.[0-9]+\."), _IPV4, is_ip),
+    Kind("<ID>", re.compile("[0-9][0-9]{16}"), _ID, is_resident_id),
+    Kind("<CARD>", re.compile("[0-9][0-9]{3}[0-9 -]{9}"), _CARD, is_card),
+    Kind("<PHONE>", re.compile("[0-9][0-9 ()./-]{7}"), _PHONE, is_phone),
+)
+
+
+def scrub(text: str) -> str:
+    """The text with e-mail and IP addresses, Chinese identity, payment card and phone numbers replaced by their tags.
+
+    Scrubbing what has been scrubbed changes nothing.
+    """
+    before = ""
+    while text != before:  # a tag can set free what stood beside it; every round but the last takes digits or an @
+        before = text
+        for kind in KINDS:
+            text = _replace(text, kind)
+    return text
+
+
+def _replace(text: str, kind: Kind) -> str:
+    if not kind.mark.search(text):
+        return text
+    pieces, done, at = [], 0, 0
+    while found := kind.pattern.search(text, at):
+        end = _accepted_end(found, kind.check)
+        if end:
+            pieces += [text[done : found.start()], kind.tag]
+            done = at = end
+        else:
+            at = found.start() + 1  # another may begin within
+    return "".join([*pieces, text[done:]])
+
+
+def _accepted_end(found: re.Match[str], check: Callable[[str], bool]) -> int:
+    """Where the longest accepted beginning of a candidate ends; 0 where none is.
+
+    A candidate takes in the groups of digits after it, such as a card's date: they are left out one after the other.
+    """
+    if check(found[0]):
+        return found.end()
+    for group in reversed(list(re.finditer("[0-9]+(?=[ :])", found[0]))):
+        end = found.start() + group.end()
+        if check(found[0][: group.end()]) and _ends(found.string, end):
+            return end
+    return 0

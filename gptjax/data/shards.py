@@ -1,0 +1,280 @@
+"""Prepared sets on disk: token ids in `.npy` shards, read by memory map. Each file appears whole or not at all.
+
+    index.json                  counts, sources, the tokenizer's hash, a checksum for every file; written last
+    report.json  tokenizer/     what preparing did; what made the ids
+    train_00000.npy             ids, uint16 or uint32
+    train_00000.ends.npy        where each document's record ends, int64
+    train_00000.prompts.npy     of a set of pairs: how many ids of each record are the prompt, int32
+    held_out_00000.npy ...      the other side of the split
+
+Knows nothing of text. A set that is not finished has no index.json and the name of its folder ends in `.unfinished`.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptjax import console
+from gptjax.config import CheckpointError, DataError
+from gptjax.data import tokenizers
+from gptjax.data.token_sets import Part, TokenSet
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.files import write_atomic
+
+FORMAT = 1
+SPLITS = ("train", "held_out")
+HEADER = 128  # bytes that numpy gives the header of a one-dimensional array, whatever its length
+
+Index = dict[str, Any]
+
+
+def unfinished(folder: Path) -> Path:
+    """Where a set is made before it gets its name."""
+    return folder.with_name(folder.name + ".unfinished")
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether a folder is a prepared set, or one whose preparation did not end."""
+    return (path / "index.json").is_file() or path.name.endswith(".unfinished") or unfinished(path).is_dir()
+
+
+# Writing
+
+
+class ArrayWriter:
+    """Writes a one-dimensional `.npy` file piece by piece; it has its name once `close` is called.
+
+    Args:
+      path: of the file.
+      dtype: of its numbers.
+    """
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.path, self.dtype, self.count = path, np.dtype(dtype), 0
+        self._part = path.with_name(f".{path.name}.part")
+        self._file = self._part.open("wb")
+        self._file.write(bytes(HEADER))
+        self._digest = hashlib.sha256()
+
+    def append(self, values: np.ndarray) -> None:
+        """Adds numbers at the end."""
+        raw = np.ascontiguousarray(values, self.dtype)
+        self._file.write(raw.data)
+        self._digest.update(raw.data)
+        self.count += len(raw)
+
+    def close(self) -> dict[str, Any]:
+        """Makes the file whole; its facts: name, bytes, and the SHA-256 of its numbers followed by its header."""
+        header = io.BytesIO()
+        facts = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count,)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        assert len(header.getvalue()) == HEADER
+        self._digest.update(header.getvalue())
+        self._file.seek(0)
+        self._file.write(header.getvalue())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._part, self.path)
+        size = HEADER + self.count * self.dtype.itemsize
+        return {"file": self.path.name, "bytes": size, "sha256": self._digest.hexdigest()}
+
+    def abandon(self) -> None:
+        """Leaves no file."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+class Records(NamedTuple):
+    """Some documents as they are to be stored."""
+
+    tokens_N: np.ndarray  # their records, one after another
+    lengths_M: np.ndarray  # ids of each record
+    prompts_M: np.ndarray  # ids of each that are a prompt, its opening included
+    text_bytes_M: np.ndarray  # of the text that each was made of, UTF-8
+
+    def where(self, chosen_M: np.ndarray) -> "Records":
+        """The chosen ones."""
+        own = (array[chosen_M] for array in (self.lengths_M, self.prompts_M, self.text_bytes_M))
+        return Records(self.tokens_N[np.repeat(chosen_M, self.lengths_M)], *own)
+
+
+class ShardWriter:
+    """One shard of one side of the split: records in, files out.
+
+    Args:
+      folder: of the set.
+      split: "train" or "held_out".
+      number: of the shard.
+      dtype: of the ids.
+      with_prompts: whether records are pairs.
+    """
+
+    def __init__(self, folder: Path, split: str, number: int, dtype: Any, with_prompts: bool) -> None:
+        stem = f"{split}_{number:05d}"
+        self.tokens = self.documents = self.bytes = 0
+        kinds = {"": dtype, ".ends": np.int64} | ({".prompts": np.int32} if with_prompts else {})
+        self._writers: dict[str, ArrayWriter] = {}
+        try:
+            for kind, of in kinds.items():
+                self._writers[kind] = ArrayWriter(folder / f"{stem}{kind}.npy", of)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def append(self, records: "Records") -> None:
+        """Adds documents' records."""
+        self._writers[""].append(records.tokens_N)
+        self._writers[".ends"].append(self.tokens + np.cumsum(records.lengths_M))
+        if ".prompts" in self._writers:
+            self._writers[".prompts"].append(records.prompts_M)
+        self.tokens += len(records.tokens_N)
+        self.documents += len(records.lengths_M)
+        self.bytes += int(records.text_bytes_M.sum())
+
+    def close(self) -> dict[str, Any] | None:
+        """Makes the shard whole; its facts, or None where it has no documents and leaves no files."""
+        if not self.documents:
+            self.abandon()
+            return None
+        files = [writer.close() for writer in self._writers.values()]
+        return {"documents": self.documents, "tokens": self.tokens, "text_bytes": self.bytes, "files": files}
+
+    def abandon(self) -> None:
+        """Leaves no files."""
+        for writer in self._writers.values():
+            writer.abandon()
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Writes index.json, which says that a set is whole."""
+    write_atomic(folder / "index.json", json.dumps({"format": FORMAT} | index, indent=1, ensure_ascii=False) + "\n")
+
+
+# Reading
+
+
+class Prepared(NamedTuple):
+    """A prepared set that was opened."""
+
+    folder: Path
+    facts: Index
+    train: TokenSet
+    held_out: TokenSet
+    fingerprint: str  # SHA-256 of index.json, which has a checksum of every file
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that made its ids."""
+        return load_tokenizer(self.folder, self.facts)
+
+
+def open_set(folder: Path) -> Prepared:
+    """Opens a prepared set: reads its index and maps its files, whose lengths are checked; reads no ids.
+
+    Raises:
+      DataError: the set is not finished or not there, or a file is missing or has another length.
+    """
+    raw = _read_index(folder)
+    try:
+        index = json.loads(raw)
+        if index["format"] != FORMAT:
+            raise DataError(f"{folder} has format {index['format']}, not {FORMAT}; prepare it anew")
+        closing = index["tokenizer"]["closing"]
+        sides = [
+            TokenSet([_part(folder, shard) for shard in index["splits"][split]], closing, f"{folder} ({split})")
+            for split in SPLITS
+        ]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder / 'index.json'} is damaged ({error}); prepare the set anew") from error
+    return Prepared(folder, index, sides[0], sides[1], hashlib.sha256(raw).hexdigest())
+
+
+def _read_index(folder: Path) -> bytes:
+    path = folder / "index.json"
+    if path.is_file():
+        return path.read_bytes()
+    half = folder if folder.name.endswith(".unfinished") else unfinished(folder)
+    if half.is_dir():
+        raise DataError(f"{half} is of a prepare that has not finished; run the same command again to go on with it")
+    raise DataError(f"{folder} is no prepared set: it has no index.json")
+
+
+def _part(folder: Path, shard: dict[str, Any]) -> Part:
+    arrays = [_mapped(folder / facts["file"], facts["bytes"]) for facts in shard["files"]]
+    if len(arrays[0]) != shard["tokens"] or any(len(array) != shard["documents"] for array in arrays[1:]):
+        raise ValueError(f"{shard['files'][0]['file']} does not hold what the index says")
+    return Part(*arrays)
+
+
+def _mapped(path: Path, size: int) -> np.ndarray:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise DataError(f"{path} has {found:,} bytes, not the {size:,} of its index: it was cut short or changed")
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; prepare the set anew") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the set anew") from error
+
+
+def load_tokenizer(folder: Path, index: Index) -> Tokenizer:
+    """The tokenizer of a set.
+
+    Raises:
+      DataError: it is damaged, or another one than the set was made with.
+    """
+    try:
+        tokenizer = tokenizers.load(folder / "tokenizer")
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+    check_tokenizer(folder, index, tokenizer)
+    return tokenizer
+
+
+def check_tokenizer(folder: Path, index: Index, tokenizer: Tokenizer) -> None:
+    """Raises DataError for a set whose ids are another tokenizer's."""
+    theirs = index["tokenizer"]
+    if theirs["sha256"] != tokenizers.sha256(tokenizer):
+        raise DataError(
+            f"{folder} was made with another tokenizer ({theirs['name']}, {theirs['n_vocab']:,} ids) than this run's "
+            f"({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it anew with the run's"
+        )
+
+
+def verify(folder: Path) -> int:
+    """Reads every file of a set and compares its checksum; the number of files.
+
+    Raises:
+      DataError: a file differs, or what `open_set` raises.
+    """
+    opened = open_set(folder)
+    opened.tokenizer()
+    files = [facts for split in SPLITS for shard in opened.facts["splits"][split] for facts in shard["files"]]
+    with console.bar(f"verifying {folder}", sum(facts["bytes"] for facts in files)) as advance:
+        for facts in files:
+            if _sha256(folder / facts["file"], advance) != facts["sha256"]:
+                raise DataError(f"{folder / facts['file']} has changed since it was written; prepare the set anew")
+    return len(files)
+
+
+def _sha256(path: Path, advance: Any) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        header = file.read(HEADER)
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            advance(len(chunk))
+    digest.update(header)
+    return digest.hexdigest()
+
+
+def totals(shards: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Documents, tokens and bytes of text of some shards."""
+    return {name: sum(shard[name] for shard in shards) for name in ("documents", "tokens", "text_bytes")}

@@ -1,0 +1,165 @@
+"""python -m gptjax.prepare --input=DIR --output=SET --tokenizer=bpe:8192: turns text into token shards, once.
+
+Flags in, gptjax.data.preparing called, its report printed. The same command goes on where it was cut short.
+"""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptjax import command
+from gptjax.config import ConfigError
+
+if TYPE_CHECKING:
+    from gptjax.data.preparing import Settings
+
+DESCRIPTION = """Turns text into token shards that training reads with --config.data.path=SET.
+
+Reads .txt .json .jsonl .csv .tsv .parquet, and .gz or .zst of text; the same flags go on where a preparation was cut
+short; --verify=SET compares a set with its checksums."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepares as the flags say."""
+    flags = parser().parse_args(argv)
+    if flags.verify:
+        from gptjax.data import shards
+
+        count = shards.verify(flags.verify)
+        print(json.dumps({"verified": count}) if flags.json else f"{count} files are as they were written")
+        return
+    if not flags.input or not flags.output:
+        raise ConfigError("--input and --output are needed (--help lists the flags)")
+    from gptjax.data import preparing, report
+
+    found = preparing.prepare(settings(flags), flags.output, flags.workers or os.cpu_count() or 1, flags.restart)
+    if flags.json:
+        print(json.dumps(found))
+        return
+    print("\n".join(report.table(found)))
+    print(f"\ntrain with      python -m gptjax.train --config=configs/base.py --config.data.path={flags.output}")
+
+
+def parser() -> command.Parser:
+    """The command's flags."""
+    from gptjax.data.cleaning import NAMES, Options
+    from gptjax.data.formats import FORMATS, Reading
+    from gptjax.data.preparing import Settings
+
+    reading, options, defaults = Reading(), Options(), Settings._field_defaults
+    made = command.Parser(prog="python -m gptjax.prepare", description=DESCRIPTION)
+    add = made.add_argument
+    add("--input", nargs="+", default=[], metavar="PATH", help="files, directories, globs")
+    add("--output", type=Path, metavar="SET", help="the prepared set, a folder that is not there yet")
+    add(
+        "--tokenizer",
+        default="bpe:8192",
+        help="bytes, chars, bpe:N (trained on the text), tiktoken's, or a run's folder",
+    )
+    add(
+        "--held_out",
+        type=float,
+        default=0.05,
+        help="share of documents for validation, by hash of the text (%(default)s)",
+    )
+    add("--clean", default="nfc,control", metavar="STEPS", help=f"in order, of {','.join(NAMES)} (%(default)s)")
+    add("--workers", type=int, default=0, help="processes; default: one a processor")
+    add("--shard_tokens", type=_amount, default=defaults["shard_tokens"], metavar="N", help="(100M)")
+    add("--restart", action="store_true", help="throw away what was begun with other flags")
+    add(
+        "--verify",
+        type=Path,
+        metavar="SET",
+        help="compare the files of a set with their checksums, and do nothing else",
+    )
+    files = made.add_argument_group("how documents lie in files")
+    add = files.add_argument
+    add("--format", choices=FORMATS, default="", help="whatever the files are called; default: as their names say")
+    add("--text_key", default=reading.text_key, help="field of the text, or a column's number (%(default)s)")
+    add("--prompt_key", default="", help="of pairs: field of the prompt, or several with commas")
+    add("--prompt_ending", type=_unescaped, default=reading.prompt_ending, help="put after a prompt (a line end)")
+    add("--separator", type=_unescaped, default="", help="of .txt: a line that is this stands between documents")
+    add("--document_start", default="", metavar="REGEX", help="of .txt: a line that matches begins a document")
+    add("--max_document", type=_amount, default=reading.max_document, metavar="BYTES", help="(256M)")
+    add(
+        "--tokenizer_bytes",
+        type=_amount,
+        default=defaults["tokenizer_bytes"],
+        metavar="N",
+        help="to train it on (100M)",
+    )
+    steps = made.add_argument_group("what cleaning goes by")
+    add = steps.add_argument
+    add("--min_words", type=int, default=options.min_words, help="of length (%(default)s)")
+    add("--max_words", type=int, default=options.max_words, help="of length (%(default)s)")
+    add("--keep_scripts", type=_names, default=(), help="of script: keep only these, such as latin,han")
+    add("--drop_scripts", type=_names, default=(), help="of script: drop these")
+    add("--blocklist", default="", metavar="FILE", help="of blocklist: a term a line")
+    add(
+        "--evaluation",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="of decontaminate: texts that must not be trained on",
+    )
+    add("--near_threshold", type=float, default=options.near_threshold, help="of near: similarity (%(default)s)")
+    return made
+
+
+def settings(flags: argparse.Namespace) -> "Settings":
+    """The flags as gptjax.data.preparing takes them.
+
+    Raises:
+      ConfigError: values that cannot be.
+    """
+    from gptjax.data.cleaning import Options
+    from gptjax.data.documents import Task
+    from gptjax.data.formats import Reading
+    from gptjax.data.preparing import Settings
+
+    if not 0 <= flags.held_out < 1:
+        raise ConfigError(f"--held_out={flags.held_out} must be at least 0 and less than 1")
+    for name in ("shard_tokens", "max_document"):
+        if getattr(flags, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1")
+    if flags.workers < 0:
+        raise ConfigError(f"--workers={flags.workers} cannot be negative")
+    try:
+        re.compile(flags.document_start)
+    except re.error as error:
+        raise ConfigError(f"--document_start is no regular expression: {error}") from error
+    reading = Reading(**{name: getattr(flags, name) for name in Reading._fields})
+    options = Options(
+        min_words=flags.min_words,
+        max_words=flags.max_words,
+        keep_scripts=flags.keep_scripts,
+        drop_scripts=flags.drop_scripts,
+        blocklist=flags.blocklist,
+        evaluation=tuple(flags.evaluation),
+        near_threshold=flags.near_threshold,
+    )
+    task = Task(reading, _names(flags.clean), options, flags.held_out)
+    return Settings(tuple(flags.input), flags.tokenizer, task, flags.shard_tokens, flags.tokenizer_bytes)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _amount(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount such as 500000, 100M or 2G")
+    return int(float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " "))
+
+
+if __name__ == "__main__":
+    command.run(main)
