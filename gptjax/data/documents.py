@@ -72,14 +72,24 @@ class Worker:
         self.steps = {name: make(task.options) for name, make in cleaning.STEPS.items() if name in task.clean}
         self.sign = {name: make(task.options) for name, make in cleaning.SIGNATURES.items() if name in task.clean}
 
-    def cleaned(self, text: Text, after: list[int], changed: np.ndarray, signatures: dict[str, Any]) -> Text | Dropped:
-        """The text through all steps; `after` gets its size after reading and after each step that it passed."""
+    def cleaned(
+        self, text: Text, after: list[int], changed: np.ndarray, signatures: dict[str, Any] | None
+    ) -> Text | Dropped:
+        """The text through all steps.
+
+        Args:
+          text: as it was read.
+          after: gets its size after reading and after each step that it passed.
+          changed: 1 is added where a step changed it.
+          signatures: gets those for duplicates, if they are wanted.
+        """
         if not text.text.strip():
             return Dropped("empty")
         after.append(_bytes(text))
         for number, name in enumerate(self.task.clean, 1):
             if name in self.sign:
-                signatures[name] = self.sign[name](text.prompt + text.text)
+                if signatures is not None:
+                    signatures[name] = self.sign[name](text.prompt + text.text)
                 after.append(after[-1])
                 continue
             step = self.steps[name]
@@ -178,7 +188,7 @@ def texts_of(task: Task, tokenizer: Path | None, chunk: Chunk, share: float) -> 
     for item in chunk.items:
         text = worker.parsed(item)
         if is_held_out(text, share):
-            result = worker.cleaned(text, [], np.zeros(1 + len(task.clean), np.int64), {})
+            result = worker.cleaned(text, [], np.zeros(1 + len(task.clean), np.int64), None)
             if isinstance(result, Text):
                 found.append(result.prompt + result.text)
     return found

