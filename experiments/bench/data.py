@@ -184,6 +184,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one object and nothing else on stdout")
     parser.add_argument("--save", metavar="NAME", help="also write results/NAME.json")
     flags = parser.parse_args()
+    vocabularies = REPO.parent / "shared" / "tiktoken_cache"
+    if vocabularies.is_dir():
+        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(vocabularies))
     result: Figures = {"ratio": None, "opening": opening(flags.tokens)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "set"

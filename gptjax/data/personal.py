@@ -138,7 +138,7 @@ def scrub(text: str) -> str:
     Scrubbing what has been scrubbed changes nothing.
     """
     before = ""
-    while not before:  # a tag can set free what stood beside it; every round but the last takes digits or an @
+    while text != before:  # a tag can set free what stood beside it; every round but the last takes digits or an @
         before = text
         for kind in KINDS:
             text = _replace(text, kind)

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, data, models, optim, random, sharding
+from gptjax import console, data, models, optim, random, sharding, wakeful
 from gptjax import workdir as workdirs
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
@@ -137,6 +137,7 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
     step_fns = compiled_steps(job, state)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     with (
+        wakeful.wakeful(jax.default_backend() == "cpu"),
         batches.prefetched(partial(placed, job), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
