@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _SCHEME = "affine32"  # of datasketch's permutations: uint32, without collisions
 _WEIGHTS = (0.2, 0.8)  # of false and of missed candidates: the false ones are looked at again, the missed are not
 _CHUNK = 1024  # shingles at a time: a novel's all at once would take 100 MB and longer
-_CACHE_MB = 64
+_CACHE_KB = 64 * 1024
 _CANDIDATES = 100  # a band: documents from one mould, alike but not alike enough, would else make a run quadratic
 
 
@@ -163,7 +163,7 @@ class Seen:
             # Exclusive also because the log of a shared file needs shared memory, which network file systems lack.
             for setting in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
                 self._run(f"PRAGMA {setting}")
-            self._run(f"PRAGMA cache_size=-{_CACHE_MB * 1024}")
+            self._run(f"PRAGMA cache_size=-{_CACHE_KB}")
             self._run("BEGIN EXCLUSIVE")
             for table in _TABLES.strip().split("\n"):
                 self._run(table)

@@ -224,7 +224,7 @@ def test_other_words_are_not(blocks, text):
     assert not blocks(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.text("aB c", min_size=1, max_size=4).filter(str.strip), min_size=1, max_size=5),
     st.text("abC,_ \n", max_size=30),
@@ -236,7 +236,7 @@ def test_whole_words_are_those_of_a_regular_expression(tmp_path_factory, terms, 
     assert isinstance(step("blocklist", blocklist=path)(text), Dropped) == bool(expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.text("赌博公司", min_size=1, max_size=3), min_size=1, max_size=4), st.text("赌博公司站 a", max_size=12)
 )
@@ -288,7 +288,7 @@ def test_chinese_characters_count_as_words(tmp_path):
     assert clean("他问：哪一项是过河的最好方法") == "他问：哪一项是过河的最好方法"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(*[st.lists(st.sampled_from(["a", "b", "C,"]), max_size=40).map(" ".join)] * 2)
 def test_shared_grams_are_those_of_plain_sets(tmp_path_factory, known, text):
     clean = step("decontaminate", evaluation=(file_of(tmp_path_factory.getbasetemp(), known),))
