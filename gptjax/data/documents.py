@@ -92,17 +92,17 @@ class Worker:
                     signatures[name] = self.sign[name](text.prompt + text.text)
                 after.append(after[-1])
                 continue
-            step = self.steps[name]
-            prompt, body = step(text.prompt) if text.prompt else "", step(text.text)
-            for side in (prompt, body):
-                if isinstance(side, Dropped):
-                    return side
-            before, text = text, Text(str(prompt), str(body))
+            whole = text.prompt + text.text
+            result = self.steps[name](whole)  # a pair is judged as one text
+            if isinstance(result, Dropped):
+                return result
+            if result != whole:
+                prompt, body = (str(self.steps[name](side)) if side else "" for side in text[:2])
+                text = Text(prompt, body)
+                changed[number] += 1
             if not text.text:
                 return Dropped("nothing is left of it")
-            is_same = text[:2] == before[:2]
-            changed[number] += not is_same
-            after.append(after[-1] if is_same else _bytes(text))
+            after.append(after[-1] if result == whole else _bytes(text))
         return text
 
     def parsed(self, item: tuple[Path, int, Any]) -> Text:

@@ -244,6 +244,20 @@ def test_pairs_keep_where_the_prompt_ends(tmp_path, call):
         assert (ids[: prompt - 1], ids[prompt - 1 :]) == (f"question {i}\t".encode(), f"answer {i}".encode())
 
 
+def test_a_pair_is_judged_as_one_text_and_cleaned_on_both_sides(tmp_path, call):
+    (tmp_path / "text").mkdir()
+    rows = [
+        ("Who is jane@example.com?", "She wrote to joe@example.com a long and careful letter about it."),
+        ("a", "b"),
+    ]
+    (tmp_path / "text" / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
+    how = {"prompt_key": "0", "text_key": "1", "held_out": 0, "clean": "length,personal", "min_words": 10}
+    assert prepared(call, tmp_path, **how).code == 0
+    assert decoded(tmp_path / "set")["train"] == [
+        "Who is <EMAIL>?\nShe wrote to <EMAIL> a long and careful letter about it."
+    ]
+
+
 # Training on what was prepared
 
 
