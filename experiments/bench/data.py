@@ -29,7 +29,7 @@ from gptjax.data.batches import Batches, Mixing, Stage
 from gptjax.data.cleaning import Options
 from gptjax.data.documents import Task
 from gptjax.data.formats import Reading
-from gptjax.data.layouts import LAYOUTS
+from gptjax.data.layouts import LAYOUTS, endless
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -84,7 +84,7 @@ def of_layout(sets: dict[str, token_sets.TokenSet], layout: str, context: int, b
     mixing = Mixing(0, dict(zip(sets, (3, 1), strict=False)))
 
     def rows(name: str, context: int) -> Any:
-        return LAYOUTS[layout](sets[name], context, 0, Augment(), f"bench {name} {len(sets[name])}")
+        return endless(LAYOUTS[layout](sets[name], context, 0, Augment(), f"bench {name} {len(sets[name])}"), 0)
 
     return Batches(rows, [Stage(0, batch_size, context)], [mixing])
 

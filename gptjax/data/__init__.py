@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import grain
     from ml_collections import ConfigDict
 
+    from gptjax.data.layouts import Rows
+
 TEXT = "text"  # what a set is called that is made of raw text
 COMPARED = 4_000_000  # held-out tokens at most that general compressors are given
 
@@ -36,10 +38,22 @@ class Data(NamedTuple):
         """`(set's name, context) -> endless rows` in the layout of `config` (a run's `config.data`)."""
         return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed)
 
+    def held_out_rows(self, config: Any) -> "Rows":
+        """The held-out documents as a run of this `config.data` reads them: once, in order.
+
+        Raises:
+          DataError: nothing in them can be predicted.
+        """
+        from gptjax.data import layouts
+
+        known = " ".join(self.fingerprints.values())
+        return layouts.EVALUATED[config.layout](self.held_out, config.context, 0, Augment(), known)
+
     def _rows(self, layout: str, augment: Augment, seed: int, name: str, context: int) -> "grain.MapDataset":
         from gptjax.data import layouts  # which brings jax, and preparing has no use for it
 
-        return layouts.LAYOUTS[layout](self.train[name], context, seed, augment, self.fingerprints[name])
+        rows = layouts.LAYOUTS[layout](self.train[name], context, seed, augment, self.fingerprints[name])
+        return layouts.endless(rows, seed)
 
 
 def prepared_folders(config: Any) -> list[Path]:

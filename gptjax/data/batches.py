@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 
-from gptjax.data.layouts import Batch, padded
+from gptjax.data.layouts import Batch, Rows
 from gptjax.data.mixtures import source, taken
-from gptjax.data.token_sets import TokenSet
 
 T = TypeVar("T")
 
@@ -152,28 +151,24 @@ def stacked(rows: Sequence[Batch]) -> Batch:
 
 
 class EvalBatches(Sequence[Batch]):
-    """Batches that predict each token of the stream after its first exactly once, in order; the rest weighs 0.
+    """Batches of an epoch of rows, once and in order; the last is filled up with rows that weigh 0.
 
     Args:
-      tokens: of two tokens or more.
-      context: T.
+      rows: see gptjax.data.layouts.
       batch_size: B.
     """
 
-    def __init__(self, tokens: TokenSet, context: int, batch_size: int) -> None:
-        self.tokens, self.context, self.batch_size = tokens, context, batch_size
+    def __init__(self, rows: Rows, batch_size: int) -> None:
+        self.rows, self.batch_size = rows, batch_size
 
     def __len__(self) -> int:
-        return math.ceil((len(self.tokens) - 1) / (self.context * self.batch_size))
+        return math.ceil(self.rows.per_epoch / self.batch_size)
 
     def __getitem__(self, index: Any) -> Any:
         first = range(len(self))[index] * self.batch_size
-        return stacked([self._row(row) for row in range(first, first + self.batch_size)])
-
-    def _row(self, row: int) -> Batch:
-        start = row * self.context
-        ids = self.tokens.read(start, start + self.context + 1) if start < len(self.tokens) - 1 else np.zeros(1, "i4")
-        return padded(ids, self.context)
+        found = [self.rows.row(0, k) for k in range(first, min(first + self.batch_size, self.rows.per_epoch))]
+        blank = {key: np.zeros_like(value) for key, value in found[0].items()}
+        return stacked([*found, *[blank] * (self.batch_size - len(found))])  # type: ignore[list-item]
 
 
 def spread(batches: Sequence[Batch], count: int) -> list[int]:

@@ -1,11 +1,11 @@
-"""Layouts: how documents become rows of a batch. A row is a pure function of (set, context, seed, its number).
+"""Layouts: how documents become rows of a batch. A row is a pure function of (set, context, seed, epoch, its number).
 
 Random access throughout (grain MapDataset): no position is ever saved, so resuming has nothing to get wrong.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import grain
 import numpy as np
@@ -36,6 +36,13 @@ class Batch(TypedDict):
     segments_BT: NotRequired[np.ndarray]
 
 
+class Rows(NamedTuple):
+    """What a layout makes of a set."""
+
+    per_epoch: int  # how many rows an epoch has
+    row: Callable[[int, int], Batch]  # the epoch, and which of its rows
+
+
 def check_length(tokens: TokenSet, context: int) -> None:
     """Raises DataError for a stream too short for one window."""
     if len(tokens) <= context:
@@ -53,7 +60,7 @@ def padded(ids: np.ndarray, context: int) -> Batch:
     return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
 
 
-def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> grain.MapDataset:
+def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """Windows of the stream, taken as a ring; each epoch gives every token once as an input, in another order.
 
     An epoch's windows start at an offset of its own, one after another; where the last would read what the first has
@@ -66,8 +73,7 @@ def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprin
     def offset(epoch: int) -> int:
         return int(np.random.default_rng((seed, epoch)).integers(context))
 
-    def window(index: int, k: int) -> Batch:
-        epoch = index // windows
+    def window(epoch: int, k: int) -> Batch:
         ids = tokens.read_ring(offset(epoch) + k * context, context + 1)
         fresh = min(len(tokens) - k * context, context)
         if augment.any():
@@ -77,24 +83,32 @@ def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprin
         weights[fresh:] = 0
         return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
 
-    return shuffled(windows, seed).map_with_index(window)
+    return Rows(windows, window)
 
 
-def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> grain.MapDataset:
+def in_order(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
+    """Windows of the stream from its beginning; each token after the first is predicted once, and padding weighs 0."""
+
+    def window(epoch: int, k: int) -> Batch:
+        return padded(tokens.read(k * context, (k + 1) * context + 1), context)
+
+    return Rows(-(-(len(tokens) - 1) // context), window)
+
+
+def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """Rows of whole documents that do not see each other; only a document longer than a row is cut, into rows of its
     own and what is left. Each epoch gives every document once."""
     packing = packing_of(tokens, context, fingerprint)
     starts_P, lengths_P, rows_R1 = packing
-    count = len(rows_R1) - 1
 
-    def row(index: int, k: int) -> Batch:
+    def row(epoch: int, k: int) -> Batch:
         inputs, targets, weights, segments = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4", "i4"))
         at = 0
         for number, piece in enumerate(range(rows_R1[k], rows_R1[k + 1]), 1):
             start, length = int(starts_P[piece]), int(lengths_P[piece])
             ids = tokens.read(start, start + length + 1)
             if augment.any():
-                rng = np.random.default_rng((seed, index // count, start))
+                rng = np.random.default_rng((seed, epoch, start))
                 ids = augmented(ids, augment, tokens, rng)[: length + 1]
             here = slice(at, at + len(ids) - 1)
             inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], 1, number
@@ -104,10 +118,10 @@ def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpr
             segments[at:] = 0
         return Batch(inputs_BT=inputs, targets_BT=targets, weights_BT=weights, segments_BT=segments)
 
-    return shuffled(count, seed).map_with_index(row)
+    return Rows(len(rows_R1) - 1, row)
 
 
-def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> grain.MapDataset:
+def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """A document a row, padded, or cut at its end where it is longer; prompts are read and weigh 0.
 
     Raises:
@@ -120,19 +134,24 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
     if not len(usable):
         raise DataError(f"{tokens.name}: no document has text after its prompt within {context} tokens (data.context)")
 
-    def row(index: int, k: int) -> Batch:
+    def row(epoch: int, k: int) -> Batch:
         document = usable[k]
         start, prompt = int(records_M2[document, 0]), int(prompts_M[document])
         ids = tokens.read(start, start + int(lengths_M[document]))
         if augment.any():
-            rng = np.random.default_rng((seed, index // len(usable), start))
+            rng = np.random.default_rng((seed, epoch, start))
             text = augmented(ids[max(prompt - 1, 0) :], augment, tokens, rng)
             ids = np.concatenate([ids[: max(prompt - 1, 0)], text])[: context + 1]
         batch = padded(ids, context)
         batch["weights_BT"][: max(prompt - 1, 0)] = 0
         return batch
 
-    return shuffled(len(usable), seed).map_with_index(row)
+    return Rows(len(usable), row)
+
+
+def endless(rows: Rows, seed: int) -> grain.MapDataset:
+    """Epoch after epoch of the rows, each in an order of its own."""
+    return shuffled(rows.per_epoch, seed).map_with_index(lambda index, k: rows.row(index // rows.per_epoch, k))
 
 
 def shuffled(count: int, seed: int) -> grain.MapDataset:
@@ -148,6 +167,9 @@ def shuffled(count: int, seed: int) -> grain.MapDataset:
     return numbers.repeat().map_with_index(lambda index, k: int(order(index // count)[k]))
 
 
-Layout = Callable[[TokenSet, int, int, Augment, str], grain.MapDataset]
+Layout = Callable[[TokenSet, int, int, Augment, str], Rows]
 
 LAYOUTS: dict[str, Layout] = {"flat": flat, "packed": packed, "examples": examples}
+
+# How held-out documents are read by a run of each layout: once, in order.
+EVALUATED: dict[str, Layout] = LAYOUTS | {"flat": in_order}

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from gptjax import console, data, sharding, workdir
 from gptjax.config import DataError
 from gptjax.data import batches, sources, token_sets, tokenizers
+from gptjax.data.augment import Augment
+from gptjax.data.layouts import in_order
 from gptjax.models import kernels
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
@@ -84,17 +86,18 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]
     if files:
         texts = [sources.read_text(path) for path in files]
         tokens = token_sets.encoded(of.tokenizer, texts, "tokens")
+        rows = in_order(tokens, c.data.context, 0, Augment(), "")
     else:
         workdir.check_has_text(of.workdir)
         loaded = data.load(c.data, of.tokenizer)
         workdir.check_same_text(of.workdir, loaded.fingerprints)
-        tokens = loaded.held_out
+        rows = loaded.held_out_rows(c.data)
     # As many devices as divide a batch: this machine need not be the one that trained.
     mesh = sharding.make_mesh(math.gcd(jax.device_count(), c.data.batch_size))
     step = eval_step(c, OBJECTIVES[c.train.objective](of.model), mesh)
-    if len(tokens) < 2:
+    if not rows.per_epoch:
         raise DataError("the text to evaluate on is empty")
-    whole = batches.EvalBatches(tokens, c.data.context, c.data.batch_size)
+    whole = batches.EvalBatches(rows, c.data.batch_size)
     with console.bar("evaluating", len(whole)) as advance:
         every = (whole[i] for i in range(len(whole)))
         return loss_of(step, of.params, every, tokenizers.token_bytes(of.tokenizer), advance)

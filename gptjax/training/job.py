@@ -94,6 +94,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         batches.Share(jax.process_index(), jax.process_count()),
         step,
     )
+    eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     if not exists:
         fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
@@ -126,7 +127,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         eval_step=held_out.eval_step(config, objective, mesh),
         stages=stages,
         train_batches=train_batches,
-        eval_batches=batches.EvalBatches(loaded.held_out, config.data.context, config.data.batch_size),
+        eval_batches=eval_batches,
         sample_settings=sample_settings,
     )
 

@@ -43,7 +43,11 @@ def tokens_of(count, documents=1, first=0, closing=()):
 
 
 def rows_of(sets, layout="flat", seed=0, augment=PLAIN):
-    return lambda name, context: LAYOUTS[layout](sets[name], context, seed, augment, f"{name} {len(sets[name])}")
+    def rows(name, context):
+        made = LAYOUTS[layout](sets[name], context, seed, augment, f"{name} {len(sets[name])}")
+        return layouts.endless(made, seed)
+
+    return rows
 
 
 def batches_of(tokens, context, batch_size, seed=0, layout="flat", augment=PLAIN, **more):
@@ -304,18 +308,32 @@ def test_augmented_rows_differ_between_epochs_and_padding_weighs_nothing():
 # Evaluation
 
 
+def eval_batches(tokens, context, batch_size, layout="flat"):
+    return EvalBatches(layouts.EVALUATED[layout](tokens, context, 0, PLAIN, f"held out {len(tokens)}"), batch_size)
+
+
 @settings(max_examples=50, deadline=None)
 @given(length=st.integers(2, 200), context=st.integers(1, 30), batch_size=st.integers(1, 5))
 def test_evaluation_predicts_each_token_after_the_first_once(length, context, batch_size):
-    batches = EvalBatches(tokens_of(length), context, batch_size)
+    batches = eval_batches(tokens_of(length), context, batch_size)
     every = [batches[i] for i in range(len(batches))]
     targets = np.concatenate([b["targets_BT"][b["weights_BT"] > 0] for b in every])
     assert targets.tolist() == list(range(1, length))
     assert {b["inputs_BT"].shape for b in every} == {(batch_size, context)}
 
 
+@pytest.mark.parametrize("layout, expected", [("packed", 300), ("examples", 200)])
+def test_evaluation_follows_the_layout_of_the_run(layout, expected):
+    """Ten documents of 30 tokens: all of them without seeing each other, or the first 20 predictions of each."""
+    tokens = tokens_of(300, 10, closing=(999,))
+    every = list(eval_batches(tokens, 20, 4, layout))
+    read = [int(t) for b in every for t in b["targets_BT"][b["weights_BT"] > 0]]
+    assert len(read) == len(set(read)) == expected
+    assert {b["inputs_BT"].shape for b in every} == {(4, 20)}
+
+
 def test_a_sample_is_spread_evenly_and_never_more_than_there_is():
-    batches = EvalBatches(tokens_of(1001), 10, 1)
+    batches = eval_batches(tokens_of(1001), 10, 1)
     assert spread(batches, 5) == [0, 25, 50, 74, 99]
     assert spread(batches, 1000) == list(range(100))
 

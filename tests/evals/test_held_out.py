@@ -10,6 +10,8 @@ from conftest import evaluate
 
 from gptjax.config import DataError
 from gptjax.data import batches, token_sets, tokenizers
+from gptjax.data.augment import Augment
+from gptjax.data.layouts import in_order
 from gptjax.evals import held_out
 
 
@@ -19,7 +21,7 @@ def test_a_uniform_model_needs_log2_v_bits_per_token():
     found = held_out.loss_of(
         lambda params, batch: batch["weights_BT"].sum() * math.log(260),
         None,
-        list(batches.EvalBatches(tokens, 4, 2)),
+        list(batches.EvalBatches(in_order(tokens, 4, 0, Augment(), ""), 2)),
         tokenizers.token_bytes(encoding),
     )
     assert found["loss"] == pytest.approx(math.log(260)) and found["perplexity"] == pytest.approx(260)
