@@ -36,7 +36,11 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--input and --output are needed (--help lists the flags)")
     from gptjax.data import preparing, report
 
-    found = preparing.prepare(settings(flags), flags.output, flags.workers or os.cpu_count() or 1, flags.restart)
+    workers = flags.workers or os.cpu_count() or 1
+    try:
+        found = preparing.prepare(settings(flags), flags.output, workers, flags.restart)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on where the newest shard ends") from None
     if flags.json:
         print(json.dumps(found))
         return

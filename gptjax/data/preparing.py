@@ -37,6 +37,11 @@ class Settings(NamedTuple):
     shard_tokens: int = 100_000_000
     tokenizer_bytes: int = 100_000_000  # of text that a tokenizer is trained on, at most
 
+    def described(self) -> dict[str, Any]:
+        """All of it by name, as JSON has it."""
+        task = self.task._asdict() | {"reading": self.task.reading._asdict(), "options": self.task.options._asdict()}
+        return json.loads(json.dumps(self._asdict() | {"task": task}))
+
 
 class Source(NamedTuple):
     """A file to read."""
@@ -127,6 +132,8 @@ def prepare(settings: Settings, output: Path, workers: int, restart: bool = Fals
     cleaning.check(settings.task.clean, settings.task.options)
     sources = sources_of(settings.inputs)
     folder = shards.unfinished(output)
+    if (folder / "index.json").exists() and not (folder / "settings.json").exists():  # cut short at the very end
+        return _named(folder, output)
     progress = _begin(folder, settings, sources, restart)
     documents.forget()
     with Workers(workers) as pool:
@@ -134,18 +141,27 @@ def prepare(settings: Settings, output: Path, workers: int, restart: bool = Fals
         pool.begin(settings.task, folder / "tokenizer")
         making = Making(settings, sources, folder, tokenizer, progress)
         making.run(pool)
-    report = making.finish()
+    making.finish()
+    return _named(folder, output)
+
+
+def _named(folder: Path, output: Path) -> dict[str, Any]:
+    """Clears away what only the making of a whole set needed, and gives it its name; its report."""
+    for name in ("settings.json", "progress.json", "seen.sqlite", "seen.sqlite-wal", "seen.sqlite-shm"):
+        (folder / name).unlink(missing_ok=True)
     os.rename(folder, output)
-    return report
+    return json.loads((output / "report.json").read_text())
 
 
 def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart: bool) -> Progress:
     """Makes the unfinished folder, or reads how far it has come."""
-    made = json.loads(json.dumps({"settings": settings, "sources": [(str(path), size) for path, size in sources]}))
-    if restart:
-        shutil.rmtree(folder, ignore_errors=True)
-    if (folder / "settings.json").exists():
-        if json.loads((folder / "settings.json").read_text()) != made:
+    made = {"settings": settings.described(), "sources": [[str(path), size] for path, size in sources]}
+    begun = (folder / "settings.json").exists()
+    if not begun and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is no unfinished preparation; move it away, or give another --output")
+    same = begun and json.loads((folder / "settings.json").read_text()) == made
+    if begun and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
+        if not same:
             raise ConfigError(
                 f"{folder} was begun with other flags or other files; give those again to go on with it, or --restart"
             )
@@ -277,8 +293,12 @@ class Making:
         for writer in self.writers.values():
             writer.abandon()
 
-    def finish(self) -> dict[str, Any]:
-        """Writes report and index and clears away what only the making needed; the report."""
+    def finish(self) -> None:
+        """Writes report and index.
+
+        Raises:
+          DataError: no document is left.
+        """
         around = token_sets.borders(self.tokenizer)
         splits = {split: shards.totals(of_split) for split, of_split in self.splits.items()}
         if not splits["train"]["documents"]:
@@ -292,10 +312,7 @@ class Making:
                 "tokenizer": made_with | {"sha256": tokenizers.sha256(self.tokenizer)},
                 "totals": splits,
                 "splits": self.splits,
-                "settings": json.loads((self.folder / "settings.json").read_text())["settings"],
+                "settings": self.settings.described(),
                 "sources": [{"path": str(path), "bytes": size} for path, size in self.sources],
             },
         )
-        for name in ("progress.json", "settings.json", "seen.sqlite", "seen.sqlite-wal", "seen.sqlite-shm"):
-            (self.folder / name).unlink(missing_ok=True)
-        return report

@@ -36,7 +36,7 @@ Index = dict[str, Any]
 
 def unfinished(folder: Path) -> Path:
     """Where a set is made before it gets its name."""
-    return folder.with_name(folder.name + ".unfinished")
+    return folder.parent / f"{folder.name}.unfinished"
 
 
 def is_prepared(path: Path) -> bool:

@@ -388,11 +388,43 @@ def test_a_set_is_never_written_over_and_other_flags_do_not_go_on(tmp_path, call
     before = contents(tmp_path / "set")
     assert "exists; give another --output" in prepared(call, tmp_path).refusal()
     assert contents(tmp_path / "set") == before
-    monkeypatch.setattr(preparing.Making, "run", lambda self, pool: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert prepared(call, tmp_path, output="new").code == 130
+    commit = preparing.Making._commit
+
+    def stops(self, *arguments):
+        commit(self, *arguments)
+        raise KeyboardInterrupt
+
+    assert prepared(call, tmp_path, output="new", text_key="body").code == 2
+    monkeypatch.setattr(preparing.Making, "_commit", stops)
+    assert prepared(call, tmp_path, output="new").code == 130, "nothing was lost by the mistake"
     monkeypatch.undo()
     assert "was begun with other flags" in prepared(call, tmp_path, output="new", held_out=0.5).refusal()
     assert prepared(call, tmp_path, "--restart", output="new", held_out=0.5).code == 0
+
+
+def test_cut_short_at_the_very_end_only_the_name_is_left_to_give(tmp_path, call, monkeypatch):
+    corpus(tmp_path / "text")
+    assert prepared(call, tmp_path, output="whole").code == 0
+
+    def stops(*paths):
+        raise KeyboardInterrupt
+
+    for name in ("write_index", "os.rename"):
+        target = shards if name == "write_index" else preparing.os
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, name.removeprefix("os."), stops)
+            assert prepared(call, tmp_path, output=name).code == 130
+        assert prepared(call, tmp_path, output=name).code == 0
+        assert contents(tmp_path / name) == contents(tmp_path / "whole")
+
+
+def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path, call):
+    corpus(tmp_path / "text")
+    (tmp_path / "set.unfinished").mkdir()
+    (tmp_path / "set.unfinished" / "diary.txt").write_text("mine")
+    for flags in ([], ["--restart"]):
+        assert "is no unfinished preparation" in prepared(call, tmp_path, *flags).refusal()
+    assert (tmp_path / "set.unfinished" / "diary.txt").read_text() == "mine"
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
