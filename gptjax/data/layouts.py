@@ -55,9 +55,9 @@ def check_length(tokens: TokenSet, context: int) -> None:
 def padded(ids: np.ndarray, context: int) -> Batch:
     """A row that predicts each of the ids after the first; the rest of it weighs 0."""
     count = len(ids) - 1
-    ids = np.pad(ids, (0, context - count))
-    weights = (np.arange(context) < count).astype(np.float32)
-    return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
+    inputs, targets, weights = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4"))
+    inputs[:count], targets[:count], weights[:count] = ids[:-1], ids[1:], 1
+    return Batch(inputs_BT=inputs, targets_BT=targets, weights_BT=weights)
 
 
 def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
