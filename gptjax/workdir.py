@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from gptjax import config as configs
 from gptjax.config import CheckpointError, ConfigError, DataError
-from gptjax.data import tokenizers
+from gptjax.data import TEXT, tokenizers
 from gptjax.data.batches import Mixing
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.files import appearing, is_free, write_atomic
@@ -170,7 +170,7 @@ def check_same_text(workdir: Path, fingerprints: dict[str, str]) -> None:
     known = read_data_facts(workdir)["fingerprints"]
     for name, fingerprint in fingerprints.items():
         if known.get(name, fingerprint) != fingerprint:
-            what = "the text" if name == "text" else f"the set {name}"
+            what = "the text" if name == TEXT else f"the set {name}"
             raise DataError(f"{what} that {workdir} was trained on has changed since; its results would not be its own")
 
 

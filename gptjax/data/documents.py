@@ -92,13 +92,12 @@ class Worker:
                     signatures[name] = self.sign[name](text.prompt + text.text)
                 after.append(after[-1])
                 continue
-            whole = text.prompt + text.text
-            result = self.steps[name](whole)  # a pair is judged as one text
+            step, whole = self.steps[name], text.prompt + text.text
+            result = step(whole)  # a pair is judged as one text
             if isinstance(result, Dropped):
                 return result
             if result != whole:
-                prompt, body = (str(self.steps[name](side)) if side else "" for side in text[:2])
-                text = Text(prompt, body)
+                text = Text(str(step(text.prompt)), str(step(text.text))) if text.prompt else Text("", result)
                 changed[number] += 1
             if not text.text:
                 return Dropped("nothing is left of it")

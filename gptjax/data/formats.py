@@ -43,19 +43,23 @@ class Format(NamedTuple):
     parse: Callable[[Any, Reading, str], Text]  # item, how, where it is: for messages
 
 
+def _said(path: Path) -> str | None:
+    """The format that a file's name says, if it says one."""
+    suffixes = [suffix.lower().removeprefix(".") for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in ("gz", "zst"):
+        suffixes.pop()
+    last = {"ndjson": "jsonl"}.get(suffixes[-1], suffixes[-1]) if suffixes else ""
+    return last if last in FORMATS else None
+
+
 def name_of(path: Path) -> str:
     """The format that a file's name says; plain text where it says none."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".zst"):
-        suffixes.pop()
-    last = suffixes[-1].removeprefix(".") if suffixes else "txt"
-    return {"ndjson": "jsonl"}.get(last, last if last in FORMATS else "txt")
+    return _said(path) or "txt"
 
 
 def is_known(path: Path) -> bool:
     """Whether a file's name says which format it has."""
-    suffixes = [suffix.lower().removeprefix(".") for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
-    return bool(suffixes) and suffixes[-1] in (*FORMATS, "ndjson")
+    return _said(path) is not None
 
 
 def items(path: Path, reading: Reading, advance: Callable[[int], None] = lambda count: None) -> Iterator[Any]:
@@ -163,12 +167,12 @@ def _read_jsonl(path: Path, stream: BinaryIO, reading: Reading) -> Iterator[byte
 
 
 def _parse_jsonl(item: bytes, reading: Reading, where: str) -> Text:
-    text, repaired = _decoded(item).text, _decoded(item).repaired
+    decoded = _decoded(item)
     try:
-        record = json.loads(text)
+        record = json.loads(decoded.text)
     except ValueError as error:
         raise DataError(f"{where}, is not JSON: {error}") from error
-    return _of_fields(record, reading, where)._replace(repaired=repaired)
+    return _of_fields(record, reading, where)._replace(repaired=decoded.repaired)
 
 
 def _read_json(path: Path, stream: BinaryIO, reading: Reading) -> Iterator[Any]:

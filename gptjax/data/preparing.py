@@ -62,8 +62,8 @@ def sources_of(inputs: Sequence[str]) -> list[Source]:
         if path.is_dir():
             files = [p for p in path.rglob("*") if p.is_file() and formats.is_known(p)]
         else:
-            files = [path] if path.is_file() else [p for p in map(Path, glob.glob(str(path), recursive=True))]
-            files = [p for p in files if p.is_file()]
+            named_files = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+            files = [p for p in named_files if p.is_file()]
         if not files:
             known = ", ".join(f".{name}" for name in formats.FORMATS)
             what = f"holds none of {known}" if path.is_dir() else "names no file"

@@ -86,10 +86,10 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         workdirs.check_same_text(workdir, loaded.fingerprints)
     step = (Checkpoints(workdir).latest() or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
-    mixings = batches.mixed_from(known, step, loaded.shares)
+    mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     train_batches = batches.Batches(
         loaded.rows(config.data, random.integer(config.seed, "batches")),
-        batches.stages(config.data),
+        stages,
         mixings,
         batches.Share(jax.process_index(), jax.process_count()),
         step,
@@ -103,16 +103,10 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         workdirs.begin_training(workdir, config, facts)
     if goes_on and mixings != known:
         console.say(f"mixture    another one after step {step:,}")
-    names = " + ".join(f"{name} ({share})" for name, share in loaded.shares.items())
-    what = config.data.path or (names if config.data.mixture else config.data.source)
-    console.say(
-        f"text       {what}: {loaded.tokens():,} tokens to train on, "
-        f"{len(loaded.held_out):,} held out ({config.data.tokenizer})"
-    )
+    say_what_is_read(config, loaded)
     mesh = sharding.make_mesh(config.mesh.data)
     model = models.build(config.model, config.train.dtype)
     objective = OBJECTIVES[config.train.objective](model)
-    stages = batches.stages(config.data)
     return Job(
         config=config,
         workdir=workdir,
@@ -129,6 +123,16 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         train_batches=train_batches,
         eval_batches=eval_batches,
         sample_settings=sample_settings,
+    )
+
+
+def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:
+    """Tells which text a run reads, and how much of it."""
+    names = " + ".join(f"{name} ({share})" for name, share in loaded.shares.items())
+    what = config.data.path or (names if config.data.mixture else config.data.source)
+    console.say(
+        f"text       {what}: {loaded.tokens():,} tokens to train on, "
+        f"{len(loaded.held_out):,} held out ({config.data.tokenizer})"
     )
 
 
