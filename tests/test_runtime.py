@@ -25,7 +25,10 @@ def test_freed_memory_is_kept_unless_turned_off_or_too_late(before, variables, e
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the seam is for glibc")
 def test_the_memory_of_one_call_is_the_next_ones():
-    """81 MB of temporary buffers are 19,775 pages, which would be taken and cleared afresh at each call."""
+    """81 MB of temporary buffers are 19,775 pages, which would be taken and cleared afresh at each call.
+
+    Any one call may still take new ones, as it depends on which thread frees first: so it is of the median call.
+    """
     script = """
 from gptjax import runtime; print(runtime.keep_freed_memory())
 import jax, jax.numpy as jnp, resource
@@ -35,13 +38,13 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     f(x).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(sum([faults() for _ in range(30)][20:]))
+print(sorted(faults() for _ in range(60))[30])
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
     if kept == "False":
         pytest.skip("this C library has no mallopt that takes these options")
-    assert int(faults) < 19_000
+    assert int(faults) < 1_000
 
 
 def test_a_users_own_cache_wins(tmp_path):
