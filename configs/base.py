@@ -105,7 +105,12 @@ def get_config() -> ConfigDict:
     train.dtype = "float32"  # of the arithmetic, float32 or bfloat16; parameters are float32 always
 
     config.mesh = mesh = ConfigDict()
-    mesh.data = -1  # devices that share a batch; -1: all there are
+    # How many devices divide what among them; one of these may be -1: all that the others leave.
+    mesh.data = -1  # the rows of a batch
+    mesh.fsdp = 1  # rows, and parameters, gradients and optimizer state, gathered layer by layer
+    mesh.tensor = 1  # attention heads, columns of the MLP, words of the vocabulary
+    mesh.context = 1  # the tokens of a sequence
+    mesh.expert = 1  # rows, and the experts of a mixture
 
     config.eval = evaluation = ConfigDict()
     evaluation.every_steps = 110  # steps between looks at the held-out sample

@@ -5,11 +5,12 @@ in one line before anything is compiled; it reads no data and touches no device.
 """
 
 import difflib
+import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +173,21 @@ def _is_weighted_path(one: Any) -> bool:
 Choices = Mapping[str, Mapping[str, Any]]
 
 
-def check(config: ConfigDict, devices: int, choices: Choices) -> None:
+def check(config: ConfigDict, choices: Choices, more: Iterable[str] = ()) -> None:
     """Raises ConfigError for the first value that cannot be.
 
     Args:
       config: resolved.
-      devices: how many there are.
       choices: what each key that names something may name.
+      more: problems that others see, one line each; asked for where there is none here.
     """
-    for problem in _problems(config, devices, choices):
+    for problem in itertools.chain(_problems(config, choices), more):
         raise ConfigError(problem)
 
 
-def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[str]:
+def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     for key, value in flatten(config).items():
-        if type(value) in (int, float) and key not in ("mesh.data", "seed") and value < 0:
+        if type(value) in (int, float) and not key.startswith(("mesh.", "seed")) and value < 0:
             yield f"{key} is {value}; it cannot be negative"
     model, data, train = config.model, config.data, config.train
     sizes = "layers heads kv_heads head_width width context mlp_width experts experts_per_token norm_epsilon init_std"
@@ -206,7 +207,6 @@ def _problems(config: ConfigDict, devices: int, choices: Choices) -> Iterator[st
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
     yield from _stage_problems(config)
     yield from _mixture_problems(data)
-    yield from _device_problems(config, devices)
     yield from _optimizer_problems(config)
     if not 0 < data.held_out < 1:
         yield f"data.held_out is {data.held_out}; it must be more than 0 and less than 1"
@@ -287,20 +287,6 @@ def _optimizer_problems(config: ConfigDict) -> Iterator[str]:
         yield "optimizer.beta1 is 0; schedule_free needs more"
     if schedule.cooldown_fraction > 1:
         yield f"schedule.cooldown_fraction is {schedule.cooldown_fraction}; it must be at most 1"
-
-
-def _device_problems(config: ConfigDict, devices: int) -> Iterator[str]:
-    mesh = devices if config.mesh.data == -1 else config.mesh.data
-    sizes = {f"data.stages: batch_size {stage[1]}": stage[1] for stage in config.data.stages}
-    sizes[f"data.batch_size={config.data.batch_size}"] = config.data.batch_size
-    slices = config.train.grad_accumulation
-    if mesh < 1 or mesh > devices:
-        yield f"mesh.data={config.mesh.data} does not fit the {devices} devices here; -1 uses all of them"
-        return
-    times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""
-    for what, size in sizes.items():
-        if size % (mesh * slices):
-            yield f"{what} cannot be split over {mesh} devices{times}; take a multiple of {mesh * slices}"
 
 
 def _unknown_choices(config: ConfigDict, choices: Choices) -> Iterator[str]:

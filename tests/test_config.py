@@ -8,6 +8,7 @@ from conftest import BASE, ROOT, tiny_config
 from gptjax import config as configs
 from gptjax.config import ConfigError
 from gptjax.interop import translation
+from gptjax.sharding import checks
 from gptjax.training.job import CHOICES
 
 
@@ -17,7 +18,8 @@ def base(*overrides):
 
 def refused(*overrides, devices=1):
     with pytest.raises(ConfigError) as caught:
-        configs.check(configs.resolve(base(*overrides)), devices, CHOICES)
+        config = configs.resolve(base(*overrides))
+        configs.check(config, CHOICES, checks.problems(config, devices))
     return str(caught.value)
 
 
@@ -182,7 +184,7 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
         if isinstance(node, ast.Assign) and isinstance(node.targets[-1], ast.Attribute) and len(node.targets) == 1:
             assert "  # " in lines[node.lineno - 1], lines[node.lineno - 1]
     for recipe in (ROOT / "configs").glob("*.py"):
-        configs.check(configs.resolve(configs.read(str(recipe))), 1, CHOICES)
+        configs.check(configs.resolve(configs.read(str(recipe))), CHOICES)
 
 
 def test_a_hugging_face_model_has_every_key_of_base():

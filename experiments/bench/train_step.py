@@ -73,7 +73,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     flops = flops_per_token(state.params, config.model, T)
     began = time.perf_counter()
     objective = OBJECTIVES[config.train.objective](model)
-    step = steps.of_config(config, objective, optimizer, mesh).lower(state, batch).compile()
+    step = steps.of_config(config, objective, optimizer, mesh, state).lower(state, batch).compile()
     facts = {
         "compile_seconds": time.perf_counter() - began,
         "attention": kernels.attention_plan(model.config, config.train.dtype),

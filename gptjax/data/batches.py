@@ -100,10 +100,11 @@ def phases(stages: Sequence[Stage], mixings: Sequence[Mixing]) -> list[Phase]:
 
 
 class Share(NamedTuple):
-    """The share of one of several processes in each batch: the same number of neighbouring rows for each."""
+    """What one of several processes reads of each batch: of so many equal parts those from `start` to before `end`."""
 
-    process: int = 0
-    processes: int = 1
+    start: int = 0
+    end: int = 1
+    parts: int = 1
 
 
 WHOLE = Share()
@@ -136,9 +137,9 @@ class Batches:
 
     def __getitem__(self, index: int) -> Batch:
         phase = self.phases[bisect.bisect_right(self._starts, index) - 1]
-        own = phase.batch_size // self.share.processes
-        first = (index - phase.start) * phase.batch_size + self.share.process * own
-        return stacked([self._row(phase, row) for row in range(first, first + own)])
+        before, (start, end, parts) = (index - phase.start) * phase.batch_size, self.share
+        own = range(before + phase.batch_size * start // parts, before + phase.batch_size * end // parts)
+        return stacked([self._row(phase, row) for row in own])
 
     def _row(self, phase: Phase, row: int) -> Batch:
         which, nth = source(row, phase.shares) if len(phase.names) > 1 else (0, row)

@@ -17,7 +17,7 @@ from gptjax.config import DataError
 from gptjax.data import batches, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import in_order
-from gptjax.models import kernels
+from gptjax.models import axes, kernels
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
 
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 def eval_step(config: ConfigDict, objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
     """Compiled `(params, batch) -> summed loss` in nats, without dropout, for a run of this config."""
-    whole = sharding.replicated(mesh)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        with axes.placed(sharding.layout(mesh)):
+            return objective(params, batch, None)[1]["loss"]
+
     return jax.jit(
-        lambda params, batch: objective(params, batch, None)[1]["loss"],
-        in_shardings=(whole, sharding.by_row(mesh)),
-        out_shardings=whole,
+        loss,
+        in_shardings=(None, sharding.of_batch(mesh)),  # parameters lie where they are kept
+        out_shardings=sharding.replicated(mesh),
         compiler_options=kernels.compiler_options(config.model, config.train.dtype) or None,
     )
 
@@ -93,7 +97,7 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]
         workdir.check_same_text(of.workdir, loaded.fingerprints)
         rows = loaded.held_out_rows(c.data)
     # As many devices as divide a batch: this machine need not be the one that trained.
-    mesh = sharding.make_mesh(math.gcd(jax.device_count(), c.data.batch_size))
+    mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), c.data.batch_size))
     step = eval_step(c, OBJECTIVES[c.train.objective](of.model), mesh)
     if not rows.per_epoch:
         raise DataError("the text to evaluate on is empty")

@@ -25,6 +25,7 @@ from gptjax.data import tokenizers
 from gptjax.inspect import parts, products, timeline
 from gptjax.inspect.parts import Place
 from gptjax.objectives import OBJECTIVES
+from gptjax.sharding import checks
 from gptjax.training import metrics, profile
 from gptjax.training.job import CHOICES
 from gptjax.training.loop import FREE_OF_ORIGIN
@@ -63,20 +64,21 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
       CheckpointError: `init_from` is no run.
     """
     config = planned(config)
-    mesh = sharding.make_mesh(config.mesh.data)
-    model, optimizer = models.build(config.model, config.train.dtype), optim.optimizer(config)
-    step = of_config(config, OBJECTIVES[config.train.objective](model), optimizer, mesh)
+    mesh = sharding.make_mesh(**config.mesh)
+    model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
+    optimizer = optim.optimizer(config)
 
     def start() -> TrainState:
         return initial(model, optimizer, config.seed)
 
     shapes = jax.eval_shape(start)
+    step = of_config(config, OBJECTIVES[config.train.objective](model), optimizer, mesh, shapes)
     batch = random_batch(config)
     counted = products.flops_by_place(step.trace(shapes, batch).jaxpr)
     found = Plan(config, mesh.size, shapes.params, counted)
     if not steps:
         return found
-    state = jax.jit(start, out_shardings=sharding.replicated(mesh))()
+    state = jax.jit(start, out_shardings=sharding.of_state(mesh, shapes))()
     return found._replace(times=measure(step, state, sharding.place(batch, mesh), steps))
 
 
@@ -90,7 +92,7 @@ def planned(config: ConfigDict) -> ConfigDict:
         origin = workdirs.origin(config, Path(config.init_from))
         config = workdirs.with_model_of(origin or Path(), config, FREE_OF_ORIGIN)
     config = configs.resolve(config)
-    configs.check(config, jax.device_count(), CHOICES)
+    configs.check(config, CHOICES, checks.problems(config, jax.device_count()))
     if config.init_from:
         return config
     size = tokenizers.size_by_name(config.data.tokenizer) or config.model.vocabulary

@@ -16,6 +16,7 @@ from gptjax.interop.translation import (
     norm,
     pattern,
     qkv,
+    qkv_pieces,
     theirs_of,
 )
 
@@ -55,12 +56,12 @@ def _gpt2_config(m: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _openai_block(i: int) -> list[Tensor]:
+def _openai_block(i: int, m: Mapping[str, Any]) -> list[Tensor]:
     ours, theirs = f"block_{i}", f"transformer.h.{i}"
     return [
         *norm(f"{ours}/attention_norm", f"{theirs}.ln_1"),
         *norm(f"{ours}/mlp_norm", f"{theirs}.ln_2"),
-        *conv(f"{ours}/attention/qkv", f"{theirs}.attn.c_attn"),
+        *conv(f"{ours}/attention/qkv", f"{theirs}.attn.c_attn", **qkv_pieces(m)),
         *conv(f"{ours}/attention/out", f"{theirs}.attn.c_proj"),
         *conv(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc"),
         *conv(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj"),
@@ -70,7 +71,7 @@ def _openai_block(i: int) -> list[Tensor]:
 def _gpt2_tensors(m: Mapping[str, Any]) -> list[Tensor]:
     ends = [Tensor("tokens/embedding", ("transformer.wte.weight",))]
     ends += [Tensor("positions/embedding", ("transformer.wpe.weight",)), *norm("final_norm", "transformer.ln_f")]
-    return ends + [tensor for i in range(m["layers"]) for tensor in _openai_block(i)]
+    return ends + [tensor for i in range(m["layers"]) for tensor in _openai_block(i, m)]
 
 
 # GPT-1
@@ -92,7 +93,7 @@ def _gpt1_config(m: Mapping[str, Any]) -> dict[str, Any]:
 def _gpt1_tensors(m: Mapping[str, Any]) -> list[Tensor]:
     ends = [Tensor("tokens/embedding", ("transformer.tokens_embed.weight",))]
     ends += [Tensor("positions/embedding", ("transformer.positions_embed.weight",))]
-    return ends + [tensor for i in range(m["layers"]) for tensor in _openai_block(i)]
+    return ends + [tensor for i in range(m["layers"]) for tensor in _openai_block(i, m)]
 
 
 # GPT-Neo

@@ -47,7 +47,7 @@ def _path(keys: Any) -> str:
 
 def expected(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The shapes of a tensor's pieces in their files, for the shape that our parameter has."""
-    last = tensor.sizes or (shape[-1],)
+    last = tensor.sizes if tensor.sizes and len(tensor.theirs) > 1 else (shape[-1],)
     pieces = [(*shape[:-1], size) for size in last]
     return [piece[::-1] if tensor.transposed else piece for piece in pieces]
 
@@ -90,12 +90,23 @@ def match(family: Family, model: Mapping[str, Any], found: Mapping[str, Stored])
 def to_ours(tensor: Tensor, pieces: list[np.ndarray]) -> np.ndarray:
     """Our parameter from the family's pieces."""
     parts = [piece.T if tensor.transposed else piece for piece in pieces]
-    return np.ascontiguousarray(np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0])
+    if not tensor.sizes:
+        return np.ascontiguousarray(parts[0])
+    if len(parts) == 1:  # side by side in one tensor
+        parts = np.split(parts[0], np.cumsum(tensor.sizes)[:-1], axis=-1)
+    by_group = [part.reshape(*part.shape[:-1], tensor.groups, -1) for part in parts]
+    return np.concatenate(by_group, axis=-1).reshape(*parts[0].shape[:-1], -1)
 
 
 def to_theirs(tensor: Tensor, ours: np.ndarray) -> list[np.ndarray]:
     """The family's pieces of our parameter: `to_ours` the other way round."""
-    parts = np.split(ours, np.cumsum(tensor.sizes)[:-1], axis=-1) if tensor.sizes else [ours]
+    parts = [ours]
+    if tensor.sizes:
+        by_group = ours.reshape(*ours.shape[:-1], tensor.groups, -1)
+        within = np.cumsum(tensor.sizes)[:-1] // tensor.groups
+        parts = [part.reshape(*ours.shape[:-1], -1) for part in np.split(by_group, within, axis=-1)]
+        if len(tensor.theirs) == 1:
+            parts = [np.concatenate(parts, axis=-1)]
     return [part.T if tensor.transposed else part for part in parts]
 
 

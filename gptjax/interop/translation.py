@@ -25,7 +25,8 @@ class Tensor(NamedTuple):
     ours: str  # block_0/attention/qkv/kernel
     theirs: tuple[str, ...]  # side by side along our last axis
     transposed: bool = False  # theirs is [out, in]
-    sizes: tuple[int, ...] | None = None  # of the pieces along our last axis; None: one piece, all of it
+    sizes: tuple[int, ...] | None = None  # of queries, keys and values along our last axis; None: it is one piece
+    groups: int = 1  # which our last axis has one after the other, each with its part of each piece
 
 
 class Family(NamedTuple):
@@ -85,9 +86,10 @@ def norm(ours: str, theirs: str) -> list[Tensor]:
     return [Tensor(f"{ours}/scale", (f"{theirs}.weight",)), Tensor(f"{ours}/bias", (f"{theirs}.bias",))]
 
 
-def conv(ours: str, theirs: str) -> list[Tensor]:
-    """Kernel and bias of GPT-2's `Conv1D`, which is [in, out] as ours."""
-    return [Tensor(f"{ours}/kernel", (f"{theirs}.weight",)), Tensor(f"{ours}/bias", (f"{theirs}.bias",))]
+def conv(ours: str, theirs: str, **pieces: Any) -> list[Tensor]:
+    """Kernel and bias of GPT-2's `Conv1D`, which is [in, out] as ours; `pieces`: sizes and groups of both."""
+    names = ("kernel", "weight"), ("bias", "bias")
+    return [Tensor(f"{ours}/{own}", (f"{theirs}.{their}",), **pieces) for own, their in names]
 
 
 def linear(ours: str, theirs: str, bias: bool) -> list[Tensor]:
@@ -96,10 +98,10 @@ def linear(ours: str, theirs: str, bias: bool) -> list[Tensor]:
     return [Tensor(f"{ours}/kernel", (f"{theirs}.weight",), transposed=True), *biases]
 
 
-def qkv_sizes(m: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Columns of queries, keys and values in our one projection."""
+def qkv_pieces(m: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes and groups of queries, keys and values in our one projection."""
     K = m["head_width"]
-    return m["heads"] * K, m["kv_heads"] * K, m["kv_heads"] * K
+    return {"sizes": (m["heads"] * K, m["kv_heads"] * K, m["kv_heads"] * K), "groups": m["kv_heads"]}
 
 
 def qkv(ours: str, theirs: str, m: Mapping[str, Any]) -> list[Tensor]:
@@ -108,5 +110,5 @@ def qkv(ours: str, theirs: str, m: Mapping[str, Any]) -> list[Tensor]:
     def side_by_side(leaf: str) -> tuple[str, ...]:
         return tuple(f"{theirs}.{name}_proj.{leaf}" for name in "qkv")
 
-    kernel = Tensor(f"{ours}/kernel", side_by_side("weight"), transposed=True, sizes=qkv_sizes(m))
-    return [kernel, *([Tensor(f"{ours}/bias", side_by_side("bias"), sizes=qkv_sizes(m))] if m["qkv_bias"] else [])]
+    kernel = Tensor(f"{ours}/kernel", side_by_side("weight"), transposed=True, **qkv_pieces(m))
+    return [kernel, *([Tensor(f"{ours}/bias", side_by_side("bias"), **qkv_pieces(m))] if m["qkv_bias"] else [])]

@@ -9,7 +9,7 @@ package of gptjax. Array names end in their shape, one letter an axis:
     E experts      k experts per token
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,10 +49,16 @@ class Output(NamedTuple):
     metrics: dict[str, jax.Array]  # means over layers, by name
 
 
-def build(config: Any, dtype: str = "float32") -> nn.Module:
-    """The model that `config` (`config.model` of a run, resolved) describes; computes in `dtype`."""
+def build(config: Any, dtype: str = "float32", divided: Collection[str] = ()) -> nn.Module:
+    """The model that `config` (`config.model` of a run, resolved) describes.
+
+    Args:
+      config: see configs/base.py.
+      dtype: of the arithmetic.
+      divided: what is divided among devices, as gptjax.models.kernels.resolved takes it.
+    """
     config = ConfigDict(config)
-    config.kernels = resolved(config.kernels)
+    config.kernels = resolved(config.kernels, divided)
     return MODELS[config.arch](config=FrozenConfigDict(config), dtype=dtype)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gptjax.models import axes
 from gptjax.models.kernels import KERNELS
 from gptjax.models.kernels.plain import Causal
 from gptjax.models.layers import Linear, RMSNorm, residual_std
@@ -46,9 +47,11 @@ class Attention(nn.Module):
         c = self.config
         B, T, D = x_BTD.shape
         H, G, K = c.heads, c.kv_heads, c.head_width
+        J = H // G
         qkv = Linear((H + 2 * G) * K, c.qkv_bias, c.init_std, self.dtype, c.kernels, name="qkv")(x_BTD)
-        q, k, v = jnp.split(qkv, [H * K, (H + G) * K], axis=-1)
-        q, k, v = q.reshape(B, T, H, K), k.reshape(B, T, G, K), v.reshape(B, T, G, K)
+        # Key head by key head: its J queries, its keys, its values; so that heads can be divided among devices.
+        qkv = axes.constrain(qkv.reshape(B, T, G, J + 2, K), "BTG__")
+        q, k, v = qkv[..., :J, :].reshape(B, T, H, K), qkv[..., J, :], qkv[..., J + 1, :]
         if c.qk_norm:  # arXiv 2010.04245, per head and with a scale as in Qwen3
             q = RMSNorm(False, c.norm_epsilon, c.kernels, name="q_norm")(q)
             k = RMSNorm(False, c.norm_epsilon, c.kernels, name="k_norm")(k)
@@ -59,7 +62,9 @@ class Attention(nn.Module):
             share = self.param("first_value_share", nn.initializers.constant(0.5), (), jnp.float32)
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
         drop = nn.Dropout(c.dropout, deterministic=False) if c.dropout and not deterministic else None
+        q, k, v = axes.constrain(q, "BTHK"), axes.constrain(k, "BSGK"), axes.constrain(v, "BSGK")
         causal = Causal(window, c.attention_scale, places.slopes_H, drop, places.segments_BT)
         mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, causal)
         out = Linear(D, c.use_bias, residual_std(c), self.dtype, c.kernels, name="out")
-        return out(mixed_BTHK.reshape(B, T, H * K)), first_v_BTGK
+        mixed = axes.constrain(mixed_BTHK.reshape(B, T, H * K), "BTH")
+        return axes.constrain(out(mixed), "BTD"), first_v_BTGK

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gptjax.models import axes
 from gptjax.models.attention import Attention
 from gptjax.models.kernels.plain import unembed
 from gptjax.models.layers import NORMS, Head, TokenEmbedding
@@ -72,8 +73,9 @@ class Block(nn.Module):
             mixed, first_v = attention(x, places, window, layer.number == 0, first_v, deterministic)
             return drop(mixed)
 
-        x_BTD = add(stream.x_BTD, read, norms[0])
-        return Stream(add(x_BTD, lambda x: drop(mlp(x)), norms[1]), first_v), None
+        x_BTD = axes.constrain(add(stream.x_BTD, read, norms[0]), "BTD")
+        x_BTD = axes.constrain(add(x_BTD, lambda x: drop(mlp(x)), norms[1]), "BTD")
+        return Stream(x_BTD, first_v), None
 
 
 class GPT(nn.Module):
@@ -112,7 +114,7 @@ class GPT(nn.Module):
         if c.norm_position == "pre":
             self.final_norm = NORMS[c.norm](c.use_bias, c.norm_epsilon, c.kernels)
         if not c.tied_head:
-            self.head = Head(c.vocabulary, c.width, c.init_std)
+            self.head = Head(c.vocabulary, c.width, c.init_std, self.dtype)
 
     def __call__(
         self, ids_BT: jax.Array, segments_BT: jax.Array | None = None, deterministic: bool = True
@@ -137,7 +139,7 @@ class GPT(nn.Module):
         positions_BT = None if segments_BT is None else restarting(segments_BT)
         if POSITIONS[c.positions].add is not None:
             x_BTD = self.positions(x_BTD, positions_BT)
-        x_BTD = self.drop(x_BTD, deterministic=deterministic)
+        x_BTD = axes.constrain(self.drop(x_BTD, deterministic=deterministic), "BTD")
         x_BTD = self._through_blocks(x_BTD, positions_BT, segments_BT, deterministic)
         return self.final_norm(x_BTD) if c.norm_position == "pre" else x_BTD
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gptjax.models import axes
 from gptjax.models.kernels import KERNELS
 
 
@@ -63,12 +64,12 @@ class Linear(nn.Module):
         kernel_DF = self.param(
             "kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32
         )
-        # Two dimensions, because the weight gradient of a product with more is transposed in memory on CPU.
-        x_ND = x.reshape(-1, x.shape[-1])
-        y_NF = KERNELS[self.kernels].product(x_ND, kernel_DF, self.dtype, self.dtype)
+        kernel_DF = axes.used(kernel_DF, (*self.path, "kernel"), self.dtype)
+        y = KERNELS[self.kernels].product(x, kernel_DF, self.dtype, self.dtype)
         if self.use_bias:
-            y_NF += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(y_NF.dtype)
-        return y_NF.reshape(*x.shape[:-1], self.features)
+            bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y += axes.used(bias_F, (*self.path, "bias")).astype(y.dtype)
+        return y
 
 
 class LayerNorm(nn.Module):
@@ -81,9 +82,11 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        scale_D = axes.used(scale_D, (*self.path, "scale"))
         y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, True)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+            bias_D = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+            y += axes.used(bias_D, (*self.path, "bias"))
         return y.astype(x.dtype)
 
 
@@ -97,6 +100,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        scale_D = axes.used(scale_D, (*self.path, "scale"))
         y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, False)
         return y.astype(x.dtype)
 
@@ -119,11 +123,11 @@ class TokenEmbedding(nn.Module):
         )
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return self.embedding_VD[ids_BT].astype(self.dtype)
+        return self.table()[ids_BT].astype(self.dtype)
 
     def table(self) -> jax.Array:
-        """What a tied head multiplies with, float32 [V, D]."""
-        return self.embedding_VD
+        """What is looked up in and a tied head multiplies with, [V, D]; float32, or `dtype` on several devices."""
+        return axes.used(self.embedding_VD, (*self.path, "embedding"), self.dtype)
 
 
 class Head(nn.Module):
@@ -132,6 +136,7 @@ class Head(nn.Module):
     vocabulary: int
     width: int
     init_std: float = 0.02
+    dtype: str = "float32"
 
     def setup(self) -> None:
         """Declares the kernel [D, V]."""
@@ -140,5 +145,5 @@ class Head(nn.Module):
         )
 
     def table(self) -> jax.Array:
-        """The matrix as a tied head's, float32 [V, D]."""
-        return self.kernel.T
+        """The matrix as a tied head's, [V, D]."""
+        return axes.used(self.kernel, (*self.path, "kernel"), self.dtype).T

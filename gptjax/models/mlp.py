@@ -5,12 +5,15 @@ sorted by expert and each expert's run of rows is one product of a ragged one.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
+from gptjax.models import axes
 from gptjax.models.kernels import KERNELS
 from gptjax.models.layers import ACTIVATIONS, GATES, Linear, residual_std
 
@@ -50,8 +53,8 @@ class MLP(nn.Module):
         )
 
 
-class RaggedLinear(nn.Module):
-    """Rows sorted by expert, each through its expert's own matrix: [N, D] -> [N, features]."""
+class ExpertLinear(nn.Module):
+    """The parameters of one linear layer of each expert."""
 
     experts: int
     features: int
@@ -60,21 +63,15 @@ class RaggedLinear(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x_ND: jax.Array, sizes_E: jax.Array, expert_N: jax.Array) -> jax.Array:
-        """Products of rows with their experts' matrices.
-
-        Args:
-          x_ND: rows of expert 0, then of expert 1, ...
-          sizes_E: how many rows each has.
-          expert_N: whose each row is.
-        """
-        shape = (self.experts, x_ND.shape[-1], self.features)
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        """kernel_EDF and bias_EF for inputs of D = `width`; None for a bias where there is none."""
+        shape = (self.experts, width, self.features)
         kernel_EDF = self.param("kernel", nn.initializers.normal(self.init_std), shape, jnp.float32)
-        y_NF = jax.lax.ragged_dot(x_ND.astype(self.dtype), kernel_EDF.astype(self.dtype), sizes_E)
-        if self.use_bias:
-            bias_EF = self.param("bias", nn.initializers.zeros, (self.experts, self.features), jnp.float32)
-            y_NF += bias_EF.astype(self.dtype)[expert_N]
-        return y_NF
+        kernel_EDF = axes.used(kernel_EDF, (*self.path, "kernel"), self.dtype)
+        if not self.use_bias:
+            return kernel_EDF, None
+        bias_EF = self.param("bias", nn.initializers.zeros, (self.experts, self.features), jnp.float32)
+        return kernel_EDF, axes.used(bias_EF, (*self.path, "bias"), self.dtype)
 
 
 def route(scores_NE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -99,13 +96,83 @@ def load_balance(scores_NE: jax.Array, expert_Nk: jax.Array) -> jax.Array:
       expert_Nk: what was chosen.
     """
     E = scores_NE.shape[-1]
-    chosen_E = jax.nn.one_hot(expert_Nk, E).mean((0, 1))
-    return E * jnp.sum(chosen_E * jax.nn.softmax(scores_NE, axis=-1).mean(0))
+    chosen_E = jax.nn.one_hot(expert_Nk, E).mean(range(expert_Nk.ndim))
+    return E * jnp.sum(chosen_E * jax.nn.softmax(scores_NE, axis=-1).mean(range(scores_NE.ndim - 1)))
 
 
 def router_z(scores_NE: jax.Array) -> jax.Array:
     """Mean over tokens of (log of the sum of exp(logits))^2 (arXiv 2202.08906 eq. 5), which keeps logits small."""
     return jnp.mean(jax.nn.logsumexp(scores_NE, axis=-1) ** 2)
+
+
+Weights = dict[str, tuple[jax.Array, jax.Array | None]]  # of each linear layer of some experts, by its name
+
+
+def through_experts(
+    x_BTD: jax.Array, expert_BTk: jax.Array, share_BTk: jax.Array, weights: Weights, config: Any, first: Any, add: Any
+) -> jax.Array:
+    """Each token through those of its experts that are here, added up by their shares: [B, T, D].
+
+    Args:
+      x_BTD: tokens.
+      expert_BTk, share_BTk: as `route` gives them.
+      weights: of the experts that are here.
+      config: `config.model`.
+      first: the number of the first expert that is here.
+      add: completes the products whose kernels are here with a part of their rows only.
+    """
+    D, k, E = x_BTD.shape[-1], config.experts_per_token, weights["up"][0].shape[0]
+    x_ND, expert_M, share_M1 = x_BTD.reshape(-1, D), expert_BTk.reshape(-1) - first, share_BTk.reshape(-1, 1)
+    # One row per choice, M = N * k, sorted by expert; those of experts that are elsewhere come last.
+    expert_M = jnp.where((expert_M >= 0) & (expert_M < E), expert_M, E)
+    order = jnp.argsort(expert_M)
+    sizes_E = jnp.bincount(expert_M, length=E + 1)[:E]
+
+    def product(name: str, features: int, std: float) -> Product:
+        kernel_EDF, bias_EF = weights[name]
+
+        def rows(x_MD: jax.Array) -> jax.Array:
+            y_MF = jax.lax.ragged_dot(x_MD.astype(kernel_EDF.dtype), kernel_EDF, sizes_E)
+            y_MF = add(y_MF) if name == "down" else y_MF
+            return y_MF if bias_EF is None else y_MF + bias_EF[expert_M[order]]
+
+        return rows
+
+    sorted_y = feed_forward(x_ND[order // k], config, product)
+    y_MD = sorted_y[jnp.argsort(order)]
+    y_MD = jnp.where(expert_M[:, None] < E, y_MD * share_M1.astype(y_MD.dtype), 0)
+    return y_MD.reshape(-1, k, D).sum(1).reshape(x_BTD.shape)
+
+
+def divided_among_devices(layout: axes.Layout, x: Any, expert: Any, share: Any, weights: Weights, config: Any) -> Any:
+    """`through_experts` on several devices: each sorts the tokens that it has, so that no sort crosses devices.
+
+    Devices that divide experts among them bring their tokens together, take each through the experts that they have,
+    and give each device the sums of its own tokens: no token is dropped, however uneven the choices are.
+    """
+    (among,), columns = layout.computed["E"], layout.computed["F"]
+    if x.shape[0] % layout.devices(layout.computed["B"]):
+        raise ValueError(f"{x.shape[0]} rows cannot be divided among the devices")
+
+    def spec(letters: str, array: jax.Array) -> P:
+        return layout.sharding(letters, array.shape, layout.computed).spec
+
+    def local(x: Any, expert: Any, share: Any, weights: Weights) -> jax.Array:
+        x, expert, share = (jax.lax.all_gather(a, among, tiled=True) for a in (x, expert, share))
+        first = jax.lax.axis_index(among) * weights["up"][0].shape[0]
+        add = partial(jax.lax.psum, axis_name=columns)
+        y_BTD = through_experts(x, expert, share, weights, config, first, add)
+        return jax.lax.psum_scatter(y_BTD, among, tiled=True)
+
+    letters = {"up": ("EDF", "EF"), "gate": ("EDF", "EF"), "down": ("EFD", "ED")}
+    specs = {
+        name: tuple(None if a is None else spec(of, a) for of, a in zip(letters[name], pair, strict=True))
+        for name, pair in weights.items()
+    }
+    in_specs = spec("BTD", x), spec("BT_", expert), spec("BT_", share), specs
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=spec("BTD", x))(
+        x, expert, share, weights
+    )
 
 
 class Experts(nn.Module):
@@ -120,25 +187,23 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
-        D, E, k = x_BTD.shape[-1], c.experts, c.experts_per_token
-        x_ND = x_BTD.reshape(-1, D)
-        scores_NE = Linear(E, use_bias=False, init_std=c.init_std, name="router")(x_ND)
-        share_Nk, expert_Nk = route(scores_NE, k)
-        self._record("load_balance", load_balance(scores_NE, expert_Nk), c.load_balance_loss)
-        self._record("router_z", router_z(scores_NE), c.router_z_loss)
+        scores_BTE = Linear(c.experts, use_bias=False, init_std=c.init_std, name="router")(x_BTD)
+        share_BTk, expert_BTk = route(scores_BTE, c.experts_per_token)
+        self._record("load_balance", load_balance(scores_BTE, expert_BTk), c.load_balance_loss)
+        self._record("router_z", router_z(scores_BTE), c.router_z_loss)
+        D, F = x_BTD.shape[-1], c.mlp_width
 
-        # One row per choice, sorted by expert; a token's k rows are next to each other before that.
-        expert_of_row = expert_Nk.reshape(-1)
-        order = jnp.argsort(expert_of_row)
-        sizes_E = jnp.bincount(expert_of_row, length=E)
+        def linear(name: str, width: int, features: int, std: float) -> tuple[jax.Array, jax.Array | None]:
+            return ExpertLinear(c.experts, features, c.use_bias, std, self.dtype, name=name)(width)
 
-        def product(name: str, features: int, std: float) -> Product:
-            ragged = RaggedLinear(E, features, c.use_bias, std, self.dtype, name=name)
-            return lambda rows: ragged(rows, sizes_E, expert_of_row[order])
-
-        sorted_y = feed_forward(x_ND[order // k], c, product)
-        y_NkD = sorted_y[jnp.argsort(order)].reshape(-1, k, D)
-        return jnp.einsum("nkd,nk->nd", y_NkD, share_Nk.astype(y_NkD.dtype)).reshape(x_BTD.shape)
+        weights = {"up": linear("up", D, F, c.init_std)}
+        if c.activation in GATES:
+            weights["gate"] = linear("gate", D, F, c.init_std)
+        weights["down"] = linear("down", F, D, residual_std(c))
+        layout = axes.current()
+        if layout is None:
+            return through_experts(x_BTD, expert_BTk, share_BTk, weights, c, 0, lambda y: y)
+        return divided_among_devices(layout, x_BTD, expert_BTk, share_BTk, weights, c)
 
     def _record(self, name: str, value: jax.Array, factor: float) -> None:
         add, zero = (lambda old, new: old + new), lambda: jnp.zeros(())

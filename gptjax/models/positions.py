@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from gptjax.models import axes
+
 
 def restarting(segments_BT: jax.Array) -> jax.Array:
     """positions_BT that begin at 0 in each run of equal segments."""
@@ -40,7 +42,7 @@ class LearnedPositions(nn.Module):
         if T > context:
             raise ValueError(f"{T} tokens are more than the {context} learned positions")
         init = nn.initializers.normal(self.config.init_std)
-        table_SD = self.param("embedding", init, (context, D), jnp.float32)
+        table_SD = axes.used(self.param("embedding", init, (context, D), jnp.float32), (*self.path, "embedding"))
         return x_BTD + rows_at(table_SD, positions, T).astype(x_BTD.dtype)
 
 

@@ -1,38 +1,124 @@
-"""How a run lies on devices: one mesh, and where state and batches go on it. No other file names a mesh axis."""
+"""How a run lies on devices: one mesh, one table of rules, and where state and batches go. No other file names a mesh
+axis."""
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gptjax.models.axes import Layout, of_parameter
 
-def make_mesh(data: int = -1) -> Mesh:
-    """The mesh of a run: `data` devices, -1 for all, that share each batch."""
-    devices = jax.devices()
-    count = len(devices) if data == -1 else data
+# The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+
+# Which mesh axes divide an array's axis, by its letter (gptjax.models): of parameters, as they are kept,
+STORED = {
+    "D": ("fsdp",),  # gathered for each use (arXiv 1910.02054, 2304.11277)
+    "V": ("tensor",),
+    "G": ("tensor",),
+    "H": ("tensor",),
+    "F": ("tensor",),
+    "E": ("expert",),
+}
+# and of what is computed (arXiv 1909.08053 for `tensor`, 2006.16668 for `expert`, 2407.21783 3.3.2 for `context`).
+COMPUTED = {
+    "B": ("data", "fsdp", "expert"),
+    "T": ("context",),
+    "V": ("tensor",),
+    "G": ("tensor",),
+    "H": ("tensor",),
+    "F": ("tensor",),
+    "E": ("expert",),
+}
+
+
+def sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
+    """How many devices each axis of a mesh has, in the order of AXES.
+
+    Args:
+      mesh: `config.mesh`; one axis may be -1, for all devices that the others leave.
+      devices: how many there are.
+    """
+    known = math.prod(size for size in mesh.values() if size != -1)
+    return {axis: max(devices // known, 1) if mesh.get(axis, 1) == -1 else mesh.get(axis, 1) for axis in AXES}
+
+
+def make_mesh(**mesh: int) -> Mesh:
+    """The mesh of a run, of these sizes; see `sizes`. By default all devices share each batch."""
+    found = sizes(mesh or {"data": -1}, jax.device_count())
     # Auto, because Linen fails under jax.make_mesh's default of Explicit axes.
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
+    kinds, devices = (AxisType.Auto,) * len(AXES), jax.devices()[: math.prod(found.values())]
+    return jax.make_mesh(tuple(found.values()), AXES, axis_types=kinds, devices=devices)
+
+
+def layout(mesh: Mesh) -> Layout:
+    """The rules on this mesh."""
+    return Layout(mesh, STORED, COMPUTED)
+
+
+def divided(mesh: Mesh) -> set[str]:
+    """What is divided among devices besides rows: "sequences", and the columns of "products"."""
+    axes = {"sequences": COMPUTED["T"], "products": COMPUTED["F"]}
+    return {what for what, of_mesh in axes.items() if layout(mesh).devices(of_mesh) > 1}
+
+
+def row_shares(mesh: Mesh) -> int:
+    """Among how many devices the rows of a batch are divided."""
+    return layout(mesh).devices(COMPUTED["B"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device: the state."""
+    """Whole on every device."""
     return NamedSharding(mesh, P())
 
 
-def by_row(mesh: Mesh) -> NamedSharding:
-    """Rows divided among the devices: a batch."""
-    return NamedSharding(mesh, P("data"))
+def of_batch(mesh: Mesh) -> NamedSharding:
+    """Of arrays [B, T]."""
+    return NamedSharding(mesh, P(COMPUTED["B"], COMPUTED["T"]))
 
 
-def by_row_of_slices(mesh: Mesh) -> NamedSharding:
-    """As `by_row`, for a batch cut into slices for gradient accumulation: [A, B/A, ...]."""
-    return NamedSharding(mesh, P(None, "data"))
+def of_state(mesh: Mesh, tree: Any) -> Any:
+    """Where each array of a state goes, or of parameters alone.
+
+    Args:
+      mesh: of the run.
+      tree: arrays or their shapes; what lies under a parameter's path has its axes, and all else is whole everywhere.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        there = layout(mesh)
+        return there.sharding(of_parameter(names, len(leaf.shape)), leaf.shape, there.stored)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def place(batch: Mapping[str, object], mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch on the devices; of several processes each gives its own rows."""
-    rows = by_row(mesh)
+def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """The batch on the devices; of several processes each gives its own rows, see `own_rows`."""
+    there = of_batch(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(batch, rows)
-    return jax.tree.map(lambda own: jax.make_array_from_process_local_data(rows, own), dict(batch))
+        return jax.device_put(dict(batch), there)
+    start, end, parts = own_rows(mesh)
+
+    def put(own: Any) -> jax.Array:
+        rows = len(own) * parts // (end - start)
+        first = rows * start // parts
+
+        def of_device(where: Any) -> Any:
+            of_rows, *others = where
+            return own[(slice((of_rows.start or 0) - first, (of_rows.stop or rows) - first), *others)]
+
+        return jax.make_array_from_callback((rows, *own.shape[1:]), there, of_device)
+
+    return {name: put(own) for name, own in batch.items()}
+
+
+def own_rows(mesh: Mesh) -> tuple[int, int, int]:
+    """(start, end, parts): of a batch cut into that many equal parts, this process's devices hold these in a row."""
+    parts = row_shares(mesh)
+    where = of_batch(mesh).addressable_devices_indices_map((parts, layout(mesh).devices(COMPUTED["T"])))
+    held = sorted(index[0].start or 0 for index in where.values() if index)
+    return held[0], held[-1] + 1, parts

@@ -123,6 +123,13 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return rest | ({"params": state.params} if optim.answers_elsewhere(state.opt_state) else {})
 
 
-def shapes_on(state: Any, sharding: jax.sharding.Sharding) -> Any:
-    """The tree's shapes and dtypes, with where each leaf is to lie."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+def shapes_on(tree: Any, shardings: Any) -> Any:
+    """The tree's shapes and dtypes, with where each leaf is to lie.
+
+    Args:
+      tree: arrays or shapes.
+      shardings: one for all, or a tree of one for each.
+    """
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda leaf: shardings, tree)
+    return jax.tree.map(lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), tree, shardings)

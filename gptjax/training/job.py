@@ -87,11 +87,12 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     step = (Checkpoints(workdir).latest() or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
+    mesh = sharding.make_mesh(**config.mesh)
     train_batches = batches.Batches(
         loaded.rows(config.data, random.integer(config.seed, "batches")),
         stages,
         mixings,
-        batches.Share(jax.process_index(), jax.process_count()),
+        batches.Share(*sharding.own_rows(mesh)),
         step,
     )
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data), config.data.batch_size)
@@ -104,8 +105,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     if goes_on and mixings != known:
         console.say(f"mixture    another one after step {step:,}")
     say_what_is_read(config, loaded)
-    mesh = sharding.make_mesh(config.mesh.data)
-    model = models.build(config.model, config.train.dtype)
+    model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
     objective = OBJECTIVES[config.train.objective](model)
     return Job(
         config=config,

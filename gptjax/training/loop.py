@@ -4,6 +4,7 @@ Everything a run leaves behind goes to its directory. Messages go to the console
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
+from gptjax.sharding import checks
 from gptjax.training import metrics, profile, report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
@@ -51,7 +53,7 @@ def train(
         home = workdir if workdirs.is_run(workdir) else origin
         config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
     config = configs.resolve(config)
-    configs.check(config, jax.device_count(), CHOICES)
+    configs.check(config, CHOICES, checks.problems(config, jax.device_count()))
     if not origin:
         config = data.with_tokenizer_of_sets(config)
     workdirs.check_free(workdir, config)
@@ -73,19 +75,16 @@ def train(
 
 def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     """The state of the newest checkpoint, or the first one, on the devices."""
-    whole = sharding.replicated(job.mesh)
-
-    def start() -> TrainState:
-        return initial(job.model, job.optimizer, job.config.seed)
-
+    shapes = shapes_of(job)
+    there = sharding.of_state(job.mesh, shapes)
     if checkpoints.latest():
-        state = checkpoints.restore(shapes_on(jax.eval_shape(start), whole))
+        state = checkpoints.restore(shapes_on(shapes, there))
         console.say(f"resuming   at step {int(state.step):,} of {job.config.train.steps:,}")
     elif job.origin:
         state = begin_from(job.origin, job)
         console.say(f"beginning  with the parameters of {job.origin}")
     else:
-        state = jax.jit(start, out_shardings=whole)()
+        state = jax.jit(start_of(job), out_shardings=there)()
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
@@ -96,19 +95,30 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     return state
 
 
+def start_of(job: Job) -> Callable[[], TrainState]:
+    """A function that makes the first state of a run that begins with random parameters."""
+    return partial(initial, job.model, job.optimizer, job.config.seed)
+
+
+def shapes_of(job: Job) -> TrainState:
+    """The shapes of the run's state."""
+    return jax.eval_shape(start_of(job))
+
+
 def begin_from(origin: Path, job: Job) -> TrainState:
     """The first state of a run that begins with another's newest parameters, or with those it was imported with."""
-    whole, theirs = sharding.replicated(job.mesh), workdirs.read_config(origin)
-    like = shapes_on(models.shapes(models.build(theirs.model)), whole)
+    theirs, there = workdirs.read_config(origin), sharding.of_state(job.mesh, shapes_of(job))
+    shapes = models.shapes(models.build(theirs.model))
+    like = shapes_on(shapes, sharding.of_state(job.mesh, shapes))
     params = Checkpoints(origin).restore_params(like)
     if theirs.model.scan_layers != job.config.model.scan_layers:
         params = stack(params) if job.config.model.scan_layers else unstack(params)
-    return jax.jit(lambda params: starting_with(params, job.optimizer), out_shardings=whole, donate_argnums=0)(params)
+    return jax.jit(lambda params: starting_with(params, job.optimizer), out_shardings=there, donate_argnums=0)(params)
 
 
 def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
     """The train step by [B, T], compiled for each shape that lies ahead; no step's time holds the compiler's."""
-    step = of_config(job.config, job.objective, job.optimizer, job.mesh)
+    step = of_config(job.config, job.objective, job.optimizer, job.mesh, state)
     now = batches.stage_of(int(state.step) + 1, job.stages)
     compiled: dict[tuple[int, int], Step] = {}
     for stage in job.stages[job.stages.index(now) :]:

@@ -10,25 +10,24 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import random, sharding
-from gptjax.models import kernels
+from gptjax.models import axes, kernels
 from gptjax.objectives.causal import Objective
 from gptjax.training.state import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
+def sliced(batch: Any, slices: int) -> Any:
     """[B, ...] -> [A, B/A, ...], each slice spread over all devices."""
 
     def cut(x: jax.Array) -> jax.Array:
         # Slice a takes rows a, a + A, ...: rows stay on the devices that have them.
-        x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(x, sharding.by_row_of_slices(mesh))
+        return axes.constrain(x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1), "_BT")
 
     return jax.tree.map(cut, batch)
 
 
-def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
+def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | None, slices: int) -> Any:
     """The objective's metrics (means over the batch's weight) and the loss's gradient, in `slices` added by a scan."""
     weight = batch["weights_BT"].sum()
 
@@ -50,16 +49,14 @@ def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | No
         with jax.named_scope("accumulation"):
             return jax.tree.map(jnp.add, total, found), None
 
-    pieces = sliced(batch, slices, mesh)
+    pieces = sliced(batch, slices)
     shapes = jax.eval_shape(of_slice, jax.tree.map(lambda x: x[0], pieces), rng)
     with jax.named_scope("accumulation"):
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zero, (jnp.arange(slices), pieces))[0]
 
 
-def loss_of_slice(
-    objective: Objective, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh
-) -> Callable[[Any], jax.Array]:
+def loss_of_slice(objective: Objective, batch: Any, rng: jax.Array | None, slices: int) -> Callable[[Any], jax.Array]:
     """The mean loss over the batch's first slice as a function of the parameters, for optimizers that ask for more
     than a gradient (as arXiv 2305.14342 section 2.3 does of a part of the batch). Costs nothing where it is not called.
     """
@@ -67,7 +64,7 @@ def loss_of_slice(
     def mean(params: Any) -> jax.Array:
         piece, own = batch, rng
         if slices > 1:
-            piece = jax.tree.map(lambda x: x[0], sliced(batch, slices, mesh))
+            piece = jax.tree.map(lambda x: x[0], sliced(batch, slices))
             own = None if rng is None else jax.random.fold_in(rng, 0)
         # By the whole batch's weight, since a slice may have none.
         return objective(params, piece, own)[0] * slices / batch["weights_BT"].sum()
@@ -88,7 +85,7 @@ def train_step(
     Args:
       objective: see gptjax.objectives.
       optimizer: turns a mean gradient into an update; it is told `obj_fn`, see `loss_of_slice`.
-      mesh: where batches lie.
+      mesh: on which the model, state and batches are laid out.
       seed: of the run; dropout at a step is a function of both.
       dropout: whether the objective gets a random key.
       slices: A, how many pieces of the batch are differentiated one after the other.
@@ -98,9 +95,13 @@ def train_step(
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        with axes.placed(sharding.layout(mesh)):
+            return placed(state, batch)
+
+    def placed(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = random.key(seed, "dropout", state.step) if dropout else None
-        metrics, grads = gradients(objective, state.params, batch, rng, slices, mesh)
-        loss = loss_of_slice(objective, batch, rng, slices, mesh)
+        metrics, grads = gradients(objective, state.params, batch, rng, slices)
+        loss = loss_of_slice(objective, batch, rng, slices)
         with jax.named_scope("optimizer"):  # by which profiles and cost tables know its operations
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, obj_fn=loss)
             params = optax.apply_updates(state.params, updates)
@@ -111,28 +112,32 @@ def train_step(
 
 
 def of_config(
-    config: ConfigDict, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: ConfigDict, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, shapes: TrainState
 ) -> jax.stages.Wrapped:
-    """The step that a run of this config repeats, ready to be compiled for its shapes."""
+    """The step that a run of this config repeats, ready to be compiled for batches of its shapes.
+
+    `shapes`: of the state.
+    """
     c = config
     dropout, slices = c.model.dropout > 0, c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype)
-    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices), mesh, options)
+    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices), mesh, shapes, options)
 
 
-def jitted(step: Step, mesh: Mesh, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
+def jitted(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
     """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places.
 
     Args:
       step: as `train_step` gives it.
       mesh: where state and batches lie.
+      shapes: of the state.
       options: told to XLA's compiler, by name.
     """
-    whole = sharding.replicated(mesh)
+    there = sharding.of_state(mesh, shapes)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(whole, sharding.by_row(mesh)),
-        out_shardings=whole,
+        in_shardings=(there, sharding.of_batch(mesh)),
+        out_shardings=(there, sharding.replicated(mesh)),
         compiler_options=options or None,
     )

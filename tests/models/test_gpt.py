@@ -262,7 +262,7 @@ def test_the_value_residual_mixes_in_the_first_layers_values():
     np.testing.assert_allclose(said(model, with_share(params, 0.0), ids), said(plain, none, ids), atol=1e-6)
     whole = with_share(params, 1.0)
     kernel = whole["block_1"]["attention"]["qkv"]["kernel"]
-    whole["block_1"]["attention"]["qkv"]["kernel"] = kernel.at[:, 32:].set(9.0)  # the columns of its values
+    whole["block_1"]["attention"]["qkv"]["kernel"] = kernel.reshape(16, 2, 3, 8).at[:, :, 2].set(9.0).reshape(16, 48)
     np.testing.assert_allclose(said(model, whole, ids), said(model, with_share(params, 1.0), ids), atol=1e-6)
     assert not np.allclose(said(model, params, ids), said(plain, none, ids), atol=1e-6)
 

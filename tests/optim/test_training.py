@@ -46,7 +46,7 @@ def test_it_learns_and_goes_on_exactly_from_a_checkpoint(name, tmp_path, params)
     batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((8, 16), "f")}
     state = jax.jit(lambda params: starting_with(params, optimizer), out_shardings=whole)(params)
     like = shapes_on(jax.eval_shape(lambda: initial(model, optimizer, 0)), whole)
-    step = jitted(train_step(causal(model), optimizer, mesh, 0, bool(more), 2 if more else 1), mesh)
+    step = jitted(train_step(causal(model), optimizer, mesh, 0, bool(more), 2 if more else 1), mesh, state)
     step = step.lower(state, batch).compile({"xla_backend_optimization_level": 0})  # compiles in half the time
 
     def steps(state, count):

@@ -32,7 +32,7 @@ def setting(**changes):
 
 def stepped(slices=1, steps=3, seed=0, **changes):
     objective, optimizer, mesh, state = setting(**changes)
-    step = jitted(train_step(objective, optimizer, mesh, seed, "model_dropout" in changes, slices), mesh)
+    step = jitted(train_step(objective, optimizer, mesh, seed, "model_dropout" in changes, slices), mesh, state)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch_of())
@@ -54,7 +54,7 @@ def test_the_loss_is_the_mean_over_weights():
     objective, optimizer, mesh, state = setting()
     batch = batch_of()
     expected = float(objective(state.params, batch, None)[0]) / batch["weights_BT"].sum()
-    _, metrics = jitted(train_step(objective, optimizer, mesh, 0), mesh)(state, batch)
+    _, metrics = jitted(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch)
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_what_an_optimizer_may_differentiate_is_the_mean_loss_of_one_slice(slice
     first = {name: rows[::slices] for name, rows in batch.items()}
     got, expected = jax.jit(
         lambda batch: (
-            loss_of_slice(objective, batch, None, slices, mesh)(state.params),
+            loss_of_slice(objective, batch, None, slices)(state.params),
             objective(state.params, first, None)[0] / (batch["weights_BT"].sum() / slices),
         )
     )(batch)
@@ -91,7 +91,7 @@ def test_dropout_differs_from_step_to_step():
 def test_the_old_state_is_donated():
     objective, optimizer, mesh, state = setting()
     state = jax.device_put(state, sharding.replicated(mesh))
-    jitted(train_step(objective, optimizer, mesh, 0), mesh)(state, batch_of())
+    jitted(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch_of())
     assert state.params["tokens"]["embedding"].is_deleted()
 
 

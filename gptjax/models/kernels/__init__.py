@@ -5,7 +5,7 @@ them, and falls back to them where it does not apply. Nothing here holds paramet
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -51,11 +51,19 @@ KERNELS: dict[str, Kernels] = {
 }
 
 
-def resolved(name: str) -> str:
-    """The name itself, or for "auto" the kernels that are fastest on the platform that JAX runs on."""
+def resolved(name: str, divided: Collection[str] = ()) -> str:
+    """The name itself, or for "auto" the kernels that are fastest on the platform that JAX runs on.
+
+    Args:
+      name: of KERNELS, or "auto".
+      divided: what is divided among devices, besides rows: "sequences", "products".
+    """
     if name != "auto":
         return name
-    return {"cpu": "cpu", "gpu": "gpu"}.get(jax.default_backend(), "plain")
+    # Where a kernel joins or slices an axis that is divided, XLA would bring it together first.
+    able = {"cpu": set[str](), "gpu": {"products"}}
+    backend = jax.default_backend()
+    return backend if set(divided) <= able.get(backend, set()) and backend in able else "plain"
 
 
 def attention_plan(config: Any, dtype: str, packed: bool = False) -> str:

@@ -34,11 +34,17 @@ def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) 
     return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
-def product(x_ND: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
-    """As gptjax.models.kernels.plain.product."""
-    if dtype != "bfloat16":
-        return plain.product(x_ND, kernel_DF, dtype, out_dtype)
-    return _bfloat16_product(x_ND.astype(dtype), kernel_DF).astype(out_dtype)
+def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+    """As gptjax.models.kernels.plain.product.
+
+    In two dimensions, because the weight gradient of a product with more is transposed in memory.
+    """
+    x_ND = x.reshape(-1, x.shape[-1])
+    if dtype == "bfloat16":
+        y_NF = _bfloat16_product(x_ND.astype(dtype), kernel_DF).astype(out_dtype)
+    else:
+        y_NF = plain.product(x_ND, kernel_DF, dtype, out_dtype)
+    return y_NF.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

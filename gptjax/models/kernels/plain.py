@@ -20,9 +20,9 @@ class Causal(NamedTuple):
     segments_BT: jax.Array | None = None  # a query reads keys of its own segment alone; None: a row is one segment
 
 
-def product(x_ND: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
-    """x @ kernel of operands in `dtype`, summed up to `out_dtype`: [N, F]."""
-    return jnp.dot(x_ND.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=out_dtype)
+def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+    """x @ kernel over the last axis of x, of operands in `dtype`, summed up to `out_dtype`: [..., F]."""
+    return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=out_dtype)
 
 
 def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) -> jax.Array:
@@ -82,9 +82,8 @@ def masked_attend(
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
-    q_BGTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
-    k_BGSK, v_BGSK = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bgtk,bgsk->bgts", q_BGTK, k_BGSK, preferred_element_type=jnp.float32)
+    q_BTGJK = q_BTHK.reshape(B, T, G, H // G, K)
+    scores = jnp.einsum("btgjk,bsgk->bgjts", q_BTGJK, k_BSGK, preferred_element_type=jnp.float32)
     scores_BHTS = scores.reshape(B, H, T, -1) * (1 / math.sqrt(K) if scale is None else scale)
     if bias_HTS is not None:
         scores_BHTS += bias_HTS
@@ -94,9 +93,9 @@ def masked_attend(
     sums_BHT1 = weights.sum(-1, keepdims=True)
     if drop is not None:
         weights = drop(weights)
-    weights = weights.astype(v_BSGK.dtype).reshape(B, G, H // G * T, -1)
-    mixed = jnp.einsum("bgts,bgsk->bgtk", weights, v_BGSK).reshape(B, H, T, K)
-    return (mixed / sums_BHT1.astype(mixed.dtype)).transpose(0, 2, 1, 3)
+    weights = weights.astype(v_BSGK.dtype).reshape(B, G, H // G, T, -1)
+    mixed_BTHK = jnp.einsum("bgjts,bsgk->btgjk", weights, v_BSGK).reshape(B, T, H, K)
+    return mixed_BTHK / sums_BHT1.transpose(0, 2, 1, 3).astype(mixed_BTHK.dtype)
 
 
 def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Causal) -> jax.Array:
@@ -128,10 +127,9 @@ def softcap(logits: jax.Array, cap: float) -> jax.Array:
 
 def unembed(x: jax.Array, table_VD: jax.Array, cap: float) -> jax.Array:
     """Logits of each row of the table, capped, in float32: [..., D] -> [..., V]."""
-    x_ND = x.reshape(-1, x.shape[-1])
     with jax.named_scope("head"):
-        logits_NV = jnp.dot(x_ND, table_VD.T.astype(x.dtype), preferred_element_type=jnp.float32)
-    return softcap(logits_NV, cap).reshape(*x.shape[:-1], table_VD.shape[0])
+        logits = jnp.dot(x, table_VD.T.astype(x.dtype), preferred_element_type=jnp.float32)
+    return softcap(logits, cap)
 
 
 def cross_entropy(

@@ -1,0 +1,45 @@
+"""Which configs a mesh can carry, told before anything is compiled."""
+
+import math
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from gptjax.sharding import sizes
+
+
+def problems(config: ConfigDict, devices: int) -> Iterator[str]:
+    """Why a run of this config cannot be divided as its mesh says; nothing where it can.
+
+    Args:
+      config: resolved.
+      devices: how many there are.
+    """
+    mesh, model = config.mesh, config.model
+    said = ", ".join(f"mesh.{axis}={size}" for axis, size in mesh.items() if size != 1)
+    if any(size < 1 and size != -1 for size in mesh.values()) or list(mesh.values()).count(-1) > 1:
+        yield f"{said}: sizes must be at least 1, and one at most -1, for all devices that the others leave"
+        return
+    found = sizes(mesh, devices)
+    taken = math.prod(found.values())
+    if taken > devices or (-1 in mesh.values() and devices % taken):
+        yield f"{said} does not fit the {devices} devices here; -1 fills one"
+        return
+    rows, slices = found["data"] * found["fsdp"] * found["expert"], config.train.grad_accumulation
+    batches = {f"data.stages: batch_size {stage[1]}": stage[1] for stage in config.data.stages}
+    batches[f"data.batch_size={config.data.batch_size}"] = config.data.batch_size
+    times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""
+    for what, size in batches.items():
+        if size % (rows * slices):
+            yield f"{what} cannot be split over {rows} devices{times}; take a multiple of {rows * slices}"
+    tensor, context, expert = found["tensor"], found["context"], found["expert"]
+    for key in ("kv_heads", "mlp_width"):
+        if model[key] % tensor:
+            yield f"mesh.tensor={tensor} does not divide model.{key}={model[key]}"
+    if model.width % found["fsdp"]:
+        yield f"mesh.fsdp={found['fsdp']} does not divide model.width={model.width}"
+    for length in sorted({stage[2] for stage in config.data.stages} | {config.data.context}):
+        if length % context:
+            yield f"mesh.context={context} does not divide sequences of {length} tokens (data.context)"
+    if expert > 1 and (model.mlp != "experts" or model.experts % expert):
+        yield f"mesh.expert={expert} needs model.mlp=experts, and a multiple of {expert} as model.experts"
