@@ -17,7 +17,7 @@ from gptjax.config import DataError
 from gptjax.data import batches, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import in_order
-from gptjax.models import axes, kernels
+from gptjax.models import kernels
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
 
@@ -27,13 +27,9 @@ if TYPE_CHECKING:
 
 def eval_step(config: ConfigDict, objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
     """Compiled `(params, batch) -> summed loss` in nats, without dropout, for a run of this config."""
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        with axes.placed(sharding.layout(mesh)):
-            return objective(params, batch, None)[1]["loss"]
-
+    whole = sharding.over_rows(objective, mesh)
     return jax.jit(
-        loss,
+        lambda params, batch: whole(params, batch, None)[1]["loss"],
         in_shardings=(None, sharding.of_batch(mesh)),  # parameters lie where they are kept
         out_shardings=sharding.replicated(mesh),
         compiler_options=kernels.compiler_options(config.model, config.train.dtype) or None,

@@ -59,7 +59,7 @@ class Attention(nn.Module):
             q, k = places.rotation.turn(q), places.rotation.turn(k)
         if first_v_BTGK is not None:  # arXiv 2410.17897 eq. 7, the two shares adding up to one
             first_v_BTGK = jnp.where(first_layer, v, first_v_BTGK)
-            share = self.param("first_value_share", nn.initializers.constant(0.5), (), jnp.float32)
+            share = axes.parameter(self, "first_value_share", nn.initializers.constant(0.5), ())
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
         drop = nn.Dropout(c.dropout, deterministic=False) if c.dropout and not deterministic else None
         q, k, v = axes.constrain(q, "BTHK"), axes.constrain(k, "BSGK"), axes.constrain(v, "BSGK")

@@ -1,19 +1,22 @@
 """Names of axes: by them modules say which of an array's axes may be divided among devices. Names no mesh axis itself.
 
 Axes have the letters of gptjax.models, and `_` where one is never divided. A caller that has several devices traces the
-model within `placed`; elsewhere nothing here does anything.
+model within `placed`: each device then sees its own rows of a batch (XLA's manual partitioning), while axes inside a
+row are divided by XLA's partitioner as `constrain` asks. Elsewhere nothing here does anything.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 Table = Mapping[str, tuple[str, ...]]  # axes of a mesh by letter; a letter that is absent is never divided
@@ -43,14 +46,30 @@ class Layout(NamedTuple):
     stored: Table  # of parameters, and of what optimizers keep of them
     computed: Table  # of everything else, parameters on their way through a product too
 
-    def sharding(self, letters: str, shape: Sequence[int], table: Table) -> NamedSharding:
-        """Where an array goes; an axis whose length the devices do not divide stays whole."""
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The mesh axes that divide the rows of a batch; at least one, to map over."""
+        several = tuple(axis for axis in self.computed["B"] if self.mesh.shape[axis] > 1)
+        return several or self.computed["B"][:1]
 
-        def axes(letter: str, size: int) -> tuple[str, ...] | None:
-            wanted = table.get(letter, ())
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The mesh axes that divide what is inside a row."""
+        of_rows = self.computed["B"]
+        return tuple(axis for axis in self.mesh.axis_names if axis not in of_rows and self.mesh.shape[axis] > 1)
+
+    def is_divided(self, mesh_axes: Sequence[str]) -> bool:
+        """Whether one of these axes of the mesh has several devices."""
+        return self.devices(mesh_axes) > 1
+
+    def spec(self, letters: str, shape: Sequence[int], table: Table, among: Sequence[str]) -> P:
+        """Where an array goes, along some axes of the mesh; what these do not divide evenly stays whole."""
+
+        def divided(letter: str, size: int) -> tuple[str, ...] | None:
+            wanted = tuple(axis for axis in table.get(letter, ()) if axis in among)
             return wanted if wanted and size % self.devices(wanted) == 0 else None
 
-        return NamedSharding(self.mesh, P(*map(axes, letters, shape)))
+        return P(*map(divided, letters, shape))
 
     def devices(self, mesh_axes: Sequence[str]) -> int:
         """How many devices, along these axes of the mesh, an axis would be divided among."""
@@ -62,8 +81,8 @@ _placed: ContextVar[Layout | None] = ContextVar("placed", default=None)
 
 @contextmanager
 def placed(layout: Layout) -> Iterator[None]:
-    """What is traced in the block lies as `layout` says; on one device that means nothing."""
-    before = _placed.set(layout if layout.mesh.size > 1 else None)
+    """What is traced in the block, within a `jax.shard_map` over `layout.rows`, lies as `layout` says."""
+    before = _placed.set(layout)
     try:
         yield
     finally:
@@ -71,16 +90,42 @@ def placed(layout: Layout) -> Iterator[None]:
 
 
 def current() -> Layout | None:
-    """The layout of the innermost `placed`; None where there is none, or one device."""
+    """The layout of the innermost `placed`, or None."""
     return _placed.get()
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """The array, laid out as its axes' names say."""
+    """The array, with axes inside a row divided as their names say."""
     layout = current()
-    if layout is None:
+    if layout is None or not layout.inner:
         return x
-    return jax.lax.with_sharding_constraint(x, layout.sharding(letters, x.shape, layout.computed))
+    return jax.lax.with_sharding_constraint(x, layout.spec(letters, x.shape, layout.computed, layout.inner))
+
+
+def per_device(f: Callable[..., jax.Array], letters: Any, *arrays: Any) -> jax.Array:
+    """`f` of what each device has of the arrays, axes inside a row included; so that collectives leave those alone.
+
+    Args:
+      f: gives an array with the axes of its first argument.
+      letters: the axes of each argument, a tree like it.
+      arrays: its arguments.
+    """
+    layout = current()
+    if layout is None or not layout.inner:
+        return f(*arrays)
+
+    def spec(letters: str, array: jax.Array) -> P:
+        return layout.spec(letters, array.shape, layout.computed, layout.inner)
+
+    specs = tuple(jax.tree.map(spec, letters, arrays))
+    names = set(layout.inner)
+    return jax.shard_map(f, in_specs=specs, out_specs=specs[0], axis_names=names, check_vma=False)(*arrays)
+
+
+def mean_of_rows(x: jax.Array) -> jax.Array:
+    """The mean over the devices that have rows of their own, each with as many."""
+    layout = current()
+    return x if layout is None else jax.lax.pmean(x, layout.rows)
 
 
 def of_parameter(path: Sequence[str], ndim: int) -> str:
@@ -100,42 +145,49 @@ def _of_one_layer(path: Sequence[str], ndim: int) -> str:
     return {len(letters): letters, len(letters) + 1: f"E{letters}"}.get(ndim, "_" * ndim) if letters else "_" * ndim
 
 
-def used(parameter: jax.Array, path: Sequence[str], dtype: Any = None) -> jax.Array:
-    """A parameter as a product reads it: whole but for what products themselves divide, its gradient as it is stored.
+def parameter(
+    module: nn.Module, name: str, init: Callable[..., jax.Array], shape: tuple[int, ...], dtype: str | None = None
+) -> jax.Array:
+    """A parameter of a module, as a product reads it: whole but for what products themselves divide.
 
-    So it is gathered where it is used, in the dtype of the arithmetic, and gradients are summed up to where they are
-    needed (arXiv 1910.02054, section 5.3).
+    On several devices it is gathered where it is used, in the dtype of the arithmetic, and its gradient is summed up,
+    in float32, to where it is stored (arXiv 1910.02054, section 5.3).
 
     Args:
-      parameter: of one layer.
-      path: of its modules, and its name.
-      dtype: of the arithmetic; None: as it is.
+      module: whose it is.
+      name: within the module.
+      init: `(key, shape, dtype) -> values` at first.
+      shape: of the whole.
+      dtype: of the arithmetic that reads it; None: float32, which it is stored in.
     """
     layout = current()
     if layout is None:
-        return parameter
-    letters = _of_one_layer(path, parameter.ndim)
-    home, away = (layout.sharding(letters, parameter.shape, table) for table in (layout.stored, layout.computed))
-    return _gathered(parameter, away, home, str(dtype or parameter.dtype), str(parameter.dtype))
+        return module.param(name, init, shape, jnp.float32)
+    value: jax.Array = module.get_variable("params", name)  # which has a part of the shape that Linen would insist on
+    letters = _of_one_layer((*module.path, name), len(shape))
+    for axis, letter in enumerate(letters):
+        apart = set(layout.stored.get(letter, ())) - set(layout.computed.get(letter, ()))
+        for mesh_axis in layout.mesh.axis_names:
+            if mesh_axis in apart and layout.mesh.shape[mesh_axis] > 1:
+                value = _gathered(value, letters, mesh_axis, axis, dtype or "float32")
+    return constrain(value, letters)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gathered(parameter: jax.Array, away: NamedSharding, home: NamedSharding, dtype: str, own: str) -> jax.Array:
-    # At home first: else the parameter could be gathered before it is cast.
-    cast = jax.lax.with_sharding_constraint(parameter.astype(dtype), home)
-    return jax.lax.with_sharding_constraint(cast, away)
+def _gathered(parameter: jax.Array, letters: str, mesh_axis: str, axis: int, dtype: str) -> jax.Array:
+    gather = partial(jax.lax.all_gather, axis_name=mesh_axis, axis=axis, tiled=True)
+    return per_device(gather, (letters,), parameter.astype(dtype))
 
 
-def _forward(
-    parameter: jax.Array, away: NamedSharding, home: NamedSharding, dtype: str, own: str
-) -> tuple[jax.Array, None]:
-    return _gathered(parameter, away, home, dtype, own), None
+def _forward(parameter: jax.Array, letters: str, mesh_axis: str, axis: int, dtype: str) -> tuple[jax.Array, None]:
+    return _gathered(parameter, letters, mesh_axis, axis, dtype), None
 
 
 def _backward(
-    away: NamedSharding, home: NamedSharding, dtype: str, own: str, saved: None, gradient: jax.Array
+    letters: str, mesh_axis: str, axis: int, dtype: str, saved: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, home).astype(own),)
+    scatter = partial(jax.lax.psum_scatter, axis_name=mesh_axis, scatter_dimension=axis, tiled=True)
+    return (per_device(scatter, (letters,), gradient.astype(jnp.float32)),)
 
 
 _gathered.defvjp(_forward, _backward)

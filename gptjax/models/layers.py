@@ -61,14 +61,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel_DF = self.param(
-            "kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32
-        )
-        kernel_DF = axes.used(kernel_DF, (*self.path, "kernel"), self.dtype)
+        shape = x.shape[-1], self.features
+        kernel_DF = axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
         y = KERNELS[self.kernels].product(x, kernel_DF, self.dtype, self.dtype)
         if self.use_bias:
-            bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y += axes.used(bias_F, (*self.path, "bias")).astype(y.dtype)
+            y += axes.parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
 
 
@@ -81,12 +78,10 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        scale_D = axes.used(scale_D, (*self.path, "scale"))
+        scale_D = axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
         y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, True)
         if self.use_bias:
-            bias_D = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-            y += axes.used(bias_D, (*self.path, "bias"))
+            y += axes.parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         return y.astype(x.dtype)
 
 
@@ -99,8 +94,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        scale_D = axes.used(scale_D, (*self.path, "scale"))
+        scale_D = axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
         y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, False)
         return y.astype(x.dtype)
 
@@ -118,16 +112,15 @@ class TokenEmbedding(nn.Module):
 
     def setup(self) -> None:
         """Declares the table E_VD."""
-        self.embedding_VD = self.param(
-            "embedding", nn.initializers.normal(self.init_std), (self.vocabulary, self.width), jnp.float32
-        )
+        init, shape = nn.initializers.normal(self.init_std), (self.vocabulary, self.width)
+        self.embedding_VD = axes.parameter(self, "embedding", init, shape, self.dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return self.table()[ids_BT].astype(self.dtype)
+        return self.embedding_VD[ids_BT].astype(self.dtype)
 
     def table(self) -> jax.Array:
-        """What is looked up in and a tied head multiplies with, [V, D]; float32, or `dtype` on several devices."""
-        return axes.used(self.embedding_VD, (*self.path, "embedding"), self.dtype)
+        """What a tied head multiplies with, [V, D]; float32, or in `dtype` where it was gathered."""
+        return self.embedding_VD
 
 
 class Head(nn.Module):
@@ -140,10 +133,9 @@ class Head(nn.Module):
 
     def setup(self) -> None:
         """Declares the kernel [D, V]."""
-        self.kernel = self.param(
-            "kernel", nn.initializers.normal(self.init_std), (self.width, self.vocabulary), jnp.float32
-        )
+        init, shape = nn.initializers.normal(self.init_std), (self.width, self.vocabulary)
+        self.kernel = axes.parameter(self, "kernel", init, shape, self.dtype)
 
     def table(self) -> jax.Array:
         """The matrix as a tied head's, [V, D]."""
-        return axes.used(self.kernel, (*self.path, "kernel"), self.dtype).T
+        return self.kernel.T

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import PartitionSpec as P
 
 from gptjax.models import axes
 from gptjax.models.kernels import KERNELS
@@ -66,12 +65,10 @@ class ExpertLinear(nn.Module):
     def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
         """kernel_EDF and bias_EF for inputs of D = `width`; None for a bias where there is none."""
         shape = (self.experts, width, self.features)
-        kernel_EDF = self.param("kernel", nn.initializers.normal(self.init_std), shape, jnp.float32)
-        kernel_EDF = axes.used(kernel_EDF, (*self.path, "kernel"), self.dtype)
+        kernel_EDF = axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
         if not self.use_bias:
             return kernel_EDF, None
-        bias_EF = self.param("bias", nn.initializers.zeros, (self.experts, self.features), jnp.float32)
-        return kernel_EDF, axes.used(bias_EF, (*self.path, "bias"), self.dtype)
+        return kernel_EDF, axes.parameter(self, "bias", nn.initializers.zeros, (self.experts, self.features))
 
 
 def route(scores_NE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -97,12 +94,13 @@ def load_balance(scores_NE: jax.Array, expert_Nk: jax.Array) -> jax.Array:
     """
     E = scores_NE.shape[-1]
     chosen_E = jax.nn.one_hot(expert_Nk, E).mean(range(expert_Nk.ndim))
-    return E * jnp.sum(chosen_E * jax.nn.softmax(scores_NE, axis=-1).mean(range(scores_NE.ndim - 1)))
+    likely_E = jax.nn.softmax(scores_NE, axis=-1).mean(range(scores_NE.ndim - 1))
+    return E * jnp.sum(axes.mean_of_rows(chosen_E) * axes.mean_of_rows(likely_E))
 
 
 def router_z(scores_NE: jax.Array) -> jax.Array:
     """Mean over tokens of (log of the sum of exp(logits))^2 (arXiv 2202.08906 eq. 5), which keeps logits small."""
-    return jnp.mean(jax.nn.logsumexp(scores_NE, axis=-1) ** 2)
+    return axes.mean_of_rows(jnp.mean(jax.nn.logsumexp(scores_NE, axis=-1) ** 2))
 
 
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]  # of each linear layer of some experts, by its name
@@ -132,9 +130,9 @@ def through_experts(
         kernel_EDF, bias_EF = weights[name]
 
         def rows(x_MD: jax.Array) -> jax.Array:
-            y_MF = jax.lax.ragged_dot(x_MD.astype(kernel_EDF.dtype), kernel_EDF, sizes_E)
+            y_MF = jax.lax.ragged_dot(x_MD, kernel_EDF.astype(x_MD.dtype), sizes_E)
             y_MF = add(y_MF) if name == "down" else y_MF
-            return y_MF if bias_EF is None else y_MF + bias_EF[expert_M[order]]
+            return y_MF if bias_EF is None else y_MF + bias_EF.astype(y_MF.dtype)[expert_M[order]]
 
         return rows
 
@@ -151,28 +149,21 @@ def divided_among_devices(layout: axes.Layout, x: Any, expert: Any, share: Any, 
     and give each device the sums of its own tokens: no token is dropped, however uneven the choices are.
     """
     (among,), columns = layout.computed["E"], layout.computed["F"]
-    if x.shape[0] % layout.devices(layout.computed["B"]):
-        raise ValueError(f"{x.shape[0]} rows cannot be divided among the devices")
+    apart, narrow = layout.is_divided((among,)), layout.is_divided(columns)
 
-    def spec(letters: str, array: jax.Array) -> P:
-        return layout.sharding(letters, array.shape, layout.computed).spec
-
-    def local(x: Any, expert: Any, share: Any, weights: Weights) -> jax.Array:
+    def own(x: Any, expert: Any, share: Any, weights: Weights) -> jax.Array:
+        add = partial(jax.lax.psum, axis_name=columns) if narrow else lambda y: y
+        if not apart:
+            return through_experts(x, expert, share, weights, config, 0, add)
         x, expert, share = (jax.lax.all_gather(a, among, tiled=True) for a in (x, expert, share))
         first = jax.lax.axis_index(among) * weights["up"][0].shape[0]
-        add = partial(jax.lax.psum, axis_name=columns)
         y_BTD = through_experts(x, expert, share, weights, config, first, add)
         return jax.lax.psum_scatter(y_BTD, among, tiled=True)
 
-    letters = {"up": ("EDF", "EF"), "gate": ("EDF", "EF"), "down": ("EFD", "ED")}
-    specs = {
-        name: tuple(None if a is None else spec(of, a) for of, a in zip(letters[name], pair, strict=True))
-        for name, pair in weights.items()
-    }
-    in_specs = spec("BTD", x), spec("BT_", expert), spec("BT_", share), specs
-    return jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=spec("BTD", x))(
-        x, expert, share, weights
-    )
+    bias = config.use_bias
+    out, back = ("EDF", "EF" if bias else None), ("EFD", "ED" if bias else None)
+    letters = {name: back if name == "down" else out for name in weights}
+    return axes.per_device(own, ("BTD", "BT_", "BT_", letters), x, expert, share, weights)
 
 
 class Experts(nn.Module):

@@ -42,7 +42,7 @@ class LearnedPositions(nn.Module):
         if T > context:
             raise ValueError(f"{T} tokens are more than the {context} learned positions")
         init = nn.initializers.normal(self.config.init_std)
-        table_SD = axes.used(self.param("embedding", init, (context, D), jnp.float32), (*self.path, "embedding"))
+        table_SD = axes.parameter(self, "embedding", init, (context, D))
         return x_BTD + rows_at(table_SD, positions, T).astype(x_BTD.dtype)
 
 

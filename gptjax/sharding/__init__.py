@@ -2,14 +2,16 @@
 axis."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax.models.axes import Layout, of_parameter
+from gptjax.models.axes import Layout, of_parameter, placed
+
+Objective = Callable[[Any, Any, jax.Array | None], Any]
 
 # The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -62,12 +64,7 @@ def layout(mesh: Mesh) -> Layout:
 def divided(mesh: Mesh) -> set[str]:
     """What is divided among devices besides rows: "sequences", and the columns of "products"."""
     axes = {"sequences": COMPUTED["T"], "products": COMPUTED["F"]}
-    return {what for what, of_mesh in axes.items() if layout(mesh).devices(of_mesh) > 1}
-
-
-def row_shares(mesh: Mesh) -> int:
-    """Among how many devices the rows of a batch are divided."""
-    return layout(mesh).devices(COMPUTED["B"])
+    return {what for what, of_mesh in axes.items() if layout(mesh).is_divided(of_mesh)}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -75,9 +72,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def of_batch(mesh: Mesh) -> NamedSharding:
-    """Of arrays [B, T]."""
-    return NamedSharding(mesh, P(COMPUTED["B"], COMPUTED["T"]))
+def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Of arrays [B, T], after as many leading axes that are not divided."""
+    return NamedSharding(mesh, P(*(None,) * leading, COMPUTED["B"], COMPUTED["T"]))
 
 
 def of_state(mesh: Mesh, tree: Any) -> Any:
@@ -87,13 +84,48 @@ def of_state(mesh: Mesh, tree: Any) -> Any:
       mesh: of the run.
       tree: arrays or their shapes; what lies under a parameter's path has its axes, and all else is whole everywhere.
     """
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _stored(layout(mesh), tree, AXES))
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
+
+def _stored(there: Layout, tree: Any, among: Sequence[str]) -> Any:
+    def of_leaf(path: Any, leaf: Any) -> P:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        there = layout(mesh)
-        return there.sharding(of_parameter(names, len(leaf.shape)), leaf.shape, there.stored)
+        return there.spec(of_parameter(names, len(leaf.shape)), leaf.shape, there.stored, among)
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def over_rows(objective: Objective, mesh: Mesh) -> Objective:
+    """The objective of whole batches, of which each device works on its own rows.
+
+    What it gives is the sum over the devices; its gradient by the parameters lies as they do. Dropout is drawn apart
+    for each part of the rows, so that it differs between meshes.
+
+    Args:
+      objective: sums by weight, see gptjax.objectives.
+      mesh: on one device it stays as it is.
+    """
+    if mesh.size == 1:
+        return objective
+    there = layout(mesh)
+
+    def local(params: Any, batch: Any, rng: jax.Array | None) -> Any:
+        own = None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(there.rows))
+        with placed(there):
+            return jax.lax.psum(objective(params, batch, own), there.rows)
+
+    def whole(params: Any, batch: Any, rng: jax.Array | None) -> Any:
+        # Without JAX's own account of what differs between devices, which loops over constants do not pass.
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(_stored(there, params, there.rows), P(there.rows), P()),
+            out_specs=P(),
+            axis_names=set(there.rows),
+            check_vma=False,
+        )(params, batch, rng)
+
+    return whole
 
 
 def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
@@ -118,7 +150,7 @@ def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 def own_rows(mesh: Mesh) -> tuple[int, int, int]:
     """(start, end, parts): of a batch cut into that many equal parts, this process's devices hold these in a row."""
-    parts = row_shares(mesh)
+    parts = layout(mesh).devices(COMPUTED["B"])
     where = of_batch(mesh).addressable_devices_indices_map((parts, layout(mesh).devices(COMPUTED["T"])))
     held = sorted(index[0].start or 0 for index in where.values() if index)
     return held[0], held[-1] + 1, parts

@@ -10,24 +10,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import random, sharding
-from gptjax.models import axes, kernels
+from gptjax.models import kernels
 from gptjax.objectives.causal import Objective
 from gptjax.training.state import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def sliced(batch: Any, slices: int) -> Any:
+def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
     """[B, ...] -> [A, B/A, ...], each slice spread over all devices."""
 
     def cut(x: jax.Array) -> jax.Array:
         # Slice a takes rows a, a + A, ...: rows stay on the devices that have them.
-        return axes.constrain(x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1), "_BT")
+        x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, sharding.of_batch(mesh, leading=1))
 
     return jax.tree.map(cut, batch)
 
 
-def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | None, slices: int) -> Any:
+def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
     """The objective's metrics (means over the batch's weight) and the loss's gradient, in `slices` added by a scan."""
     weight = batch["weights_BT"].sum()
 
@@ -49,14 +50,16 @@ def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | No
         with jax.named_scope("accumulation"):
             return jax.tree.map(jnp.add, total, found), None
 
-    pieces = sliced(batch, slices)
+    pieces = sliced(batch, slices, mesh)
     shapes = jax.eval_shape(of_slice, jax.tree.map(lambda x: x[0], pieces), rng)
     with jax.named_scope("accumulation"):
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zero, (jnp.arange(slices), pieces))[0]
 
 
-def loss_of_slice(objective: Objective, batch: Any, rng: jax.Array | None, slices: int) -> Callable[[Any], jax.Array]:
+def loss_of_slice(
+    objective: Objective, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh
+) -> Callable[[Any], jax.Array]:
     """The mean loss over the batch's first slice as a function of the parameters, for optimizers that ask for more
     than a gradient (as arXiv 2305.14342 section 2.3 does of a part of the batch). Costs nothing where it is not called.
     """
@@ -64,7 +67,7 @@ def loss_of_slice(objective: Objective, batch: Any, rng: jax.Array | None, slice
     def mean(params: Any) -> jax.Array:
         piece, own = batch, rng
         if slices > 1:
-            piece = jax.tree.map(lambda x: x[0], sliced(batch, slices))
+            piece = jax.tree.map(lambda x: x[0], sliced(batch, slices, mesh))
             own = None if rng is None else jax.random.fold_in(rng, 0)
         # By the whole batch's weight, since a slice may have none.
         return objective(params, piece, own)[0] * slices / batch["weights_BT"].sum()
@@ -85,7 +88,7 @@ def train_step(
     Args:
       objective: see gptjax.objectives.
       optimizer: turns a mean gradient into an update; it is told `obj_fn`, see `loss_of_slice`.
-      mesh: on which the model, state and batches are laid out.
+      mesh: where state and batches lie.
       seed: of the run; dropout at a step is a function of both.
       dropout: whether the objective gets a random key.
       slices: A, how many pieces of the batch are differentiated one after the other.
@@ -94,14 +97,12 @@ def train_step(
       `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        with axes.placed(sharding.layout(mesh)):
-            return placed(state, batch)
+    objective = sharding.over_rows(objective, mesh)
 
-    def placed(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = random.key(seed, "dropout", state.step) if dropout else None
-        metrics, grads = gradients(objective, state.params, batch, rng, slices)
-        loss = loss_of_slice(objective, batch, rng, slices)
+        metrics, grads = gradients(objective, state.params, batch, rng, slices, mesh)
+        loss = loss_of_slice(objective, batch, rng, slices, mesh)
         with jax.named_scope("optimizer"):  # by which profiles and cost tables know its operations
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, obj_fn=loss)
             params = optax.apply_updates(state.params, updates)

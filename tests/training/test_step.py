@@ -66,7 +66,7 @@ def test_what_an_optimizer_may_differentiate_is_the_mean_loss_of_one_slice(slice
     first = {name: rows[::slices] for name, rows in batch.items()}
     got, expected = jax.jit(
         lambda batch: (
-            loss_of_slice(objective, batch, None, slices)(state.params),
+            loss_of_slice(objective, batch, None, slices, mesh)(state.params),
             objective(state.params, first, None)[0] / (batch["weights_BT"].sum() / slices),
         )
     )(batch)
