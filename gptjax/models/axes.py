@@ -75,6 +75,23 @@ class Layout(NamedTuple):
         """How many devices, along these axes of the mesh, an axis would be divided among."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
 
+    def per_device(self, f: Callable[..., jax.Array], letters: Any, *arrays: Any) -> jax.Array:
+        """`f` of what each device has of the arrays, axes inside a row included: so collectives leave those alone.
+
+        Args:
+          f: gives an array with the axes of its first argument.
+          letters: the axes of each argument, a tree like them.
+          arrays: its arguments.
+        """
+        if not self.inner:
+            return f(*arrays)
+
+        def spec(letters: str, array: jax.Array) -> P:
+            return self.spec(letters, array.shape, self.computed, self.inner)
+
+        specs, names = jax.tree.map(spec, letters, arrays), set(self.inner)
+        return jax.shard_map(f, in_specs=specs, out_specs=specs[0], axis_names=names, check_vma=False)(*arrays)
+
 
 _placed: ContextVar[Layout | None] = ContextVar("placed", default=None)
 
@@ -100,26 +117,6 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     if layout is None or not layout.inner:
         return x
     return jax.lax.with_sharding_constraint(x, layout.spec(letters, x.shape, layout.computed, layout.inner))
-
-
-def per_device(f: Callable[..., jax.Array], letters: Any, *arrays: Any) -> jax.Array:
-    """`f` of what each device has of the arrays, axes inside a row included; so that collectives leave those alone.
-
-    Args:
-      f: gives an array with the axes of its first argument.
-      letters: the axes of each argument, a tree like it.
-      arrays: its arguments.
-    """
-    layout = current()
-    if layout is None or not layout.inner:
-        return f(*arrays)
-
-    def spec(letters: str, array: jax.Array) -> P:
-        return layout.spec(letters, array.shape, layout.computed, layout.inner)
-
-    specs = tuple(jax.tree.map(spec, letters, arrays))
-    names = set(layout.inner)
-    return jax.shard_map(f, in_specs=specs, out_specs=specs[0], axis_names=names, check_vma=False)(*arrays)
 
 
 def mean_of_rows(x: jax.Array) -> jax.Array:
@@ -168,26 +165,28 @@ def parameter(
     for axis, letter in enumerate(letters):
         apart = set(layout.stored.get(letter, ())) - set(layout.computed.get(letter, ()))
         for mesh_axis in layout.mesh.axis_names:
-            if mesh_axis in apart and layout.mesh.shape[mesh_axis] > 1:
-                value = _gathered(value, letters, mesh_axis, axis, dtype or "float32")
+            if mesh_axis in apart and layout.is_divided((mesh_axis,)):
+                gather = partial(jax.lax.all_gather, axis_name=mesh_axis, axis=axis, tiled=True)
+                scatter = partial(jax.lax.psum_scatter, axis_name=mesh_axis, scatter_dimension=axis, tiled=True)
+                moves = (partial(layout.per_device, move, (letters,)) for move in (gather, scatter))
+                value = _gathered(value, *moves, dtype or "float32")
     return constrain(value, letters)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gathered(parameter: jax.Array, letters: str, mesh_axis: str, axis: int, dtype: str) -> jax.Array:
-    gather = partial(jax.lax.all_gather, axis_name=mesh_axis, axis=axis, tiled=True)
-    return per_device(gather, (letters,), parameter.astype(dtype))
+Move = Callable[[jax.Array], jax.Array]
 
 
-def _forward(parameter: jax.Array, letters: str, mesh_axis: str, axis: int, dtype: str) -> tuple[jax.Array, None]:
-    return _gathered(parameter, letters, mesh_axis, axis, dtype), None
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> jax.Array:
+    return gather(parameter.astype(dtype))
 
 
-def _backward(
-    letters: str, mesh_axis: str, axis: int, dtype: str, saved: None, gradient: jax.Array
-) -> tuple[jax.Array]:
-    scatter = partial(jax.lax.psum_scatter, axis_name=mesh_axis, scatter_dimension=axis, tiled=True)
-    return (per_device(scatter, (letters,), gradient.astype(jnp.float32)),)
+def _forward(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> tuple[jax.Array, None]:
+    return _gathered(parameter, gather, scatter, dtype), None
+
+
+def _backward(gather: Move, scatter: Move, dtype: str, saved: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (scatter(gradient.astype(jnp.float32)),)
 
 
 _gathered.defvjp(_forward, _backward)

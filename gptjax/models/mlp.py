@@ -163,7 +163,7 @@ def divided_among_devices(layout: axes.Layout, x: Any, expert: Any, share: Any, 
     bias = config.use_bias
     out, back = ("EDF", "EF" if bias else None), ("EFD", "ED" if bias else None)
     letters = {name: back if name == "down" else out for name in weights}
-    return axes.per_device(own, ("BTD", "BT_", "BT_", letters), x, expert, share, weights)
+    return layout.per_device(own, ("BTD", "BT_", "BT_", letters), x, expert, share, weights)
 
 
 class Experts(nn.Module):
