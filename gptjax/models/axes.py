@@ -75,13 +75,14 @@ class Layout(NamedTuple):
         """How many devices, along these axes of the mesh, an axis would be divided among."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
 
-    def per_device(self, f: Callable[..., jax.Array], letters: Any, *arrays: Any) -> jax.Array:
+    def per_device(self, f: Callable[..., jax.Array], letters: Any, *arrays: Any, out: Any = None) -> jax.Array:
         """`f` of what each device has of the arrays, axes inside a row included: so collectives leave those alone.
 
         Args:
-          f: gives an array with the axes of its first argument.
+          f: of as many arrays.
           letters: the axes of each argument, a tree like them.
           arrays: its arguments.
+          out: (letters, shape) of what it gives; None: as of its first argument.
         """
         if not self.inner:
             return f(*arrays)
@@ -90,7 +91,8 @@ class Layout(NamedTuple):
             return self.spec(letters, array.shape, self.computed, self.inner)
 
         specs, names = jax.tree.map(spec, letters, arrays), set(self.inner)
-        return jax.shard_map(f, in_specs=specs, out_specs=specs[0], axis_names=names, check_vma=False)(*arrays)
+        there = self.spec(*out, self.computed, self.inner) if out else specs[0]
+        return jax.shard_map(f, in_specs=specs, out_specs=there, axis_names=names, check_vma=False)(*arrays)
 
 
 _placed: ContextVar[Layout | None] = ContextVar("placed", default=None)
@@ -117,6 +119,24 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     if layout is None or not layout.inner:
         return x
     return jax.lax.with_sharding_constraint(x, layout.spec(letters, x.shape, layout.computed, layout.inner))
+
+
+def looked_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """table_VD[ids_BT], [B, T, D]; where devices divide the words among them, each adds those that it has."""
+    layout = current()
+    if layout is None or not layout.inner:
+        return table_VD[ids_BT]
+    (V, D), among = table_VD.shape, layout.computed["V"]
+
+    def own(table_vD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+        v = table_vD.shape[0]
+        if v == V:
+            return table_vD[ids_BT]
+        ids_BT = ids_BT - v * jax.lax.axis_index(among)
+        here = (ids_BT >= 0) & (ids_BT < v)
+        return jax.lax.psum(jnp.where(here[..., None], table_vD[jnp.clip(ids_BT, 0, v - 1)], 0), among)
+
+    return layout.per_device(own, ("VD", "BT"), table_VD, ids_BT, out=("BTD", (*ids_BT.shape, D)))
 
 
 def mean_of_rows(x: jax.Array) -> jax.Array:

@@ -116,7 +116,7 @@ class TokenEmbedding(nn.Module):
         self.embedding_VD = axes.parameter(self, "embedding", init, shape, self.dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return self.embedding_VD[ids_BT].astype(self.dtype)
+        return axes.looked_up(self.embedding_VD, ids_BT).astype(self.dtype)
 
     def table(self) -> jax.Array:
         """What a tied head multiplies with, [V, D]; float32, or in `dtype` where it was gathered."""

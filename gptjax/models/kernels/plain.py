@@ -145,5 +145,6 @@ def cross_entropy(
       cap: of the logits; 0 for none.
     """
     logits_BTV = unembed(x_BTD, table_VD, cap)
-    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    # Not by an index: that way words can be divided among devices.
+    chosen_BT = jnp.sum(logits_BTV, axis=-1, where=jnp.arange(table_VD.shape[0]) == targets_BT[..., None])
     return jnp.sum((jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT) * weights_BT)

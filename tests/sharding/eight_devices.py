@@ -1,0 +1,98 @@
+"""Trains tiny models on 8 virtual CPU devices and prints what came, a line a mesh: run by test_mesh.py in a process of
+its own, because the number of devices is chosen once."""
+
+import json
+import os
+import re
+import sys
+
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+sys.path.insert(0, "tests")
+
+import jax
+import numpy as np
+from conftest import tiny_config  # before jax: it says how much to optimise
+
+from gptjax import config as configs
+from gptjax import models, optim, sharding
+from gptjax.objectives.causal import causal
+from gptjax.sharding import checks
+from gptjax.training.job import CHOICES
+from gptjax.training.state import initial
+from gptjax.training.step import of_config
+
+MODEL = dict(model_heads=4, model_width=32, optimizer_learning_rate=1e-3, data_batch_size=16, train_steps=20)
+EXPERTS = MODEL | dict(model_mlp="experts")
+LLAMA = MODEL | dict(
+    model_kv_heads=2, model_positions="rotary", model_norm="rmsnorm", model_activation="swiglu", model_tied_head=False,
+    model_scan_layers=True, model_remat="full", train_grad_accumulation=2,
+)  # fmt: skip
+BFLOAT16 = MODEL | dict(train_dtype="bfloat16")
+MESHES = {
+    "one": (MODEL, dict(data=1)),
+    "data": (MODEL, dict(data=8)),
+    "fsdp": (MODEL, dict(data=1, fsdp=8)),
+    "tensor": (MODEL, dict(data=1, fsdp=4, tensor=2)),
+    "hybrid": (MODEL, dict(data=2, fsdp=2, tensor=2)),
+    "context": (MODEL, dict(data=2, context=4)),
+    "experts, one": (EXPERTS, dict(data=1)),
+    "experts, data": (EXPERTS, dict(data=8)),
+    "experts, expert": (EXPERTS, dict(data=2, expert=4)),
+    "experts, all": (EXPERTS, dict(data=1, fsdp=2, expert=2, tensor=2)),
+    "llama, one": (LLAMA, dict(data=1)),
+    "llama, fsdp": (LLAMA, dict(data=2, fsdp=4)),
+    "llama, all": (LLAMA, dict(data=1, fsdp=2, context=2, tensor=2)),
+    "bfloat16, one": (BFLOAT16, dict(data=1)),
+    "bfloat16, fsdp": (BFLOAT16, dict(data=1, fsdp=4, tensor=2)),
+}
+COLLECTIVE = re.compile(
+    r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def collectives(text):
+    """[name, shapes of what it gives, the layer's or parameter's path] of each in the program."""
+    found = []
+    for line in text.splitlines():
+        match = COLLECTIVE.search(line)
+        if match:
+            shapes = [[int(n) for n in dims.split(",") if n] for dims in re.findall(r"\w\[([\d,]*)\]", match[1])]
+            found.append([match[2], shapes, (re.findall(r'op_name="([^"]*)"', line) or [""])[0]])
+    return found
+
+
+def trained(changes, sizes):
+    """20 steps; every figure the tests ask for."""
+    config = configs.with_vocabulary(tiny_config(**changes), 264)
+    config = config.copy_and_resolve_references().unlock()
+    config.mesh.update(sizes)
+    configs.check(config, CHOICES, checks.problems(config, 8))
+    mesh = sharding.make_mesh(**config.mesh)
+    model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
+    optimizer = optim.optimizer(config)
+
+    def start():
+        return initial(model, optimizer, 0)
+
+    state = jax.jit(start, out_shardings=sharding.of_state(mesh, jax.eval_shape(start)))()
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    held = {
+        jax.tree_util.keystr(path): [leaf.nbytes, *sorted({shard.data.nbytes for shard in leaf.addressable_shards})]
+        for path, leaf in leaves
+    }
+    rng, losses, step = np.random.default_rng(0), [], None
+    for _ in range(20):
+        ids = rng.integers(0, 264, (16, 17), np.int32)
+        weights = (rng.random((16, 16)) < 0.7).astype("f")
+        batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": weights}
+        batch = sharding.place(batch, mesh)
+        step = step or of_config(config, causal(model), optimizer, mesh, state).lower(state, batch).compile()
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    stays = all(leaf.sharding == there for (_, leaf), there in zip(leaves, jax.tree.leaves(step.input_shardings[0][0])))
+    return {"losses": losses, "held": held, "collectives": collectives(step.as_text()), "stays": stays}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or MESHES:
+        print(json.dumps([name, trained(*MESHES[name])]), flush=True)

@@ -1,0 +1,127 @@
+"""Meshes: the same losses on all of them, memory that is shared out, and the collectives that each should have."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def runs():
+    done = subprocess.run(
+        [sys.executable, "tests/sharding/eight_devices.py"], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+def names(run):
+    return {name for name, _, _ in run["collectives"]}
+
+
+def of_more_than_scalars(run, name):
+    """[[shape, where], ...] of the results of one kind of collective that are not single numbers."""
+    return [
+        (shape, where)
+        for found, shapes, where in run["collectives"]
+        if found == name
+        for shape in shapes
+        if math.prod(shape) > 1
+    ]
+
+
+@pytest.mark.parametrize("family", ["", "experts, ", "llama, "])
+def test_every_mesh_gives_the_same_losses(runs, family):
+    of_family = [name for name in runs if name.startswith(family) and (family or "," not in name)]
+    assert len(of_family) > 2
+    alone = runs[f"{family}one"]["losses"]
+    assert alone[-1] < alone[0] and len(alone) == 20
+    for name in of_family:
+        np.testing.assert_allclose(runs[name]["losses"], alone, rtol=1e-5, err_msg=name)
+
+
+def test_in_bfloat16_losses_are_near(runs):
+    np.testing.assert_allclose(runs["bfloat16, fsdp"]["losses"], runs["bfloat16, one"]["losses"], rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "name, parts",
+    [("fsdp", {"kernel": 8, "embedding": 8, "scale": 8}), ("tensor", {"kernel": 8, "scale": 4}), ("data", {"": 1})],
+)
+def test_what_is_divided_takes_a_share_of_the_bytes(runs, name, parts):
+    """Parameters and what the optimizer keeps of them; each device holds as much."""
+    found = set()
+    for path, (whole, *held) in runs[name]["held"].items():
+        for kind, share in parts.items():
+            if kind in path and whole > 4:
+                assert held == [whole // share], path
+                found.add("params" if path.startswith(".params") else "optimizer")
+    assert found == {"params", "optimizer"}
+
+
+def test_experts_are_divided_and_the_rest_is_not(runs):
+    for path, (whole, *held) in runs["experts, expert"]["held"].items():
+        assert held == [whole // (4 if "['mlp']" in path and "router" not in path else 1)], path
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "context", "experts, expert", "llama, all"])
+def test_the_state_stays_where_it_is(runs, name):
+    assert runs[name]["stays"]
+
+
+def test_pure_data_parallel_only_adds_up(runs):
+    assert names(runs["data"]) == {"all-reduce"}
+    assert names(runs["experts, data"]) == {"all-reduce"}
+    assert names(runs["one"]) == set()
+
+
+def test_fsdp_gathers_each_parameter_once_where_it_is_used_and_scatters_its_gradient(runs):
+    run = runs["fsdp"]
+    assert names(run) == {"all-gather", "reduce-scatter", "all-reduce"}
+    params = [path for path in run["held"] if path.startswith(".params")]
+    gathered, scattered = of_more_than_scalars(run, "all-gather"), of_more_than_scalars(run, "reduce-scatter")
+    assert len(gathered) == len(scattered) == len(params)
+    assert not of_more_than_scalars(run, "all-reduce"), "gradients are not added up whole"
+    for _, where in gathered:
+        assert "GPT.read" in where, "within the module that it belongs to"
+
+
+def test_scanned_layers_are_gathered_one_at_a_time(runs):
+    run = runs["llama, fsdp"]
+    stacked = {tuple([2, *shape]) for shape, where in of_more_than_scalars(run, "all-gather") if "blocks" in where}
+    assert len(stacked) >= 4
+    assert not stacked & {tuple(shape) for shape, _ in of_more_than_scalars(run, "all-gather")}
+    weights = [where for shape, where in of_more_than_scalars(run, "reduce-scatter") if "blocks" in where]
+    assert len(weights) == 6, "four matrices and two norms of the one compiled block"
+
+
+def test_tensor_parallel_adds_up_activations_and_gathers_no_parameter_more_than_fsdp_does(runs):
+    run = runs["tensor"]
+    params = [path for path in run["held"] if path.startswith(".params")]
+    assert (
+        len(of_more_than_scalars(run, "all-gather")) == len(of_more_than_scalars(run, "reduce-scatter")) == len(params)
+    )
+    of_width = [where for shape, where in of_more_than_scalars(run, "all-reduce") if shape == [4, 16, 32]]
+    forward = [where for where in of_width if "transpose(" not in where and "block_" in where]
+    backward = [where for where in of_width if "transpose(" in where and "block_" in where]
+    assert len(forward) == len(backward) == 4, "one after attention and one after the MLP of each layer, both ways"
+    assert "all-to-all" not in names(run) and "collective-permute" not in names(run)
+
+
+def test_context_parallel_gathers_keys_and_values_and_no_parameter(runs):
+    gathered = of_more_than_scalars(runs["context"], "all-gather")
+    keys_and_values = [shape for shape, where in gathered if "attention/sharding_constraint" in where]
+    assert keys_and_values == [[8, 16, 4, 8]] * 4
+    assert not any("kernel" in where or "mlp" in where for _, where in gathered)
+
+
+def test_experts_exchange_tokens_and_not_parameters(runs):
+    run = runs["experts, expert"]
+    assert names(run) == {"all-gather", "reduce-scatter", "all-reduce"}
+    for shape, where in [*of_more_than_scalars(run, "all-gather"), *of_more_than_scalars(run, "reduce-scatter")]:
+        assert "mlp" in where and shape[1] == 16 and shape[0] in (2, 8), (shape, where)
