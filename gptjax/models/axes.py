@@ -75,7 +75,9 @@ class Layout(NamedTuple):
         """How many devices, along these axes of the mesh, an axis would be divided among."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
 
-    def per_device(self, f: Callable[..., jax.Array], letters: Any, *arrays: Any, out: Any = None) -> jax.Array:
+    def per_device(
+        self, f: Callable[..., jax.Array], letters: Any, *arrays: Any, out: tuple[str, Sequence[int]] | None = None
+    ) -> jax.Array:
         """`f` of what each device has of the arrays, axes inside a row included: so collectives leave those alone.
 
         Args:
@@ -91,7 +93,7 @@ class Layout(NamedTuple):
             return self.spec(letters, array.shape, self.computed, self.inner)
 
         specs, names = jax.tree.map(spec, letters, arrays), set(self.inner)
-        there = self.spec(*out, self.computed, self.inner) if out else specs[0]
+        there = self.spec(out[0], out[1], self.computed, self.inner) if out else specs[0]
         return jax.shard_map(f, in_specs=specs, out_specs=there, axis_names=names, check_vma=False)(*arrays)
 
 

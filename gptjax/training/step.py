@@ -121,7 +121,7 @@ def of_config(
     """
     c = config
     dropout, slices = c.model.dropout > 0, c.train.grad_accumulation
-    options = kernels.compiler_options(c.model, c.train.dtype)
+    options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
     return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices), mesh, shapes, options)
 
 
