@@ -27,7 +27,7 @@ from train_step import machine, versions
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
-STEPS, EVERY = 2000, 20
+STEPS, EVERY = 2000, 40
 SETTINGS = {
     "data.path": argparse.__file__,  # some text that every machine has
     "data.tokenizer": "bytes",
@@ -105,9 +105,9 @@ def one_round(workdir: Path, rng: random.Random, left: int) -> str:
         sys.exit(f"bench: the run ended by itself with code {running.returncode}:\n{err}")
     if running.returncode == 0:
         return "finished"
-    if being_written(workdir):
-        return "while a checkpoint was written"
-    return "in training" if "first step" in err else "before the first step"
+    if "first step" not in err:
+        return "before the first step"  # whatever the process before it left
+    return "while a checkpoint was written" if being_written(workdir) else "in training"
 
 
 def _trained(workdir: Path, began: float, target: float) -> bool:
