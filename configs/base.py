@@ -102,6 +102,7 @@ def get_config() -> ConfigDict:
     train.objective = "causal"  # one of gptjax.objectives.OBJECTIVES
     train.steps = 1100  # optimizer steps
     train.grad_accumulation = 1  # slices of a batch whose gradients are added up before the optimizer's step
+    train.hang_minutes = 30.0  # without progress, after which a process ends so that it is started again; 0: never
     train.dtype = "float32"  # of the arithmetic, float32 or bfloat16; parameters are float32 always
 
     config.mesh = mesh = ConfigDict()

@@ -1,16 +1,18 @@
 """What every command shares: its parser, one-line errors with their exit codes, and the start of the machinery.
 
-Exit codes: 0 done, 2 the user can mend it, 3 training diverged, 130 interrupted. Imports nothing heavy, so that a
-misspelt flag is answered at once.
+Exit codes: 0 done, 2 the user can mend it, 3 training diverged, 130 or 143 interrupted (SIGINT, SIGTERM). Imports
+nothing heavy, so that a misspelt flag is answered at once.
 """
 
 import argparse
 import errno
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from gptjax.config import Diverged, UserError
+from gptjax.config import Diverged, Interrupted, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,14 +31,16 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command's `main(argv)` and leaves with its exit code; what a person can mend is one line on stderr."""
     code, message = 0, ""
     try:
-        main(sys.argv[1:])
-        sys.stdout.flush()
+        with interruptible():
+            main(sys.argv[1:])
+            sys.stdout.flush()
     except UserError as error:
         code, message = 2, str(error)
     except Diverged as error:
         code, message = 3, str(error)
     except KeyboardInterrupt as error:
-        code, message = 130, str(error) or "interrupted"
+        interrupted = Interrupted.after(error, str(error) or "interrupted")
+        code, message = 128 + interrupted.number, str(interrupted)
     except BrokenPipeError:
         sys.stdout = None  # whoever read our output has gone; there is nobody to tell
     except Exception as error:
@@ -47,6 +51,21 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     if message:
         print(f"gptjax: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Interrupted during the block, even where whoever started us has them ignored."""
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def machine_trouble(error: BaseException) -> str:

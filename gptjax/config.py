@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,24 @@ class CheckpointError(UserError):
 
 class Diverged(Exception):
     """Training met a loss that is not finite; a command prints it as one line and exits with code 3."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to leave; a command prints the message and exits with code 128 + the signal's number.
+
+    Args:
+      number: of the signal.
+      message: for the person.
+    """
+
+    def __init__(self, number: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.number = number
+
+    @classmethod
+    def after(cls, error: KeyboardInterrupt, message: str) -> "Interrupted":
+        """The same signal's, with a message."""
+        return cls(error.number if isinstance(error, Interrupted) else signal.SIGINT, message)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -331,7 +350,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 # What does not change which parameters a run ends with may differ when it goes on.
-FREE = ("log.", "checkpoint.", "eval.", "sample.", "data.prefetch")
+FREE = ("log.", "checkpoint.", "eval.", "sample.", "data.prefetch", "train.hang_minutes")
 # What may change for the steps that are left, and is written down (gptjax.workdir).
 FREE_FROM_HERE = ("data.mixture", "data.temperature")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax import command
-from gptjax.config import ConfigError
+from gptjax.config import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from gptjax.data.preparing import Settings
@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> None:
     workers = flags.workers or os.cpu_count() or 1
     try:
         found = preparing.prepare(settings(flags), flags.output, workers, flags.restart)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on where the newest shard ends") from None
+    except KeyboardInterrupt as error:
+        raise Interrupted.after(error, "interrupted; the same command goes on where the newest shard ends") from None
     if flags.json:
         print(json.dumps(found))
         return

@@ -73,9 +73,26 @@ def _readable(workdir: Path, summary: dict[str, Any]) -> str:
 held-out loss   {summary["val_loss"]:.4f} nats per token
 bits per byte   {bits:.3f}   (gzip -9: {gzip:.3f}, xz -9: {xz:.3f}; {abs(1 - bits / xz):.0%} {order} than xz)
 trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {rate:,.0f} tokens/s
+time            {_times(summary)}
 parameters      {summary["parameters"]:,}
 files           {workdir}/ config.json metrics.jsonl summary.json loss.png samples.txt tokenizer/ checkpoints/
 go on with      python -m gptjax.generate --workdir={workdir} --prompt={shlex.quote(prompt)}"""
+
+
+def _times(summary: dict[str, Any]) -> str:
+    """Where the time went: kinds of a second or more."""
+    from gptjax.console import duration
+    from gptjax.training.goodput import ALIVE, DOWN
+
+    if "goodput" not in summary:
+        return "not recorded"
+
+    def each(kind: str) -> str:
+        seconds = summary[f"time/{kind}"]
+        share = f" ({summary['goodput']:.0%})" if kind == "step" else ""
+        return f"{kind} {f'{seconds:.0f} s' if seconds < 60 else duration(seconds)}{share}"
+
+    return ", ".join(each(kind) for kind in (*ALIVE, DOWN) if kind == "step" or summary[f"time/{kind}"] >= 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A run is a directory: how it begins, is claimed by one config and one process, and is read. Knows no model.
 
 config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json  profile/
+clock.json while it is unfinished; hang.txt where it hung
 """
 
 import fcntl

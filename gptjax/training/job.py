@@ -1,6 +1,5 @@
 """What a run is made of, put together from its config before the first step: data, model, objective, optimizer."""
 
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from gptjax.evals import held_out
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
 from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.writers import WRITERS, read_metrics
+from gptjax.training.goodput import Clock
+from gptjax.training.writers import WRITERS
 
 # What keys of a config choose among, by key.
 CHOICES = models.CHOICES | {
@@ -42,8 +42,7 @@ class Job(NamedTuple):
     config: ConfigDict
     workdir: Path
     origin: Path | None  # the run whose parameters this one begins with
-    started: float  # time.monotonic() when the command began
-    spent: float  # seconds of earlier sessions of the run
+    clock: Clock  # where the run's wall time goes
     data: data.Data
     mesh: Mesh
     model: nn.Module
@@ -54,10 +53,6 @@ class Job(NamedTuple):
     train_batches: batches.Batches
     eval_batches: batches.EvalBatches
     sample_settings: decoding.Settings
-
-    def seconds(self) -> float:
-        """Wall time of the run so far, earlier sessions included."""
-        return self.spent + time.monotonic() - self.started
 
     def held_out_loss(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
         """Loss over some batches of held-out text, as gptjax.evals.held_out.loss_of gives it."""
@@ -111,8 +106,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         config=config,
         workdir=workdir,
         origin=origin,
-        started=started,
-        spent=max([line["seconds"] for line in read_metrics(workdir)], default=0.0),
+        clock=Clock(started),
         data=loaded,
         mesh=mesh,
         model=model,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from ml_collections import ConfigDict
@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax import console, data, models, optim, random, sharding, wakeful
 from gptjax import workdir as workdirs
+from gptjax.config import Interrupted
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
 from gptjax.sharding import checks
-from gptjax.training import metrics, profile, report
+from gptjax.training import goodput, interrupts, metrics, profile, report, watchdog
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
@@ -46,6 +47,7 @@ def train(
     Raises:
       ConfigError, DataError, CheckpointError: what the user can mend; nothing is written then.
       Diverged: the loss is not finite any more.
+      Interrupted: by a signal; the step in hand is saved.
     """
     started = time.monotonic() if started is None else started
     origin = workdirs.origin(config, workdir)
@@ -63,14 +65,19 @@ def train(
         return summary
     job = make_job(config, workdir, started, origin)
     with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-        state = begin(job, checkpoints)
         try:
-            state = take_steps(job, state, checkpoints, on_line)
-        except KeyboardInterrupt:
-            saved = checkpoints.latest() or 0
-            raise KeyboardInterrupt(f"interrupted; the same command goes on at step {saved}") from None
-        checkpoints.wait()
-        return finish(job, state)
+            state = begin(job, checkpoints)
+            with goodput.kept(job.clock, workdir, int(state.step), jax.process_index() == 0):
+                with interrupts.noted() as asked:
+                    state = take_steps(job, state, checkpoints, on_line, asked)
+                with job.clock.during("save"):
+                    checkpoints.wait()
+                with job.clock.during("finish"):
+                    return finish(job, state)
+        except KeyboardInterrupt as error:
+            saved = checkpoints.latest()
+            there = f"saved at step {saved:,}; the same command goes on there" if saved else "nothing is saved yet"
+            raise Interrupted.after(error, f"interrupted; {there}") from None
 
 
 def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
@@ -138,13 +145,18 @@ def placed(job: Job, index: int) -> dict[str, jax.Array]:
     return sharding.place(job.train_batches[index], job.mesh)
 
 
-def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine) -> TrainState:
+def take_steps(
+    job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, asked: interrupts.Asked
+) -> TrainState:
     """Every step from the state's to the last, with evaluations, checkpoints and metrics along the way."""
-    c = job.config
+    c, clock = job.config, job.clock
     start, steps = int(state.step), c.train.steps
     if start == steps:
         return state
-    step_fns = compiled_steps(job, state)
+    with clock.during("compile"):
+        step_fns = compiled_steps(job, state)
+    if number := asked(start):
+        raise Interrupted(number)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     with (
         wakeful.wakeful(jax.default_backend() == "cpu"),
@@ -152,26 +164,55 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
         profile.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,
+        watchdog.watched(c.train.hang_minutes, job.workdir / "hang.txt", lambda: clock.kind) as beat,
+        clock.during("step"),
     ):
         for step in range(start + 1, steps + 1):
             with traced(step):
-                with recorder.waiting():
+                with clock.during("data"):
                     batch = next(coming)
                 B, T = batch["inputs_BT"].shape
                 state, values = step_fns[B, T](state, batch)
                 # The numbers of the step before are read while the devices work on this one.
                 recorder.write(recorder.take())
                 recorder.push(step, values)
+            beat()
             evaluates = step % c.eval.every_steps == 0 or step == steps
             saves = step % c.checkpoint.every_steps == 0 or step == steps
             if evaluates or saves:
-                line = recorder.take(due=True)
-                found = job.held_out_loss(optim.answering(state.opt_state, state.params), sample) if evaluates else {}
+                line, found = recorder.take(due=True), {}
+                if evaluates:
+                    with clock.during("eval"):
+                        answering = optim.answering(state.opt_state, state.params)
+                        found = job.held_out_loss(answering, sample, advance=beat)
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
                 if saves:
-                    checkpoints.save(step, state)
-                recorder.restart_clock()
+                    save(job, step, state, checkpoints)
+            if number := asked(step):
+                recorder.write(recorder.take(due=True))
+                leave(number, job, step, state, checkpoints, saves)
     return state
+
+
+def save(job: Job, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
+    """Begins to write a checkpoint."""
+    with job.clock.during("save"):
+        checkpoints.save(step, state)
+    job.clock.mark(step)
+
+
+def leave(number: int, job: Job, step: int, state: TrainState, checkpoints: Checkpoints, saved: bool) -> NoReturn:
+    """Writes a checkpoint of the step in hand, unless it is `saved` already, and leaves for that signal.
+
+    Raises:
+      Interrupted: always.
+    """
+    if not saved:
+        save(job, step, state, checkpoints)
+    with job.clock.during("save"):
+        checkpoints.wait()
+    job.clock.mark(step)
+    raise Interrupted(number)
 
 
 def finish(job: Job, state: TrainState) -> dict[str, Any]:
@@ -179,11 +220,10 @@ def finish(job: Job, state: TrainState) -> dict[str, Any]:
     c = job.config
     params = optim.answering(state.opt_state, state.params)
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
-    with console.bar("reading all held-out text", len(job.eval_batches)) as advance:
+    with console.bar("reading all held-out text", len(job.eval_batches)) as advance, job.clock.during("eval"):
         quality = job.held_out_loss(params, every, advance=advance)
     quality |= held_out.compressors(job.data.held_out_text)
     speaker = decoding.speaker(job.model, params, job.data.tokenizer, c.model.context)
     sample = decoding.generate(speaker, c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))
-    summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality, job.seconds())
-    report.write(job.workdir, summary, c.sample.prompt + sample.text)
-    return summary
+    summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality)
+    return report.write(job.workdir, summary, c.sample.prompt + sample.text, job.clock)

@@ -1,7 +1,6 @@
 """The devices' numbers, one step behind, as lines of metrics: to the writers, the progress bar and a listener."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +12,7 @@ from gptjax import console
 from gptjax.config import Diverged
 from gptjax.data.batches import stage_of
 from gptjax.optim import schedule
-from gptjax.training import metrics, writers
+from gptjax.training import goodput, metrics, writers
 from gptjax.training.job import Job
 from gptjax.training.state import TrainState
 from gptjax.training.writers import Line
@@ -38,7 +37,7 @@ class Recorder:
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.smooth_loss = math.nan
-        self.restart_clock()
+        self.count_anew()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -47,23 +46,16 @@ class Recorder:
         for writer in self.writers:
             writer.close()
 
-    def restart_clock(self) -> None:
-        """What has passed since the newest line does not count as training."""
-        self.tokens, self.flops, self.steps, self.waited, self.since = 0, 0.0, 0, 0.0, time.monotonic()
+    def count_anew(self) -> None:
+        """Begins the rates of the next line."""
+        self.tokens, self.flops, self.steps, self.since = 0, 0.0, 0, self.job.clock.reading()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Waits for the step that was pushed; the block does not count as training."""
         self.write(self.take())
-        yield
-        self.restart_clock()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The block waits for a batch."""
-        start = time.monotonic()
-        yield
-        self.waited += time.monotonic() - start
+        with self.job.clock.during("profile"):
+            yield
 
     def push(self, step: int, values: dict[str, jax.Array]) -> None:
         """Takes a step's metrics, which the devices may still be computing."""
@@ -90,15 +82,17 @@ class Recorder:
         self.steps += 1
         self.flops += tokens * self.flops_per_token[stage.context]
         if math.isnan(self.smooth_loss):
-            console.say(f"first step {time.monotonic() - self.job.started:.1f} s after the start")
+            console.say(f"first step {self.job.clock.session():.1f} s after the start")
             self.smooth_loss = loss
         self.smooth_loss += 0.05 * (loss - self.smooth_loss)
         self.advance(1, step=f"{step:,}/{self.config.train.steps:,}", loss=f"{self.smooth_loss:.3f}")
         if not due and step % self.config.log.every_steps:
             return {}
-        rate = self.tokens / max(time.monotonic() - self.since, 1e-9)
-        flops, waited = self.flops / self.tokens, 1e3 * self.waited / self.steps
-        self.restart_clock()
+        now = self.job.clock.reading()
+        waited, worked = (now[kind] - self.since[kind] for kind in ("data", "step"))
+        rate, flops = self.tokens / max(waited + worked, 1e-9), self.flops / self.tokens
+        wait_ms = 1e3 * waited / self.steps
+        self.count_anew()
         mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.job.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
         own = {f"train/{name}": float(value) for name, value in values.items() if name not in ("loss", "grad_norm")}
@@ -110,14 +104,14 @@ class Recorder:
             "learning_rate": float(self.learning_rates[step - 1]),
             "tokens_per_second": rate,
             "mfu": mfu,
-            "data/wait_ms": waited,
-            "seconds": self.job.seconds(),
+            "data/wait_ms": wait_ms,
         }
 
     def write(self, line: Line) -> None:
-        """Hands a line to the writers, unless it is empty."""
+        """Hands a line to the writers, with where the time went until now, unless it is empty."""
         if not line:
             return
+        line = line | goodput.as_metrics(self.job.clock.reading())
         for writer in self.writers:
             writer.write(line)
         self.on_line(line)

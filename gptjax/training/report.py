@@ -7,6 +7,8 @@ from typing import Any
 
 from gptjax.config import CheckpointError
 from gptjax.files import write_atomic
+from gptjax.training import goodput
+from gptjax.training.goodput import Clock
 from gptjax.training.writers import read_metrics
 
 SUMMARY = "summary.json"
@@ -23,12 +25,11 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is damaged: {error}; delete it to have it made again") from error
 
 
-def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, float], seconds: float) -> dict[str, Any]:
-    """The final figures by name; tokens per second are the median over the lines of metrics.jsonl."""
+def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, float]) -> dict[str, Any]:
+    """The final figures by name, but for the time; tokens per second are the median over the lines of metrics.jsonl."""
     lines = read_metrics(workdir)
     return {
         "steps": steps,
-        "seconds": seconds,
         "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
         "val_loss": quality["loss"],
         "val_bits_per_byte": quality["bits_per_byte"],
@@ -38,11 +39,14 @@ def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, flo
     }
 
 
-def write(workdir: Path, summary: dict[str, Any], sample: str) -> None:
-    """Writes samples.txt, loss.png and, last, summary.json, which says that the run is finished."""
+def write(workdir: Path, summary: dict[str, Any], sample: str, clock: Clock) -> dict[str, Any]:
+    """Writes samples.txt, loss.png and, last, summary.json, which says that the run is finished; returns the latter."""
     write_atomic(workdir / "samples.txt", sample + "\n")
     plot(workdir, summary)
+    reading = clock.reading()
+    summary = summary | goodput.as_metrics(reading) | {"goodput": goodput.goodput(reading)}
     write_atomic(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 def plot(workdir: Path, summary: dict[str, Any]) -> None:
