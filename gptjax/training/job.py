@@ -44,6 +44,7 @@ class Job(NamedTuple):
     origin: Path | None  # the run whose parameters this one begins with
     started: float  # time.monotonic() when the command began
     spent: float  # seconds of earlier sessions of the run
+    resumes_at: int  # the step of the checkpoint that the run goes on from, 0 where it begins
     data: data.Data
     mesh: Mesh
     model: nn.Module
@@ -75,6 +76,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
 
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
+      CheckpointError: all checkpoints of the run are damaged.
     """
     exists = workdirs.is_run(workdir)
     home = workdir if exists else origin
@@ -84,7 +86,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
         workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = (Checkpoints(workdir).latest() or 0) if goes_on else 0
+    step = (Checkpoints(workdir).newest_usable() or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     train_batches = batches.Batches(
@@ -113,6 +115,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         origin=origin,
         started=started,
         spent=max([line["seconds"] for line in read_metrics(workdir)], default=0.0),
+        resumes_at=step,
         data=loaded,
         mesh=mesh,
         model=model,

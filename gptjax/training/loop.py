@@ -22,6 +22,7 @@ from gptjax.training import metrics, profile, report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
+from gptjax.training.saving import Due
 from gptjax.training.state import TrainState, initial, parameter_count, starting_with
 from gptjax.training.step import Step, of_config
 
@@ -60,32 +61,39 @@ def train(
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
         return summary
     job = make_job(config, workdir, started, origin)
-    with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+    with workdirs.lock(workdir), open_checkpoints(job) as checkpoints:
         state = begin(job, checkpoints)
         try:
             state = take_steps(job, state, checkpoints, on_line)
         except KeyboardInterrupt:
+            checkpoints.wait()
             saved = checkpoints.latest() or 0
             raise KeyboardInterrupt(f"interrupted; the same command goes on at step {saved}") from None
-        checkpoints.wait()
         return finish(job, state)
 
 
+def open_checkpoints(job: Job) -> Checkpoints:
+    """The run's checkpoints, to write."""
+    c = job.config.checkpoint
+    return Checkpoints(job.workdir, c.keep, c.keep_every, c.keep_best)
+
+
 def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest checkpoint, or the first one, on the devices."""
+    """The state that the run goes on from, or the first one, on the devices."""
     whole = sharding.replicated(job.mesh)
 
     def start() -> TrainState:
         return initial(job.model, job.optimizer, job.config.seed)
 
-    if checkpoints.latest():
-        state = checkpoints.restore(shapes_on(jax.eval_shape(start), whole))
+    if job.resumes_at:
+        state = checkpoints.restore(shapes_on(jax.eval_shape(start), whole), job.resumes_at)
         console.say(f"resuming   at step {int(state.step):,} of {job.config.train.steps:,}")
     elif job.origin:
         state = begin_from(job.origin, job)
         console.say(f"beginning  with the parameters of {job.origin}")
     else:
         state = jax.jit(start, out_shardings=whole)()
+    checkpoints.set_aside_after(job.resumes_at)
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
@@ -136,6 +144,7 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
         return state
     step_fns = compiled_steps(job, state)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
+    due = Due(c.checkpoint, steps)
     with (
         wakeful.wakeful(jax.default_backend() == "cpu"),
         batches.prefetched(partial(placed, job), start, steps, c.data.prefetch) as coming,
@@ -153,14 +162,17 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
                 recorder.write(recorder.take())
                 recorder.push(step, values)
             evaluates = step % c.eval.every_steps == 0 or step == steps
-            saves = step % c.checkpoint.every_steps == 0 or step == steps
+            checkpoints.poll()
+            saves = due(step, checkpoints.retry_at)
             if evaluates or saves:
-                line = recorder.take(due=True)
+                line = recorder.take(due=evaluates)
                 found = job.held_out_loss(optim.answering(state.opt_state, state.params), sample) if evaluates else {}
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
-                if saves:
-                    checkpoints.save(step, state)
+                if saves or checkpoints.is_among_best(found.get("loss")):
+                    checkpoints.save(step, state, found.get("loss"))
+                    due.restart()
                 recorder.restart_clock()
+        checkpoints.finish(state)
     return state
 
 
