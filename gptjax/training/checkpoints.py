@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -159,6 +158,7 @@ class Checkpoints:
         self._seal()
         if self._failures:
             console.say(f"checkpoint {self._step} is written")
+            folders.remove_unfinished(self.directory)  # what threads of a failed save have written since
         self._failures, self.retry_at = 0, None
 
     def finish(self, state: TrainState) -> None:
@@ -207,8 +207,7 @@ class Checkpoints:
         # A new manager: the old one counts the failed step, and has forgotten those that were to go in its stead.
         with contextlib.suppress(Exception):
             self.manager.close()
-        for folder in self.directory.glob(f"*{folders.UNFINISHED}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        folders.remove_unfinished(self.directory)
         self._open()
 
     # Reading.

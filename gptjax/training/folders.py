@@ -5,6 +5,7 @@ Looks at names and bytes alone; imports no jax, and reads no array.
 
 import contextlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def say_unfinished(directory: Path, after: int) -> None:
         step = folder.name.split(".")[0]
         if step.isdecimal() and int(step) > after:
             console.say(f"checkpoint {step} is half-written: the run was stopped before it was whole")
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what a save that failed has left; nothing may be being saved."""
+    for folder in directory.glob(f"*{UNFINISHED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wanted(directory: Path, step: int | str | None) -> list[int]:
