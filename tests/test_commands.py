@@ -85,8 +85,6 @@ def test_from_a_damaged_checkpoint_every_command_goes_back_to_the_one_before(dam
     (damaged / "summary.json").unlink()
     result = call(evaluate, f"--workdir={damaged}", "--json")
     assert result.err.startswith(told) and result.out == older
-    result = call(generate, f"--workdir={damaged}", "--prompt=x", "--json")
-    assert result.code == 0 and result.err.startswith(told)
     metrics = (damaged / "metrics.jsonl").read_text()
     result = call(train, f"--config={BASE}", f"--workdir={damaged}", *overrides(data_path=text_file))
     assert result.code == 0 and told in result.err and "resuming   at step 4" in result.err, result.err
@@ -110,11 +108,17 @@ def test_a_step_that_is_not_there_is_refused(trained, call, step, expected):
     assert expected in call(evaluate, f"--workdir={trained}", f"--step={step}").refusal()
 
 
-def test_the_best_checkpoint_is_evaluated_where_it_is_asked_for(trained, call):
-    losses = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    best = min((line for line in losses if "val/loss" in line), key=lambda line: line["val/loss"])["step"]
-    figures = [call(evaluate, f"--workdir={trained}", f"--step={step}", "--json").out for step in (best, "best")]
-    assert figures[0] == figures[1]
+def test_a_run_keeps_its_best_checkpoint_and_commands_read_it_where_asked_for(tmp_path, text_file, call, call_train):
+    changes = dict(checkpoint_every_steps=0, checkpoint_keep=1, checkpoint_keep_best=1, eval_every_steps=2)
+    changes |= dict(train_steps=10, optimizer_learning_rate=3.0)  # it soon gets worse
+    assert call_train(tmp_path / "run", data_path=text_file, **changes).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = min((line for line in lines if "val/loss" in line), key=lambda line: line["val/loss"])["step"]
+    steps = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert best < 10 and steps == {best, 10}
+    read = [call(evaluate, f"--workdir={tmp_path / 'run'}", "--json", *flags).out for flags in ((), ("--step=best",))]
+    last, least = (json.loads(figures)["loss"] for figures in read)
+    assert least < last
 
 
 def test_text_that_changed_is_noticed(tmp_path, text_file, call, call_train):

@@ -6,6 +6,7 @@ import functools
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,17 @@ def keep_orbax_quiet() -> None:
     """Lets orbax's failures reach a person once, as the exception that it raises.
 
     It logs each one as well, with tracebacks; the tasks it leaves behind are logged by asyncio, or find their event
-    loop closed.
+    loop closed, or are warned of because they never began.
     """
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if not any(
+            end in str(unraisable.exc_value) for end in ("Event loop is closed", "Python is likely shutting down")
+        ):
             previous(unraisable)
 
     sys.unraisablehook = hook
@@ -72,7 +76,8 @@ class Checkpoints:
         self.retry_at: float | None = None  # by the clock, where the newest save has failed
         self._failures = 0
         self._trouble = ""
-        self._step, self._loss = 0, None  # type: int, float | None  # of the newest save
+        self._step = 0  # of the newest save
+        self._loss: float | None = None
         self._writing = False
         self._open()
 
@@ -125,9 +130,11 @@ class Checkpoints:
         answering = optim.answering(state.opt_state, state.params)
         items = {"params": ocp.args.StandardSave(answering), "rest": ocp.args.StandardSave(_rest(state))}
         self._step, self._loss = step, loss
-        if loss is not None:
-            self.losses[step] = loss
         try:
+            if self._failures:  # the old manager counts what has failed, and has forgotten what was to go in its stead
+                self._open()
+            if loss is not None:
+                self.losses[step] = loss
             self.manager.save(step, args=ocp.args.Composite(**items))
             self._writing = True
         except Exception as error:
@@ -180,9 +187,9 @@ class Checkpoints:
             if self.clock() >= deadline:
                 raise CheckpointError(
                     f"{self._trouble} and run the same command again: checkpoint {self._step} could not be written, "
-                    f"older ones are whole"
+                    "older ones are whole"
                 )
-            time.sleep(min(RETRY_SECONDS, LAST_SAVE_SECONDS))
+            time.sleep(RETRY_SECONDS)
             self.save(self._step, state, self._loss)
             self.wait()
 
@@ -204,11 +211,10 @@ class Checkpoints:
             console.say(f"checkpoint {self._step} cannot be written: {self._trouble}; the run goes on and tries again")
         self.retry_at = self.clock() + min(RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
         self._failures += 1
-        # A new manager: the old one counts the failed step, and has forgotten those that were to go in its stead.
+        self.losses.pop(self._step, None)
         with contextlib.suppress(Exception):
             self.manager.close()
         folders.remove_unfinished(self.directory)
-        self._open()
 
     # Reading.
 
@@ -238,12 +244,13 @@ class Checkpoints:
           step: whose; "best": of the least held-out loss; None: the newest.
         """
         while True:
+            there = folders.steps(self.directory)
             found = folders.first_whole(self.directory, folders.wanted(self.directory, step), "params")
             try:
                 return self._restore(found, params=ocp.args.StandardRestore(like))["params"]
             except CheckpointError:
-                if found in folders.steps(self.directory):
-                    raise  # else the run that writes has deleted it meanwhile
+                if folders.steps(self.directory) == there:
+                    raise  # else the run that writes may have deleted it meanwhile
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
@@ -269,9 +276,9 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             self.wait()
-            self.manager.close()
             if self.retry_at is not None:
                 raise CheckpointError(f"{self._trouble}: checkpoint {self._step} could not be written")
+            self.manager.close()
         except Exception:
             if kind is None:  # else the first error is the one to tell of
                 raise

@@ -51,8 +51,9 @@ def say_unfinished(directory: Path, after: int) -> None:
 
 def remove_unfinished(directory: Path) -> None:
     """Removes what a save that failed has left; nothing may be being saved."""
-    for folder in directory.glob(f"*{UNFINISHED}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for folder in directory.glob(f"*{UNFINISHED}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def wanted(directory: Path, step: int | str | None) -> list[int]:

@@ -16,6 +16,9 @@ import gptjax
 from gptjax.training import checkpoints, folders, loop, writers
 from gptjax.training.checkpoints import Checkpoints
 
+# Tasks that orbax gives up when a save fails.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+
 # The command as it is, but that it does not wait as long.
 IMPATIENT = """
 from gptjax import command, train
