@@ -118,8 +118,11 @@ def get_config() -> ConfigDict:
     evaluation.batches = 8  # size of that fixed sample; the end of a run reads all held-out text
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_steps = 275  # steps between checkpoints; the last step is always saved
+    checkpoint.every_steps = 275  # steps between checkpoints; 0: not by steps; the last step is always saved
+    checkpoint.every_minutes = 0.0  # the longest that a run goes without one; 0: not by time
     checkpoint.keep = 2  # newest checkpoints kept
+    checkpoint.keep_every = 0  # steps between checkpoints that are made and kept for ever; 0: none
+    checkpoint.keep_best = 0  # checkpoints kept with the least loss at eval.every_steps; 0: none for that
 
     config.log = log = ConfigDict()
     log.every_steps = 10  # steps between lines of metrics.jsonl

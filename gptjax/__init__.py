@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(workdir: "str | Path") -> "Run":
+def load(workdir: "str | Path", step: int | str | None = None) -> "Run":
     """The run in a directory: `.model .params .tokenizer .config .logits(ids_BT) .generate(...)`.
 
+    Args:
+      workdir: the run's.
+      step: of the checkpoint; "best": the one with the least held-out loss; None: the newest.
+
     Raises:
-      gptjax.config.CheckpointError: no run, no checkpoint, or a damaged one.
+      gptjax.config.CheckpointError: no run, no such checkpoint, or none that is not damaged.
     """
     from gptjax import runtime
 
     runtime.start()
     from gptjax.run import load as load_run
 
-    return load_run(workdir)
+    return load_run(workdir, step)

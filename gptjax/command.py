@@ -5,7 +5,6 @@ nothing heavy, so that a misspelt flag is answered at once.
 """
 
 import argparse
-import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from gptjax.config import Diverged, Interrupted, UserError
+from gptjax.files import disk_trouble
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +25,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints the message and leaves."""
         raise UserError(f"{message} (--help lists the flags)")
+
+
+def add_step(parser: Parser) -> None:
+    """Adds --step, the checkpoint that a command reads."""
+    text = "of the checkpoint, or best: the one with the least held-out loss; default: the newest"
+    parser.add_argument("--step", type=_step, help=text)
+
+
+def _step(text: str) -> int | str:
+    if text != "best" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor best")
+    return text if text == "best" else int(text)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -70,11 +82,11 @@ def interruptible() -> Iterator[None]:
 
 def machine_trouble(error: BaseException) -> str:
     """One line for a failure of the file system, wherever in the chain of causes it is; "" for any other."""
+    trouble = disk_trouble(error)
+    if trouble:
+        return f"{trouble} and run the same command again: what was saved is whole"
     seen: BaseException | None = error
     while seen is not None:
-        full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(seen):
-            return "no space left on the disk; make room and run the same command again: what was saved is whole"
         if isinstance(
             seen, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
         ):

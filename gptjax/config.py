@@ -213,7 +213,7 @@ def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     positive = {f"model.{key}": model[key] for key in sizes.split()}
     positive |= {"data.batch_size": data.batch_size, "data.context": data.context, "train.steps": train.steps}
     positive |= {"train.grad_accumulation": train.grad_accumulation, "eval.batches": config.eval.batches}
-    positive |= {f"{part}.every_steps": config[part].every_steps for part in ("eval", "checkpoint", "log")}
+    positive |= {f"{part}.every_steps": config[part].every_steps for part in ("eval", "log")}
     positive |= {"checkpoint.keep": config.checkpoint.keep}
     positive |= {"optimizer.hessian_every_steps": config.optimizer.hessian_every_steps}
     for key, value in positive.items():

@@ -14,13 +14,14 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     parser = command.Parser(prog="python -m gptjax.evaluate", description="Measures a trained model on text.")
     parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
+    command.add_step(parser)
     parser.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="text; default: the run's held-out split")
     flags = parser.parse_args(argv)
     runtime.start()
     from gptjax import run
     from gptjax.evals import held_out
 
-    figures = held_out.evaluate(run.load(flags.workdir), flags.data)
+    figures = held_out.evaluate(run.load(flags.workdir, flags.step), flags.data)
     if flags.json:
         print(json.dumps(figures))
     else:

@@ -1,5 +1,6 @@
-"""Writing a file or a folder whole or not at all."""
+"""Writing a file or a folder whole or not at all, and what to tell of a file system that fails."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -22,6 +23,30 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+# What a file system may get over, and what a person can do about it.
+TROUBLES = {
+    errno.ENOSPC: "no space left on the disk; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "the file would be larger than is allowed here; raise that limit (ulimit -f)",
+    errno.EIO: "the disk has an input/output error; see to it",
+    errno.EROFS: "the file system is read-only; make it writable",
+    errno.ESTALE: "the network file system has lost the file; mount it again",
+}
+
+
+def disk_trouble(error: BaseException | None) -> str:
+    """What is wrong with the file system and what to do, wherever in the chain of causes it is; "" for anything else.
+
+    tensorstore has the system's words in its messages and no error number.
+    """
+    while error is not None:
+        for number, trouble in TROUBLES.items():
+            if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
+                return trouble
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def is_free(folder: Path) -> bool:

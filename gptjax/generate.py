@@ -16,6 +16,7 @@ def main(argv: Sequence[str]) -> None:
     """Generates as the flags say."""
     parser = command.Parser(prog="python -m gptjax.generate", description="Continues a prompt with a trained model.")
     parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
+    command.add_step(parser)
     parser.add_argument("--prompt", default="", help="text to go on from; default: the start of a document")
     parser.add_argument("--max_tokens", type=int, default=200, help="the most new tokens per sample (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)")
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     from gptjax import run
 
-    loaded = run.load(flags.workdir)
+    loaded = run.load(flags.workdir, flags.step)
     settings = dict(max_tokens=flags.max_tokens, temperature=flags.temperature, top_k=flags.top_k)
     for index in range(flags.samples):
         if not flags.json:

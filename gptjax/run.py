@@ -29,7 +29,7 @@ class Run:
       workdir: its directory.
       config: resolved and locked.
       model: the Linen module; `model.apply({"params": params}, ids_BT)` gives logits.
-      params: float32 parameters at the newest checkpoint.
+      params: float32 parameters of a checkpoint, the newest unless another was asked for.
       tokenizer: a tiktoken.Encoding, or a LibraryTokenizer where that library cannot give the same ids.
     """
 
@@ -93,11 +93,15 @@ class Run:
         return parameters.as_html(self.params, str(self.workdir))
 
 
-def load(workdir: str | Path) -> Run:
-    """The run in a directory, at its newest checkpoint.
+def load(workdir: str | Path, step: int | str | None = None) -> Run:
+    """The run in a directory.
+
+    Args:
+      workdir: the directory.
+      step: of the checkpoint; "best": the one with the least held-out loss; None: the newest.
 
     Raises:
-      CheckpointError: no run, no checkpoint, or a damaged one.
+      CheckpointError: no run, no such checkpoint, or none that is not damaged.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
@@ -105,5 +109,5 @@ def load(workdir: str | Path) -> Run:
     model = models.build(config.model, config.train.dtype)
     shapes = models.shapes(model)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = Checkpoints(workdir).restore_params(shapes_on(shapes, here))
+    params = Checkpoints(workdir).restore_params(shapes_on(shapes, here), step)
     return Run(workdir, config, model, params, tokenizer)

@@ -43,6 +43,7 @@ class Job(NamedTuple):
     workdir: Path
     origin: Path | None  # the run whose parameters this one begins with
     clock: Clock  # where the run's wall time goes
+    resumes_at: int  # the step of the checkpoint that the run goes on from, 0 where it begins
     data: data.Data
     mesh: Mesh
     model: nn.Module
@@ -70,6 +71,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
 
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
+      CheckpointError: all checkpoints of the run are damaged.
     """
     exists = workdirs.is_run(workdir)
     home = workdir if exists else origin
@@ -79,7 +81,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
         workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = (Checkpoints(workdir).latest() or 0) if goes_on else 0
+    step = (Checkpoints(workdir).newest_usable() or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
@@ -107,6 +109,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         workdir=workdir,
         origin=origin,
         clock=Clock(started),
+        resumes_at=step,
         data=loaded,
         mesh=mesh,
         model=model,

@@ -25,6 +25,7 @@ from gptjax.training import goodput, interrupts, metrics, profile, report, watch
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
+from gptjax.training.saving import Due
 from gptjax.training.state import TrainState, initial, parameter_count, starting_with
 from gptjax.training.step import Step, of_config
 
@@ -64,34 +65,40 @@ def train(
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
         return summary
     job = make_job(config, workdir, started, origin)
-    with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+    with workdirs.lock(workdir), open_checkpoints(job) as checkpoints:
         try:
             state = begin(job, checkpoints)
             with goodput.kept(job.clock, workdir, int(state.step), jax.process_index() == 0):
                 with interrupts.noted() as asked:
                     state = take_steps(job, state, checkpoints, on_line, asked)
-                with job.clock.during("save"):
-                    checkpoints.wait()
                 with job.clock.during("finish"):
                     return finish(job, state)
         except KeyboardInterrupt as error:
+            checkpoints.wait()
             saved = checkpoints.latest()
             there = f"saved at step {saved:,}; the same command goes on there" if saved else "nothing is saved yet"
             raise Interrupted.after(error, f"interrupted; {there}") from None
 
 
+def open_checkpoints(job: Job) -> Checkpoints:
+    """The run's checkpoints, to write."""
+    c = job.config.checkpoint
+    return Checkpoints(job.workdir, c.keep, c.keep_every, c.keep_best)
+
+
 def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest checkpoint, or the first one, on the devices."""
+    """The state that the run goes on from, or the first one, on the devices."""
     shapes = shapes_of(job)
     there = sharding.of_state(job.mesh, shapes)
-    if checkpoints.latest():
-        state = checkpoints.restore(shapes_on(shapes, there))
+    if job.resumes_at:
+        state = checkpoints.restore(shapes_on(shapes, there), job.resumes_at)
         console.say(f"resuming   at step {int(state.step):,} of {job.config.train.steps:,}")
     elif job.origin:
         state = begin_from(job.origin, job)
         console.say(f"beginning  with the parameters of {job.origin}")
     else:
         state = jax.jit(start_of(job), out_shardings=there)()
+    checkpoints.set_aside_after(job.resumes_at)
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
     console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
@@ -158,6 +165,7 @@ def take_steps(
     if number := asked(start):
         raise Interrupted(number)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
+    due = Due(c.checkpoint, steps)
     with (
         wakeful.wakeful(jax.default_backend() == "cpu"),
         batches.prefetched(partial(placed, job), start, steps, c.data.prefetch) as coming,
@@ -178,26 +186,31 @@ def take_steps(
                 recorder.push(step, values)
             beat()
             evaluates = step % c.eval.every_steps == 0 or step == steps
-            saves = step % c.checkpoint.every_steps == 0 or step == steps
+            checkpoints.poll()
+            saves = due(step, checkpoints.retry_at)
             if evaluates or saves:
-                line, found = recorder.take(due=True), {}
+                line, found = recorder.take(due=evaluates), {}
                 if evaluates:
                     with clock.during("eval"):
                         answering = optim.answering(state.opt_state, state.params)
                         found = job.held_out_loss(answering, sample, advance=beat)
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
+                saves = saves or checkpoints.is_among_best(found.get("loss"))
                 if saves:
-                    save(job, step, state, checkpoints)
+                    save(job, step, state, checkpoints, found.get("loss"))
+                    due.restart()
             if number := asked(step):
                 recorder.write(recorder.take(due=True))
                 leave(number, job, step, state, checkpoints, saves)
+        with clock.during("save"):
+            checkpoints.finish(state)
     return state
 
 
-def save(job: Job, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
-    """Begins to write a checkpoint."""
+def save(job: Job, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:
+    """Begins to write a checkpoint, of that held-out loss where it is known."""
     with job.clock.during("save"):
-        checkpoints.save(step, state)
+        checkpoints.save(step, state, loss)
     job.clock.mark(step)
 
 

@@ -1,12 +1,14 @@
 """Where metrics go: metrics.jsonl always; TensorBoard and Weights & Biases where a run asks for them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from gptjax import console
 from gptjax.config import ConfigError
-from gptjax.files import write_atomic
+from gptjax.files import disk_trouble, write_atomic
 
 Line = dict[str, Any]  # "step" and the metrics of it; None stands for what is not known
 
@@ -22,20 +24,37 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object a line, `step` first."""
+    """`metrics.jsonl`: one object a line, `step` first. Lines that find no room on the disk wait for it."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= start]
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.waiting: list[str] = []
 
     def write(self, line: Line) -> None:
         """Adds one line."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.waiting.append(json.dumps(line) + "\n")
+        try:
+            self.close()
+        except OSError as error:
+            if not disk_trouble(error):
+                raise
+            if len(self.waiting) == 1:
+                console.say(f"{self.path} cannot be written: {disk_trouble(error)}; its lines wait until it can")
 
     def close(self) -> None:
-        """Nothing is left to do: each line is written at once."""
+        """Writes the lines that wait, all or none."""
+        if not self.waiting:
+            return
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a") as file:
+                file.write("".join(self.waiting))
+        except OSError:
+            os.truncate(self.path, size)
+            raise
+        self.waiting.clear()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -293,8 +293,8 @@ def test_a_mixture_changes_on_resume_and_that_is_written_down(tmp_path, call, ca
 
     save, saves = checkpoints.Checkpoints.save, []
 
-    def interrupted(self, step, state):
-        save(self, step, state)
+    def interrupted(self, step, *arguments):
+        save(self, step, *arguments)
         saves.append(step)
         self.wait()
         if step == 4 and len(saves) == 1:
