@@ -350,7 +350,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 # What does not change which parameters a run ends with may differ when it goes on.
-FREE = ("log.", "checkpoint.", "eval.", "sample.", "data.prefetch", "train.hang_minutes")
+FREE = ("log.", "mesh.", "checkpoint.", "eval.", "sample.", "data.prefetch", "train.hang_minutes")
 # What may change for the steps that are left, and is written down (gptjax.workdir).
 FREE_FROM_HERE = ("data.mixture", "data.temperature")
 

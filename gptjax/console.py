@@ -12,9 +12,18 @@ from typing import Any
 SECONDS_BETWEEN_LINES = 10.0
 
 
+_speaks = [True]
+
+
+def speaks(wanted: bool) -> None:
+    """Whether this process tells a person anything: of several that do the same only one should."""
+    _speaks[0] = wanted
+
+
 def say(message: str) -> None:
     """Prints one line."""
-    print(message, file=sys.stderr, flush=True)
+    if _speaks[0]:
+        print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -34,7 +43,7 @@ def bar(label: str, total: float | None, done: float = 0, unit: str = "") -> Ite
       done: where it starts, not counted in the time left.
       unit: "B" for bytes, whose rate is shown.
     """
-    draw = _terminal_bar if sys.stderr.isatty() else _plain_lines
+    draw = _terminal_bar if sys.stderr.isatty() and _speaks[0] else _plain_lines
     with draw(label, total, done, unit) as advance:
         yield advance
 

@@ -23,16 +23,25 @@ def main(argv: Sequence[str]) -> None:
     parser = command.Parser(prog="python -m gptjax.train", description="Trains a model.", epilog=EPILOG)
     parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
     parser.add_argument("--workdir", type=Path, help="the run's directory; default: runs/ and the recipe's name")
+    several = parser.add_argument_group("several processes, where neither SLURM nor Open MPI starts them")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    several.add_argument("--heartbeat", type=int, metavar="SECONDS", default=60, help="of silence: dead; default: 60")
     flags, overrides = parser.parse_known_args(argv)
     chosen = config.read(flags.config, overrides)
     runtime.start()
     from gptjax import workdir as workdirs
+    from gptjax.sharding import processes
     from gptjax.training import loop
 
+    processes.start(processes.Place(flags.coordinator, flags.processes, flags.process), flags.heartbeat)
     workdir = flags.workdir or Path("runs") / _name(flags.config)
     check_model_flags(overrides, workdirs.origin(chosen, workdir), workdir)
-    on_line = _print_json if flags.json else lambda line: None
+    on_line = _print_json if flags.json and processes.is_first() else lambda line: None
     summary = loop.train(chosen, workdir, on_line, started)
+    if not processes.is_first():
+        return
     if flags.json:
         _print_json(summary)
     else:

@@ -29,12 +29,13 @@ def eval_step(config: ConfigDict, objective: Objective, mesh: Mesh) -> Callable[
     """Compiled `(params, batch) -> summed loss` in nats, without dropout, for a run of this config."""
     whole = sharding.over_rows(objective, mesh)
     options = kernels.compiler_options(config.model, config.train.dtype) | sharding.compiler_options(mesh)
-    return jax.jit(
+    loss = jax.jit(
         lambda params, batch: whole(params, batch, None)[1]["loss"],
         in_shardings=(None, sharding.of_batch(mesh)),  # parameters lie where they are kept
         out_shardings=sharding.replicated(mesh),
         compiler_options=options or None,
     )
+    return lambda params, batch: loss(params, sharding.place(batch, mesh))
 
 
 def loss_of(

@@ -135,24 +135,30 @@ def over_rows(objective: Objective, mesh: Mesh) -> Objective:
     return whole
 
 
-def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch on the devices; of several processes each gives its own rows, see `own_rows`."""
+def place(batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, parts: int = 1) -> dict[str, jax.Array]:
+    """A batch on the devices.
+
+    Args:
+      batch: all of it, or of so many equal `parts` of its rows those from `start` to before `end`, among which are all
+        that this process's devices hold: see `own_rows`.
+      mesh: of the run.
+      start, end, parts: which rows they are.
+    """
     there = of_batch(mesh)
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), there)
-    start, end, parts = own_rows(mesh)
 
-    def put(own: Any) -> jax.Array:
-        rows = len(own) * parts // (end - start)
+    def put(given: Any) -> jax.Array:
+        rows = len(given) * parts // (end - start)
         first = rows * start // parts
 
         def of_device(where: Any) -> Any:
             of_rows, *others = where
-            return own[(slice((of_rows.start or 0) - first, (of_rows.stop or rows) - first), *others)]
+            return given[(slice((of_rows.start or 0) - first, (of_rows.stop or rows) - first), *others)]
 
-        return jax.make_array_from_callback((rows, *own.shape[1:]), there, of_device)
+        return jax.make_array_from_callback((rows, *given.shape[1:]), there, of_device)
 
-    return {name: put(own) for name, own in batch.items()}
+    return {name: put(given) for name, given in batch.items()}
 
 
 def own_rows(mesh: Mesh) -> tuple[int, int, int]:

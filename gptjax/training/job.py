@@ -21,6 +21,7 @@ from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
+from gptjax.sharding import processes
 from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.goodput import Clock
 from gptjax.training.writers import WRITERS
@@ -81,7 +82,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
         workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = (Checkpoints(workdir).newest_usable() or 0) if goes_on else 0
+    step = processes.of_first(lambda: Checkpoints(workdir).newest_usable() or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
@@ -94,11 +95,14 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     )
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
+    processes.meet("all have looked at the run's directory")
     if not exists:
         fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
-        workdirs.create(workdir, config, loaded.tokenizer, facts, fill)
+        make = partial(workdirs.create, workdir, config, loaded.tokenizer, facts, fill)
+        processes.first_does(make, "the run's directory is made")
     elif not goes_on or mixings != known:
-        workdirs.begin_training(workdir, config, facts)
+        begin = partial(workdirs.begin_training, workdir, config, facts)
+        processes.first_does(begin, "the run's facts are written")
     if goes_on and mixings != known:
         console.say(f"mixture    another one after step {step:,}")
     say_what_is_read(config, loaded)

@@ -3,8 +3,10 @@
 Everything a run leaves behind goes to its directory. Messages go to the console; nothing is printed to stdout.
 """
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +22,7 @@ from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
-from gptjax.sharding import checks
+from gptjax.sharding import checks, processes
 from gptjax.training import goodput, interrupts, metrics, profile, report, watchdog
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
@@ -65,10 +67,11 @@ def train(
         console.say(f"{workdir} is finished; to train anew, give another --workdir")
         return summary
     job = make_job(config, workdir, started, origin)
-    with workdirs.lock(workdir), open_checkpoints(job) as checkpoints:
+    lock = workdirs.lock(workdir) if processes.is_first() else nullcontext()
+    with lock, open_checkpoints(job) as checkpoints:
         try:
             state = begin(job, checkpoints)
-            with goodput.kept(job.clock, workdir, int(state.step), jax.process_index() == 0):
+            with goodput.kept(job.clock, workdir, int(state.step), processes.is_first()):
                 with interrupts.noted() as asked:
                     state = take_steps(job, state, checkpoints, on_line, asked)
                 with job.clock.during("finish"):
@@ -149,7 +152,7 @@ def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
 
 def placed(job: Job, index: int) -> dict[str, jax.Array]:
     """The batch of step `index` + 1, on the devices."""
-    return sharding.place(job.train_batches[index], job.mesh)
+    return sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share)
 
 
 def take_steps(
@@ -187,7 +190,7 @@ def take_steps(
             beat()
             evaluates = step % c.eval.every_steps == 0 or step == steps
             checkpoints.poll()
-            saves = due(step, checkpoints.retry_at)
+            saves = is_due(due, step, checkpoints)
             if evaluates or saves:
                 line, found = recorder.take(due=evaluates), {}
                 if evaluates:
@@ -205,6 +208,13 @@ def take_steps(
         with clock.during("save"):
             checkpoints.finish(state)
     return state
+
+
+def is_due(due: Due, step: int, checkpoints: Checkpoints) -> bool:
+    """Whether to save after this step; of several processes the first one's clock decides, where one does."""
+    if jax.process_count() > 1 and due.seconds == math.inf:
+        return due(step)
+    return bool(processes.of_first(lambda: due(step, checkpoints.retry_at)))
 
 
 def save(job: Job, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:
@@ -236,7 +246,12 @@ def finish(job: Job, state: TrainState) -> dict[str, Any]:
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance, job.clock.during("eval"):
         quality = job.held_out_loss(params, every, advance=advance)
     quality |= held_out.compressors(job.data.held_out_text)
+    params = processes.by_all(params)
     speaker = decoding.speaker(job.model, params, job.data.tokenizer, c.model.context)
     sample = decoding.generate(speaker, c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))
-    summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality)
-    return report.write(job.workdir, summary, c.sample.prompt + sample.text, job.clock)
+
+    def write() -> dict[str, Any]:
+        summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality)
+        return report.write(job.workdir, summary, c.sample.prompt + sample.text, job.clock)
+
+    return processes.first_does(write, "the summary is written") or report.read_summary(job.workdir) or {}

@@ -12,6 +12,7 @@ from gptjax import console
 from gptjax.config import Diverged
 from gptjax.data.batches import stage_of
 from gptjax.optim import schedule
+from gptjax.sharding import processes
 from gptjax.training import goodput, metrics, writers
 from gptjax.training.job import Job
 from gptjax.training.state import TrainState
@@ -29,7 +30,8 @@ class Recorder:
     def __init__(self, job: Job, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
         c = self.config = job.config
         self.job, self.advance, self.on_line = job, advance, on_line
-        self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step))
+        first = processes.is_first()
+        self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step)) if first else []
         self.flops_per_token = {
             stage.context: metrics.flops_per_token(state.params, c.model, stage.context) for stage in job.stages
         }
