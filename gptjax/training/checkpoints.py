@@ -1,5 +1,6 @@
 """Checkpoints of a run, written while training goes on (orbax), each whole or absent. Nothing here decides when."""
 
+import dataclasses
 import functools
 import logging
 import sys
@@ -82,8 +83,7 @@ class Checkpoints:
         if not optim.answers_elsewhere(like.opt_state):
             wanted["params"] = ocp.args.StandardRestore(like.params)
         items = self._restore(**wanted)
-        rest = items["rest"]
-        return TrainState(rest["step"], rest["params"] if "params" in rest else items["params"], rest["opt_state"])
+        return like.replace(**{"params": items.get("params")} | items["rest"])
 
     def restore_params(self, like: Any) -> Any:
         """The newest parameters alone; arguments and errors as of `restore`."""
@@ -103,6 +103,17 @@ class Checkpoints:
                 "delete that folder to go on from the one before it"
             ) from error
 
+    def newest_before(self, step: int) -> int | None:
+        """The newest state saved before a step, or None; parameters that a run began with, at 0, are none."""
+        self.wait()
+        return max((saved for saved in self.manager.all_steps() if 0 < saved < step), default=None)
+
+    def drop_after(self, step: int) -> None:
+        """Deletes what was saved after a step, for a run that goes another way from there."""
+        self.wait()
+        for saved in [saved for saved in self.manager.all_steps() if saved > step]:
+            self.manager.delete(saved)
+
     def wait(self) -> None:
         """Waits for what is being written; raises what went wrong with it."""
         self.manager.wait_until_finished()
@@ -119,8 +130,10 @@ class Checkpoints:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    rest = {"step": state.step, "opt_state": state.opt_state}
-    return rest | ({"params": state.params} if optim.answers_elsewhere(state.opt_state) else {})
+    rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    if not optim.answers_elsewhere(state.opt_state):
+        del rest["params"]
+    return rest
 
 
 def shapes_on(state: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -54,6 +54,7 @@ class Job(NamedTuple):
     train_batches: batches.Batches
     eval_batches: batches.EvalBatches
     sample_settings: decoding.Settings
+    left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
 
     def seconds(self) -> float:
         """Wall time of the run so far, earlier sessions included."""
@@ -123,6 +124,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         train_batches=train_batches,
         eval_batches=eval_batches,
         sample_settings=sample_settings,
+        left_out=workdirs.left_out(workdir),
     )
 
 

@@ -3,6 +3,7 @@
 Everything a run leaves behind goes to its directory. Messages go to the console; nothing is printed to stdout.
 """
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax import console, data, models, optim, random, sharding, wakeful
 from gptjax import workdir as workdirs
+from gptjax.config import Diverged
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
-from gptjax.training import metrics, profile, report
+from gptjax.training import metrics, profile, recovery, report
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
@@ -43,7 +45,7 @@ def train(
 
     Raises:
       ConfigError, DataError, CheckpointError: what the user can mend; nothing is written then.
-      Diverged: the loss is not finite any more.
+      Diverged: bad steps in a row, for the second time or before the first checkpoint.
     """
     started = time.monotonic() if started is None else started
     origin = workdirs.origin(config, workdir)
@@ -63,7 +65,7 @@ def train(
     with workdirs.lock(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         state = begin(job, checkpoints)
         try:
-            state = take_steps(job, state, checkpoints, on_line)
+            state = take_all_steps(job, state, checkpoints, on_line)
         except KeyboardInterrupt:
             saved = checkpoints.latest() or 0
             raise KeyboardInterrupt(f"interrupted; the same command goes on at step {saved}") from None
@@ -128,6 +130,30 @@ def placed(job: Job, index: int) -> dict[str, jax.Array]:
     return sharding.place(job.train_batches[index], job.mesh)
 
 
+def placed_unless_left_out(job: Job, index: int) -> dict[str, jax.Array] | None:
+    """The same; None where the run leaves that step out."""
+    return None if recovery.is_left_out(job, index + 1) else placed(job, index)
+
+
+def advanced(
+    job: Job, step_fns: dict[tuple[int, int], Step], state: TrainState, step: int, batch: dict[str, jax.Array] | None
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state after a step, whose batch is None where it is left out, and the step's metrics."""
+    if batch is None:
+        return recovery.passed_over(state)
+    B, T = batch["inputs_BT"].shape
+    return step_fns[B, T](recovery.entering(job, state, step), batch)
+
+
+def take_all_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine) -> TrainState:
+    """`take_steps`, and where bad steps in a row end it, once more from the newest checkpoint before them."""
+    try:
+        return take_steps(job, state, checkpoints, on_line)
+    except recovery.BadRun as bad:
+        job = recovery.go_back(job, checkpoints, bad)
+    return take_all_steps(job, begin(job, checkpoints), checkpoints, on_line)
+
+
 def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine) -> TrainState:
     """Every step from the state's to the last, with evaluations, checkpoints and metrics along the way."""
     c = job.config
@@ -137,8 +163,9 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
     step_fns = compiled_steps(job, state)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     with (
+        recovery.with_state(lambda: state),
         wakeful.wakeful(jax.default_backend() == "cpu"),
-        batches.prefetched(partial(placed, job), start, steps, c.data.prefetch) as coming,
+        batches.prefetched(partial(placed_unless_left_out, job), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
         profile.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,
@@ -147,8 +174,7 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
             with traced(step):
                 with recorder.waiting():
                     batch = next(coming)
-                B, T = batch["inputs_BT"].shape
-                state, values = step_fns[B, T](state, batch)
+                state, values = advanced(job, step_fns, state, step, batch)
                 # The numbers of the step before are read while the devices work on this one.
                 recorder.write(recorder.take())
                 recorder.push(step, values)
@@ -158,7 +184,7 @@ def take_steps(job: Job, state: TrainState, checkpoints: Checkpoints, on_line: O
                 line = recorder.take(due=True)
                 found = job.held_out_loss(optim.answering(state.opt_state, state.params), sample) if evaluates else {}
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
-                if saves:
+                if saves and (step == steps or not recorder.verdicts.bad_in_a_row):
                     checkpoints.save(step, state)
                 recorder.restart_clock()
     return state
@@ -171,6 +197,8 @@ def finish(job: Job, state: TrainState) -> dict[str, Any]:
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance:
         quality = job.held_out_loss(params, every, advance=advance)
+    if not math.isfinite(quality["loss"]):
+        raise Diverged(f"training diverged: the held-out loss is {quality['loss']}; try a lower learning rate")
     quality |= held_out.compressors(job.data.held_out_text)
     speaker = decoding.speaker(job.model, params, job.data.tokenizer, c.model.context)
     sample = decoding.generate(speaker, c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))
