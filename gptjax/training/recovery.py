@@ -103,12 +103,13 @@ class Verdicts:
 
 def why(step: int, said: Mapping[str, Any]) -> str:
     """What is bad about a step, in words."""
-    names = {"loss": f"the loss at step {step}", "grad_norm": f"the gradient's norm at step {step}"}
-    for name, words in names.items():
-        if not math.isfinite(said[name]):
-            return f"{words} is {float(said[name])}"
-    name = max(names, key=lambda name: said[f"{name}_z"])
-    return f"{names[name]} is {said[name]:.4g}, {said[f'{name}_z']:.1f} standard deviations above its mean"
+    loss, norm = float(said["loss"]), float(said["grad_norm"])
+    by_loss = f"the loss at step {step} is {loss:.4g}"
+    by_norm = f"{by_loss} and the norm of its gradient {norm:.4g}"
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        return by_norm if math.isfinite(loss) else by_loss
+    z = max(said["loss_z"], said["grad_norm_z"])
+    return f"{by_loss if z == said['loss_z'] else by_norm}, {z:.1f} standard deviations above its mean"
 
 
 @contextmanager

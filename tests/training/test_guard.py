@@ -163,6 +163,15 @@ def test_a_spike_is_told_after_warm_up_only_and_only_upward():
         assert not verdicts(values, guards.DEFAULT)[0].any(), "unless asked for, nothing finite is bad"
 
 
+def test_what_is_no_ordinary_value_hardly_moves_the_statistics_or_not_at_all():
+    values = noise(200)
+    for at, size, seen in [(150, 1e6, 200), (150, np.inf, 199)]:
+        values[at, 0] = size
+        values[170, 0] = 5.0
+        bad, guard, _ = verdicts(values, Limits(spike_z=6.0))
+        assert list(np.flatnonzero(bad)) == [150, 170] and guard.seen == seen
+
+
 def test_a_value_whose_square_is_not_finite_does_not_blind_the_statistics():
     values = noise(200)
     values[120] = 1e30

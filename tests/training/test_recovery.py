@@ -8,6 +8,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import tiny_config
 
@@ -17,6 +18,7 @@ from gptjax import workdir as workdirs
 from gptjax.objectives.causal import causal
 from gptjax.training import loop, recovery
 from gptjax.training import state as states
+from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.job import make_job
 
 STEPS = 20
@@ -177,6 +179,21 @@ def test_bad_at_its_end_a_run_goes_back_too(tmp_path, text_file, plant, clean):
     loop.train(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run")
     assert workdirs.left_out(tmp_path / "run") == [(17, 20)]
     equal(gptjax.load(tmp_path / "run").params, clean(17, 20))
+
+
+def test_what_was_saved_later_goes_and_the_same_steps_are_saved_anew(tmp_path):
+    """Orbax saves no step below the newest that there is, and says nothing."""
+    params = {"a": jnp.zeros(2)}
+    state = states.starting_with(params, optax.sgd(0.1))
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        for step in (4, 8, 10):
+            checkpoints.save(step, state.replace(step=jnp.array(step)))
+        assert [checkpoints.newest_before(step) for step in (4, 8, 9, 30)] == [None, 4, 8, 10]
+        checkpoints.drop_after(4)
+        assert checkpoints.latest() == 4
+        checkpoints.save(8, state.replace(step=jnp.array(8)))
+        checkpoints.wait()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
 LONG = CHANGES | dict(train_steps=200, checkpoint_every_steps=200, eval_every_steps=200)
