@@ -124,6 +124,11 @@ def get_config() -> ConfigDict:
     checkpoint.keep_every = 0  # steps between checkpoints that are made and kept for ever; 0: none
     checkpoint.keep_best = 0  # checkpoints kept with the least loss at eval.every_steps; 0: none for that
 
+    config.guard = guard = ConfigDict()  # of bad steps: loss or gradient not finite, or a spike; they change nothing
+    guard.spike_z = 0.0  # loss or gradient norm that many standard deviations above its mean is a spike; 0: none is
+    guard.warmup_steps = 100  # steps that mean and deviation, of about 128 steps, have to hold before they judge one
+    guard.patience = 5  # bad steps in a row after which a run goes back to a checkpoint, and the next time gives up
+
     config.log = log = ConfigDict()
     log.every_steps = 10  # steps between lines of metrics.jsonl
     log.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb"

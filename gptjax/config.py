@@ -35,7 +35,7 @@ class CheckpointError(UserError):
 
 
 class Diverged(Exception):
-    """Training met a loss that is not finite; a command prints it as one line and exits with code 3."""
+    """Training cannot go on for bad steps; a command prints it as one line and exits with code 3."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -214,7 +214,7 @@ def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     positive |= {"data.batch_size": data.batch_size, "data.context": data.context, "train.steps": train.steps}
     positive |= {"train.grad_accumulation": train.grad_accumulation, "eval.batches": config.eval.batches}
     positive |= {f"{part}.every_steps": config[part].every_steps for part in ("eval", "log")}
-    positive |= {"checkpoint.keep": config.checkpoint.keep}
+    positive |= {"checkpoint.keep": config.checkpoint.keep, "guard.patience": config.guard.patience}
     positive |= {"optimizer.hessian_every_steps": config.optimizer.hessian_every_steps}
     for key, value in positive.items():
         if isinstance(value, int) and value < 1:
@@ -227,6 +227,8 @@ def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     yield from _stage_problems(config)
     yield from _mixture_problems(data)
     yield from _optimizer_problems(config)
+    if config.guard.spike_z and config.guard.warmup_steps < 2:
+        yield f"guard.warmup_steps is {config.guard.warmup_steps}; spikes (guard.spike_z) are told by 2 steps or more"
     if not 0 < data.held_out < 1:
         yield f"data.held_out is {data.held_out}; it must be more than 0 and less than 1"
     if train.dtype not in ("float32", "bfloat16"):

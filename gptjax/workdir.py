@@ -116,6 +116,17 @@ def begin_training(workdir: Path, config: ConfigDict, facts: dict[str, Any]) -> 
     write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
 
 
+def left_out(workdir: Path) -> list[tuple[int, int]]:
+    """The first and the last step of each stretch whose batches the run does not train on."""
+    return [(first, last) for first, last in read_data_facts(workdir).get("left_out", [])]
+
+
+def leave_out(workdir: Path, first: int, last: int) -> None:
+    """Has the run leave out the batches of these steps, now and whenever it goes on."""
+    facts = read_data_facts(workdir) | {"left_out": [*left_out(workdir), (first, last)]}
+    write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
+
+
 def keep_original_tokenizer(source: Path, target: Path) -> None:
     """Copies the tokenizer's files as they came with an import, from run to run, where there are any."""
     if (source / "tokenizer" / "hf").is_dir():

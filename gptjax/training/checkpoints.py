@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from gptjax import console, optim
 from gptjax.config import CheckpointError
 from gptjax.files import disk_trouble
+from gptjax.sharding import processes
 from gptjax.training import folders, integrity, saving
 from gptjax.training.state import TrainState
 
@@ -264,10 +265,24 @@ class Checkpoints:
 
     def set_aside_after(self, step: int) -> None:
         """Gives the checkpoints of later steps, which are damaged, other names; a run that goes on writes its own."""
-        if (self.latest() or 0) <= step:
-            return
-        if jax.process_index() == 0:
-            folders.set_aside_after(self.directory, step)
+        if (self.latest() or 0) > step:
+            processes.first_does(lambda: folders.set_aside_after(self.directory, step), "later checkpoints are aside")
+            self._open()
+
+    def newest_before(self, step: int) -> int | None:
+        """The newest state saved before a step that is whole, or None; parameters that a run began with are none.
+
+        Raises:
+          CheckpointError: there are some, and each is damaged.
+        """
+        self.wait()
+        earlier = [saved for saved in folders.steps(self.directory) if 0 < saved < step]
+        return folders.first_whole(self.directory, earlier) if earlier else None
+
+    def drop_after(self, step: int) -> None:
+        """Deletes what was saved after a step, for a run that goes another way from there."""
+        self.wait()
+        processes.first_does(lambda: folders.remove_after(self.directory, step), "later checkpoints are gone")
         self._open()
 
     def __enter__(self) -> "Checkpoints":

@@ -56,6 +56,13 @@ def remove_unfinished(directory: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_after(directory: Path, step: int) -> None:
+    """Removes the checkpoints of later steps."""
+    for later in steps(directory):
+        if later > step:
+            shutil.rmtree(directory / str(later))
+
+
 def wanted(directory: Path, step: int | str | None) -> list[int]:
     """Steps to try, the most wanted first.
 

@@ -55,6 +55,7 @@ class Job(NamedTuple):
     train_batches: batches.Batches
     eval_batches: batches.EvalBatches
     sample_settings: decoding.Settings
+    left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
 
     def held_out_loss(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
         """Loss over some batches of held-out text, as gptjax.evals.held_out.loss_of gives it."""
@@ -124,6 +125,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         train_batches=train_batches,
         eval_batches=eval_batches,
         sample_settings=sample_settings,
+        left_out=workdirs.left_out(workdir),
     )
 
 

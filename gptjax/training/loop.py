@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax import console, data, models, optim, random, sharding, wakeful
 from gptjax import workdir as workdirs
-from gptjax.config import Interrupted
+from gptjax.config import Diverged, Interrupted
 from gptjax.data import batches
 from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
 from gptjax.sharding import checks, processes
-from gptjax.training import goodput, interrupts, metrics, profile, report, watchdog
+from gptjax.training import goodput, interrupts, metrics, profile, recovery, report, watchdog
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import CHOICES, Job, make_job
 from gptjax.training.recorder import OnLine, Recorder
@@ -49,7 +49,7 @@ def train(
 
     Raises:
       ConfigError, DataError, CheckpointError: what the user can mend; nothing is written then.
-      Diverged: the loss is not finite any more.
+      Diverged: bad steps in a row, for the second time or before the first checkpoint.
       Interrupted: by a signal; the step in hand is saved.
     """
     started = time.monotonic() if started is None else started
@@ -73,7 +73,7 @@ def train(
             state = begin(job, checkpoints)
             with goodput.kept(job.clock, workdir, int(state.step), processes.is_first()):
                 with interrupts.noted() as asked:
-                    state = take_steps(job, state, checkpoints, on_line, asked)
+                    state = take_all_steps(job, state, checkpoints, on_line, asked)
                 with job.clock.during("finish"):
                     return finish(job, state)
         except KeyboardInterrupt as error:
@@ -155,6 +155,32 @@ def placed(job: Job, index: int) -> dict[str, jax.Array]:
     return sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share)
 
 
+def placed_unless_left_out(job: Job, index: int) -> dict[str, jax.Array] | None:
+    """The same; None where the run leaves that step out."""
+    return None if recovery.is_left_out(job, index + 1) else placed(job, index)
+
+
+def advanced(
+    job: Job, step_fns: dict[tuple[int, int], Step], state: TrainState, step: int, batch: dict[str, jax.Array] | None
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state after a step, whose batch is None where it is left out, and the step's metrics."""
+    if batch is None:
+        return recovery.passed_over(state)
+    B, T = batch["inputs_BT"].shape
+    return step_fns[B, T](recovery.entering(job, state, step), batch)
+
+
+def take_all_steps(
+    job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, asked: interrupts.Asked
+) -> TrainState:
+    """`take_steps`, and where bad steps in a row end it, once more from the newest checkpoint before them."""
+    try:
+        return take_steps(job, state, checkpoints, on_line, asked)
+    except recovery.BadRun as bad:
+        job = recovery.go_back(job, checkpoints, bad)
+    return take_all_steps(job, begin(job, checkpoints), checkpoints, on_line, asked)
+
+
 def take_steps(
     job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, asked: interrupts.Asked
 ) -> TrainState:
@@ -170,8 +196,9 @@ def take_steps(
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     due = Due(c.checkpoint, steps)
     with (
+        recovery.with_state(lambda: state),
         wakeful.wakeful(jax.default_backend() == "cpu"),
-        batches.prefetched(partial(placed, job), start, steps, c.data.prefetch) as coming,
+        batches.prefetched(partial(placed_unless_left_out, job), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
         profile.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,
@@ -182,8 +209,7 @@ def take_steps(
             with traced(step):
                 with clock.during("data"):
                     batch = next(coming)
-                B, T = batch["inputs_BT"].shape
-                state, values = step_fns[B, T](state, batch)
+                state, values = advanced(job, step_fns, state, step, batch)
                 # The numbers of the step before are read while the devices work on this one.
                 recorder.write(recorder.take())
                 recorder.push(step, values)
@@ -198,7 +224,8 @@ def take_steps(
                         answering = optim.answering(state.opt_state, state.params)
                         found = job.held_out_loss(answering, sample, advance=beat)
                 recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
-                saves = saves or checkpoints.is_among_best(found.get("loss"))
+                good = step == steps or not recorder.verdicts.bad_in_a_row
+                saves = good and (saves or checkpoints.is_among_best(found.get("loss")))
                 if saves:
                     save(job, step, state, checkpoints, found.get("loss"))
                     due.restart()
@@ -245,6 +272,8 @@ def finish(job: Job, state: TrainState) -> dict[str, Any]:
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance, job.clock.during("eval"):
         quality = job.held_out_loss(params, every, advance=advance)
+    if not math.isfinite(quality["loss"]):
+        raise Diverged(f"training diverged: the held-out loss is {quality['loss']}; try a lower learning rate")
     quality |= held_out.compressors(job.data.held_out_text)
     params = processes.by_all(params)
     speaker = decoding.speaker(job.model, params, job.data.tokenizer, c.model.context)

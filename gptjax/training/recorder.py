@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import console
-from gptjax.config import Diverged
 from gptjax.data.batches import stage_of
 from gptjax.optim import schedule
 from gptjax.sharding import processes
-from gptjax.training import goodput, metrics, writers
+from gptjax.training import goodput, guard, metrics, writers
 from gptjax.training.job import Job
+from gptjax.training.recovery import GOOD, LEFT_OUT, Verdicts
 from gptjax.training.state import TrainState
 from gptjax.training.writers import Line
 
@@ -39,6 +39,7 @@ class Recorder:
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.smooth_loss = math.nan
+        self.verdicts = Verdicts(c.guard.patience)
         self.count_anew()
 
     def __enter__(self) -> "Recorder":
@@ -70,41 +71,43 @@ class Recorder:
           due: whether to make a line even if `log.every_steps` asks for none.
 
         Raises:
-          Diverged: the loss is not finite.
+          BadRun: too many steps in a row were bad.
         """
         if self.pending is None:
             return {}
-        (step, values), self.pending = self.pending, None
-        loss = float(values["loss"])
-        if not math.isfinite(loss):
-            raise Diverged(f"training diverged: the loss at step {step} is {loss}; try a lower learning rate")
+        (step, pending), self.pending = self.pending, None
+        values = jax.device_get(pending)
+        loss, verdict = float(values["loss"]), self.verdicts.read(step, values)
         stage = stage_of(step, self.job.stages)
-        tokens = stage.batch_size * stage.context
+        tokens = 0 if verdict == LEFT_OUT else stage.batch_size * stage.context
         self.tokens += tokens
         self.steps += 1
         self.flops += tokens * self.flops_per_token[stage.context]
-        if math.isnan(self.smooth_loss):
+        if math.isnan(self.smooth_loss) and verdict == GOOD:
             console.say(f"first step {self.job.clock.session():.1f} s after the start")
             self.smooth_loss = loss
-        self.smooth_loss += 0.05 * (loss - self.smooth_loss)
+        self.smooth_loss += 0.05 * (loss - self.smooth_loss) if verdict == GOOD else 0.0
         self.advance(1, step=f"{step:,}/{self.config.train.steps:,}", loss=f"{self.smooth_loss:.3f}")
         if not due and step % self.config.log.every_steps:
             return {}
         now = self.job.clock.reading()
         waited, worked = (now[kind] - self.since[kind] for kind in ("data", "step"))
-        rate, flops = self.tokens / max(waited + worked, 1e-9), self.flops / self.tokens
+        rate, flops = self.tokens / max(waited + worked, 1e-9), self.flops / max(self.tokens, 1)
         wait_ms = 1e3 * waited / self.steps
         self.count_anew()
         mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.job.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
-        own = {f"train/{name}": float(value) for name, value in values.items() if name not in ("loss", "grad_norm")}
+        others = ("loss", "grad_norm", *guard.METRICS)
+        own = {f"train/{name}": float(value) for name, value in values.items() if name not in others}
+        updates = step - self.verdicts.skipped - (verdict == GOOD)  # before this step
         return {
             "step": step,
             "train/loss": loss,
             **own,
             "grad_norm": float(values["grad_norm"]),
-            "learning_rate": float(self.learning_rates[step - 1]),
-            "tokens_per_second": rate,
+            "learning_rate": float(self.learning_rates[updates]),
+            "skipped_steps": self.verdicts.skipped,
+            "tokens_per_second": rate or None,
             "mfu": mfu,
             "data/wait_ms": wait_ms,
         }
@@ -113,7 +116,12 @@ class Recorder:
         """Hands a line to the writers, with where the time went until now, unless it is empty."""
         if not line:
             return
-        line = line | goodput.as_metrics(self.job.clock.reading())
+        line = {name: None if _has_no_json(value) else value for name, value in line.items()}
+        line |= goodput.as_metrics(self.job.clock.reading())
         for writer in self.writers:
             writer.write(line)
         self.on_line(line)
+
+
+def _has_no_json(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

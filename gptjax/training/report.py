@@ -30,7 +30,7 @@ def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, flo
     lines = read_metrics(workdir)
     return {
         "steps": steps,
-        "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
+        "tokens_per_second": statistics.median([line["tokens_per_second"] or 0.0 for line in lines]),
         "val_loss": quality["loss"],
         "val_bits_per_byte": quality["bits_per_byte"],
         "gzip_bits_per_byte": quality["gzip_bits_per_byte"],
@@ -56,7 +56,7 @@ def plot(workdir: Path, summary: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    lines = read_metrics(workdir)
+    lines = [line for line in read_metrics(workdir) if line["train/loss"] is not None]
     steps, losses = [line["step"] for line in lines], [line["train/loss"] for line in lines]
     looks = [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
     per_bit = summary["val_loss"] / summary["val_bits_per_byte"]  # nats per token for one bit per byte

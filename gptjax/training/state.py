@@ -9,6 +9,8 @@ import optax
 from flax import linen as nn
 
 from gptjax import random
+from gptjax.training import guard as guards
+from gptjax.training.guard import Guard
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -18,11 +20,13 @@ class TrainState(flax.struct.PyTreeNode):
       step: steps taken, int32.
       params: the model's parameters, float32.
       opt_state: the optimizer's own.
+      guard: what tells bad steps from others.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    guard: Guard
 
 
 def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -32,7 +36,7 @@ def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int
 
 def starting_with(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state at step 0 with these parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guards.fresh())
 
 
 def parameter_count(params: Any) -> int:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from gptjax import random, sharding
 from gptjax.models import kernels
 from gptjax.objectives.causal import Objective
+from gptjax.training import guard as guards
 from gptjax.training.state import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -82,6 +83,7 @@ def train_step(
     seed: int,
     dropout: bool = False,
     slices: int = 1,
+    limits: guards.Limits = guards.DEFAULT,
 ) -> Step:
     """The step that training repeats.
 
@@ -92,9 +94,11 @@ def train_step(
       seed: of the run; dropout at a step is a function of both.
       dropout: whether the objective gets a random key.
       slices: A, how many pieces of the batch are differentiated one after the other.
+      limits: which steps are bad and leave parameters and optimizer as they were.
 
     Returns:
-      `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update.
+      `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update, and
+      those of `guard.judged`.
     """
 
     objective = sharding.over_rows(objective, mesh)
@@ -103,11 +107,16 @@ def train_step(
         rng = random.key(seed, "dropout", state.step) if dropout else None
         metrics, grads = gradients(objective, state.params, batch, rng, slices, mesh)
         loss = loss_of_slice(objective, batch, rng, slices, mesh)
+
+        def update(old: Any, grads: Any) -> Any:
+            updates, opt_state = optimizer.update(grads, old[1], old[0], obj_fn=loss)
+            return optax.apply_updates(old[0], updates), opt_state
+
         with jax.named_scope("optimizer"):  # by which profiles and cost tables know its operations
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, obj_fn=loss)
-            params = optax.apply_updates(state.params, updates)
-            metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+            norm = optax.tree.norm(grads)
+            bad, guard, verdict = guards.judged(state.guard, metrics["loss"], norm, limits)
+            params, opt_state = guards.unless(bad, update, (state.params, state.opt_state), grads)
+        return TrainState(state.step + 1, params, opt_state, guard), metrics | {"grad_norm": norm} | verdict
 
     return step
 
@@ -122,7 +131,8 @@ def of_config(
     c = config
     dropout, slices = c.model.dropout > 0, c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
-    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices), mesh, shapes, options)
+    limits = guards.Limits(**c.guard)
+    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits), mesh, shapes, options)
 
 
 def jitted(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:

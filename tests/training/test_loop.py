@@ -17,7 +17,7 @@ from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
 import gptjax
 from gptjax import config as configs
 from gptjax.data import batches
-from gptjax.training import goodput, loop, metrics, recorder
+from gptjax.training import goodput, guard, loop, metrics, recorder
 from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.job import make_job
 
@@ -50,6 +50,7 @@ def test_a_run_leaves_what_it_should(trained):
     lines = lines_of(trained)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     always = {"step", "train/loss", "tokens_per_second", "mfu", "learning_rate", "grad_norm", "seconds", "data/wait_ms"}
+    always.add("skipped_steps")
     for line in lines:
         held_out = {"val/loss", "val/bits_per_byte"} if line["step"] % 4 == 0 else set()
         assert line.keys() == always | held_out | TIMES
@@ -198,7 +199,7 @@ def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
     lines = []
     with recorder.Recorder(job, state, lambda *count, **shown: None, lines.append) as found:
         for step in range(1, 9):
-            found.push(step, {"loss": 1.0, "grad_norm": 1.0})
+            found.push(step, {"loss": 1.0, "grad_norm": 1.0} | dict.fromkeys(guard.METRICS, 0))
             for kind, seconds in (("step", 0.75), ("data", 0.25), ("eval", 5), ("save", 5)):
                 now[kind] += seconds
             found.write(found.take())
