@@ -1,13 +1,11 @@
 """Checkpoints: what is saved comes back bit for bit, and damage is seen."""
 
-import dataclasses
 import os
 import resource
 import shutil
 import subprocess
 import sys
 
-import flax.struct
 import jax
 import numpy as np
 import pytest
@@ -196,20 +194,6 @@ def test_the_digests_are_those_that_sha256sum_checks(saved):
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
-def test_what_is_added_to_the_state_is_saved_with_no_word_about_it(tmp_path):
-    @flax.struct.dataclass
-    class More(TrainState):
-        guard: dict
-
-    state = state_of()
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    more = More(**fields, guard={"skipped": jax.numpy.int32(3)})
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, more)
-        checkpoints.wait()
-        assert checkpoints.restore(like(more)).guard["skipped"] == 3
-
-
 def test_of_the_best_as_many_are_kept_as_asked_for(tmp_path):
     state = state_of()
     with Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2) as checkpoints:
@@ -240,13 +224,16 @@ def mesh(*sizes):
     return jax.make_mesh(sizes, ("a", "b"), devices=jax.devices()[: sizes[0] * sizes[1]])
 
 square, row, three = np.arange(64.0).reshape(8, 8), np.arange(16.0), np.ones(3)
-state = TrainState(np.int32(7), {"both": square, "one": row, "none": three}, {"mean": square**2})
-cut = TrainState(P(), {"both": P("a", "b"), "one": P("b"), "none": P()}, {"mean": P(None, ("a", "b"))})
+params = {"both": square, "one": row, "none": three}
+state = TrainState(np.int32(7), params, {"mean": square**2}, {"skipped": np.int32(3)})
+cut = TrainState(
+    P(), {"both": P("a", "b"), "one": P("b"), "none": P()}, {"mean": P(None, ("a", "b"))}, {"skipped": P()}
+)
 placed = jax.tree.map(lambda x, names: jax.device_put(x, NamedSharding(mesh(4, 2), names)), state, cut)
 with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
     checkpoints.save(7, placed)
 
-cut = TrainState(P(), {"both": P("b"), "one": P("a"), "none": P()}, {"mean": P("b", "a")})
+cut = TrainState(P(), {"both": P("b"), "one": P("a"), "none": P()}, {"mean": P("b", "a")}, {"skipped": P()})
 like = jax.tree.map(
     lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh(1, 4), names)), placed, cut
 )
@@ -263,7 +250,7 @@ def test_a_checkpoint_is_read_on_any_mesh(tmp_path):
     subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES, tmp_path], env=environment, check=True, cwd=ROOT)
     square = np.arange(64, dtype=np.float32).reshape(8, 8)
     params = {"both": square, "one": np.arange(16, dtype=np.float32), "none": np.ones(3, np.float32)}
-    state = TrainState(np.int32(7), params, {"mean": square**2})
+    state = TrainState(np.int32(7), params, {"mean": square**2}, {"skipped": np.int32(3)})
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with Checkpoints(tmp_path) as checkpoints:
         equal(checkpoints.restore(shapes_on(state, here)), state)

@@ -46,7 +46,7 @@ def stepper(limits=guards.DEFAULT, how="loss", by=jnp.nan, **changes):
     model, optimizer, mesh = models.build(config.model), optim.optimizer(config), sharding.make_mesh()
     whole = sharding.replicated(mesh)
     state = jax.jit(lambda: initial(model, optimizer, 0), out_shardings=whole)()
-    step = jitted(train_step(poisoned(model, how, by), optimizer, mesh, 0, limits=limits), mesh)
+    step = jitted(train_step(poisoned(model, how, by), optimizer, mesh, 0, limits=limits), mesh, state)
     return state, step.lower(state, batch_of(0)).compile({"xla_backend_optimization_level": 0})
 
 

@@ -63,8 +63,8 @@ def test_interrupted_again_and_again_a_run_ends_bit_identical(tmp_path, text_fil
 def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, text_file, monkeypatch):
     save, waited = Checkpoints.save, []
 
-    def save_and_signal(self, step, state):
-        save(self, step, state)
+    def save_and_signal(self, step, *arguments):
+        save(self, step, *arguments)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)  # for the thread to note it
 

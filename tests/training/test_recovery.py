@@ -196,8 +196,8 @@ def test_what_was_saved_later_goes_and_the_same_steps_are_saved_anew(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
-LONG = CHANGES | dict(train_steps=200, checkpoint_every_steps=200, eval_every_steps=200)
-SPIKES = dict(guard_spike_z=6, guard_warmup_steps=20)
+LONG = CHANGES | dict(train_steps=200, checkpoint_every_steps=200, eval_every_steps=200, optimizer_learning_rate=1e-3)
+SPIKES = dict(guard_spike_z=6, guard_warmup_steps=50)
 
 
 def test_ordinary_steps_are_no_spikes_and_a_planted_one_is(tmp_path, text_file, plant, call_train):
