@@ -92,7 +92,8 @@ def _physical_memory() -> int:
 def seconds(f: Callable[[jax.Array], jax.Array], x: jax.Array, during: float = 0.5) -> float:
     """The median of a call's, over so many seconds of calls."""
     jax.block_until_ready(f(x))
-    taken, end = [], time.perf_counter() + during
+    taken: list[float] = []
+    end = time.perf_counter() + during
     while not taken or time.perf_counter() < end:
         began = time.perf_counter()
         jax.block_until_ready(f(x))

@@ -168,8 +168,9 @@ def exchanges(config: ConfigDict, mesh: dict[str, int], parameters: int) -> list
         "data": 2 * _part(mesh["data"]) * parameters * slices,
         # Sums after attention and after the MLP, in each pass; but the last one is not computed again.
         "tensor": 2 * _part(mesh["tensor"]) * stream * (4 + (m.remat != "none")) * slices,
-        # Each device's keys and values go to all others of its row.
-        "context": (mesh["context"] - 1) * keys_values * passes * slices,
+        # Each device's keys and values go to all others of its row, and gradients of parameters are summed up.
+        "context": ((mesh["context"] - 1) * keys_values * passes + 2 * _part(mesh["context"]) * gathered * s.item)
+        * slices,
         # Tokens go to all devices that have experts, and their sums come back.
         "expert": 2 * (mesh["expert"] - 1) * stream * passes * slices,
     }

@@ -8,6 +8,7 @@ from gptjax.inspect import chips, collectives
 from gptjax.inspect.chips import Chip
 from gptjax.inspect.meshes import Candidate
 from gptjax.inspect.scale import Measured, Memory, Scaled
+from gptjax.sharding import AXES
 from gptjax.training import metrics
 
 MEMORY = {
@@ -109,7 +110,8 @@ def as_text(found: Scaled, measured: Measured | None = None) -> str:
                 ("step", f.step),
             )
         ),
-        f"{f.tokens_per_second:,.0f} tokens/s, mfu {mfu} ({metrics.MFU_CONVENTION})",
+        f"{f.tokens_per_second:,.0f} tokens/s, mfu {mfu}",
+        f"mfu: {metrics.MFU_CONVENTION}",
         model(chip),
     ]
     return "\n".join(lines + (_measured_lines(found, measured) if measured else []))
@@ -117,7 +119,7 @@ def as_text(found: Scaled, measured: Measured | None = None) -> str:
 
 def said(mesh: dict[str, int]) -> str:
     """data=8,fsdp=64: the axes with several devices."""
-    return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
+    return ",".join(f"{axis}={mesh[axis]}" for axis in AXES if mesh[axis] > 1) or "one device"
 
 
 def _memory_lines(memory: Memory, chip: Chip) -> list[str]:
