@@ -80,10 +80,11 @@ def search(config: ConfigDict, devices: int, chip: Chip, advance: Callable[..., 
 
 
 def _sliced(config: ConfigDict, devices: int) -> Iterator[ConfigDict]:
-    for slices in divisors(config.data.batch_size // config.train.grad_accumulation):
+    least = config.train.grad_accumulation
+    for slices in divisors(config.data.batch_size // least):
         config = config.copy_and_resolve_references()
         with config.unlocked():
-            config.train.grad_accumulation = slices * config.train.grad_accumulation
+            config.train.grad_accumulation = slices * least
         if next(checks.problems(config, devices), None) is None:
             yield config.lock()
 

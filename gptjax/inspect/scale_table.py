@@ -41,12 +41,15 @@ def as_object(found: Scaled, measured: Measured | None = None) -> dict[str, Any]
     }
     if measured:
         told["measured"] = measured._asdict()
-        told["error"] = {"step": f.step / measured.step - 1, "bytes": _ratio(found.memory.total, measured.bytes) - 1}
+        told["error"] = {
+            "step": _error(f.step, measured.step),
+            "bytes": _error(found.memory.total, measured.bytes),
+        }
     return told
 
 
-def _ratio(x: float, y: float) -> float:
-    return x / y if y else math.nan
+def _error(foreseen: float, measured: float) -> float | None:
+    return foreseen / measured - 1 if measured else None
 
 
 def exchanged(found: Scaled) -> list[dict[str, Any]]:
@@ -131,14 +134,16 @@ def _memory_lines(memory: Memory, chip: Chip) -> list[str]:
 
 
 def _measured_lines(found: Scaled, measured: Measured) -> list[str]:
-    step, size = found.forecast.step, found.memory.total
-    return [
-        "",
-        f"{'measured here':30} {'predicted':>12} {'measured':>12} {'error':>8}",
-        f"  {'step, ms':28} {step * 1e3:12.2f} {measured.step * 1e3:12.2f} {step / measured.step - 1:+8.1%}",
-        f"  {'GB on a device':28} {size / 1e9:12.3f} {measured.bytes / 1e9:12.3f} "
-        f"{_ratio(size, measured.bytes) - 1:+8.1%}  ({measured.how})",
-    ]
+    pairs = (
+        ("step, ms", found.forecast.step * 1e3, measured.step * 1e3, "the fastest"),
+        ("GB on a device", found.memory.total / 1e9, measured.bytes / 1e9, measured.how),
+    )
+    lines = ["", f"{'run here':30} {'predicted':>10} {'measured':>10} {'error':>8}"]
+    for label, foreseen, seen, how in pairs:
+        error = _error(foreseen, seen)
+        told = "" if error is None else f"{error:+.1%}"
+        lines.append(f"  {label:28} {foreseen:10.3f} {seen:10.3f} {told:>8}  ({how})")
+    return lines
 
 
 def candidate_object(one: Candidate) -> dict[str, Any]:

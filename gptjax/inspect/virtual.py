@@ -1,6 +1,7 @@
 """Meshes of devices that are not here: as flags say them, and as virtual devices of this process's CPU."""
 
 import difflib
+import socket
 
 import jax
 
@@ -8,6 +9,8 @@ from gptjax.config import ConfigError
 from gptjax.inspect import chips
 from gptjax.inspect.chips import Chip
 from gptjax.sharding import AXES
+
+ONE_PROCESS = 2048  # XLA's CPU devices from this number on are another process's, and want a way to talk to it
 
 
 def mesh(text: str) -> dict[str, int]:
@@ -48,10 +51,19 @@ def start(devices: int, chip: str) -> None:
         if chip != chips.HERE:
             jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
+        if devices > ONE_PROCESS:
+            _talk_to_itself()
     except RuntimeError:  # JAX has its devices already, as in a notebook
         pass
     if jax.device_count() < devices:
         raise ConfigError(f"a mesh of {devices} devices; JAX has {jax.device_count()} here")
+
+
+def _talk_to_itself() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=1, process_id=0)
 
 
 def chip(name: str, dtype: str, devices: int) -> Chip:
