@@ -52,7 +52,8 @@ def plan_elsewhere(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ConfigError("--mesh and --search need --chip, such as --chip=h100")
     if flags.measure and (flags.chip != "here" or flags.search):
         raise ConfigError("only --chip=here can be measured, on one --mesh")
-    if flags.search == (flags.devices is None) or (flags.search and flags.mesh) or (flags.devices or 1) < 1:
+    few = flags.devices is not None and flags.devices < 1
+    if few or flags.search == (flags.devices is None) or (flags.search and flags.mesh):
         raise ConfigError("--search goes with --devices=N, at least 1, and without --mesh")
     runtime.start()
     from gptjax.inspect import virtual

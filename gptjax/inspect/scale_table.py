@@ -157,7 +157,7 @@ def candidate_object(one: Candidate) -> dict[str, Any]:
 
 def ranking(ranked: list[Candidate], shown: int) -> str:
     """The best of the meshes, before any is compiled."""
-    lines = [f"{len(ranked)} meshes fit; by estimates from shapes, before any is compiled:"]
+    lines = [f"meshes that fit: {len(ranked)}; by estimates from shapes, before any is compiled:"]
     lines.append(f"{'mesh':44} {'slices':>7} {'GB/device':>10} {'step ms':>11} {'mfu':>7}")
     for one in ranked[:shown]:
         mfu = "" if one.forecast.mfu is None else f"{one.forecast.mfu:.1%}"
