@@ -59,15 +59,16 @@ def plan_elsewhere(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     from gptjax.inspect import virtual
 
     virtual.check_chip(flags.chip)
-    mesh = virtual.mesh(flags.mesh) if flags.mesh else {}
-    devices = flags.devices or math.prod(mesh.values())
+    given = virtual.mesh(flags.mesh) if flags.mesh else None
     chosen = config.read(flags.config, overrides)
+    mesh = given or {axis: max(size, 1) for axis, size in chosen.mesh.items()}
+    devices = flags.devices or math.prod(mesh.values())
     virtual.start(devices, flags.chip)
     from gptjax.inspect import costs, meshes, scale, scale_table
 
-    chip = virtual.chip(flags.chip, chosen.train.dtype, devices)
+    planned = costs.planned(scale.with_mesh(chosen, {} if flags.search else mesh))
+    chip = virtual.chip(flags.chip, planned, devices)
     if not flags.search:
-        planned = costs.planned(scale.with_mesh(chosen, mesh))
         console.say(f"compiling for {devices:,} devices")
         measured = None
         if flags.measure:
@@ -78,7 +79,6 @@ def plan_elsewhere(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
             json.dumps(scale_table.as_object(found, measured)) if flags.json else scale_table.as_text(found, measured)
         )
         return
-    planned = costs.planned(scale.with_mesh(chosen, {}))
     with console.bar("searching", len(meshes.meshes(planned, devices))) as advance:
         ranked = meshes.search(planned, devices, chip, advance)
     if not ranked:

@@ -3,7 +3,6 @@
 gptjax.training.metrics has the peaks; here are memory and links, each per device and one direction.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from gptjax.training import metrics
 
@@ -65,18 +65,19 @@ SHEETS = (
 CHIPS = {chip.name: chip for chip in SHEETS}
 
 
-def here(dtype: str, devices: int) -> Chip:
-    """This machine's device, measured in a second or two; virtual devices of a CPU share what it can do.
+def here(config: ConfigDict, devices: int) -> Chip:
+    """This machine's device, measured in two seconds; virtual devices of a CPU share what it can do.
 
     Args:
-      dtype: of the products.
+      config: resolved; products are of the shape and dtype of its MLP's, for as many rows as one device has.
       devices: that a step would run on at once.
     """
-    device = jax.devices()[0]
+    device, c = jax.devices()[0], config
     shared = devices if device.platform == "cpu" else 1
-    side, size = (1024, 2**25) if device.platform == "cpu" else (8192, 2**28)
-    x, y = jnp.ones((side, side), dtype), jnp.ones((size,), "float32")
-    flops = 2 * side**3 / seconds(jax.jit(lambda x: x @ x), x) / shared
+    rows, dtype = max(c.data.batch_size * c.data.context // c.train.grad_accumulation // devices, 1), c.train.dtype
+    x, kernel = jnp.ones((rows, c.model.width), dtype), jnp.ones((c.model.width, c.model.mlp_width), dtype)
+    y = jnp.ones((2**25 if device.platform == "cpu" else 2**28,), "float32")
+    flops = 2 * x.size * c.model.mlp_width / seconds(jax.jit(lambda x: x @ kernel), x) / shared
     # A sum beside a copy would be fused with it; x + 1 reads and writes each number once.
     bandwidth = 2 * y.nbytes / seconds(jax.jit(lambda y: y + 1), y) / shared
     limit = (device.memory_stats() or {}).get("bytes_limit") or _physical_memory() / shared
@@ -89,12 +90,11 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def seconds(f: Callable[[jax.Array], jax.Array], x: jax.Array, during: float = 0.5) -> float:
-    """Of the fastest call, in so many seconds of calls: the one that other work disturbed least."""
+def seconds(f: Callable[[jax.Array], jax.Array], x: jax.Array, during: float = 1.0) -> float:
+    """Of a call, the mean over so many seconds of calls: other work slows it as it slows a step."""
     jax.block_until_ready(f(x))
-    best, end = math.inf, time.perf_counter() + during
-    while best == math.inf or time.perf_counter() < end:
-        began = time.perf_counter()
+    began, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() < began + during:
         jax.block_until_ready(f(x))
-        best = min(best, time.perf_counter() - began)
-    return best
+        calls += 1
+    return (time.perf_counter() - began) / calls

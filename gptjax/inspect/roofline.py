@@ -3,7 +3,7 @@
     step = products + elsewhere + waited + max(0, hidden - products)
 
 - products: FLOPs of the matrix products, those computed again included, at the rate that the chip's products reach
-  (gptjax.inspect.chips: 60 % of a data sheet's dense bf16 peak; on this machine what a large product was measured at)
+  (gptjax.inspect.chips: 60 % of a data sheet's dense bf16 peak; on this machine what the MLP's product reaches)
 - elsewhere: of a data sheet's chip, whose 60 % include norms and the like, what the optimizer moves through memory at
   the sheet's bandwidth; on this machine all that XLA's other instructions write and read, at a measured bandwidth
 - waited: collectives over tensor, context or expert, whose results the next product needs, at the link's bandwidth

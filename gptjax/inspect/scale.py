@@ -212,7 +212,7 @@ def scaled(config: ConfigDict, chip: Chip) -> Scaled:
 class Measured(NamedTuple):
     """What was found by running."""
 
-    step: float  # seconds, of the fastest
+    step: float  # seconds, the mean
     bytes: int  # on one device
     how: str  # the bytes were measured
 
@@ -233,18 +233,18 @@ def compared(config: ConfigDict, chip: Chip, steps: int) -> tuple[Scaled, Measur
 
 def _run(built: Program, found: jax.stages.Compiled, steps: int) -> Measured:
     device = built.mesh.devices.flat[0]
-    before = resident(reset=True)
     state = jax.jit(built.start, out_shardings=sharding.of_state(built.mesh, built.shapes))()
     batch = sharding.place(costs.random_batch(built.config), built.mesh)
+    arrays = jax.tree.leaves((jax.block_until_ready(state), batch))
+    held = sum(part.data.nbytes for array in arrays for part in array.addressable_shards if part.device == device)
+    before = resident(reset=True)
     state, _ = costs.repeat(found, state, batch, costs.WARM_UP, lambda n: None)
-    step = math.inf
-    for _ in range(steps):
-        state, seconds = costs.repeat(found, state, batch, 1, lambda n: None)
-        step = min(step, seconds)
+    grown = (resident() - before) // built.mesh.size
+    _, seconds = costs.repeat(found, state, batch, steps, lambda n: None)
     told = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if told is not None:
-        return Measured(step, told, "the device's peak")
-    return Measured(step, (resident() - before) // built.mesh.size, "growth of the process, at its peak")
+        return Measured(seconds / steps, told, "the device's peak")
+    return Measured(seconds / steps, held + grown, "arrays, and what the process grew by in the first steps")
 
 
 def resident(reset: bool = False) -> int:

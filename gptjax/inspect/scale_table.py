@@ -135,7 +135,7 @@ def _memory_lines(memory: Memory, chip: Chip) -> list[str]:
 
 def _measured_lines(found: Scaled, measured: Measured) -> list[str]:
     pairs = (
-        ("step, ms", found.forecast.step * 1e3, measured.step * 1e3, "the fastest"),
+        ("step, ms", found.forecast.step * 1e3, measured.step * 1e3, "the mean"),
         ("GB on a device", found.memory.total / 1e9, measured.bytes / 1e9, measured.how),
     )
     lines = ["", f"{'run here':30} {'predicted':>10} {'measured':>10} {'error':>8}"]

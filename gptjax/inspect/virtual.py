@@ -4,6 +4,7 @@ import difflib
 import socket
 
 import jax
+from ml_collections import ConfigDict
 
 from gptjax.config import ConfigError
 from gptjax.inspect import chips
@@ -66,6 +67,6 @@ def _talk_to_itself() -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=1, process_id=0)
 
 
-def chip(name: str, dtype: str, devices: int) -> Chip:
-    """The chip of that name; see gptjax.inspect.chips.here for "here"."""
-    return chips.here(dtype, devices) if name == chips.HERE else chips.CHIPS[name]
+def chip(name: str, config: ConfigDict, devices: int) -> Chip:
+    """The chip of that name; "here" is measured for a config, see gptjax.inspect.chips.here."""
+    return chips.here(config, devices) if name == chips.HERE else chips.CHIPS[name]

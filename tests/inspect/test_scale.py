@@ -142,6 +142,14 @@ def test_a_plan_for_a_chip_is_a_table_or_one_object(call):
     assert "fits 80.0 GB" in text and "one device: 1 x NVIDIA H100" in text and "60% of the bf16 peak" in text
 
 
+def test_the_best_meshes_of_a_search_are_compiled(call):
+    told = json.loads(foreseen(call, "--chip=v5e", "--search", "--devices=1", "--json"))
+    (ranked,), (compiled,) = told["ranked"], told["compiled"]
+    assert ranked["mesh"] == compiled["mesh"] and compiled["collectives"] == []
+    exact = {kind: size for kind, size in compiled["memory"].items() if kind not in ("temporaries", "total")}
+    assert exact.items() <= ranked["memory"].items()
+
+
 def alone():
     config = costs.planned(tiny_config())
     built = scale.program(config, H100)
