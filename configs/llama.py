@@ -1,7 +1,8 @@
 """Llama 3 (arXiv 2407.21783 table 3; 1b is Llama 3.2's, with its tied head), and small ones of the same make.
 
 1b, 8b and 70b have the published vocabulary and are for weights that are imported or a cluster; the small ones train
-their own tokenizer: 15m, 42m and 110m have the shapes of llama2.c's stories, and tiny the default run's budget.
+their own tokenizer: 15m, 42m and 110m have the shapes of llama2.c's stories, and tiny the default run's budget. 70b
+has Llama 2's batch of 4 M tokens (arXiv 2307.09288 section 2.2), its blocks scanned and computed again.
 
 python -m gptjax.train --config=configs/llama.py:tiny
 """
@@ -34,6 +35,10 @@ def get_config(size: str = "tiny") -> ConfigDict:
         config.data.update(tokenizer="cl100k_base", context=8192)  # use the vocabulary that comes with the weights
         config.optimizer.learning_rate = 3e-4
         config.schedule.warmup_steps = 2000
+        if size.lower() == "70b":
+            config.model.update(scan_layers=True, remat="full")
+            config.train.dtype = "bfloat16"
+            config.data.batch_size = 512
     elif size.lower() != "tiny":
         config.data.batch_size = 64
         config.optimizer.learning_rate = 1e-3

@@ -11,8 +11,9 @@ from gptjax.inspect.parts import Place, place
 def flops_by_place(jaxpr: Any) -> Counter[Place]:
     """FLOPs of every `dot_general` and `ragged_dot` that a run of the program does, two for a multiply and an add.
 
-    A scan counts as often as it is long, and of a condition the branch that costs most. A product of which a mask
-    hides a part counts in full. The body of a while loop counts once: its length is not known.
+    A scan counts as often as it is long, what each device does by itself as often as there are devices, and of a
+    condition the branch that costs most. A product of which a mask hides a part counts in full, and so does a ragged
+    one where some of its rows are another device's. The body of a while loop counts once: its length is not known.
 
     Args:
       jaxpr: of the program, closed or not.
@@ -29,10 +30,17 @@ def _count(jaxpr: Any, outer: str) -> Counter[Place]:
         within = [_count(inner, path) for inner in _inside(eqn.params)]
         if eqn.primitive.name == "cond":
             within = [max(within, key=lambda counted: counted.total())]
+        often = _repeats(eqn)
         for counted in within:
             for where, flops in counted.items():
-                total[where] += flops * eqn.params["length"] if eqn.primitive.name == "scan" else flops
+                total[where] += flops * often
     return total
+
+
+def _repeats(eqn: Any) -> int:
+    if eqn.primitive.name == "shard_map":  # shapes within are one device's, along the axes that it divides by hand
+        return math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["newly_manual_axes"])
+    return eqn.params["length"] if eqn.primitive.name == "scan" else 1
 
 
 def _inside(params: dict[str, Any]) -> Iterator[Any]:

@@ -51,18 +51,19 @@ KERNELS: dict[str, Kernels] = {
 }
 
 
-def resolved(name: str, divided: Collection[str] = ()) -> str:
+def resolved(name: str, divided: Collection[str] = (), platform: str = "") -> str:
     """The name itself, or for "auto" the kernels that are fastest on the platform that JAX runs on.
 
     Args:
       name: of KERNELS, or "auto".
       divided: what is divided among devices, besides rows: "sequences", "products".
+      platform: another one, for a program that is planned and not run.
     """
     if name != "auto":
         return name
     # Where a kernel joins or slices an axis that is divided, XLA would bring it together first.
     able = {"cpu": set[str](), "gpu": {"products"}}
-    backend = jax.default_backend()
+    backend = platform or jax.default_backend()
     return backend if set(divided) <= able.get(backend, set()) and backend in able else "plain"
 
 
