@@ -110,7 +110,7 @@ def test_a_step_that_is_not_there_is_refused(trained, call, step, expected):
 
 def test_a_run_keeps_its_best_checkpoint_and_commands_read_it_where_asked_for(tmp_path, text_file, call, call_train):
     changes = dict(checkpoint_every_steps=0, checkpoint_keep=1, checkpoint_keep_best=1, eval_every_steps=2)
-    changes |= dict(train_steps=10, optimizer_learning_rate=3.0)  # it soon gets worse
+    changes |= dict(train_steps=10, optimizer_learning_rate=30.0, schedule_warmup_steps=10)  # it soon gets worse
     assert call_train(tmp_path / "run", data_path=text_file, **changes).code == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = min((line for line in lines if "val/loss" in line), key=lambda line: line["val/loss"])["step"]

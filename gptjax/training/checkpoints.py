@@ -101,15 +101,8 @@ class Checkpoints:
         return next(iter(folders.steps(self.directory)), None)
 
     def newest_usable(self) -> int | None:
-        """The newest step to go on from, None if there is no checkpoint at all; says which newer ones are damaged.
-
-        Raises:
-          CheckpointError: there are some, and each is damaged.
-        """
-        steps = folders.steps(self.directory)
-        step = folders.first_whole(self.directory, steps) if steps else None
-        folders.say_unfinished(self.directory, step or 0)
-        return step
+        """As gptjax.training.folders.newest_usable."""
+        return folders.newest_usable(self.directory)
 
     def is_among_best(self, loss: float | None) -> bool:
         """Whether a held-out loss is worth a checkpoint."""

@@ -63,6 +63,18 @@ def remove_after(directory: Path, step: int) -> None:
             shutil.rmtree(directory / str(later))
 
 
+def newest_usable(directory: Path) -> int | None:
+    """The newest step to go on from, None if there is no checkpoint at all; says which newer ones are damaged.
+
+    Raises:
+      CheckpointError: there are some, and each is damaged.
+    """
+    found = steps(directory)
+    step = first_whole(directory, found) if found else None
+    say_unfinished(directory, step or 0)
+    return step
+
+
 def wanted(directory: Path, step: int | str | None) -> list[int]:
     """Steps to try, the most wanted first.
 

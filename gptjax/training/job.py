@@ -22,7 +22,7 @@ from gptjax.evals import held_out
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.causal import Objective
 from gptjax.sharding import processes
-from gptjax.training.checkpoints import Checkpoints
+from gptjax.training import folders
 from gptjax.training.goodput import Clock
 from gptjax.training.writers import WRITERS
 
@@ -83,7 +83,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
         workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = processes.of_first(lambda: Checkpoints(workdir).newest_usable() or 0) if goes_on else 0
+    step = processes.of_first(lambda: folders.newest_usable(workdir / "checkpoints") or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)

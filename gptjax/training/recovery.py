@@ -167,6 +167,7 @@ def go_back(job: Job, checkpoints: Checkpoints, bad: BadRun) -> Job:
     Raises:
       Diverged: the run has gone back before, or there is no checkpoint to go back to; the report is written then.
     """
+    checkpoints.wait()  # all of them do, before the first one looks
     saved = processes.of_first(lambda: checkpoints.newest_before(bad.first) or 0)
     if job.left_out or not saved:
         raise Diverged(give_up(job, bad))

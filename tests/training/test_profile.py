@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -58,6 +59,7 @@ def test_an_interrupt_ends_the_trace_and_the_run_goes_on_with_the_rest_of_it(tmp
         loop.train(config, tmp_path / "run", interrupt)
     (interrupted,) = perfetto_events(tmp_path / "run")
     assert steps_of(interrupted)[:4] == [3, 4, 5, 6]
+    time.sleep(1)  # a trace is named by its second
     loop.train(config, tmp_path / "run")
     rest = [steps_of(events) for events in perfetto_events(tmp_path / "run")][1:]
     assert rest == [[5, 6, 7]], "checkpoint 4 is where it goes on"
