@@ -169,8 +169,8 @@ def parameter(
 ) -> jax.Array:
     """A parameter of a module, as a product reads it: whole but for what products themselves divide.
 
-    On several devices it is gathered where it is used, in the dtype of the arithmetic, and its gradient is summed up,
-    in float32, to where it is stored (arXiv 1910.02054, section 5.3).
+    On several devices it is gathered where it is used, in the dtype of the arithmetic, and its gradient is summed up to
+    where it is stored (arXiv 1910.02054, section 5.3): over rows in float32, over what is inside a row by the product.
 
     Args:
       module: whose it is.

@@ -1,5 +1,7 @@
-"""How a run lies on devices: one mesh, one table of rules, and where state and batches go. No other file names a mesh
-axis."""
+"""How a run lies on devices: one mesh, one table of rules, and where state and batches go.
+
+No file elsewhere names a mesh axis, but for plans, which compare meshes (gptjax.inspect.meshes, roofline).
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
