@@ -18,7 +18,7 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
     mesh, model = config.mesh, config.model
     said = ", ".join(f"mesh.{axis}={size}" for axis, size in mesh.items() if size != 1)
     if any(size < 1 and size != -1 for size in mesh.values()) or list(mesh.values()).count(-1) > 1:
-        yield f"{said}: sizes must be at least 1, and one at most -1, for all devices that the others leave"
+        yield f"{said}: sizes must be at least 1, but for one of -1, which takes what the others leave (mesh.data=1?)"
         return
     found = sizes(mesh, devices)
     taken = math.prod(found.values())
