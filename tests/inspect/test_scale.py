@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 from conftest import BASE, ROOT, overrides, plan, tiny_config
 
 from gptjax.inspect import chips, costs, meshes, products, roofline, scale
 from gptjax.inspect.roofline import Sent, Work
+from gptjax.training import guard
 
 H100 = chips.CHIPS["h100"]
 SEEN = """
@@ -83,7 +85,10 @@ def test_each_parameter_is_gathered_once_in_the_dtype_of_the_arithmetic(seen):
 def test_bytes_of_a_device_are_those_of_the_arrays_of_a_run(seen):
     real = seen["real"]
     assert {name: seen["foreseen"][name] for name in real} == real
-    assert seen["arguments"] == sum(real.values()) + 4, "the step's number is all there is besides"
+    counters = 4 + sum(leaf.nbytes for leaf in jax.tree.leaves(guard.fresh()))
+    assert seen["arguments"] == sum(real.values()) + counters, (
+        "the step's number and the guard are all there is besides"
+    )
     assert seen["foreseen"]["temporaries"] >= seen["temporaries"] > 0
 
 
