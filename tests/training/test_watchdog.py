@@ -43,10 +43,10 @@ def run(script, *arguments):
 
 
 def test_a_hung_step_dumps_all_stacks_and_ends(tmp_path, text_file):
-    flags = overrides(data_path=text_file, train_hang_minutes=0.03)
+    flags = overrides(data_path=text_file, train_hang_minutes=0.15)
     done = run(HANGS_AT_STEP_6, f"--config={BASE}", f"--workdir={tmp_path / 'run'}", *flags)
     assert done.returncode == 1
-    assert "gptjax: no progress for 0.03 minutes (train.hang_minutes), at data; the stacks are in" in done.stderr
+    assert "gptjax: no progress for 0.15 minutes (train.hang_minutes), at data; the stacks are in" in done.stderr
     kept = (tmp_path / "run" / "hang.txt").read_text()
     for stacks in (done.stderr, kept):
         assert "in planted" in stacks and "in take_steps" in stacks, "the thread that fetches, and the one that waits"
