@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from conftest import ROOT, overrides
 
 # What the steps of one run are taken on, some after the other.
@@ -54,6 +55,7 @@ def train(workdir, text_file, meshes):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_any_mesh(tmp_path, text_file):
     done = train(tmp_path / "many", text_file, MESHES)
     for step in range(EACH, EACH * len(MESHES), EACH):
