@@ -128,6 +128,7 @@ def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
     assert numbers[0] == numbers[1] and len(numbers[0]) == 24
 
 
+@pytest.mark.slow
 def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_checkpoints_stay_whole(
     small_disk, text_file
 ):

@@ -87,6 +87,7 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
     assert not (tmp_path / "run" / "clock.json").exists(), "the summary has it"
 
 
+@pytest.mark.slow
 def test_the_time_of_a_killed_process_is_lost_and_that_without_one_is_down(tmp_path, text_file, capsys):
     run = dict(train_steps=700, checkpoint_every_steps=300, log_every_steps=50, model_dropout=0.1)
     workdir = tmp_path / "run"

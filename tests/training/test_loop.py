@@ -136,6 +136,7 @@ def reached(workdir, step):
     return path.exists() and path.read_bytes().count(b"\n") >= step
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_a_run_ends_bit_identical(tmp_path, text_file):
     whole = start(tmp_path / "whole", text_file)
     assert whole.wait() == 0, whole.stderr.read()
