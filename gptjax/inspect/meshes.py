@@ -17,7 +17,7 @@ from gptjax.inspect.roofline import Forecast, Sent
 from gptjax.inspect.scale import Memory
 from gptjax.models.layers import GATES
 from gptjax.sharding import checks
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, parameter_count
 
 LONG = 8192  # tokens of a sequence that is worth dividing
 
@@ -146,7 +146,7 @@ def temporaries(config: ConfigDict, built: scale.Program, mesh: dict[str, int], 
 def share_of_blocks(shapes: TrainState) -> float:
     """Of the parameters, those in blocks."""
     inside = {name: value for name, value in shapes.params.items() if name.startswith("block")}
-    return scale.numbers(inside) / scale.numbers(shapes.params)
+    return parameter_count(inside) / parameter_count(shapes.params)
 
 
 def exchanges(config: ConfigDict, mesh: dict[str, int], parameters: int) -> list[Sent]:

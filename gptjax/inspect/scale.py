@@ -26,7 +26,8 @@ from gptjax.inspect.collectives import Collective
 from gptjax.models import kernels
 from gptjax.objectives import OBJECTIVES
 from gptjax.training import metrics
-from gptjax.training.state import TrainState, initial
+from gptjax.training.checkpoints import shapes_on
+from gptjax.training.state import TrainState, initial, parameter_count
 from gptjax.training.step import of_config
 
 
@@ -68,11 +69,6 @@ class Scaled(NamedTuple):
     compile_seconds: float
 
 
-def numbers(parameters: Any) -> int:
-    """How many there are in a tree of arrays or shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
-
-
 def with_mesh(config: ConfigDict, mesh: Mapping[str, int]) -> ConfigDict:
     """The config on that mesh; axes that are not named have one device."""
     config = config.copy_and_resolve_references()
@@ -106,11 +102,6 @@ def program(config: ConfigDict, chip: Chip) -> Program:
     shapes = jax.eval_shape(start)
     step = of_config(config, OBJECTIVES[config.train.objective](model), optimizer, mesh, shapes)
     return Program(config, mesh, start, shapes, step)
-
-
-def on(tree: Any, there: Any) -> Any:
-    """Shapes with the places of their arrays."""
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, there)
 
 
 def batch_of(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -160,9 +151,8 @@ def flops(config: ConfigDict, chip: Chip) -> int:
 def compiled(built: Program) -> tuple[jax.stages.Compiled, float]:
     """The program for its mesh, and the seconds that it took to compile."""
     began = time.monotonic()
-    state = on(built.shapes, sharding.of_state(built.mesh, built.shapes))
-    place = sharding.of_batch(built.mesh)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in batch_of(built.config).items()}
+    state = shapes_on(built.shapes, sharding.of_state(built.mesh, built.shapes))
+    batch = shapes_on(batch_of(built.config), sharding.of_batch(built.mesh))
     return built.step.lower(state, batch).compile(), time.monotonic() - began
 
 
@@ -188,7 +178,7 @@ def read(built: Program, found: jax.stages.Compiled, seconds: float, chip: Chip,
     sent = [roofline.Sent(one.axes, one.group, one.sent * one.times) for one in exchanged]
     moved = hlo.traffic(text) if chip.is_measured() else roofline.optimizer_traffic(memory.parameters, memory.optimizer)
     forecast = roofline.forecast(work(built.config, built.shapes, counted), built.mesh.size, moved, sent, chip)
-    count = numbers(built.shapes.params)
+    count = parameter_count(built.shapes.params)
     return Scaled(built.config, chip, mesh, count, memory, counted, exchanged, forecast, seconds)
 
 

@@ -4,7 +4,7 @@ No file elsewhere names a mesh axis, but for plans, which compare meshes (gptjax
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax.models.axes import Layout, of_parameter, placed
-
-Objective = Callable[[Any, Any, jax.Array | None], Any]
+from gptjax.objectives.causal import Objective
 
 # The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
 AXES = ("data", "fsdp", "expert", "context", "tensor")

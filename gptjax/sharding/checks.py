@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from gptjax.sharding import sizes
+from gptjax.sharding import COMPUTED, sizes
 
 
 def problems(config: ConfigDict, devices: int) -> Iterator[str]:
@@ -25,7 +25,7 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
     if taken > devices or (-1 in mesh.values() and devices % taken):
         yield f"{said} does not fit the {devices} devices here; -1 fills one"
         return
-    rows, slices = found["data"] * found["fsdp"] * found["expert"], config.train.grad_accumulation
+    rows, slices = math.prod(found[axis] for axis in COMPUTED["B"]), config.train.grad_accumulation
     batches = {f"data.stages: batch_size {stage[1]}": stage[1] for stage in config.data.stages}
     batches[f"data.batch_size={config.data.batch_size}"] = config.data.batch_size
     times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""

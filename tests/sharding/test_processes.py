@@ -102,6 +102,11 @@ def ended(running):
     return list(zip([process.returncode for process in running], said, strict=True))
 
 
+def finish(running):
+    for code, said in ended(running):
+        assert code == 0, said
+
+
 def reach(workdir, step, running):
     while not any(line["step"] >= step for line in lines_of(workdir)):
         assert all(process.poll() is None for process in running), ended(running)
@@ -121,8 +126,7 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, text_file):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    for code, said in ended(run_of(text_file, workdir, 2)):
-        assert code == 0, said
+    finish(run_of(text_file, workdir, 2))
     return workdir
 
 
@@ -145,8 +149,7 @@ def test_sigterm_to_either_saves_the_same_step_on_both(which, whole, text_file, 
     assert [code for code, _ in results] == [143, 143], results
     steps = {re.search(r"saved at step (\d+)", said)[1] for _, said in results}
     assert steps == {str(Checkpoints(tmp_path / "run").latest())}
-    for code, said in ended(run_of(text_file, tmp_path / "run", 2)):
-        assert code == 0, said
+    finish(run_of(text_file, tmp_path / "run", 2))
     same(tmp_path / "run", whole)
 
 
@@ -158,8 +161,7 @@ def test_sigkill_of_one_ends_the_other_and_both_go_on_exactly(whole, text_file, 
     started = time.monotonic()
     results = ended(running)
     assert time.monotonic() - started < 60 and results[0][0] not in (0, 2, 3), results
-    for code, said in ended(run_of(text_file, tmp_path / "run", 2)):
-        assert code == 0, said
+    finish(run_of(text_file, tmp_path / "run", 2))
     same(tmp_path / "run", whole)
 
 
