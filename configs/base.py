@@ -15,8 +15,16 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # a run's directory whose model, parameters and tokenizer this run starts with
 
     config.model = model = ConfigDict()
-    model.arch = "gpt"  # which model of gptjax.models.MODELS
-    model.layers = 4  # blocks
+    model.arch = "gpt"  # gpt or recurrent (decoders), encoder (as BERT), seq2seq (encoder and decoder)
+    model.layers = 4  # blocks; of seq2seq the decoder's
+    model.encoder_layers = placeholder(int)  # of seq2seq: the encoder's blocks; None: as many as layers
+    model.encoder = "transformer"  # of seq2seq, what reads the source: transformer, rnn, gru or lstm
+    model.decoder = "transformer"  # of seq2seq, what writes the target: the same; any goes with any encoder
+    model.cell = "lstm"  # of arch recurrent: rnn, gru or lstm
+    model.bidirectional = True  # of a recurrent encoder: it reads from both ends, with 2 x width columns
+    model.attention = "additive"  # of a recurrent decoder in seq2seq: additive (Bahdanau's) or multiplicative (Luong's)
+    model.start = placeholder(int)  # of seq2seq: id that a target begins with; None: the tokenizer's end
+    model.forced_first = placeholder(int)  # of seq2seq: id that always comes next, as in BART; None: there is none
     model.heads = 4  # query heads per block
     model.kv_heads = placeholder(int)  # key/value heads, a divisor of heads; None: as many as heads
     model.head_width = placeholder(int)  # columns of a head; None: width / heads
@@ -25,7 +33,13 @@ def get_config() -> ConfigDict:
     model.context = 128  # the most tokens that a position can look back over, itself included
     model.vocabulary = placeholder(int)  # rows of the embedding; None: the tokenizer's size
 
-    model.positions = "learned"  # learned, sinusoidal, rotary, alibi or none
+    model.embedding_scale = 1.0  # embedded tokens times this; arXiv 1706.03762: sqrt(width)
+    model.embedding_norm = False  # a norm of embedded tokens and positions, before the first block
+    model.types = 0  # of an encoder: kinds of tokens, such as BERT's first and second sentence; 0: none are told apart
+    model.positions = "learned"  # learned, sinusoidal, sinusoidal_halves, rotary, alibi, relative (T5's) or none
+    model.relative = relative = ConfigDict()
+    relative.buckets = 32  # of relative: how many kinds of distances there are
+    relative.longest = 128  # of relative: tokens of distance from which on all are of one kind
     model.rotary = rotary = ConfigDict()
     rotary.theta = 10000.0  # the slowest rotation's wavelength is about 2 pi theta tokens
     rotary.scaling = "none"  # none, linear or llama3: how a context longer than the original one is reached
@@ -41,7 +55,7 @@ def get_config() -> ConfigDict:
     model.norm = "layernorm"  # layernorm or rmsnorm
     model.norm_position = "pre"  # pre: x + f(norm(x)), and a norm before the head; post: norm(x + f(x))
     model.norm_epsilon = 1e-5  # added to the variance or mean square
-    model.activation = "gelu_tanh"  # gelu, gelu_tanh, relu, relu2, silu; gated: swiglu, geglu
+    model.activation = "gelu_tanh"  # gelu, gelu_tanh, relu, relu2, silu; gated: swiglu, geglu, geglu_tanh
     model.mlp = "dense"  # dense, or experts: a mixture
     model.experts = 8  # MLPs of a mixture
     model.experts_per_token = 2  # how many of them a token goes through
@@ -50,8 +64,16 @@ def get_config() -> ConfigDict:
     model.use_bias = False  # biases in linear layers and in layer norms
     model.qkv_bias = placeholder(bool)  # in the projections to queries, keys and values; None: as use_bias
     model.tied_head = True  # logits from the token embedding's own table
+    model.head_bias = False  # a bias of each token's logit
+    model.never = ()  # with head_bias: ids that are never decoded, such as Marian's padding
+    model.head_transform = False  # of an encoder: one more layer, activation and norm before the head, as in BERT
+    model.logit_scale = 1.0  # what the head reads times this; T5 with a tied head: width ** -0.5
     model.logit_softcap = 0.0  # logits are squashed to this times tanh(logits / this); 0: they are not
-    model.init_std = 0.02  # of embeddings and matrices at first
+    model.predict_ahead = 0  # heads of a block each for the tokens after the next one, for train.objective=multi_token
+    model.task = "none"  # a head besides: classification, tagging, span, choice, regression or embedding
+    model.labels = 2  # of classification and tagging: how many there are
+    model.pooling = "last"  # what stands for a whole text in a task head: first, last, mean, or BERT's pooler
+    model.init_std = 0.02  # of embeddings and matrices at first; recurrent: of embeddings alone, and 0.1 serves better
     model.residual_init = "scaled"  # matrices that write to the residual stream: plain, scaled (1/sqrt(2L)) or zero
     model.dropout = 0.0  # fraction dropped from embeddings, attention weights and each residual branch
 
@@ -67,7 +89,10 @@ def get_config() -> ConfigDict:
     data.sha256 = ""  # of the file at an http(s) address, checked if given
     data.held_out = 0.05  # fraction kept for validation, by hash of a file's name; the tail where files are few
     data.tokenizer = "bpe:4096"  # bytes, chars, bpe:N (trained on the text), tiktoken's by name; a prepared set's own
-    data.layout = "flat"  # rows as windows of one stream (flat), whole documents (packed), or one of them (examples)
+    data.layout = "flat"  # rows as windows of one stream (flat), whole documents (packed), or one of them (examples);
+    # of an encoder-decoder: prompts as sources and what follows them as targets (pairs)
+    data.languages = ()  # of parallel text at data.path: source and target, such as ("en", "de"), as files are called
+    data.columns = (0, 1)  # where that is one tab-separated file: which columns are source and target, from 0
     data.batch_size = 16  # sequences per optimizer step, over all devices
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
     data.augment = augment = ConfigDict()  # shares of training tokens, drawn anew each epoch (arXiv 1901.11196)
@@ -98,8 +123,26 @@ def get_config() -> ConfigDict:
     schedule.final_fraction = 0.1  # of the peak, where that decay ends
     schedule.cooldown_fraction = 0.2  # of wsd: share of decay_steps, at their end, in which the rate goes down
 
+    config.objective = objective = ConfigDict()  # options of the objectives that train.objective names
+    objective.label_smoothing = 0.0  # share of a target's probability that all tokens, or labels, get in equal parts
+    objective.z_loss = 0.0  # factor of log(sum(exp(logits)))^2 of each predicted token; arXiv 2204.02311: 1e-4
+    objective.mask_rate = 0.15  # of masked and denoising: share of a text's tokens that are hidden; BART: 0.3
+    objective.masking = "token"  # of masked: what is chosen as one: token, word or span (of one to ten words)
+    objective.corruption = "spans"  # of denoising: spans (T5's, each a sentinel) or infilling (BART's, each a mask)
+    objective.mean_span = 3.0  # of denoising: tokens of a span that is left out, on average
+    objective.permute_sentences = False  # of infilling: the source's sentences come in another order
+    objective.fim_rate = 0.5  # of fim: share of documents whose middle is put at their end
+    objective.fim_spm = 0.5  # of fim: share of these in which the suffix comes first (SPM, not PSM)
+    objective.temperature = 0.05  # of contrastive: divides cosines
+    objective.teacher = ""  # of distillation: the directory of the run to learn from
+    objective.teacher_temperature = 2.0  # of distillation: divides both models' logits
+    objective.teacher_share = 0.5  # of distillation: the teacher's part of the loss; the text's own has the rest
+    objective.adversarial = "none"  # the loss once more under shifted embeddings: none, fgm (one step) or pgd
+    objective.epsilon = 1.0  # of fgm and pgd: length of a row's whole shift
+    objective.adversarial_steps = 3  # of pgd: steps up the gradient, each of 2.5 epsilon / steps
+
     config.train = train = ConfigDict()
-    train.objective = "causal"  # one of gptjax.objectives.OBJECTIVES
+    train.objective = "causal"  # of gptjax.objectives.OBJECTIVES, or several: "masked + 0.5*next_sentence"
     train.steps = 1100  # optimizer steps
     train.grad_accumulation = 1  # slices of a batch whose gradients are added up before the optimizer's step
     train.hang_minutes = 30.0  # without progress, after which a process ends so that it is started again; 0: never

@@ -158,13 +158,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         model = config.model
         model.kv_heads = model.kv_heads or model.heads
+        if model.arch == "seq2seq":
+            model.encoder_layers = model.encoder_layers or model.layers
         model.head_width = model.head_width or model.width // max(model.heads, 1)
         # Two thirds, to the next multiple of 8, of what is not gated: a gated MLP has three matrices instead of two.
-        gated = model.activation.endswith("glu")
+        gated = "glu" in model.activation
         model.mlp_width = model.mlp_width or (-(-model.width // 3) * 8 if gated else 4 * model.width)
         model.qkv_bias = model.use_bias if model.qkv_bias is None else model.qkv_bias
-        model.windows = tuple(model.windows)
+        model.windows, model.never = tuple(model.windows), tuple(model.never)
         config.data.stages = tuple(config.data.stages)
+        config.data.languages = tuple(config.data.languages)
+        config.data.columns = tuple(config.data.columns)
         config.log.writers = tuple(config.log.writers)
         config.log.profile_steps = tuple(config.log.profile_steps)
         config.schedule.decay_steps = config.schedule.decay_steps or config.train.steps
@@ -178,6 +182,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         )
         if config.init_from:
             config.init_from = _absolute(config.init_from)
+        if config.objective.teacher:
+            config.objective.teacher = _absolute(config.objective.teacher)
     return config.lock()
 
 
@@ -209,8 +215,10 @@ def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
         if type(value) in (int, float) and not key.startswith(("mesh.", "seed")) and value < 0:
             yield f"{key} is {value}; it cannot be negative"
     model, data, train = config.model, config.data, config.train
-    sizes = "layers heads kv_heads head_width width context mlp_width experts experts_per_token norm_epsilon init_std"
+    sizes = "layers heads kv_heads head_width width context mlp_width experts experts_per_token "
+    sizes += "norm_epsilon init_std labels embedding_scale logit_scale"
     positive = {f"model.{key}": model[key] for key in sizes.split()}
+    positive |= {} if model.encoder_layers is None else {"model.encoder_layers": model.encoder_layers}
     positive |= {"data.batch_size": data.batch_size, "data.context": data.context, "train.steps": train.steps}
     positive |= {"train.grad_accumulation": train.grad_accumulation, "eval.batches": config.eval.batches}
     positive |= {f"{part}.every_steps": config[part].every_steps for part in ("eval", "log")}
@@ -226,6 +234,7 @@ def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
     yield from _stage_problems(config)
     yield from _mixture_problems(data)
+    yield from _pair_problems(data)
     yield from _optimizer_problems(config)
     if config.guard.spike_z and config.guard.warmup_steps < 2:
         yield f"guard.warmup_steps is {config.guard.warmup_steps}; spikes (guard.spike_z) are told by 2 steps or more"
@@ -270,6 +279,20 @@ def _mixture_problems(data: ConfigDict) -> Iterator[str]:
             yield f"data.augment.{name} is {share}; it must be at most 1"
 
 
+def _pair_problems(data: ConfigDict) -> Iterator[str]:
+    languages, columns = data.languages, data.columns
+    if languages and (len(languages) != 2 or any(not isinstance(one, str) or not one for one in languages)):
+        yield f"data.languages is {languages}; it must name source and target, such as ('en', 'de'), or be ()"
+    if len(columns) != 2 or any(type(one) is not int or one < 0 for one in columns) or columns[0] == columns[1]:
+        yield f"data.columns is {columns}; it must be two different columns from 0, such as (0, 1)"
+    if languages and data.layout != "pairs":
+        yield f"data.languages={languages} names parallel text, which data.layout=pairs reads, not {data.layout}"
+    if languages and data.mixture:
+        yield "data.languages and data.mixture are both given; leave one out"
+    if data.layout == "pairs" and any(data.augment.values()):
+        yield "data.augment does nothing with data.layout=pairs; leave it out"
+
+
 def _profile_problems(steps: tuple[Any, ...], last: int) -> Iterator[str]:
     if not steps:
         return
@@ -293,10 +316,27 @@ def _model_problems(model: ConfigDict) -> Iterator[str]:
             yield "model.rotary.low_frequency_factor must be less than model.rotary.high_frequency_factor"
     if not model.windows or any(type(window) is not int or window < 0 for window in model.windows):
         yield f"model.windows is {model.windows}; it must list whole numbers of tokens, such as (256, 256, 0)"
+    if model.never and not model.head_bias:
+        yield f"model.never is {model.never}; it needs model.head_bias, by which these ids are kept out"
     if model.experts_per_token > model.experts:
         yield f"model.experts_per_token={model.experts_per_token} is more than model.experts={model.experts}"
     if not 0 <= model.dropout < 1:
         yield f"model.dropout is {model.dropout}; it must be at least 0 and less than 1"
+    yield from _arch_problems(model)
+
+
+def _arch_problems(model: ConfigDict) -> Iterator[str]:
+    if model.predict_ahead and model.arch != "gpt":
+        yield f"model.predict_ahead={model.predict_ahead} is for decoders, model.arch=gpt"
+    if recurs(model):
+        for key, value in {"scan_layers": False, "remat": "none"}.items():
+            if model[key] != value:
+                yield f"model.{key}={model[key]} is of Transformers alone; recurrent layers need {value}"
+
+
+def recurs(model: ConfigDict) -> bool:
+    """Whether `config.model` has recurrent layers."""
+    return model.arch == "recurrent" or (model.arch == "seq2seq" and {model.encoder, model.decoder} != {"transformer"})
 
 
 def _optimizer_problems(config: ConfigDict) -> Iterator[str]:

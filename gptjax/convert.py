@@ -11,7 +11,8 @@ from gptjax import command, runtime
 from gptjax.config import ConfigError
 
 EPILOG = """one of --from and --to is hf:FOLDER (for --from also hf:NAME on the Hugging Face hub), the other a run's
-directory. Families: openai-gpt, gpt2, gpt_neo, llama, mistral, qwen2, qwen3; safetensors only."""
+directory. Families: openai-gpt, gpt2, gpt_neo, llama, mistral, qwen2, qwen3, bert, bart, marian, t5;
+safetensors only."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,10 +47,12 @@ def main(argv: Sequence[str]) -> None:
     for name, value in made.items():
         if value:
             print(f"{name.replace('_', ' '):15} {value if isinstance(value, str) else format(value, ',')}")
-    if inwards:
+    if inwards and made["family"] == "bert":
+        print(f"{'go on with':15} gptjax.load({flags.to!r}).logits(ids_BT)")
+    elif inwards:
         print(f"{'go on with':15} python -m gptjax.generate --workdir={flags.to} --prompt='...'")
     else:
-        print(f"{'go on with':15} transformers.AutoModelForCausalLM.from_pretrained({flags.to[3:]!r})")
+        print(f"{'go on with':15} transformers.{made['architecture']}.from_pretrained({flags.to[3:]!r})")
 
 
 if __name__ == "__main__":

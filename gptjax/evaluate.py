@@ -1,13 +1,19 @@
 """python -m gptjax.evaluate --workdir=runs/base: loss, perplexity and bits per byte on held-out or other text.
 
-Flags in, gptjax.evals.held_out called, its figures printed.
+Of an encoder-decoder trained on parallel text also BLEU and chrF, on any of its splits. Flags in, gptjax.evals.held_out
+or gptjax.evals.translation called, its figures printed.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gptjax import command, runtime
+from gptjax.config import ConfigError
+
+if TYPE_CHECKING:
+    from gptjax.run import Run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -16,19 +22,53 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
     command.add_step(parser)
     parser.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="text; default: the run's held-out split")
+    translating = parser.add_argument_group("of an encoder-decoder, which translates")
+    translating.add_argument("--test", metavar="SPLIT", help="of its parallel text, such as test_2016_flickr (val)")
+    translating.add_argument("--beams", type=int, metavar="N", help="kept at each step of the search; 1: greedy (4)")
+    translating.add_argument("--length_penalty", type=float, metavar="X", help="scores are divided by length ** X (1)")
     flags = parser.parse_args(argv)
     runtime.start()
-    from gptjax import run
-    from gptjax.evals import held_out
+    from gptjax import models, run
+    from gptjax.evals import held_out, translation
 
-    figures = held_out.evaluate(run.load(flags.workdir, flags.step), flags.data)
-    if flags.json:
-        print(json.dumps(figures))
+    loaded = run.load(flags.workdir, flags.step)
+    asked = any(flag is not None for flag in (flags.test, flags.beams, flags.length_penalty))
+    if asked or (models.kind(loaded.model) == "seq2seq" and loaded.config.data.languages):
+        figures = translate(loaded, flags)
+        text = translation.as_text(figures)
     else:
-        print(f"loss            {figures['loss']:.4f} nats per token")
-        print(f"perplexity      {figures['perplexity']:.3f} per token")
-        print(f"bits per byte   {figures['bits_per_byte']:.4f}")
-        print(f"over            {figures['tokens']:,} tokens, {figures['bytes']:,} bytes")
+        figures = held_out.evaluate(loaded, flags.data)
+        text = as_text(figures)
+    print(json.dumps(figures) if flags.json else text)
+
+
+def translate(of: "Run", flags: Any) -> dict[str, Any]:
+    """The figures of a run's translations.
+
+    Raises:
+      ConfigError: it has no encoder, or flags that cannot be.
+    """
+    from gptjax.decode.beam import Beams
+    from gptjax.evals import translation
+
+    if flags.test is not None and flags.data:
+        raise ConfigError("--test and --data are both given; leave one out")
+    named = {"beams": flags.beams, "length_penalty": flags.length_penalty}
+    beams = Beams(**{name: value for name, value in named.items() if value is not None})
+    return translation.evaluate(of, flags.test or "val", flags.data or (), beams)
+
+
+def as_text(figures: dict[str, float]) -> str:
+    """What gptjax.evals.held_out found, for a person."""
+    units = {"loss": "nats per token", "perplexity": "per token"}
+    places = {"perplexity": 3}
+    counts = [f"{int(figures[name]):,} {name}" for name in ("tokens", "examples", "bytes") if name in figures]
+    own = {name: value for name, value in figures.items() if name not in ("tokens", "examples", "bytes")}
+    lines = [
+        f"{name.replace('_', ' '):<15} {value:.{places.get(name, 4)}f} {units.get(name, '')}".rstrip()
+        for name, value in own.items()
+    ]
+    return "\n".join([*lines, f"{'over':<15} {', '.join(counts)}"])
 
 
 if __name__ == "__main__":

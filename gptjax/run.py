@@ -1,7 +1,7 @@
 """`Run`: a trained model with all that belongs to it, as a notebook and every command but train sees it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from gptjax import models, random
+from gptjax import inputs, models, random
 from gptjax.config import DataError
 from gptjax.data import tokenizers
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.decode import filling
 from gptjax.decode import generate as decoding
+from gptjax.decode.engine import Sample
 from gptjax.inspect import parameters
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.workdir import read_config
@@ -39,21 +41,26 @@ class Run:
     params: Any
     tokenizer: Tokenizer
 
-    def logits(self, ids_BT: Any) -> np.ndarray:
-        """float32 [B, T, V] for the token after each position.
+    def logits(self, *arrays: Any, **by_name: Any) -> np.ndarray:
+        """float32 [B, T, V]: of the token after each position; of an encoder, of the token at it, which may be masked.
+
+        Args:
+          *arrays: what the model's forward pass takes, int32. A decoder: ids_BT, and if wanted segments_BT and ahead_BT
+            (1: read from before, too). An encoder: ids_BT, and if wanted segments_BT and types_BT. An encoder-decoder:
+            ids_BT of the target, its start first, source_BS, and if wanted source_segments_BS and segments_BT. Segments
+            number the texts of a row, and 0 is padding; without them a row is one text.
+          **by_name: the same by these names.
 
         Raises:
-          DataError: not two dimensions, longer than the context, or ids out of range.
+          DataError: not two dimensions, longer than the context, ids out of range, or arrays that do not fit together.
         """
-        ids_BT = np.asarray(ids_BT)
-        c = self.config.model
-        if ids_BT.ndim != 2 or not np.issubdtype(ids_BT.dtype, np.integer):
-            raise DataError(f"ids must be whole numbers of shape [B, T], not {ids_BT.dtype} of shape {ids_BT.shape}")
-        if ids_BT.shape[1] > c.context:
-            raise DataError(f"{ids_BT.shape[1]} tokens are more than the model's context of {c.context}")
-        if ids_BT.size and not (0 <= ids_BT.min() and ids_BT.max() < c.vocabulary):
-            raise DataError(f"ids must lie in 0 to {c.vocabulary - 1}")
-        return np.asarray(self._apply(self.params, ids_BT))
+        return np.asarray(self._apply(self.params, inputs.checked(self.model, arrays, by_name)))
+
+    def answer(self, *arrays: Any, **by_name: Any) -> np.ndarray:
+        """What the task head says (`config.model.task`), float32; see gptjax.models.heads. As of `logits` otherwise."""
+        if self.config.model.task == "none":
+            raise DataError(f"{self.workdir} has no task head; its config.model.task is none")
+        return np.asarray(self._answer(self.params, inputs.checked(self.model, arrays, by_name)))
 
     def generate(
         self,
@@ -61,30 +68,51 @@ class Run:
         seed: int = 0,
         index: int = 0,
         on_text: Callable[[str], None] = lambda text: None,
-        **settings: Any,
-    ) -> decoding.Sample:
-        """A continuation of the prompt.
+        **options: Any,
+    ) -> Sample:
+        """A continuation of the prompt; of a search, the best.
 
         Args:
-          prompt: text to go on from; empty for the start of a document.
+          prompt: text to go on from; empty for the start of a document. Of an encoder-decoder: the source.
           seed: decides every draw, together with `index`.
           index: which of several continuations this is.
           on_text: gets each piece of text as it comes.
-          **settings: `max_tokens`, `temperature`, `top_k` of gptjax.decode.generate.Settings.
+          **options: of gptjax.decode.settings.Settings (`max_tokens`, `temperature`, `top_k`, `stop`, ...) and of
+            gptjax.decode.generate.How (`slide`, `beams`, `grammar`, ...).
 
         Raises:
           ConfigError, DataError: settings or a prompt that cannot be.
         """
-        key = random.key(seed, "sample", index)
-        return decoding.generate(self._speaker, prompt, decoding.Settings(**settings), key, on_text)
+        settings, how = decoding.divided(options)
+        ask = decoding.Ask(prompt, settings, random.key(seed, "sample", index))
+        return next(self.answers([ask], how, lambda _, text: on_text(text)))[1]
+
+    def answers(
+        self,
+        asks: Sequence[decoding.Ask],
+        how: decoding.How = decoding.PLAIN,
+        on_text: decoding.OnText = lambda number, text: None,
+        stride: int = 0,
+    ) -> Iterator[tuple[int, Sample]]:
+        """Continuations of many prompts, as they are ready; see gptjax.decode.generate.generate."""
+        return decoding.generate(self.voice, asks, how, on_text, stride)
+
+    def fill(self, text: str, k: int = 5) -> filling.Filled:
+        """The k likeliest fillings of each mask in a text; of an encoder. See gptjax.decode.filling.fill."""
+        return filling.fill(self.model, self.params, self.tokenizer, text, k)
 
     @cached_property
     def _apply(self) -> Any:
-        return jax.jit(partial(models.logits, self.model))
+        return jax.jit(lambda params, read: models.logits(self.model, params, **read))
 
     @cached_property
-    def _speaker(self) -> decoding.Speaker:
-        return decoding.speaker(self.model, self.params, self.tokenizer, self.config.model.context)
+    def _answer(self) -> Any:
+        return jax.jit(partial(models.answer, self.model))
+
+    @cached_property
+    def voice(self) -> decoding.Voice:
+        """The model as gptjax.decode takes it."""
+        return decoding.voice(self.model, self.params, self.tokenizer, self.config.model.context)
 
     def __repr__(self) -> str:
         return f"{self.workdir}\n{parameters.as_text(self.params)}"

@@ -72,20 +72,30 @@ def _readable(workdir: Path, summary: dict[str, Any]) -> str:
     from gptjax.console import duration
     from gptjax.workdir import read_config
 
-    bits, gzip, xz = (summary[f"{name}_bits_per_byte"] for name in ("val", "gzip", "xz"))
     rate, prompt = summary["tokens_per_second"], read_config(workdir).sample.prompt
-    order = "fewer" if bits < xz else "more"
+    sample = (workdir / "samples.txt").read_text().rstrip()
+    shown = f"{'-- sample ':-<70}\n{sample}\n{'':-<70}\n" if sample else ""
+    goes_on = (
+        f"generate --workdir={workdir} --prompt={shlex.quote(prompt)}" if sample else f"evaluate --workdir={workdir}"
+    )
     return f"""
-{"-- sample ":-<70}
-{(workdir / "samples.txt").read_text().rstrip()}
-{"":-<70}
-held-out loss   {summary["val_loss"]:.4f} nats per token
-bits per byte   {bits:.3f}   (gzip -9: {gzip:.3f}, xz -9: {xz:.3f}; {abs(1 - bits / xz):.0%} {order} than xz)
-trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {rate:,.0f} tokens/s
+{shown}held-out loss   {summary["val_loss"]:.4f} nats per token
+{_quality(summary)}trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {rate:,.0f} tokens/s
 time            {_times(summary)}
 parameters      {summary["parameters"]:,}
 files           {workdir}/ config.json metrics.jsonl summary.json loss.png samples.txt tokenizer/ checkpoints/
-go on with      python -m gptjax.generate --workdir={workdir} --prompt={shlex.quote(prompt)}"""
+go on with      python -m gptjax.{goes_on}"""
+
+
+def _quality(summary: dict[str, Any]) -> str:
+    """The other figures of held-out text, a line each."""
+    if "val_bits_per_byte" not in summary:
+        own = {name.removeprefix("val_"): value for name, value in summary.items() if name.startswith("val_")}
+        return "".join(f"{name:<15} {value:.4f}\n" for name, value in own.items() if name != "loss")
+    bits, gzip, xz = (summary[f"{name}_bits_per_byte"] for name in ("val", "gzip", "xz"))
+    order = "fewer" if bits < xz else "more"
+    beside = f"gzip -9: {gzip:.3f}, xz -9: {xz:.3f}; {abs(1 - bits / xz):.0%} {order} than xz"
+    return f"bits per byte   {bits:.3f}   ({beside})\n"
 
 
 def _times(summary: dict[str, Any]) -> str:

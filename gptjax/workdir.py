@@ -21,6 +21,8 @@ from gptjax.data.batches import Mixing
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.files import appearing, is_free, write_atomic
 
+CHAT_TEMPLATE = Path("tokenizer", "chat_template.jinja")  # in a run that has one
+
 
 def is_run(workdir: Path) -> bool:
     """Whether a run has begun in the directory."""
@@ -128,9 +130,11 @@ def leave_out(workdir: Path, first: int, last: int) -> None:
 
 
 def keep_original_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files as they came with an import, from run to run, where there are any."""
+    """Copies the tokenizer's files as they came with an import, and the chat template, from run to run, if any."""
     if (source / "tokenizer" / "hf").is_dir():
         shutil.copytree(source / "tokenizer" / "hf", target / "tokenizer" / "hf")
+    if (source / CHAT_TEMPLATE).exists():
+        shutil.copyfile(source / CHAT_TEMPLATE, target / CHAT_TEMPLATE)
 
 
 @contextmanager

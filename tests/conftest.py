@@ -5,8 +5,9 @@ import random
 import tempfile
 from pathlib import Path
 
-# Programs that several tests compile are compiled once; a user's own cache is left alone.
+# Programs that several tests compile are compiled once; a user's own cache is left alone, and so is another process's.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"gptjax-tests-{os.getuid()}"))
+os.environ["JAX_COMPILATION_CACHE_DIR"] += os.environ.get("PYTEST_XDIST_WORKER", "")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # What gptjax keeps in its cache (packings, downloads) is the tests' own.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-cache-")
@@ -15,6 +16,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Steps of tiny models are too short to wait for actively.
 os.environ.setdefault("GPTJAX_WAKEFUL", "0")
 
+import jax
 import pytest
 
 from gptjax import command, evaluate, generate, plan, train
@@ -73,6 +75,13 @@ def text_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(text)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_left():
+    """Each compiled program keeps three memory maps; Linux gives a process 65,530, and XLA crashes without one."""
+    yield
+    jax.clear_caches()
 
 
 class Result:

@@ -154,7 +154,7 @@ def test_wrong_flags_are_one_line(call, command, flags, expected):
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--prompt=" + "x" * 17], "the prompt has 17 tokens, more than the model's context of 16"),
+        (["--prompt=" + "x" * 17], "the prompt has 17 tokens, and the model's context is 16"),
         (["--temperature=-1"], "temperature is -1.0; it must be at least 0"),
         (["--max_tokens=0"], "max_tokens is 0; it must be at least 1"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from conftest import BASE, ROOT, tiny_config
 
 from gptjax import config as configs
+from gptjax import objectives
 from gptjax.config import ConfigError
 from gptjax.interop import translation
 from gptjax.sharding import checks
@@ -190,3 +191,4 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
 def test_a_hugging_face_model_has_every_key_of_base():
     filled = {"layers", "heads", "kv_heads", "head_width", "width", "mlp_width", "context", "vocabulary"}
     assert configs.flatten(translation.NEUTRAL).keys() | filled == configs.flatten(base().model).keys()
+    assert objectives.PLAIN.keys() == set(base().objective.keys())

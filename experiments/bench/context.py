@@ -17,7 +17,7 @@ from typing import Any
 
 
 def ring(q: Any, k: Any, v: Any, axis: str, devices: int) -> Any:
-    """Causal attention of this device's queries, [B, t, H, K], to all keys, which come by one part after the other."""
+    """Sight attention of this device's queries, [B, t, H, K], to all keys, which come by one part after the other."""
     import jax
     import jax.numpy as jnp
 
@@ -66,7 +66,7 @@ def main() -> None:
 
     def gathered(q: Any, k: Any, v: Any) -> Any:
         k, v = (jax.lax.with_sharding_constraint(x, whole) for x in (k, v))
-        return plain.attend(q, k, v, plain.Causal())
+        return plain.attend(q, k, v, plain.Sight())
 
     around = partial(ring, axis="context", devices=flags.devices)
     passed = jax.shard_map(around, mesh=mesh, in_specs=(divided,) * 3, out_specs=divided, check_vma=False)

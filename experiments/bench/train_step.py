@@ -52,9 +52,8 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     import numpy as np
 
     from gptjax import config as configs
-    from gptjax import models, optim, sharding, wakeful
+    from gptjax import models, objectives, optim, sharding, wakeful
     from gptjax.models import kernels
-    from gptjax.objectives import OBJECTIVES
     from gptjax.training import step as steps
     from gptjax.training.metrics import MFU_CONVENTION, flops_per_token, mfu
     from gptjax.training.state import initial
@@ -72,7 +71,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     state = jax.jit(lambda: initial(model, optimizer, 0), out_shardings=sharding.replicated(mesh))()
     flops = flops_per_token(state.params, config.model, T)
     began = time.perf_counter()
-    objective = OBJECTIVES[config.train.objective](model)
+    objective = objectives.loss(config, model)
     step = steps.of_config(config, objective, optimizer, mesh, state).lower(state, batch).compile()
     facts = {
         "compile_seconds": time.perf_counter() - began,
@@ -114,16 +113,16 @@ def peak_bytes() -> int:
 
 
 class Ours:
-    """A process of its own that waits to be told how many steps to run."""
+    """A bench's own process for its side of ours, which waits to be told how many steps to run."""
 
-    def __init__(self, shape: dict[str, int], changes: list[str]) -> None:
-        command = [sys.executable, __file__, "--work", json.dumps({"shape": shape, "changes": changes})]
+    def __init__(self, script: str, work: dict[str, Any]) -> None:
+        command = [sys.executable, script, "--work", json.dumps(work)]
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a GPU is shared with the peer
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPO, env=environment
         )
         self.facts = self._read()
-        self.run(3)
+        self.run(1)
 
     def _read(self) -> Figures:
         line = self.process.stdout.readline() if self.process.stdout else ""
@@ -142,10 +141,10 @@ class Ours:
 class Peer:
     """PyTorch's side."""
 
-    def __init__(self, script: Path, shape: dict[str, int], impl: str, dtype: str, device: str) -> None:
+    def __init__(self, script: Path, what: list[str], shape: dict[str, int], dtype: str, device: str) -> None:
         sizes = [word for name, value in shape.items() for word in (f"--{name}", str(value))]
         on = ["--device", "cuda", "--compile"] if device == "cuda" else []
-        self.command = [sys.executable, str(script), "train", "--impl", impl, "--dtype", dtype, *sizes, *on]
+        self.command = [sys.executable, str(script), *what, "--dtype", dtype, *sizes, *on]
         self.facts: Figures = {}
 
     def run(self, steps: int) -> Figures:
@@ -241,16 +240,16 @@ def main() -> None:
     parser.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.work:
-        work(flags.work["shape"], flags.work["changes"])
+        work(**flags.work)
         return
     given = {name: getattr(flags, name) for name in ("batch", "context") if getattr(flags, name)}
     shape = SHAPES[flags.shape] | given
     dtype = next((change.split("=")[1] for change in flags.set if change.startswith("train.dtype=")), "float32")
-    sides: dict[str, Any] = {"ours": Ours(shape, flags.set)}
+    sides: dict[str, Any] = {"ours": Ours(__file__, {"shape": shape, "changes": flags.set})}
     if flags.beside is not None:
-        sides["beside"] = Ours(shape, flags.beside)
+        sides["beside"] = Ours(__file__, {"shape": shape, "changes": flags.beside})
     if flags.peer.is_file():
-        sides["peer"] = Peer(flags.peer, shape, flags.impl, dtype, flags.device)
+        sides["peer"] = Peer(flags.peer, ["train", "--impl", flags.impl], shape, dtype, flags.device)
     else:
         print(f"bench: there is no {flags.peer}, so no peer (--peer=PATH)", file=sys.stderr)
     found = measure(sides, flags.rounds, flags.steps)

@@ -1,11 +1,12 @@
 """Data: text in, batches out. `load` is the whole way to token sets; each step of it is a function in its own file."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptjax.config import DataError
-from gptjax.data import mixtures, shards, sources, token_sets, tokenizers
+from gptjax.data import mixtures, pairs, shards, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
 from gptjax.data.token_sets import TokenSet
 from gptjax.data.tokenizers import Tokenizer
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 TEXT = "text"  # what a set is called that is made of raw text
 COMPARED = 4_000_000  # held-out tokens at most that general compressors are given
+
+
+Prepare = Callable[[TokenSet], Callable[[Any, Any], Any] | None]
+
+
+def unprepared(tokens: TokenSet) -> None:
+    """Rows as the layout gives them."""
 
 
 class Data(NamedTuple):
@@ -34,11 +42,17 @@ class Data(NamedTuple):
         """Ids to train on."""
         return sum(map(len, self.train.values()))
 
-    def rows(self, config: Any, seed: int) -> "partial[grain.MapDataset]":
-        """`(set's name, context) -> endless rows` in the layout of `config` (a run's `config.data`)."""
-        return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed)
+    def rows(self, config: Any, seed: int, prepare: Prepare = unprepared) -> "partial[grain.MapDataset]":
+        """`(set's name, context) -> endless rows` in the layout of `config` (a run's `config.data`).
 
-    def held_out_rows(self, config: Any) -> "Rows":
+        Args:
+          config: of the run.
+          seed: of all that is drawn.
+          prepare: of a set: what each of its rows goes through, `(row, rng) -> row`; None: nothing.
+        """
+        return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed, prepare)
+
+    def held_out_rows(self, config: Any, prepare: Prepare = unprepared) -> "Rows":
         """The held-out documents as a run of this `config.data` reads them: once, in order.
 
         Raises:
@@ -47,13 +61,16 @@ class Data(NamedTuple):
         from gptjax.data import layouts
 
         known = " ".join(self.fingerprints.values())
-        return layouts.EVALUATED[config.layout](self.held_out, config.context, 0, Augment(), known)
+        rows = layouts.EVALUATED[config.layout](self.held_out, config.context, 0, Augment(), known)
+        return layouts.prepared(rows, prepare(self.held_out), 0)
 
-    def _rows(self, layout: str, augment: Augment, seed: int, name: str, context: int) -> "grain.MapDataset":
+    def _rows(
+        self, layout: str, augment: Augment, seed: int, prepare: Prepare, name: str, context: int
+    ) -> "grain.MapDataset":
         from gptjax.data import layouts  # which brings jax, and preparing has no use for it
 
         rows = layouts.LAYOUTS[layout](self.train[name], context, seed, augment, self.fingerprints[name])
-        return layouts.endless(rows, seed)
+        return layouts.endless(layouts.prepared(rows, prepare(self.train[name]), seed), seed)
 
 
 def prepared_folders(config: Any) -> list[Path]:
@@ -90,7 +107,10 @@ def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
       DataError: text missing, not text, or shorter than a window; a set missing, damaged or of another tokenizer.
     """
     folders = prepared_folders(config)
-    loaded = _opened(config, folders, tokenizer) if folders else _encoded(config, tokenizer)
+    if config.languages:
+        loaded = _of_pairs(config, tokenizer)
+    else:
+        loaded = _opened(config, folders, tokenizer) if folders else _encoded(config, tokenizer)
     if len(loaded.held_out) < 2:
         what = config.path or "the mixture"
         raise DataError(f"{what} has no held-out documents; prepare it with a larger --held_out")
@@ -112,6 +132,23 @@ def _encoded(config: Any, tokenizer: Tokenizer | None) -> Data:
         held_out=token_sets.encoded(tokenizer, held_out, "encoding the held-out text", "the held-out text"),
         held_out_text="".join(held_out).encode(),
         fingerprints={TEXT: sources.fingerprint(corpus)},
+    )
+
+
+def _of_pairs(config: Any, tokenizer: Tokenizer | None) -> Data:
+    if tokenizer is None:
+        tokenizers.check_name(config.tokenizer)
+    train, held_out = (pairs.read(config, split) for split in (pairs.TRAIN, pairs.HELD_OUT))
+    # One vocabulary for both languages.
+    seen = [text for pair in (train + held_out if config.tokenizer == "chars" else train) for text in pair]
+    tokenizer = tokenizer or tokenizers.build(config.tokenizer, seen)
+    return Data(
+        tokenizer=tokenizer,
+        train={TEXT: pairs.encoded(tokenizer, train, "encoding the training pairs", "the training pairs")},
+        shares={TEXT: 1},
+        held_out=pairs.encoded(tokenizer, held_out, "encoding the held-out pairs", "the held-out pairs"),
+        held_out_text="\n".join(pair.target for pair in held_out).encode(),
+        fingerprints={TEXT: sources.fingerprint(pairs.corpus(train, held_out))},
     )
 
 

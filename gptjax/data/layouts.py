@@ -5,14 +5,15 @@ Random access throughout (grain MapDataset): no position is ever saved, so resum
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import grain
 import numpy as np
 
+from gptjax import console
 from gptjax.config import DataError
 from gptjax.data.augment import Augment, augmented
-from gptjax.data.packing import packing_of
+from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, source_ending
 from gptjax.data.token_sets import TokenSet
 
 # Of fewer rows an order is drawn as a whole: grain's shuffle, which holds none, needs 2^16 / count steps for a row.
@@ -28,12 +29,15 @@ class Batch(TypedDict):
       weights_BT: how much each position counts, float32.
       segments_BT: which document of its row a position belongs to, 1, 2, ..., 0 for padding, int32; where rows hold
         several.
+      source_BS, source_segments_BS: of pairs: what the encoder reads, and which pair of its row it is of, int32.
     """
 
     inputs_BT: np.ndarray
     targets_BT: np.ndarray
     weights_BT: np.ndarray
     segments_BT: NotRequired[np.ndarray]
+    source_BS: NotRequired[np.ndarray]
+    source_segments_BS: NotRequired[np.ndarray]
 
 
 class Rows(NamedTuple):
@@ -149,6 +153,64 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
     return Rows(len(usable), row)
 
 
+def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
+    """Rows of whole pairs of a source, the record's prompt, and its target: as many as fit on both sides.
+
+    A row has room for `context` tokens of sources and for `context` of targets. Each epoch gives every pair once; in
+    each, pairs of the same two lengths change places, so that other pairs share a row. A source that is too long is cut
+    before its end; of a target the end itself is cut off, since it is not what follows.
+    """
+    if augment.any():
+        raise DataError("data.augment does nothing with data.layout=pairs; leave it out")
+    starts_P, _, rows_R1 = packing_of(tokens, context, fingerprint, pack_pairs)
+    record_P = np.searchsorted(tokens.records()[:, 0], starts_P)
+    prompts_P, lengths_P2, ending = tokens.prompts()[record_P], pair_lengths(tokens)[record_P], source_ending(tokens)
+    cut = int((lengths_P2 > context).any(1).sum())
+    if cut:
+        of = f"{cut:,} of {len(starts_P):,} of {tokens.name}"
+        console.say(f"pairs      {of} are longer than {context} tokens and are cut; data.context may be larger")
+    alike_P = np.lexsort(np.minimum(lengths_P2, context).T)  # places in rows, by the lengths that they are for
+
+    @functools.lru_cache(maxsize=4)
+    def order(epoch: int) -> np.ndarray:
+        drawn_P = np.random.default_rng((seed, epoch)).permutation(len(alike_P))
+        found_P = np.empty_like(alike_P)
+        found_P[alike_P] = drawn_P[np.lexsort(np.minimum(lengths_P2[drawn_P], context).T)]
+        return found_P
+
+    def row(epoch: int, k: int) -> Batch:
+        source, source_segments, inputs, targets, segments = (np.zeros(context, "i4") for _ in range(5))
+        s = t = 0
+        for number, pair in enumerate(order(epoch)[rows_R1[k] : rows_R1[k + 1]], 1):
+            start, prompt = int(starts_P[pair]), int(prompts_P[pair])
+            before = tokens.read(start + len(tokens.closing), start + prompt)
+            after = tokens.read(start + prompt, start + prompt + int(lengths_P2[pair, 1]))
+            ids, end = np.concatenate([before, np.array(ending, np.int32)]), after[-1]
+            S, T = np.minimum(lengths_P2[pair], context)
+            source[s : s + S], source[s + S - 1], source_segments[s : s + S] = ids[:S], ids[-1], number
+            inputs[t], inputs[t + 1 : t + T] = end, after[: T - 1]
+            targets[t : t + T], segments[t : t + T] = after[:T], number
+            s, t = s + S, t + T
+        weights = (segments > 0).astype(np.float32)
+        return Batch(
+            inputs_BT=inputs,
+            targets_BT=targets,
+            weights_BT=weights,
+            segments_BT=segments,
+            source_BS=source,
+            source_segments_BS=source_segments,
+        )
+
+    return Rows(len(rows_R1) - 1, row)
+
+
+def prepared(rows: Rows, prepare: Callable[[Any, np.random.Generator], Any] | None, seed: int) -> Rows:
+    """The rows as an objective wants them: each with draws of its own, a function of the seed, epoch and its number."""
+    if prepare is None:
+        return rows
+    return Rows(rows.per_epoch, lambda epoch, k: prepare(rows.row(epoch, k), np.random.default_rng((seed, epoch, k))))
+
+
 def endless(rows: Rows, seed: int) -> grain.MapDataset:
     """Epoch after epoch of the rows, each in an order of its own."""
     return shuffled(rows.per_epoch, seed).map_with_index(lambda index, k: rows.row(index // rows.per_epoch, k))
@@ -169,7 +231,7 @@ def shuffled(count: int, seed: int) -> grain.MapDataset:
 
 Layout = Callable[[TokenSet, int, int, Augment, str], Rows]
 
-LAYOUTS: dict[str, Layout] = {"flat": flat, "packed": packed, "examples": examples}
+LAYOUTS: dict[str, Layout] = {"flat": flat, "packed": packed, "examples": examples, "pairs": pairs}
 
 # How held-out documents are read by a run of each layout: once, in order.
 EVALUATED: dict[str, Layout] = LAYOUTS | {"flat": in_order}

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 # GPT-2's printable stand-ins for the bytes 0 to 255, which byte-level vocabularies are written in.
@@ -35,27 +36,26 @@ class LibraryTokenizer:
     """
 
     def __init__(self, text: str, name: str, begin: Sequence[int] = (), end: int | None = None) -> None:
-        import tokenizers
-
-        try:
-            self.library = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises no narrower one
-            raise ValueError(str(error)) from error
-        self.library.encode_special_tokens = True
-        self.library.no_truncation()
-        self.library.no_padding()
+        self.library = _library(text, plain=True)
         self.text, self.name, self.begin, self.end = text, name, tuple(begin), end
         self.n_vocab = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._added = self.library.get_added_tokens_decoder()
-        self._kinds, self._replacements = _decoding(json.loads(text).get("decoder") or {})
+        decoder = json.loads(text).get("decoder") or {}
+        self._kinds, self._replacements = _decoding(decoder)
+        # How a token of a WordPiece vocabulary begins that goes on with a word.
+        self._continuing: str | None = decoder["prefix"] if decoder.get("type") == "WordPiece" else None
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text, none of them from `begin` or `end`."""
-        try:
-            return self.library.encode(text, add_special_tokens=False).ids
-        except TypeError:  # half a surrogate pair, which becomes U+FFFD as in tiktoken
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self.library.encode(whole, add_special_tokens=False).ids
+        return _ids(self.library, text)
+
+    def encode_special(self, text: str) -> list[int]:
+        """The same, but that special tokens' names in the text are these tokens."""
+        return _ids(self._recognising, text)
+
+    @cached_property
+    def _recognising(self) -> Any:
+        return _library(self.text, plain=False)
 
     def decode(self, ids: Sequence[int], /) -> str:
         """The text of the ids as the library has it, special tokens by name."""
@@ -76,6 +76,9 @@ class LibraryTokenizer:
             return bytes.fromhex(match[1])
         if "ByteLevel" in self._kinds and all(character in _BYTE_OF for character in piece):
             return to_bytes(piece)
+        if self._continuing is not None:
+            within = piece.startswith(self._continuing)
+            return (piece.removeprefix(self._continuing) if within else f" {piece}").encode()
         for old, new in self._replacements:
             piece = piece.replace(old, new)
         return piece.encode()
@@ -83,6 +86,33 @@ class LibraryTokenizer:
     def is_special_token(self, token: int, /) -> bool:
         """Whether the id stands for no text."""
         return token in self._added and self._added[token].special
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of special tokens by name."""
+        return {token.content: token_id for token_id, token in self._added.items() if token.special}
+
+
+def _library(text: str, plain: bool) -> Any:
+    # The library's tokenizer, for which special tokens' names are plain text or these tokens.
+    import tokenizers
+
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(str(error)) from error
+    library.encode_special_tokens = plain
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def _ids(library: Any, text: str) -> list[int]:
+    try:
+        return library.encode(text, add_special_tokens=False).ids
+    except TypeError:  # half a surrogate pair, which becomes U+FFFD as in tiktoken
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return library.encode(whole, add_special_tokens=False).ids
 
 
 def _decoding(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:

@@ -5,6 +5,7 @@ Best fit, longest first, after arXiv 2404.10830 section 3. Pure functions of len
 
 import hashlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,15 +93,98 @@ def pack(tokens: TokenSet, context: int) -> Packing:
     return Packing(starts_P[order], lengths_P[order].astype(np.int32), rows_R1)
 
 
-def packing_of(tokens: TokenSet, context: int, fingerprint: str) -> Packing:
+def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:
+    """The row of each pair, where a row has room for `context` tokens on either side, and both have to suffice.
+
+    Longest first (by the longer side), each into the row in which the two sides have the least room left over together
+    (ties: the one with the least on the first side, then the newest).
+
+    Args:
+      lengths_P2: tokens of source and target, 1 to `context`.
+      context: room of either side of an empty row.
+    """
+    rows_by_room: dict[tuple[int, int], list[int]] = {}
+    rooms = [0] * (context + 1)  # bit t of rooms[s] is set where some row has exactly s and t left
+    row_P, used = np.empty(len(lengths_P2), np.int64), 0
+    lengths = lengths_P2.tolist()
+    for piece in np.lexsort((-lengths_P2.sum(1), -lengths_P2.max(1))).tolist():
+        s, t = lengths[piece]
+        best, found = 2 * context + 1, (context, context)
+        for room in range(s, context + 1):
+            if room - s >= best:
+                break
+            enough = rooms[room] >> t
+            if enough:
+                over = (enough & -enough).bit_length() - 1
+                if room - s + over < best:
+                    best, found = room - s + over, (room, t + over)
+        if best <= 2 * context:
+            row = rows_by_room[found].pop()
+            if not rows_by_room[found]:
+                rooms[found[0]] ^= 1 << found[1]
+        else:
+            row, used = used, used + 1
+        row_P[piece] = row
+        left = found[0] - s, found[1] - t
+        if min(left) > 0:
+            rooms[left[0]] |= 1 << left[1]
+            rows_by_room.setdefault(left, []).append(row)
+    return row_P
+
+
+def source_ending(tokens: TokenSet) -> tuple[int, ...]:
+    """The ids that belong behind a record's prompt to make it a source, which ends as a document does."""
+    if tokens.closing or not tokens.documents:
+        return tokens.closing
+    prompt, (start, stop) = int(tokens.prompts()[0]), tokens.records()[0]
+    *_, before = tokens.read(start, start + prompt) if prompt else (None,)
+    last = int(tokens.read(stop - 1, stop)[0])
+    return () if before == last else (last,)
+
+
+def pair_lengths(tokens: TokenSet) -> np.ndarray:
+    """Ids of each record's source, which is its prompt, and of its target, the end of both included: int64 [M, 2].
+
+    Where a set has closing ids, these stand before each record: they end the one before and are no part of its prompt.
+    """
+    records_M2, prompts_M = tokens.records(), tokens.prompts()
+    sources_M = prompts_M - len(tokens.closing) + len(source_ending(tokens))
+    return np.stack([sources_M, records_M2[:, 1] - records_M2[:, 0] - prompts_M + len(tokens.closing)], axis=1)
+
+
+def pack_pairs(tokens: TokenSet, context: int) -> Packing:
+    """The packing of a set's pairs into rows of `context` source and `context` target tokens; the longer are cut.
+
+    Raises:
+      DataError: the set has no pairs.
+    """
+    lengths_M2 = pair_lengths(tokens)
+    usable_P = np.flatnonzero((tokens.prompts() > 0) & (lengths_M2 > 1).all(1))
+    if not len(usable_P):
+        raise DataError(
+            f"{tokens.name} has no pairs of a source (prompt) and a target; name the languages of parallel text "
+            "(data.languages), or prepare with --prompt_key"
+        )
+    lengths_P2 = np.minimum(lengths_M2[usable_P], context)
+    row_P = best_fit_pairs(lengths_P2, context)
+    order = np.argsort(row_P, kind="stable")
+    rows_R1 = np.searchsorted(row_P[order], np.arange(row_P.max() + 2))
+    return Packing(tokens.records()[usable_P[order], 0], lengths_P2[order, 1].astype(np.int32), rows_R1)
+
+
+def packing_of(
+    tokens: TokenSet, context: int, fingerprint: str, pack: Callable[[TokenSet, int], Packing] = pack
+) -> Packing:
     """`pack`, computed once and kept in gptjax's cache.
 
     Args:
       tokens: the set.
       context: T.
       fingerprint: of the set; what was kept for it is taken as it is.
+      pack: `pack` or `pack_pairs`.
     """
-    key = hashlib.sha256(f"{fingerprint} {tokens.name} {len(tokens)} {context}".encode()).hexdigest()[:32]
+    what = f"{fingerprint} {tokens.name} {len(tokens)} {context} {pack.__name__}"
+    key = hashlib.sha256(what.encode()).hexdigest()[:32]
     kept = runtime.cache_dir() / "packings" / f"{key}.npz"
     try:
         with np.load(kept) as arrays:

@@ -248,6 +248,36 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode_ordinary(text)
 
 
+def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text in which special tokens' names are these tokens, such as what a chat template gives.
+
+    Never for a text that others wrote: it could say where a turn ends and another begins.
+
+    Raises:
+      DataError: a character that a `chars` tokenizer does not have.
+    """
+    if isinstance(tokenizer, LibraryTokenizer):
+        return tokenizer.encode_special(text)
+    special = special_tokens(tokenizer)
+    if not special:
+        return encode(tokenizer, text)
+    longest_first = sorted(special, key=len, reverse=True)  # as the `tokenizers` library has it
+    pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    found = ([special[piece]] if piece in special else encode(tokenizer, piece) for piece in pieces if piece)
+    return [token for ids in found for token in ids]
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of special tokens by name."""
+    match tokenizer:
+        case Encoding():
+            return tokenizer._special_tokens
+        case LibraryTokenizer():
+            return tokenizer.special_tokens
+        case _:
+            raise TypeError(f"no special tokens for {type(tokenizer).__name__}")
+
+
 def encode_array(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The same as an array, uint32, which tiktoken makes without a list in between."""
     if isinstance(tokenizer, Encoding) and tokenizer.name == "bytes":

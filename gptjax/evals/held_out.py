@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,97 +13,125 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax import console, data, sharding, workdir
+from gptjax import console, data, objectives, sharding, workdir
 from gptjax.config import DataError
 from gptjax.data import batches, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
-from gptjax.data.layouts import in_order
+from gptjax.data.layouts import Rows, in_order, prepared
 from gptjax.models import kernels
-from gptjax.objectives import OBJECTIVES
-from gptjax.objectives.causal import Objective
+from gptjax.objectives.objective import Loss
 
 if TYPE_CHECKING:
     from gptjax.run import Run
 
 
-def eval_step(config: ConfigDict, objective: Objective, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
-    """Compiled `(params, batch) -> summed loss` in nats, without dropout, for a run of this config."""
+COUNTS = ("tokens", "examples", "bytes", "perplexity")  # of what was read, or said by another figure too
+
+Look = Callable[[Any, Any], dict[str, jax.Array]]
+
+
+def eval_step(config: ConfigDict, objective: Loss, mesh: Mesh) -> Look:
+    """Compiled `(params, batch) -> metrics`, summed by weight, without dropout, for a run of this config."""
     whole = sharding.over_rows(objective, mesh)
     options = kernels.compiler_options(config.model, config.train.dtype) | sharding.compiler_options(mesh)
-    loss = jax.jit(
-        lambda params, batch: whole(params, batch, None)[1]["loss"],
+    look = jax.jit(
+        lambda params, batch: whole(params, batch, None)[1],
         in_shardings=(None, sharding.of_batch(mesh)),  # parameters lie where they are kept
         out_shardings=sharding.replicated(mesh),
         compiler_options=options or None,
     )
-    return lambda params, batch: loss(params, sharding.place(batch, mesh))
+    return lambda params, batch: look(params, sharding.place(batch, mesh))
 
 
-def loss_of(
-    eval_step: Callable[[Any, Any], Any],
+def quality_of(
+    look: Look,
     params: Any,
     batches: Iterable[Any],
+    objective: str,
     bytes_V: np.ndarray,
     advance: Callable[..., None] = lambda: None,
 ) -> dict[str, float]:
-    """Loss per token and per byte over batches of text.
+    """How well a model does what its objective asks, over batches.
 
     Args:
-      eval_step: `(params, batch) -> summed loss` in nats.
+      look: as `eval_step` gives it.
       params: of the model.
       batches: see gptjax.data.batches.
+      objective: `config.train.objective`.
       bytes_V: bytes of text that each id stands for.
       advance: called after each batch.
 
     Returns:
-      loss (nats per token), perplexity, bits_per_byte, tokens, bytes.
+      the objective's metrics as means, such as loss (nats per token); how many tokens or examples there were; beside
+      the accuracy of guessed tokens that of guessing the commonest one always; where the objective is to predict all of
+      a text: perplexity, bits_per_byte and bytes.
 
     Raises:
-      DataError: the batches have no text.
+      DataError: the batches have nothing to predict.
     """
-    nats, tokens, length = 0.0, 0.0, 0
+    sums: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    length, said = 0, Counter[int]()
     for batch in batches:
-        nats += float(eval_step(params, batch))
-        counted = batch["weights_BT"] > 0
-        tokens += float(batch["weights_BT"].sum())
-        length += int(bytes_V[batch["targets_BT"][counted]].sum())
+        for name, value in look(params, batch).items():
+            sums[name] += float(value)
+        for name in batch:
+            if name.startswith("weights_"):
+                weights[name] += float(batch[name].sum())
+        if "targets_BT" in batch and "accuracy" in sums:
+            said.update(batch["targets_BT"][batch["weights_BT"] > 0].tolist())
+        if objective == "causal":
+            length += int(bytes_V[batch["targets_BT"][batch["weights_BT"] > 0]].sum())
         advance()
-    if not length:
+    if not any(weights.values()) or (objective == "causal" and not length):
         raise DataError("the text to evaluate on is empty")
-    return {
-        "loss": nats / tokens,
-        "perplexity": math.exp(min(nats / tokens, 700.0)),
-        "bits_per_byte": nats / math.log(2) / length,
-        "tokens": int(tokens),
-        "bytes": length,
-    }
+    found = objectives.means(objective, sums, weights)
+    found |= {{"weights_BT": "tokens"}.get(name, "examples"): int(value) for name, value in weights.items()}
+    if said:
+        found["unigram_accuracy"] = said.most_common(1)[0][1] / said.total()
+    if objective == "causal":
+        bits = sums["loss"] / math.log(2) / length
+        found |= {"perplexity": math.exp(min(found["loss"], 700.0)), "bits_per_byte": bits, "bytes": length}
+    return found
 
 
 def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]:
-    """Loss of a run on its held-out split, or on files of text; see `loss_of`.
+    """What a run does on its held-out split, or on files of text; see `quality_of`.
 
     Raises:
       DataError: a file that is missing, empty or not text, or the run's own text has changed since.
     """
     c = of.config
+    prepare = objectives.preparing(c, of.tokenizer)
     if files:
         texts = [sources.read_text(path) for path in files]
         tokens = token_sets.encoded(of.tokenizer, texts, "tokens")
-        rows = in_order(tokens, c.data.context, 0, Augment(), "")
+        rows = prepared(in_order(tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)
     else:
         workdir.check_has_text(of.workdir)
         loaded = data.load(c.data, of.tokenizer)
         workdir.check_same_text(of.workdir, loaded.fingerprints)
-        rows = loaded.held_out_rows(c.data)
+        rows = loaded.held_out_rows(c.data, prepare)
+    return over_rows(of, rows)
+
+
+def over_rows(of: "Run", rows: Rows) -> dict[str, float]:
+    """What a run does on an epoch of rows; see `quality_of`.
+
+    Raises:
+      DataError: there is nothing in them.
+    """
+    c = of.config
     # As many devices as divide a batch: this machine need not be the one that trained.
     mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), c.data.batch_size))
-    step = eval_step(c, OBJECTIVES[c.train.objective](of.model), mesh)
+    step = eval_step(c, objectives.loss(c, of.model), mesh)
     if not rows.per_epoch:
         raise DataError("the text to evaluate on is empty")
     whole = batches.EvalBatches(rows, c.data.batch_size)
     with console.bar("evaluating", len(whole)) as advance:
         every = (whole[i] for i in range(len(whole)))
-        return loss_of(step, of.params, every, tokenizers.token_bytes(of.tokenizer), advance)
+        bytes_V = tokenizers.token_bytes(of.tokenizer)
+        return quality_of(step, of.params, every, c.train.objective, bytes_V, advance)
 
 
 def compressors(text: bytes) -> dict[str, float]:

@@ -18,16 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, models, optim, sharding
+from gptjax import console, models, objectives, optim, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError
 from gptjax.data import tokenizers
 from gptjax.inspect import parts, products, timeline
 from gptjax.inspect.parts import Place
-from gptjax.objectives import OBJECTIVES
-from gptjax.sharding import checks
 from gptjax.training import metrics, profile
-from gptjax.training.job import CHOICES
+from gptjax.training.job import check
 from gptjax.training.loop import FREE_OF_ORIGIN
 from gptjax.training.state import TrainState, initial
 from gptjax.training.step import of_config
@@ -72,7 +70,7 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
         return initial(model, optimizer, config.seed)
 
     shapes = jax.eval_shape(start)
-    step = of_config(config, OBJECTIVES[config.train.objective](model), optimizer, mesh, shapes)
+    step = of_config(config, objectives.loss(config, model), optimizer, mesh, shapes)
     batch = random_batch(config)
     counted = products.flops_by_place(step.trace(shapes, batch).jaxpr)
     found = Plan(config, mesh.size, shapes.params, counted)
@@ -92,7 +90,7 @@ def planned(config: ConfigDict) -> ConfigDict:
         origin = workdirs.origin(config, Path(config.init_from))
         config = workdirs.with_model_of(origin or Path(), config, FREE_OF_ORIGIN)
     config = configs.resolve(config)
-    configs.check(config, CHOICES, checks.problems(config, jax.device_count()))
+    check(config)
     if config.init_from:
         return config
     size = tokenizers.size_by_name(config.data.tokenizer) or config.model.vocabulary
@@ -102,11 +100,32 @@ def planned(config: ConfigDict) -> ConfigDict:
     return configs.with_vocabulary(config, size)
 
 
-def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Random tokens in the shape of a batch."""
+def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch; of an encoder-decoder, sources as long as targets.
+
+    Raises:
+      ConfigError: the objective asks for labels, of which nothing is known here.
+    """
+    for name, _ in objectives.parts(config.train.objective):
+        if objectives.OBJECTIVES[name].tasks:
+            raise ConfigError(f"no batch can be made up for train.objective={name}; plan the model with another one")
     shape = config.data.batch_size, config.data.context
-    ids = np.random.default_rng(config.seed).integers(0, config.model.vocabulary, (2, *shape), np.int32)
-    return {"inputs_BT": ids[0], "targets_BT": ids[1], "weights_BT": np.ones(shape, np.float32)}
+    dtypes = {"inputs_BT": "int32", "targets_BT": "int32", "weights_BT": "float32"}
+    if models.MODELS[config.model.arch].kind == "seq2seq":
+        dtypes |= {"segments_BT": "int32", "source_BS": "int32", "source_segments_BS": "int32"}
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in dtypes.items()}
+
+
+def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+    """Random tokens in the shape of a batch, all of one document and of the same weight."""
+    rng = np.random.default_rng(config.seed)
+
+    def of(name: str, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
+        if "segments" in name or "weights" in name:
+            return np.ones(wanted.shape, wanted.dtype)
+        return rng.integers(0, config.model.vocabulary, wanted.shape, np.int32)
+
+    return {name: of(name, wanted) for name, wanted in batch_shapes(config).items()}
 
 
 def measure(step: jax.stages.Wrapped, state: TrainState, batch: Any, steps: int) -> Times:

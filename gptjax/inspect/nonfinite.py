@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from gptjax import models
+from gptjax import models, objectives
 from gptjax.models.stacking import unstack
-from gptjax.objectives import OBJECTIVES
 
 
 class Finding(NamedTuple):
@@ -88,7 +87,7 @@ def forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) 
     last the "loss": with whether it is finite.
     """
     names: list[str] = []
-    objective = OBJECTIVES[config.train.objective](plain_model(config))
+    objective = objectives.loss(config, plain_model(config))
 
     def run(params: Any, batch: Any) -> list[jax.Array]:
         finite: list[jax.Array] = []

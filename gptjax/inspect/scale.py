@@ -18,13 +18,12 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from gptjax import models, optim, sharding
+from gptjax import models, objectives, optim, sharding
 from gptjax.config import ConfigError
 from gptjax.inspect import collectives, costs, hlo, products, roofline
 from gptjax.inspect.chips import Chip
 from gptjax.inspect.collectives import Collective
 from gptjax.models import kernels
-from gptjax.objectives import OBJECTIVES
 from gptjax.training import metrics
 from gptjax.training.checkpoints import shapes_on
 from gptjax.training.state import TrainState, initial, parameter_count
@@ -100,15 +99,8 @@ def program(config: ConfigDict, chip: Chip) -> Program:
         return initial(model, optimizer, config.seed)
 
     shapes = jax.eval_shape(start)
-    step = of_config(config, OBJECTIVES[config.train.objective](model), optimizer, mesh, shapes)
+    step = of_config(config, objectives.loss(config, model), optimizer, mesh, shapes)
     return Program(config, mesh, start, shapes, step)
-
-
-def batch_of(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch."""
-    shape = config.data.batch_size, config.data.context
-    dtypes = {"inputs_BT": "int32", "targets_BT": "int32", "weights_BT": "float32"}
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in dtypes.items()}
 
 
 def bytes_per_device(tree: Any, there: Any) -> int:
@@ -133,7 +125,7 @@ def state_bytes(mesh: Any, shapes: TrainState, config: ConfigDict) -> Memory:
     there = sharding.of_state(mesh, shapes)
     parameters = bytes_per_device(shapes.params, there.params)
     optimizer = bytes_per_device(shapes.opt_state, there.opt_state)
-    return Memory(parameters, optimizer, bytes_per_device(batch_of(config), sharding.of_batch(mesh)), 0)
+    return Memory(parameters, optimizer, bytes_per_device(costs.batch_shapes(config), sharding.of_batch(mesh)), 0)
 
 
 def abstract(mesh: Mapping[str, int]) -> AbstractMesh:
@@ -145,14 +137,14 @@ def abstract(mesh: Mapping[str, int]) -> AbstractMesh:
 def flops(config: ConfigDict, chip: Chip) -> int:
     """Of the matrix products of a step, counted from its program for one device."""
     alone = program(with_mesh(config, {}), chip)
-    return products.flops_by_place(alone.step.trace(alone.shapes, batch_of(config)).jaxpr).total()
+    return products.flops_by_place(alone.step.trace(alone.shapes, costs.batch_shapes(config)).jaxpr).total()
 
 
 def compiled(built: Program) -> tuple[jax.stages.Compiled, float]:
     """The program for its mesh, and the seconds that it took to compile."""
     began = time.monotonic()
     state = shapes_on(built.shapes, sharding.of_state(built.mesh, built.shapes))
-    batch = shapes_on(batch_of(built.config), sharding.of_batch(built.mesh))
+    batch = shapes_on(costs.batch_shapes(built.config), sharding.of_batch(built.mesh))
     return built.step.lower(state, batch).compile(), time.monotonic() - began
 
 

@@ -96,6 +96,11 @@ def _vocabulary(library: LibraryTokenizer, model: dict[str, Any]) -> tuple[dict[
     cut = [token.content for token in added.values() if not token.special]
     if cut:
         raise Inexact(f"its added token {cut[0]!r} is cut out of ordinary text, as tiktoken never does")
+    odd = [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]
+    if odd:
+        raise Inexact(
+            f"whether its special token {odd[0]!r} is one depends on the text beside it, or takes blanks of it"
+        )
     special = {token.content: token_id for token_id, token in added.items()}
     vocabulary = library.library.get_vocab(with_added_tokens=False)
     ranks = {token: rank for token, rank in vocabulary.items() if token not in special}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptjax.config import ConfigError, DataError, flatten
-from gptjax.interop import llama, openai
+from gptjax.interop import bart, bert, llama, openai, t5
 from gptjax.interop.translation import Family, Tensor, each_layer
 
 FAMILIES: dict[str, Family] = {
@@ -21,20 +21,33 @@ FAMILIES: dict[str, Family] = {
     "mistral": llama.MISTRAL,
     "qwen2": llama.QWEN2,
     "qwen3": llama.QWEN3,
+    "bert": bert.BERT,
+    "bart": bart.BART,
+    "marian": bart.MARIAN,
+    "t5": t5.T5,
 }
 
 
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of transformers' config; DataError where gptjax has it not."""
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise DataError(f"config.json: model_type={kind} is not supported; there are {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
 def model_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """The family of transformers' config, and its `config.model`.
+    """The family of transformers' config, and its `config.model` with `objective`, as of Family.to_model.
+
+    Args:
+      config: as the family's `told` gives it, where tensors tell something.
 
     Raises:
       DataError: another family, a switch that gptjax does not have, or a key that is missing.
     """
-    kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise DataError(f"config.json: model_type={kind} is not supported; there are {', '.join(FAMILIES)}")
+    family, kind = family_of(config), config["model_type"]
     try:
-        return FAMILIES[kind], FAMILIES[kind].to_model(config)
+        return family, {"objective": "causal"} | family.to_model(config)
     except KeyError as error:
         raise DataError(f"config.json lacks {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -75,13 +88,21 @@ def meaning(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a `config.model` that decide what it computes, each said in one way."""
     flat = flatten(dict(model, attention_scale=model["attention_scale"] or 1 / math.sqrt(model["head_width"])))
     flat["windows"] = each_layer(model)
-    unused = r"dropout|init_std|residual_init|scan_layers|remat|kernels"
+    unused = r"objective|dropout|init_std|residual_init|scan_layers|remat|kernels"
     if model["positions"] != "rotary":
         unused += r"|rotary\..*"
     elif model["rotary"]["scaling"] == "none":
         unused += r"|rotary\.(?!theta).*"
     elif model["rotary"]["scaling"] == "linear":
         unused += r"|rotary\.(low|high|original).*"
+    if model["positions"] != "relative":
+        unused += r"|relative\..*"
+    if model["arch"] != "seq2seq":
+        unused += "|encoder|decoder|encoder_layers|bidirectional|attention|start|forced_first"
+    if model["arch"] != "recurrent":
+        unused += "|cell"
+    if model["task"] == "none":
+        unused += "|labels|pooling"
     if model["mlp"] != "experts":
         unused += r"|experts.*|load_balance_loss|router_z_loss"
     return {key: value for key, value in flat.items() if not re.fullmatch(unused, key)}
@@ -89,5 +110,11 @@ def meaning(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def tensors_of(family: Family, model: Mapping[str, Any]) -> list[Tensor]:
     """All tensors of a model: one entry for each of its parameters."""
-    head = Tensor("head/kernel", ("lm_head.weight",), transposed=True)
+    head = Tensor("head/kernel", (family.head,), transposed=True)
     return family.tensors(model) + ([] if model["tied_head"] else [head])
+
+
+def copies_of(family: Family, model: Mapping[str, Any]) -> dict[str, str]:
+    """Names under which files may have a tensor again, and its own name."""
+    tokens = next(tensor.theirs[0] for tensor in family.tensors(model) if tensor.ours == "tokens/embedding")
+    return family.copies(model) | ({family.head: tokens} if model["tied_head"] else {})

@@ -7,7 +7,7 @@ from typing import Any
 from gptjax.config import DataError
 
 # Weights, configs and tokenizers; no code, and no pickle.
-WANTED = ["*.safetensors", "*.json", "merges.txt", "*.jinja"]
+WANTED = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.jinja"]
 
 
 def find(name: str) -> Path:

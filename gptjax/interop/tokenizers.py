@@ -14,6 +14,7 @@ from gptjax.config import ConfigError, DataError
 from gptjax.data.library_tokenizer import ALPHABET, LibraryTokenizer, byte_level, describe
 from gptjax.data.tokenizers import END_OF_TEXT, Encoding, Tokenizer
 from gptjax.files import write_atomic
+from gptjax.interop import wordpiece
 from gptjax.interop.exactness import Inexact, check_pattern, exact_encoding, splits
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -23,8 +24,8 @@ def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
     """The tokenizer of a model folder, and which kind it became and why; None where the folder has none.
 
     Args:
-      folder: has `tokenizer.json`, or `vocab.json` and `merges.txt`; `tokenizer_config.json`, `config.json` and
-        `generation_config.json` say what documents begin and end with.
+      folder: has `tokenizer.json`, or `vocab.json` and `merges.txt`, or BERT's `vocab.txt`; `tokenizer_config.json`,
+        `config.json` and `generation_config.json` say what documents begin and end with.
 
     Raises:
       DataError: damaged files, or only ones of another format.
@@ -45,14 +46,19 @@ def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
     return encoding, "tiktoken.Encoding, exact: every merge agrees"
 
 
-def write(tokenizer: Tokenizer, folder: Path) -> None:
+def write(tokenizer: Tokenizer, folder: Path, closes: bool = False) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, which `read` and transformers' AutoTokenizer read.
+
+    Args:
+      tokenizer: a run's.
+      folder: where to.
+      closes: whether a text ends with the tokenizer's end, as encoders read it.
 
     Raises:
       ConfigError: the library would give other ids for some text.
     """
     try:
-        text = tokenizer.text if isinstance(tokenizer, LibraryTokenizer) else _text_of(tokenizer)
+        text = tokenizer.text if isinstance(tokenizer, LibraryTokenizer) else _text_of(tokenizer, closes)
         library = LibraryTokenizer(text, tokenizer.name, tokenizer.begin, tokenizer.end)
         if isinstance(tokenizer, Encoding):
             exact_encoding(library)
@@ -70,13 +76,46 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
     write_atomic(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
 
 
+def chat_template(folder: Path) -> str | None:
+    """The chat template of a model folder, a text of Jinja's; None where it has none.
+
+    It is `chat_template.jinja`, or in `tokenizer_config.json` a text, or a list of several, whose "default" is taken.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    if (folder / "chat_template.jinja").exists():
+        return _read(folder / "chat_template.jinja")
+    found = _object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise DataError(f"{folder / 'tokenizer_config.json'} is damaged: its chat_template is no text")
+    return found
+
+
+def special_names(folder: Path) -> dict[str, str]:
+    """The special tokens of a model folder as its chat template calls them: {"bos_token": "<s>", ...}."""
+    settings = _object(folder / "special_tokens_map.json") | _object(folder / "tokenizer_config.json")
+    named = {key: _name(settings.get(key)) for key in SPECIAL}
+    return {key: name for key, name in named.items() if name}
+
+
 def _description(folder: Path, settings: dict[str, Any]) -> str | None:
     # The content of the folder's tokenizer.json, or of the one that its other files amount to.
     if (folder / "tokenizer.json").exists():
         return _read(folder / "tokenizer.json")
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return json.dumps(_of_merges(folder, settings))
-    other = [path.name for name in ("*.model", "vocab.txt", "vocab.json", "merges.txt") for path in folder.glob(name)]
+    if (folder / "vocab.txt").exists():
+        return json.dumps(wordpiece.describe(_read(folder / "vocab.txt"), settings))
+    if (folder / "source.spm").exists():
+        raise DataError(
+            f"{folder} has its tokenizer only as two models of sentencepiece, source.spm and target.spm, which gptjax "
+            "cannot read; put a tokenizer.json of the same ids there, or give --tokenizer=NAME"
+        )
+    other = [path.name for name in ("*.model", "vocab.json", "merges.txt") for path in folder.glob(name)]
     if other:
         raise DataError(
             f"{folder} has its tokenizer only as {other[0]}; let transformers write a tokenizer.json there, with "
@@ -147,10 +186,11 @@ def _end(library: LibraryTokenizer, settings: dict[str, Any], folder: Path) -> i
         if isinstance(token, int) and 0 <= token < library.n_vocab:  # some folders name the id of another vocabulary
             return token
     added = library.library.get_added_tokens_decoder()
-    return next((token for token, known in added.items() if known.content == END_OF_TEXT), None)
+    closing = (_name(settings.get("sep_token")), "[SEP]", END_OF_TEXT)  # BERT's texts end with what parts two of them
+    return next((token for token, known in added.items() if known.content in closing), None)
 
 
-def _text_of(encoding: Tokenizer) -> str:
+def _text_of(encoding: Tokenizer, closes: bool) -> str:
     # The tokenizer.json of an encoding. Its special tokens are in the vocabulary too, or the library would number them.
     assert isinstance(encoding, Encoding), encoding
     ranks = {"".join(ALPHABET[byte] for byte in token): rank for token, rank in encoding._mergeable_ranks.items()}
@@ -165,26 +205,29 @@ def _text_of(encoding: Tokenizer) -> str:
     pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level(use_regex=False)]}
     names = {rank: token for token, rank in (ranks | special).items()}
     begin = [(names[token], token) for token in encoding.begin]
+    after = [(names[encoding.end], encoding.end)] if closes and encoding.end is not None else []
     return json.dumps(
         describe(
             ranks | special,
             merges,
             dict.fromkeys(special, True),
             pre_tokenizer=pre_tokenizer,
-            post_processor=_template(begin) if begin else None,
+            post_processor=_template(begin, after) if begin or after else None,
             model={"ignore_merges": len(merges) < len(parted)},
         ),
         ensure_ascii=False,
     )
 
 
-def _template(begin: list[tuple[str, int]]) -> dict[str, Any]:
-    # A post-processor that puts the tokens before each text.
+def _template(begin: list[tuple[str, int]], after: list[tuple[str, int]]) -> dict[str, Any]:
+    # A post-processor that puts the tokens before and after each text.
     def one(sequence: str, kind: int) -> list[Any]:
-        before = [{"SpecialToken": {"id": name, "type_id": kind}} for name, _ in begin]
-        return [*before, {"Sequence": {"id": sequence, "type_id": kind}}]
+        before, behind = (
+            [{"SpecialToken": {"id": name, "type_id": kind}} for name, _ in side] for side in (begin, after)
+        )
+        return [*before, {"Sequence": {"id": sequence, "type_id": kind}}, *behind]
 
-    tokens = {name: {"id": name, "ids": [token], "tokens": [name]} for name, token in begin}
+    tokens = {name: {"id": name, "ids": [token], "tokens": [name]} for name, token in begin + after}
     return {
         "type": "TemplateProcessing",
         "single": one("A", 0),

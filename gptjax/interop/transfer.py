@@ -6,7 +6,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import console, models
+from gptjax import console, models, objectives
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
@@ -31,8 +31,11 @@ from gptjax.training.checkpoints import Checkpoints
 # What belongs to a tokenizer in a Hugging Face folder; a run keeps it as it came and gives it back.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja",
+    "merges.txt", "vocab.txt",
 )  # fmt: skip
+GENERATION = "generation_config.json"
+PADDING = ("<pad>", "[PAD]", "<|pad|>")
+OF_DECODING = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 
 
 def flat_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -48,7 +51,10 @@ def _path(keys: Any) -> str:
 def expected(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The shapes of a tensor's pieces in their files, for the shape that our parameter has."""
     last = tensor.sizes if tensor.sizes and len(tensor.theirs) > 1 else (shape[-1],)
-    pieces = [(*shape[:-1], size) for size in last]
+    before = (1,) if tensor.in_front else ()
+    pieces = [(*before, *shape[:-1], size) for size in last]
+    if tensor.unused:
+        return [(piece[0] + tensor.unused, *piece[1:]) for piece in pieces]
     return [piece[::-1] if tensor.transposed else piece for piece in pieces]
 
 
@@ -58,28 +64,30 @@ def match(family: Family, model: Mapping[str, Any], found: Mapping[str, Stored])
     Raises:
       DataError: tensors that are missing, surplus or of another shape; names each.
     """
-    stored = {}
-    for name, piece in found.items():
-        if not re.search(family.buffers, name):
-            whole = name.startswith((family.prefix, "lm_head."))
-            stored[name if whole else family.prefix + name] = piece
+    tensors = families.tensors_of(family, model)
+    taken = {name for tensor in tensors for name in tensor.theirs}
+    stored = {
+        name: piece
+        for name, piece in by_whole_name(family, found).items()
+        if name in taken or not re.search(family.buffers, name)
+    }
     shapes, problems, pieces = flat_shapes(model), [], {}
-    for tensor in families.tensors_of(family, model):
+    for tensor in tensors:
         wanted = dict(zip(tensor.theirs, expected(tensor, shapes[tensor.ours]), strict=True))
         pieces[tensor.ours] = [stored[name] for name in wanted if name in stored]
-        problems += [f"{name} is missing" for name in wanted if name not in stored]
+        problems += [f"{name} is missing" for name in wanted if name not in stored and not tensor.optional]
         problems += [
             f"{name} has shape {list(stored[name].shape)} instead of {list(shape)}"
             for name, shape in wanted.items()
             if name in stored and stored[name].shape != shape
         ]
         problems += [f"{p.name} is {p.dtype}" for p in pieces[tensor.ours] if p.dtype not in weights.FLOATS]
-    taken = {name for tensor in families.tensors_of(family, model) for name in tensor.theirs}
     surplus = stored.keys() - taken
-    if model["tied_head"] and "lm_head.weight" in surplus and not problems:
-        surplus.remove("lm_head.weight")
-        if not np.array_equal(stored["lm_head.weight"].read(), pieces["tokens/embedding"][0].read()):
-            problems.append("lm_head.weight differs from the token embedding that config.json ties it to")
+    for name, own in families.copies_of(family, model).items():
+        if name in surplus and own in stored:
+            surplus.remove(name)
+            if not np.array_equal(stored[name].read(), stored[own].read()):
+                problems.append(f"{name} differs from {own}, which config.json ties it to")
     problems += [f"{name} is not part of the model" for name in sorted(surplus)]
     if problems:
         raise DataError(f"the tensors do not fit config.json: {'; '.join(problems)}")
@@ -87,8 +95,20 @@ def match(family: Family, model: Mapping[str, Any], found: Mapping[str, Stored])
     return pieces
 
 
+def by_whole_name(family: Family, found: Mapping[str, Stored]) -> dict[str, Stored]:
+    """A folder's tensors by the names that they have in a whole model's files of today."""
+    whole = {}
+    for name, piece in found.items():
+        today = name
+        for old, new in family.renamed.items():
+            today = re.sub(old, new, today)
+        whole[today if today.startswith((family.prefix, *family.apart)) else family.prefix + today] = piece
+    return whole
+
+
 def to_ours(tensor: Tensor, pieces: list[np.ndarray]) -> np.ndarray:
     """Our parameter from the family's pieces."""
+    pieces = [piece[0] if tensor.in_front else piece[tensor.unused :] for piece in pieces]
     parts = [piece.T if tensor.transposed else piece for piece in pieces]
     if not tensor.sizes:
         return np.ascontiguousarray(parts[0])
@@ -107,17 +127,22 @@ def to_theirs(tensor: Tensor, ours: np.ndarray) -> list[np.ndarray]:
         parts = [part.reshape(*ours.shape[:-1], -1) for part in np.split(by_group, within, axis=-1)]
         if len(tensor.theirs) == 1:
             parts = [np.concatenate(parts, axis=-1)]
-    return [part.T if tensor.transposed else part for part in parts]
+    if tensor.unused:
+        parts = [np.concatenate([np.zeros((tensor.unused, *part.shape[1:]), part.dtype), part]) for part in parts]
+    return [part[None] if tensor.in_front else part.T if tensor.transposed else part for part in parts]
 
 
 def read_params(folder: Path, family: Family, model: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a folder's model as a tree of float32 NumPy arrays, a folder per block.
+
+    What a folder need not have is zero where it has not.
 
     Raises:
       DataError: files or tensors that are not what they should be.
     """
     pieces = match(family, model, weights.listing(folder))
     tree: dict[str, Any] = {}
+    shapes = flat_shapes(model)
     total = sum(int(np.prod(piece.shape)) for group in pieces.values() for piece in group)
     with console.bar("reading weights", total) as advance:
         for tensor in families.tensors_of(family, model):
@@ -125,9 +150,25 @@ def read_params(folder: Path, family: Family, model: Mapping[str, Any]) -> dict[
             at = tree
             for name in folders:
                 at = at.setdefault(name, {})
-            at[leaf] = to_ours(tensor, [piece.read() for piece in pieces[tensor.ours]])
+            found = [piece.read() for piece in pieces[tensor.ours]]
+            at[leaf] = to_ours(tensor, found) if found else np.zeros(shapes[tensor.ours], np.float32)
             advance(at[leaf].size)
     return tree
+
+
+def read_model(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """The family of a folder's model, and its `config.model` with `objective`.
+
+    Raises:
+      DataError: as of families.model_of, or files that are damaged.
+    """
+    hf_config = hub.read_json(folder / "config.json")
+    if (folder / GENERATION).exists():  # where newer folders say what decoding needs
+        told = hub.read_json(folder / GENERATION)
+        hf_config |= {key: told[key] for key in OF_DECODING if told.get(key) is not None}
+    family = families.family_of(hf_config)
+    stored = by_whole_name(family, weights.listing(folder))
+    return families.model_of(family.told(hf_config, stored))
 
 
 def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
@@ -148,19 +189,20 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
     if not is_free(workdir):
         raise ConfigError(f"{workdir} exists; give another --to")
     folder = hub.find(name)
-    hf_config = hub.read_json(folder / "config.json")
-    family, model = families.model_of(hf_config)
+    family, model = read_model(folder)
     chosen, why = _tokenizer(folder, tokenizer)
+    chat_template = None if tokenizer else hf_tokenizers.chat_template(folder)
     if chosen.n_vocab > model["vocabulary"]:
         raise DataError(f"the tokenizer has {chosen.n_vocab} ids, but the model {model['vocabulary']} rows for them")
-    params = read_params(folder, family, model)
+    params, objective = read_params(folder, family, model), model.pop("objective")
     config = ConfigDict(
         dict(
             seed=0,
             init_from="",
             model=model,
             data=dict(tokenizer=chosen.name, context=min(model["context"], 1024), batch_size=8),
-            train=dict(objective="causal", dtype="float32"),
+            objective=objectives.PLAIN,
+            train=dict(objective=objective, dtype="float32"),
         )
     )
 
@@ -168,12 +210,14 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
         if not tokenizer:
             (unfinished / "tokenizer" / "hf").mkdir()
             _copy_tokenizer(folder, unfinished / "tokenizer" / "hf")
+        if chat_template is not None:
+            (unfinished / workdirs.CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
         with Checkpoints(unfinished, keep=1) as checkpoints:
             checkpoints.save_params(0, params)
 
     workdirs.create(workdir, config, chosen, {"fingerprints": None, "imported": f"hf:{name}"}, fill)
     return {
-        "family": hf_config["model_type"],
+        "family": next(name for name, one in families.FAMILIES.items() if one is family),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "tokenizer": chosen.name,
         "tokenizer_kind": why,
@@ -216,9 +260,9 @@ def export_run(
     """
     if not is_free(folder):
         raise ConfigError(f"{folder} exists; give another --to")
-    model = run.config.model.to_dict()
+    model = run.config.model.to_dict() | {"objective": run.config.train.objective}
     family, hf_config, model, remark = _family(model)
-    ids = dict(bos_token_id=next(iter(run.tokenizer.begin), run.tokenizer.end), eos_token_id=run.tokenizer.end)
+    ids = _ids(run.tokenizer, hf_config, model["arch"])
     shapes = flat_shapes(model)
     params = unstack(run.params) if run.config.model.scan_layers else run.params
     tensors = _tensors(families.tensors_of(family, model), shapes, params)
@@ -226,25 +270,59 @@ def export_run(
     with appearing(folder) as unfinished:
         text = json.dumps(hf_config | ids | {"dtype": dtype, "torch_dtype": dtype}, indent=2)
         (unfinished / "config.json").write_text(text + "\n")
+        if model["arch"] == "seq2seq":
+            decoding = {key: hf_config[key] for key in OF_DECODING if hf_config.get(key) is not None} | ids
+            (unfinished / GENERATION).write_text(json.dumps(decoding, indent=2) + "\n")
         original = run.workdir / "tokenizer" / "hf"
         if original.is_dir():
             _copy_tokenizer(original, unfinished)
         else:
-            hf_tokenizers.write(run.tokenizer, unfinished)
+            hf_tokenizers.write(run.tokenizer, unfinished, closes=model["arch"] != "gpt")
+        if (run.workdir / workdirs.CHAT_TEMPLATE).exists():
+            shutil.copyfile(run.workdir / workdirs.CHAT_TEMPLATE, unfinished / "chat_template.jinja")
         with console.bar("writing weights", total) as advance:
             weights.write(unfinished, tensors, dtype, shard_bytes, advance)
-    return {"family": hf_config["model_type"], "parameters": total, "remark": remark}
+    (architecture,) = hf_config["architectures"]
+    return {
+        "family": hf_config["model_type"],
+        "architecture": architecture,
+        "parameters": total,
+        "remark": remark,
+    }
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, hf_config: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    # What transformers has to know of special tokens; their names are free, but for padding's.
+    known, end = tokenizers.special_tokens(tokenizer), tokenizer.end
+    start = hf_config.get("decoder_start_token_id")
+    padding = next((known[name] for name in PADDING if name in known), end if start is None else start)
+    ids = dict(bos_token_id=next(iter(tokenizer.begin), end), eos_token_id=end)
+    if arch == "seq2seq":
+        ids |= dict(decoder_start_token_id=end if start is None else start)
+    return ids if arch == "gpt" else ids | dict(pad_token_id=padding)
 
 
 def _family(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[str, Any], str]:
-    try:
-        return (*families.config_of(model), model, "")
-    except ConfigError:
-        if model["use_bias"] or model["norm"] != "layernorm":
-            raise
-        # GPT-2 without biases is GPT-2 whose biases are zero.
-        biased = dict(model, use_bias=True, qkv_bias=True)
-        return (*families.config_of(biased), biased, "biases of zero stand where the run has none")
+    for changed, remark in _as_it_can_be_said(model):
+        try:
+            return (*families.config_of(changed), changed, remark)
+        except ConfigError as error:
+            last = error
+    raise last
+
+
+def _as_it_can_be_said(model: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    # The model; then what computes the same, or is all of it that has a place in Hugging Face's classes.
+    yield model, ""
+    if model["norm"] == "layernorm":
+        head = dict(head_bias=True) if model["arch"] == "seq2seq" else {}
+        yield dict(model, use_bias=True, qkv_bias=True, **head), "biases of zero stand where the run has none"
+    if model["arch"] == "encoder" and model["task"] != "none":
+        bare = dict(model, head_transform=False, head_bias=False)
+        yield bare, "the head of masked words is left out, for which there is no place beside the task's"
+        if model["task"] == "embedding" and model["pooling"] != "pooler":
+            yield dict(model, task="none"), f"pooling ({model['pooling']}) is left to whoever reads it"
+            yield dict(bare, task="none"), f"pooling ({model['pooling']}) is left to whoever reads it"
 
 
 def _tensors(

@@ -1,13 +1,20 @@
 """What translating a Hugging Face family takes: a neutral `config.model`, tensors' names, checks of their config."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from gptjax.config import DataError
+from gptjax.interop.weights import Stored
+
+Known = TypeVar("Known")
 
 # Every key of `config.model`, with values that switch nothing on; each family says what differs.
 NEUTRAL: dict[str, Any] = dict(
-    arch="gpt", positions="learned", windows=(0,), attention_scale=None, qk_norm=False, value_residual=False,
+    arch="gpt", cell="lstm", bidirectional=True, attention="additive",
+    encoder_layers=None, encoder="transformer", decoder="transformer", embedding_scale=1.0,
+    embedding_norm=False, types=0, relative=dict(buckets=32, longest=128), head_bias=False, head_transform=False,
+    logit_scale=1.0, predict_ahead=0, task="none", labels=2, pooling="last", start=None, forced_first=None, never=(),
+    positions="learned", windows=(0,), attention_scale=None, qk_norm=False, value_residual=False,
     rotary=dict(
         theta=10_000.0, scaling="none", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,
         original_context=8192,
@@ -27,18 +34,27 @@ class Tensor(NamedTuple):
     transposed: bool = False  # theirs is [out, in]
     sizes: tuple[int, ...] | None = None  # of queries, keys and values along our last axis; None: it is one piece
     groups: int = 1  # which our last axis has one after the other, each with its part of each piece
+    unused: int = 0  # rows of theirs before ours, which nothing reads
+    in_front: bool = False  # theirs has an axis of one in front
+    optional: bool = False  # zeros where the files lack it
 
 
 class Family(NamedTuple):
     """A translation.
 
     Attributes:
-      architecture: transformers' class.
-      prefix: of every tensor but the head's; files of the bare trunk lack it.
-      buffers: a pattern of names that old files have and that hold no parameter.
-      to_model: transformers' config to `config.model`.
-      to_config: `config.model` to transformers' config, as near as it can be said.
-      tensors: all of a model's, but the head.
+      architecture: transformers' class, where `to_config` names no other.
+      prefix: of every tensor but those that `apart` names; files of the bare trunk lack it.
+      buffers: a pattern of names that files have and that hold no parameter of the model.
+      to_model: transformers' config to `config.model`, and where that is not "causal" with `objective`, which says
+        what such a model is trained for, as `config.train.objective`.
+      to_config: the other way round, as near as it can be said.
+      tensors: all of a model's, but the head; `config.model` may have `objective` too.
+      head: the head's tensor.
+      apart: how names begin that never have the prefix.
+      copies: names of tensors that files may have again, for a `config.model`, besides a tied head: whose they are.
+      renamed: patterns of names in old files, and what they have become.
+      told: transformers' config, with what only the files' tensors tell.
     """
 
     architecture: str
@@ -47,10 +63,15 @@ class Family(NamedTuple):
     to_model: Callable[[Mapping[str, Any]], dict[str, Any]]
     to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
     tensors: Callable[[Mapping[str, Any]], list[Tensor]]
+    head: str = "lm_head.weight"
+    apart: tuple[str, ...] = ("lm_head.",)
+    copies: Callable[[Mapping[str, Any]], dict[str, str]] = lambda model: {}
+    renamed: Mapping[str, str] = {}
+    told: Callable[[Mapping[str, Any], Mapping[str, Stored]], dict[str, Any]] = lambda config, found: dict(config)
 
 
-def named(table: Mapping[str, str], name: str, key: str) -> str:
-    """Our name for one of theirs; DataError, telling what there is, where there is none."""
+def named(table: Mapping[str, Known], name: str, key: str) -> Known:
+    """What is ours for one of theirs; DataError, telling what there is, where there is none."""
     if name not in table:
         raise DataError(f"config.json: {key}={name} is not supported; there are {', '.join(table)}")
     return table[name]
@@ -104,11 +125,27 @@ def qkv_pieces(m: Mapping[str, Any]) -> dict[str, Any]:
     return {"sizes": (m["heads"] * K, m["kv_heads"] * K, m["kv_heads"] * K), "groups": m["kv_heads"]}
 
 
-def qkv(ours: str, theirs: str, m: Mapping[str, Any]) -> list[Tensor]:
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def qkv(ours: str, theirs: str, m: Mapping[str, Any], names: Sequence[str] = PROJECTIONS) -> list[Tensor]:
     """Our one projection to queries, keys and values from their three."""
+    return _together(ours, theirs, m, names, qkv_pieces(m))
 
+
+def cross(ours: str, theirs: str, m: Mapping[str, Any], names: Sequence[str] = PROJECTIONS) -> list[Tensor]:
+    """Our two projections, to queries and to keys and values of a memory, from their three."""
+    width = m["kv_heads"] * m["head_width"]
+    pieces = {"sizes": (width, width), "groups": m["kv_heads"]}
+    queries = linear(f"{ours}/q", f"{theirs}.{names[0]}", m["qkv_bias"])
+    return [*queries, *_together(f"{ours}/kv", theirs, m, names[1:], pieces)]
+
+
+def _together(
+    ours: str, theirs: str, m: Mapping[str, Any], names: Sequence[str], pieces: Mapping[str, Any]
+) -> list[Tensor]:
     def side_by_side(leaf: str) -> tuple[str, ...]:
-        return tuple(f"{theirs}.{name}_proj.{leaf}" for name in "qkv")
+        return tuple(f"{theirs}.{name}.{leaf}" for name in names)
 
-    kernel = Tensor(f"{ours}/kernel", side_by_side("weight"), transposed=True, **qkv_pieces(m))
-    return [kernel, *([Tensor(f"{ours}/bias", side_by_side("bias"), **qkv_pieces(m))] if m["qkv_bias"] else [])]
+    kernel = Tensor(f"{ours}/kernel", side_by_side("weight"), transposed=True, **pieces)
+    return [kernel, *([Tensor(f"{ours}/bias", side_by_side("bias"), **pieces)] if m["qkv_bias"] else [])]

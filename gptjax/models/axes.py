@@ -35,6 +35,7 @@ PARAMETERS = (
     (r"down/kernel", "FD"),
     (r"(out|down)/bias", "D"),
     (r"router/kernel", "D_"),
+    (r"(input|state|feed|query|key|mix|readout|begin)/kernel", "D_"),  # of recurrent layers
     (r"head/kernel", "DV"),
 )
 

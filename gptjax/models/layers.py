@@ -34,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swiglu": ACTIVATIONS["silu"],
     "geglu": ACTIVATIONS["gelu"],
+    "geglu_tanh": gelu_tanh,  # T5 1.1's
 }
 
 # Standard deviation at first of the products that write to the residual stream.
@@ -61,9 +62,10 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = x.shape[-1], self.features
-        kernel_DF = axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
-        y = KERNELS[self.kernels].product(x, kernel_DF, self.dtype, self.dtype)
+        kernels, shape = KERNELS[self.kernels], (x.shape[-1], self.features)
+        shape = shape[::-1] if kernels.turned else shape
+        kernel = axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
+        y = kernels.product(x, kernel, self.dtype, self.dtype)
         if self.use_bias:
             y += axes.parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
@@ -130,12 +132,14 @@ class Head(nn.Module):
     width: int
     init_std: float = 0.02
     dtype: str = "float32"
+    kernels: str = "plain"
 
     def setup(self) -> None:
         """Declares the kernel [D, V]."""
         init, shape = nn.initializers.normal(self.init_std), (self.width, self.vocabulary)
+        shape = shape[::-1] if KERNELS[self.kernels].turned else shape
         self.kernel = axes.parameter(self, "kernel", init, shape, self.dtype)
 
     def table(self) -> jax.Array:
         """The matrix as a tied head's, [V, D]."""
-        return self.kernel.T
+        return self.kernel if KERNELS[self.kernels].turned else self.kernel.T

@@ -5,6 +5,7 @@ Pure functions of positions and of `config.model`; no layer and no cache is know
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ def rows_at(table_SD: jax.Array, positions: jax.Array | None, T: int) -> jax.Arr
 class LearnedPositions(nn.Module):
     """One trained vector per position, added to the token embeddings x_BTD.
 
-    The positions are [T] or [B, T], all below T; None for 0, 1, ..., T - 1. So for SinusoidalPositions.
+    The positions are [T] or [B, T], below T or `config.context`; None for 0, 1, ..., T - 1. So for SinusoidalPositions.
     """
 
     config: Any
@@ -47,15 +48,22 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos of the same, added (arXiv 1706.03762 section 3.5)."""
+    """PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos of the same, added (arXiv 1706.03762 section 3.5).
+
+    `halves`: all sines first, then all cosines.
+    """
 
     config: Any
+    halves: bool = False
 
     def __call__(self, x_BTD: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         T, D = x_BTD.shape[1:]
-        angles_TD = np.arange(T)[:, None] / 10_000 ** (np.arange(D) // 2 * 2 / D)
-        table_TD = np.where(np.arange(D) % 2 == 0, np.sin(angles_TD), np.cos(angles_TD))
-        return x_BTD + rows_at(jnp.asarray(table_TD, x_BTD.dtype), positions, T)
+        S = T if positions is None else max(T, self.config.context)
+        angles_SD = np.arange(S)[:, None] / 10_000 ** (np.arange(D) // 2 * 2 / D)
+        table_SD = np.where(np.arange(D) % 2 == 0, np.sin(angles_SD), np.cos(angles_SD))
+        if self.halves:
+            table_SD = np.concatenate([table_SD[:, ::2], table_SD[:, 1::2]], axis=1)
+        return x_BTD + rows_at(jnp.asarray(table_SD, x_BTD.dtype), positions, T)
 
 
 def unscaled(frequencies: np.ndarray, config: Any) -> np.ndarray:
@@ -128,19 +136,35 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return np.concatenate([geometric(below), geometric(2 * below)[::2][: heads - below]]).astype(np.float32)
 
 
-class Scheme(NamedTuple):
-    """A kind of position: a module added to embeddings, a rotation of queries and keys, slopes of scores, or none."""
+class RelativePositions(nn.Module):
+    """What each bucket of distances adds to each head's scores, [R, H], one table for all layers (arXiv 1910.10683)."""
 
-    add: type[nn.Module] | None = None
+    config: Any
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        c = self.config
+        init = nn.initializers.normal(c.init_std)
+        return axes.parameter(self, "embedding", init, (c.relative.buckets, c.heads))
+
+
+class Scheme(NamedTuple):
+    """A kind of position: a module added to embeddings, a rotation of queries and keys, slopes of scores, a table of
+    what distances add to scores, or none."""
+
+    add: Callable[[Any], nn.Module] | None = None
     rotate: Callable[[Any, jax.Array], Rotation] | None = None
     slopes: Callable[[int], np.ndarray] | None = None
+    relative: type[nn.Module] | None = None
 
 
 POSITIONS: dict[str, Scheme] = {
     "learned": Scheme(add=LearnedPositions),
     "sinusoidal": Scheme(add=SinusoidalPositions),
+    "sinusoidal_halves": Scheme(add=partial(SinusoidalPositions, halves=True)),
     "rotary": Scheme(rotate=rotation),
     "alibi": Scheme(slopes=alibi_slopes),
+    "relative": Scheme(relative=RelativePositions),
     "none": Scheme(),
 }
 
@@ -152,11 +176,16 @@ class Places(NamedTuple):
     rotation: Rotation | None
     slopes_H: jax.Array | None
     segments_BT: jax.Array | None  # which document each token is of; None: a row is one
+    count_B: Any = None  # [B] how many of a row's tokens are real, where they go on from a cache
+    ahead_BT: jax.Array | None = None  # 1: tokens that are read from before, too; None: none is
+    relative_RH: jax.Array | None = None  # what distances add to scores
 
 
-def places(config: Any, positions: jax.Array, segments_BT: jax.Array | None = None) -> Places:
+def places(
+    config: Any, positions: jax.Array, segments_BT: jax.Array | None = None, count_B: jax.Array | None = None
+) -> Places:
     """What `config.positions` (of `config.model`) makes of these positions in these documents."""
     scheme = POSITIONS[config.positions]
     turning = scheme.rotate and scheme.rotate(config, positions)
     slopes_H = scheme.slopes and jnp.asarray(scheme.slopes(config.heads))
-    return Places(positions, turning, slopes_H, segments_BT)
+    return Places(positions, turning, slopes_H, segments_BT, count_B)

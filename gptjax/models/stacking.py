@@ -1,4 +1,4 @@
-"""Two layouts of one decoder's parameters: a folder per block, or all blocks stacked on a leading axis L.
+"""Two layouts of one model's parameters: a folder per block, or all blocks of a trunk stacked on a leading axis L.
 
 `config.model.scan_layers` decides which a model reads; these turn one into the other, bit for bit.
 """
@@ -11,14 +11,18 @@ import jax.numpy as jnp
 
 
 def stack(params: dict[str, Any]) -> dict[str, Any]:
-    """{"block_0": ..., "block_1": ..., rest} -> {"blocks": leaves [L, ...], rest}."""
+    """{"block_0": ..., "block_1": ..., rest} -> {"blocks": leaves [L, ...], rest}, in each folder that has blocks."""
     names = sorted((n for n in params if re.fullmatch(r"block_\d+", n)), key=lambda n: int(n.removeprefix("block_")))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
-    return {name: value for name, value in params.items() if name not in names} | {"blocks": stacked}
+    rest = {n: stack(value) if isinstance(value, dict) else value for n, value in params.items() if n not in names}
+    if not names:
+        return rest
+    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))}
 
 
 def unstack(params: dict[str, Any]) -> dict[str, Any]:
     """The other way round."""
+    rest = {n: unstack(value) if isinstance(value, dict) else value for n, value in params.items() if n != "blocks"}
+    if "blocks" not in params:
+        return rest
     layers = len(jax.tree.leaves(params["blocks"])[0])
-    blocks = {f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(layers)}
-    return {name: value for name, value in params.items() if name != "blocks"} | blocks
+    return rest | {f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(layers)}

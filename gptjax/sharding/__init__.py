@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax.models.axes import Layout, of_parameter, placed
-from gptjax.objectives.causal import Objective
+from gptjax.objectives.objective import Loss
 
 # The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -81,8 +81,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Of arrays [B, T], after as many leading axes that are not divided."""
-    return NamedSharding(mesh, P(*(None,) * leading, COMPUTED["B"], COMPUTED["T"]))
+    """Of arrays [B, ...], after so many leading axes that are not divided; of [B, T] where devices divide sequences."""
+    inside = (COMPUTED["T"],) if layout(mesh).is_divided(COMPUTED["T"]) else ()
+    return NamedSharding(mesh, P(*(None,) * leading, COMPUTED["B"], *inside))
 
 
 def of_state(mesh: Mesh, tree: Any) -> Any:
@@ -103,7 +104,7 @@ def _stored(there: Layout, tree: Any, among: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def over_rows(objective: Objective, mesh: Mesh) -> Objective:
+def over_rows(objective: Loss, mesh: Mesh) -> Loss:
     """The objective of whole batches, of which each device works on its own rows.
 
     What it gives is the sum over the devices; its gradient by the parameters lies as they do. Dropout is drawn apart

@@ -1,6 +1,7 @@
 """What a run is made of, put together from its config before the first step: data, model, objective, optimizer."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,29 +13,40 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, data, models, optim, random, sharding
+from gptjax import console, data, models, objectives, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, UserError
 from gptjax.data import batches, layouts, sources, tokenizers
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.decode import generate as decoding
+from gptjax.decode import prompts
+from gptjax.decode.settings import Settings
 from gptjax.evals import held_out
-from gptjax.objectives import OBJECTIVES
-from gptjax.objectives.causal import Objective
-from gptjax.sharding import processes
+from gptjax.objectives.objective import Loss
+from gptjax.sharding import checks, processes
 from gptjax.training import folders
 from gptjax.training.goodput import Clock
+from gptjax.training.teaching import Teach, teaching
 from gptjax.training.writers import WRITERS
 
 # What keys of a config choose among, by key.
-CHOICES = models.CHOICES | {
-    "data.source": sources.SOURCES,
-    "data.layout": layouts.LAYOUTS,
-    "log.writers": WRITERS,
-    "optimizer.name": optim.OPTIMIZERS,
-    "schedule.name": optim.SCHEDULES,
-    "train.objective": OBJECTIVES,
-}
+CHOICES = (
+    models.CHOICES
+    | objectives.CHOICES
+    | {
+        "data.source": sources.SOURCES,
+        "data.layout": layouts.LAYOUTS,
+        "log.writers": WRITERS,
+        "optimizer.name": optim.OPTIMIZERS,
+        "schedule.name": optim.SCHEDULES,
+    }
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for the first thing that makes a config, resolved, one that cannot be trained here."""
+    kind = models.MODELS[config.model.arch].kind if config.model.arch in models.MODELS else ""
+    more = itertools.chain(checks.problems(config, jax.device_count()), objectives.problems(config, kind))
+    configs.check(config, CHOICES, more)
 
 
 class Job(NamedTuple):
@@ -48,18 +60,20 @@ class Job(NamedTuple):
     data: data.Data
     mesh: Mesh
     model: nn.Module
-    objective: Objective
+    objective: Loss
     optimizer: optax.GradientTransformationExtraArgs
-    eval_step: Callable[[Any, Any], jax.Array]
+    eval_step: held_out.Look
     stages: list[batches.Stage]
     train_batches: batches.Batches
     eval_batches: batches.EvalBatches
-    sample_settings: decoding.Settings
+    sample_settings: Settings
+    teach: Teach  # what a batch gets before a step, where there is a teacher
     left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
 
-    def held_out_loss(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
-        """Loss over some batches of held-out text, as gptjax.evals.held_out.loss_of gives it."""
-        return held_out.loss_of(self.eval_step, params, some, tokenizers.token_bytes(self.data.tokenizer), **kwargs)
+    def held_out_quality(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
+        """How well some batches of held-out text are done, as gptjax.evals.held_out.quality_of gives it."""
+        bytes_V, objective = tokenizers.token_bytes(self.data.tokenizer), self.config.train.objective
+        return held_out.quality_of(self.eval_step, params, some, objective, bytes_V, **kwargs)
 
 
 def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | None = None) -> Job:
@@ -78,7 +92,8 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     exists = workdirs.is_run(workdir)
     home = workdir if exists else origin
     loaded = data.load(config.data, tokenizers.load(home / "tokenizer") if home else None)
-    config = configs.with_vocabulary(config, loaded.tokenizer.n_vocab)
+    config = configs.with_vocabulary(config, objectives.special_ids(config, loaded.tokenizer).vocabulary)
+    prepare = objectives.preparing(config, loaded.tokenizer)
     sample_settings = check_sample(config, loaded.tokenizer)
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
@@ -87,14 +102,15 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
+    teach = teaching(config, loaded.tokenizer, mesh)
     train_batches = batches.Batches(
-        loaded.rows(config.data, random.integer(config.seed, "batches")),
+        loaded.rows(config.data, random.integer(config.seed, "batches"), prepare),
         stages,
         mixings,
         batches.Share(*sharding.own_rows(mesh)),
         step,
     )
-    eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data), config.data.batch_size)
+    eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     processes.meet("all have looked at the run's directory")
     if not exists:
@@ -108,7 +124,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         console.say(f"mixture    another one after step {step:,}")
     say_what_is_read(config, loaded)
     model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
-    objective = OBJECTIVES[config.train.objective](model)
+    objective = objectives.loss(config, model)
     return Job(
         config=config,
         workdir=workdir,
@@ -125,6 +141,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         train_batches=train_batches,
         eval_batches=eval_batches,
         sample_settings=sample_settings,
+        teach=teach,
         left_out=workdirs.left_out(workdir),
     )
 
@@ -139,16 +156,16 @@ def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:
     )
 
 
-def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> decoding.Settings:
+def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> Settings:
     """How the sample at a run's end is drawn.
 
     Raises:
       ConfigError: `config.sample` cannot be, or its prompt is not the tokenizer's; told now and not at the end.
     """
-    settings = decoding.Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
+    settings = Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
     try:
-        settings.check()
-        decoding.prompt_ids(tokenizer, config.sample.prompt, config.model.context)
+        settings.check(config.model.vocabulary)
+        prompts.prompt_ids(tokenizer, config.sample.prompt, 0)
     except UserError as error:
         raise ConfigError(f"the sample at the end cannot be drawn: {error}; change --config.sample") from error
     return settings

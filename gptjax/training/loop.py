@@ -15,17 +15,16 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, data, models, optim, random, sharding, wakeful
+from gptjax import console, data, models, optim, sharding, wakeful
 from gptjax import workdir as workdirs
 from gptjax.config import Diverged, Interrupted
 from gptjax.data import batches
-from gptjax.decode import generate as decoding
 from gptjax.evals import held_out
 from gptjax.models.stacking import stack, unstack
-from gptjax.sharding import checks, processes
-from gptjax.training import goodput, interrupts, metrics, profile, recovery, report, watchdog
+from gptjax.sharding import processes
+from gptjax.training import goodput, interrupts, metrics, profile, recovery, report, samples, watchdog
 from gptjax.training.checkpoints import Checkpoints, shapes_on
-from gptjax.training.job import CHOICES, Job, make_job
+from gptjax.training.job import Job, check, make_job
 from gptjax.training.recorder import OnLine, Recorder
 from gptjax.training.saving import Due
 from gptjax.training.state import TrainState, initial, parameter_count, starting_with
@@ -58,7 +57,7 @@ def train(
         home = workdir if workdirs.is_run(workdir) else origin
         config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
     config = configs.resolve(config)
-    configs.check(config, CHOICES, checks.problems(config, jax.device_count()))
+    check(config)
     if not origin:
         config = data.with_tokenizer_of_sets(config)
     workdirs.check_free(workdir, config)
@@ -74,7 +73,7 @@ def train(
             with goodput.kept(job.clock, workdir, int(state.step), processes.is_first()):
                 with interrupts.noted() as asked:
                     state = take_all_steps(job, state, checkpoints, on_line, asked)
-                with job.clock.during("finish"):
+                with job.clock.during("finish"), wakeful.wakeful(jax.default_backend() == "cpu"):
                     return finish(job, state)
         except KeyboardInterrupt as error:
             checkpoints.wait()
@@ -100,7 +99,9 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
         state = begin_from(job.origin, job)
         console.say(f"beginning  with the parameters of {job.origin}")
     else:
-        state = jax.jit(start_of(job), out_shardings=there)()
+        # A program that runs once: the time to make it counts, and without optimisation it draws the same numbers.
+        make = jax.jit(start_of(job), out_shardings=there, compiler_options={"xla_backend_optimization_level": "0"})
+        state = make()
     checkpoints.set_aside_after(job.resumes_at)
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
@@ -152,7 +153,7 @@ def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
 
 def placed(job: Job, index: int) -> dict[str, jax.Array]:
     """The batch of step `index` + 1, on the devices."""
-    return sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share)
+    return job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
 
 
 def placed_unless_left_out(job: Job, index: int) -> dict[str, jax.Array] | None:
@@ -222,8 +223,9 @@ def take_steps(
                 if evaluates:
                     with clock.during("eval"):
                         answering = optim.answering(state.opt_state, state.params)
-                        found = job.held_out_loss(answering, sample, advance=beat)
-                recorder.write(line | {f"val/{name}": found[name] for name in ("loss", "bits_per_byte") if found})
+                        found = job.held_out_quality(answering, sample, advance=beat)
+                shown = [name for name in found if name not in held_out.COUNTS]
+                recorder.write(line | {f"val/{name}": found[name] for name in shown})
                 good = step == steps or not recorder.verdicts.bad_in_a_row
                 saves = good and (saves or checkpoints.is_among_best(found.get("loss")))
                 if saves:
@@ -271,16 +273,16 @@ def finish(job: Job, state: TrainState) -> dict[str, Any]:
     params = optim.answering(state.opt_state, state.params)
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance, job.clock.during("eval"):
-        quality = job.held_out_loss(params, every, advance=advance)
+        quality = job.held_out_quality(params, every, advance=advance)
     if not math.isfinite(quality["loss"]):
         raise Diverged(f"training diverged: the held-out loss is {quality['loss']}; try a lower learning rate")
-    quality |= held_out.compressors(job.data.held_out_text)
+    if "bits_per_byte" in quality:
+        quality |= held_out.compressors(job.data.held_out_text)
     params = processes.by_all(params)
-    speaker = decoding.speaker(job.model, params, job.data.tokenizer, c.model.context)
-    sample = decoding.generate(speaker, c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))
+    sample = samples.sample(job, params)
 
     def write() -> dict[str, Any]:
         summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality)
-        return report.write(job.workdir, summary, c.sample.prompt + sample.text, job.clock)
+        return report.write(job.workdir, summary, sample, job.clock)
 
     return processes.first_does(write, "the summary is written") or report.read_summary(job.workdir) or {}

@@ -37,7 +37,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def flops_per_token(params: Any, config: Any, context: int) -> float:
-    """6N + 12 L D T of forward and backward pass (arXiv 2204.02311, appendix B), by MFU_CONVENTION.
+    """6N + 12 L D T of forward and backward pass (arXiv 2204.02311, appendix B), by MFU_CONVENTION; recurrent: 6N.
 
     Args:
       params: or their shapes.
@@ -50,6 +50,8 @@ def flops_per_token(params: Any, config: Any, context: int) -> float:
         of_expert = config.mlp == "experts" and "mlp" in names and "router" not in names
         share = config.experts_per_token / config.experts if of_expert else 1.0
         count += 0.0 if names[0] == "positions" else leaf.size * share
+    if config.arch == "recurrent":
+        return 6.0 * count
     return 6.0 * count + 12.0 * config.layers * config.heads * config.head_width * context
 
 

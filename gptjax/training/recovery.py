@@ -21,8 +21,10 @@ import numpy as np
 from gptjax import console, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import Diverged
+from gptjax.data.specials import text_of
 from gptjax.files import write_atomic
 from gptjax.inspect import nonfinite
+from gptjax.objectives import shared_out
 from gptjax.sharding import processes
 from gptjax.training import guard as guards
 from gptjax.training.checkpoints import Checkpoints
@@ -215,11 +217,11 @@ def first_nonfinite(job: Job, bad: BadRun) -> nonfinite.Finding:
     """Where numbers stop being finite in the worst step, with its own batch and dropout."""
     assert bad.state is not None
     c, index = job.config, bad.worst.step - 1
-    batch = sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share)
+    batch = job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
     rng = random.key(c.seed, "dropout", index) if c.model.dropout else None
 
     def gradient(params: Any, batch: Any) -> Any:
-        return gradients(job.objective, params, batch, rng, c.train.grad_accumulation, job.mesh)[1]
+        return gradients(job.objective, params, shared_out(batch), rng, c.train.grad_accumulation, job.mesh)[1]
 
     try:
         return nonfinite.first(c, bad.state.params, batch, rng, gradient)
@@ -229,7 +231,7 @@ def first_nonfinite(job: Job, bad: BadRun) -> nonfinite.Finding:
 
 def of_batch(job: Job, inputs_BT: np.ndarray) -> dict[str, Any]:
     """What tells a batch from others, for a program and for a person; of several processes, this one's rows."""
-    rows = [job.data.tokenizer.decode(row.tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
+    rows = [text_of(job.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
     return {
         "shape": list(inputs_BT.shape),
         "inputs_sha256": hashlib.sha256(np.ascontiguousarray(inputs_BT).tobytes()).hexdigest(),

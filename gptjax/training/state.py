@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from gptjax import random
+from gptjax import models, random
 from gptjax.training import guard as guards
 from gptjax.training.guard import Guard
 
@@ -31,7 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state at step 0. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""
-    return starting_with(model.init(random.key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"], optimizer)
+    return starting_with(models.init(model, random.key(seed, "init")), optimizer)
 
 
 def starting_with(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from gptjax import random, sharding
 from gptjax.models import kernels
-from gptjax.objectives.causal import Objective
+from gptjax.objectives import shared_out
+from gptjax.objectives.objective import Loss
 from gptjax.training import guard as guards
 from gptjax.training.state import TrainState
 
@@ -29,16 +30,11 @@ def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
     return jax.tree.map(cut, batch)
 
 
-def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
-    """The objective's metrics (means over the batch's weight) and the loss's gradient, in `slices` added by a scan."""
-    weight = batch["weights_BT"].sum()
+def gradients(objective: Loss, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
+    """The objective's metrics and the loss's gradient, in `slices` added by a scan, of a batch that was shared out."""
 
     def of_slice(piece: Any, rng: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
-        def mean(p: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            loss, metrics = objective(p, piece, rng)
-            return loss / weight, {name: value / weight for name, value in metrics.items()}
-
-        grads, metrics = jax.grad(mean, has_aux=True)(params)
+        grads, metrics = jax.grad(objective, has_aux=True)(params, piece, rng)
         return metrics, grads
 
     if slices == 1:
@@ -59,10 +55,11 @@ def gradients(objective: Objective, params: Any, batch: Any, rng: jax.Array | No
 
 
 def loss_of_slice(
-    objective: Objective, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh
+    objective: Loss, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh
 ) -> Callable[[Any], jax.Array]:
-    """The mean loss over the batch's first slice as a function of the parameters, for optimizers that ask for more
-    than a gradient (as arXiv 2305.14342 section 2.3 does of a part of the batch). Costs nothing where it is not called.
+    """The loss of the batch's first slice, times the slices there are, as a function of the parameters: for optimizers
+    that ask for more than a gradient (as arXiv 2305.14342 section 2.3 does of a part of the batch). Costs nothing where
+    it is not called.
     """
 
     def mean(params: Any) -> jax.Array:
@@ -70,14 +67,13 @@ def loss_of_slice(
         if slices > 1:
             piece = jax.tree.map(lambda x: x[0], sliced(batch, slices, mesh))
             own = None if rng is None else jax.random.fold_in(rng, 0)
-        # By the whole batch's weight, since a slice may have none.
-        return objective(params, piece, own)[0] * slices / batch["weights_BT"].sum()
+        return objective(params, piece, own)[0] * slices  # not by its own weight, since a slice may have none
 
     return mean
 
 
 def train_step(
-    objective: Objective,
+    objective: Loss,
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     seed: int,
@@ -104,6 +100,7 @@ def train_step(
     objective = sharding.over_rows(objective, mesh)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = shared_out(batch)
         rng = random.key(seed, "dropout", state.step) if dropout else None
         metrics, grads = gradients(objective, state.params, batch, rng, slices, mesh)
         loss = loss_of_slice(objective, batch, rng, slices, mesh)
@@ -122,7 +119,7 @@ def train_step(
 
 
 def of_config(
-    config: ConfigDict, objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, shapes: TrainState
+    config: ConfigDict, objective: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, shapes: TrainState
 ) -> jax.stages.Wrapped:
     """The step that a run of this config repeats, ready to be compiled for batches of its shapes.
 

@@ -1,15 +1,27 @@
-"""Generation: against a plain loop, whole characters, seeds, limits, and the command."""
+"""Generation: `Run.generate`, what it refuses, and the command."""
 
+import io
 import json
+import re
 
 import jax
-import numpy as np
+import jsonschema
 import pytest
 from conftest import generate
+from test_engine import voice
 
 import gptjax
 from gptjax.config import ConfigError, DataError
+from gptjax.decode import constraints
 from gptjax.decode import generate as decoding
+from gptjax.decode.beam import Beams
+from gptjax.decode.contrastive import Contrastive
+from gptjax.decode.engine import Sample
+from gptjax.decode.generate import Ask, How
+from gptjax.decode.proposals import Speculation
+from gptjax.decode.settings import Settings
+from gptjax.decode.watermark import Watermark, detect
+from gptjax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -17,71 +29,283 @@ def run(trained):
     return gptjax.load(trained)
 
 
-def test_windows_are_padded_to_few_lengths_and_never_cut():
-    lengths = {length: decoding.padded(length, 1000) for length in range(1, 1001)}
-    assert all(length <= read <= 1000 for length, read in lengths.items())
-    assert set(lengths.values()) == {128, 256, 512, 1000} and decoding.padded(3, 16) == 16
+@pytest.fixture(scope="module")
+def chars(tmp_path_factory, text_file):
+    """The directory of a run whose tokenizer has no end token."""
+    from conftest import tiny_config
 
-
-def test_greedy_equals_a_plain_loop_past_the_context(run):
-    ids, context = list(run.tokenizer.encode_ordinary("the model")), run.config.model.context
-    sample = run.generate("the model", max_tokens=30, temperature=0)
-    for token, logprob in zip(sample.ids, sample.logprobs, strict=True):
-        logits = run.logits(np.array([ids[-context:]]))[0, -1]
-        assert token == logits.argmax()
-        assert logprob == pytest.approx(float(jax.nn.log_softmax(logits)[token]), abs=1e-4)
-        ids.append(token)
-    assert len(sample.ids) == 30 or sample.ids[-1] == 256
+    workdir = tmp_path_factory.mktemp("runs") / "chars"
+    loop.train(tiny_config(data_path=text_file, data_tokenizer="chars", train_steps=1, sample_prompt="the"), workdir)
+    return workdir
 
 
 def test_seeds_decide(run):
-    texts = [run.generate("the", max_tokens=20, temperature=1.0, seed=seed, index=i).text for seed, i in
+    texts = [run.generate("the", max_tokens=12, temperature=1.0, seed=seed, index=i).text for seed, i in
              ((1, 0), (1, 0), (2, 0), (1, 1))]  # fmt: skip
     assert texts[0] == texts[1] and len(set(texts)) == 3
 
 
-def scripted(run, script):
-    """A speaker that says what the script says."""
-    return decoding.Speaker(lambda *args: (np.int32(next(script)), np.float32(0)), None, run.tokenizer, 16)
-
-
-def test_text_comes_in_whole_characters(run):
-    """Bytes of a character arrive as several tokens; what cannot be a character becomes U+FFFD at the end."""
-    script = iter("aé再🤖".encode() + b"\xe5\x86")
-    pieces = []
-    sample = decoding.generate(scripted(run, script), "x", decoding.Settings(12), jax.random.key(0), pieces.append)
-    assert sample.text == "aé再🤖\ufffd" == "".join(pieces)
-    assert [p for p in pieces if p] == ["a", "é", "再", "🤖", "\ufffd"]
-
-
-def test_generation_ends_at_end_of_text(run):
-    speaker = scripted(run, iter([97, 256, 98]))
-    assert decoding.generate(speaker, "x", decoding.Settings(9), jax.random.key(0)).ids == [97, 256]
-
-
-def test_the_command_streams_text_and_prints_objects(trained, call):
-    flags = [f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=2"]
-    plain, objects = call(generate, *flags), call(generate, *flags, "--json")
-    samples = [json.loads(line) for line in objects.out.splitlines()]
-    assert plain.out == "\n\n".join("the " + s["text"] for s in samples) + "\n"
-    assert [s["index"] for s in samples] == [0, 1] and all(len(s["ids"]) == len(s["logprobs"]) for s in samples)
-    assert all(p <= 0 for s in samples for p in s["logprobs"])
-
-
-@pytest.mark.parametrize(
-    "settings, error, expected",
-    [
-        ({"temperature": -1}, ConfigError, "temperature is -1; it must be at least 0"),
-        ({"temperature": float("nan")}, ConfigError, "temperature is nan"),
-        ({"max_tokens": 0}, ConfigError, "max_tokens is 0"),
-        ({"top_k": -3}, ConfigError, "top_k is -3"),
-        ({"prompt": "x" * 17}, DataError, "the prompt has 17 tokens, more than the model's context of 16"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(run, settings, error, expected):
-    with pytest.raises(error, match=expected):
-        run.generate(**{"prompt": "x"} | settings)
-
-
 def test_an_empty_prompt_begins_a_document(run):
-    assert run.generate("", max_tokens=3).ids
+    assert run.generate("", max_tokens=3, temperature=0).ids == run.generate("", max_tokens=3, temperature=0).ids
+    (sample,) = dict(run.answers([Ask((256,), Settings(max_tokens=3, temperature=0), jax.random.key(0))])).values()
+    assert sample.ids == run.generate("", max_tokens=3, temperature=0).ids
+
+
+def test_text_is_told_as_it_comes(run):
+    pieces = []
+    sample = run.generate("the", max_tokens=60, slide=True, on_text=pieces.append, temperature=1.5, top_k=0)
+    assert "".join(pieces) == sample.text and len(pieces) > 1
+
+
+@pytest.mark.parametrize("how", [Speculation(3, ngram=2), Speculation(4)])
+def test_speculation_says_the_same(run, how):
+    options = {"draft": run.voice} if not how.ngram else {}
+    for prompt in ("", "the model", "a"):
+        plain = run.generate(prompt, temperature=0)
+        quick = run.generate(prompt, temperature=0, speculation=how, **options)
+        assert (quick.ids, quick.text, quick.finish) == (plain.ids, plain.text, plain.finish)
+
+
+def test_a_watermark_is_found_where_it_is(run):
+    mark = Watermark(key=7, delta=5.0)
+    options = dict(max_tokens=200, slide=True, temperature=1.5, top_k=0, logit_bias={256: -1e6})
+    assert detect(run.generate("the", **options, watermark=mark).ids, mark).z > 6
+    assert abs(detect(run.generate("the", **options).ids, mark).z) < 4
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 4},
+        "ok": {"type": "boolean"},
+        "n": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 2},
+    },
+    "required": ["name", "ok", "n"],
+    "additionalProperties": False,
+}
+
+
+def constrained(grammar, prompt="x", n=1000, max_tokens=110):
+    """Samples of an untrained model with a context of 128."""
+    from test_engine import BYTES
+
+    asks = [Ask(prompt, Settings(max_tokens, top_k=0, temperature=1.0), jax.random.key(i)) for i in range(n)]
+    of = voice(BYTES, model_context=128, model_layers=1)
+    return [sample for _, sample in decoding.generate(of, asks, How(rows=64, grammar=grammar))]
+
+
+def test_a_thousand_texts_under_a_schema_all_validate():
+    pytest.importorskip("llguidance", reason="the constraints extra is not installed")
+    samples = constrained(constraints.json_schema(SCHEMA))
+    assert {sample.finish for sample in samples} == {"end"}
+    for sample in samples:
+        jsonschema.validate(json.loads(sample.text), SCHEMA)
+    assert len({sample.text for sample in samples}) > 500
+
+
+def test_a_thousand_texts_under_a_pattern_all_match():
+    pytest.importorskip("llguidance", reason="the constraints extra is not installed")
+    pattern = r"[A-Z]{1,3}-(red|green|né)(, [0-9]{2,4}){0,2}!"
+    samples = constrained(constraints.regex(pattern))
+    assert {sample.finish for sample in samples} == {"end"}
+    assert all(re.fullmatch(pattern, sample.text) for sample in samples)
+    assert len({sample.text for sample in samples}) > 300
+
+
+def objects(result):
+    assert result.code == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_the_command_prints_texts_in_order_and_objects(trained, call):
+    flags = [f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=3", "--rows=2"]
+    plain, samples = call(generate, *flags), objects(call(generate, *flags, "--json"))
+    assert plain.out == "\n\n".join("the " + s["text"] for s in samples) + "\n"
+    assert [s["index"] for s in samples] == [0, 1, 2] and all(len(s["ids"]) == len(s["logprobs"]) for s in samples)
+    assert all(p <= 0 for s in samples for p in s["logprobs"]) and "score" not in samples[0]
+    tokens = sum(len(s["ids"]) for s in samples)
+    assert re.search(rf"{tokens} tokens in \d+\.\d s, [\d,.]+ tokens/s; the first text after \d+\.\d\d s", plain.err)
+
+
+def test_texts_are_shown_when_they_are_over_not_when_the_next_is(trained, call, monkeypatch, capsys):
+    shown = []
+
+    def answers(self, asks, how, on_text, stride):
+        for number in range(2):
+            on_text(number, f"{number}")
+            yield number, Sample(f"{number}", [1], [0.0], "end", [])
+            shown.append(capsys.readouterr().out)
+
+    monkeypatch.setattr("gptjax.run.Run.answers", answers)
+    call(generate, f"--workdir={trained}", "--prompt=a", "--samples=2")
+    assert shown == ["a0\n\n", "a1\n"]
+
+
+def test_prompts_of_a_file_of_stdin_and_of_json(trained, call, tmp_path, monkeypatch):
+    lines = 'the\n\n"a \\n b"\n{"prompt": "model", "id": 3}\n17\n'
+    path = tmp_path / "prompts.txt"
+    path.write_text(lines)
+    flags = [f"--workdir={trained}", "--max_tokens=4", "--json", "--samples=2"]
+    from_file = objects(call(generate, *flags, f"--prompts={path}"))
+    assert [(one["prompt"], one["index"]) for one in from_file] == [
+        (prompt, index) for prompt in ("the", "a \n b", "model", "17") for index in (0, 1)
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert objects(call(generate, *flags, "--prompts=-", "--rows=8")) == from_file
+    # A row's seed is its own: another file has the same text for the same prompt.
+    path.write_text("model\n")
+    assert objects(call(generate, *flags, f"--prompts={path}", "--rows=8"))[1]["ids"] == from_file[5]["ids"]
+
+
+def test_searches_and_alternatives_by_flags(trained, call, run):
+    flags = [f"--workdir={trained}", "--prompt=the", "--max_tokens=5", "--json"]
+    best = objects(call(generate, *flags, "--beams=4", "--best=2", "--length_penalty=0.5"))
+    assert len(best) == 2 and best[0]["score"] >= best[1]["score"]
+    assert best[0]["ids"] == run.generate("the", max_tokens=5, beams=Beams(4, length_penalty=0.5)).ids
+    (found,) = objects(call(generate, *flags, "--contrastive_k=3", "--contrastive_alpha=0.5"))
+    assert found["ids"] == run.generate("the", max_tokens=5, contrastive=Contrastive(k=3, alpha=0.5)).ids
+    (told,) = objects(call(generate, *flags, "--logprobs=2", "--temperature=0"))
+    assert [place[0][0] for place in told["alternatives"]] == told["ids"]
+    assert [place[0][1] for place in told["alternatives"]] == pytest.approx(told["logprobs"])
+    assert all(len(place) == 2 for place in told["alternatives"])
+
+
+def test_what_the_text_must_be_by_flags(trained, call, tmp_path):
+    pytest.importorskip("llguidance", reason="the constraints extra is not installed")
+    flags = [f"--workdir={trained}", "--prompt=x", "--json"]
+    assert re.fullmatch("[0-9]{3}", objects(call(generate, *flags, "--regex=[0-9]{3}"))[0]["text"])
+    assert objects(call(generate, *flags, "--choice=yes", "--choice=no"))[0]["text"] in ("yes", "no")
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "boolean"}')
+    for schema in (path, path.read_text()):
+        assert objects(call(generate, *flags, f"--json_schema={schema}"))[0]["text"] in ("true", "false")
+
+
+def test_a_watermark_by_flags(trained, call, tmp_path):
+    flags = [f"--workdir={trained}", "--watermark=5", "--watermark_delta=8"]
+    wanted = ["--max_tokens=150", "--slide", "--temperature=1.5", "--top_k=0", "--logit_bias=256=-1000", "--json"]
+    # Only bytes that are text by themselves come back as the same tokens.
+    wanted += [f"--logit_bias={byte}=-1000" for byte in range(128, 256)]
+    (sample,) = objects(call(generate, *flags, "--prompt=the", *wanted))
+    path = tmp_path / "text"
+    path.write_text(sample["text"], newline="")
+    assert call(generate, *flags, f"--detect={path}").out.startswith("watermarked: ")
+    path.write_text("the model reads text and writes ünïcode again softly. " * 3)
+    assert call(generate, *flags, f"--detect={path}").out.startswith("no watermark found: ")
+    assert objects(call(generate, *flags, f"--detect={path}", "--json"))[0]["watermarked"] is False
+
+
+REFUSED = [
+    (["--prompt=" + "x" * 16], "the prompt has 16 tokens, and the model's context is 16, the new ones included"),
+    (["--prompt=" + "x" * 40], "or let the context slide with --slide"),
+    (["--temperature=-1"], "temperature is -1.0; it must be at least 0"),
+    (["--temperature=nan"], "temperature is nan"),
+    (["--max_tokens=0"], "max_tokens is 0; it must be at least 1"),
+    (["--top_k=-3"], "top_k is -3"),
+    (["--temperature=0", "--top_p=0.9"], "top_p=0.9 does nothing at temperature 0"),
+    (["--temperature=0", "--top_k=5"], "top_k=5 does nothing at temperature 0"),
+    (["--beams=2", "--temperature=1"], "temperature does nothing in a search by beams or contrast"),
+    (["--beams=2", "--top_p=0.5"], "top_p does nothing in a search"),
+    (["--beams=2", "--contrastive_k=3"], "beams and contrastive cannot be used together"),
+    (["--beams=2", "--slide"], "slide"),
+    (["--beams=2", "--samples=2"], "--samples does nothing in a search"),
+    (["--groups=2"], "--groups does nothing without --beams"),
+    (["--contrastive_alpha=0.5"], "--contrastive_alpha does nothing without --contrastive_k"),
+    (["--detect=x"], "--detect does nothing without --watermark"),
+    (["--combine=token"], "--combine does nothing without --with"),
+    (["--watermark=0", "--watermark_gamma=2"], "gamma is 2.0; it must be more than 0"),
+    (["--logit_bias=5"], "--logit_bias=5 is not ID=NATS, such as 50=-2.5"),
+    (["--logit_bias=999=1"], "logit_bias has the id 999; ids are whole numbers in 0 to 256"),
+    (["--prompts=nowhere.txt"], "nowhere.txt"),
+    (["--prompts=x", "--prompt=x"], "--prompt and --prompts cannot be used together"),
+    (["--regex=(["], "the regular expression cannot be used: "),
+    (["--regex="], "the regular expression allows no text but the empty one"),
+    (["--json_schema={"], "the JSON schema is no JSON"),
+    (["--json_schema=nowhere.json"], "nowhere.json"),
+    (["--regex=a", "--choice=b"], "--regex and --choice cannot be used together"),
+    (["--ngram=2", "--guidance=2"], "speculation and guidance cannot be used together"),
+    (["--ngram=2", "--draft_tokens=20"], "20 tokens of speculation are too many for a context of 16"),
+    (["--draft_tokens=3"], "nothing proposes tokens"),
+    (["--negative_prompt=x"], "a negative prompt does nothing without guidance"),
+    (["--guidance=0"], "guidance is 0.0; it must be a number above 0"),
+    (["--stop="], "stop has an empty string"),
+    (["--min_tokens=9", "--max_tokens=3"], "min_tokens is 9, more than the 3 of max_tokens"),
+    (["--logprobs=999", "--json"], "alternatives is 999; it must be 0 to 257"),
+    (["--rows=-1"], "rows is -1"),
+]
+
+
+@pytest.mark.parametrize("flags, expected", REFUSED, ids=[" ".join(flags)[:40] for flags, _ in REFUSED])
+def test_what_cannot_be_is_one_line(trained, call, flags, expected):
+    if any("regex" in flag or "schema" in flag for flag in flags):
+        pytest.importorskip("llguidance", reason="the constraints extra is not installed")
+    assert expected in call(generate, f"--workdir={trained}", *flags).refusal()
+
+
+def test_what_other_runs_cannot_do_is_one_line(trained, chars, call, tmp_path):
+    assert "no token to begin with; give --prompt" in call(generate, f"--workdir={chars}").refusal()
+    assert "they must share one vocabulary" in call(generate, f"--workdir={trained}", f"--draft={chars}").refusal()
+    assert "must have one tokenizer" in call(generate, f"--workdir={trained}", f"--with={chars}").refusal()
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    assert "has no prompts; write one a line" in call(generate, f"--workdir={trained}", f"--prompts={empty}").refusal()
+
+
+def test_options_and_ids_that_there_are_not(run):
+    with pytest.raises(ConfigError, match="unknown option topk; there are max_tokens, temperature, top_k"):
+        run.generate("x", topk=3)
+    for ids, expected in (((), "the prompt is empty"), ((3, 257), "they must lie in 0 to 256"), ((-1,), "0 to 256")):
+        with pytest.raises(DataError, match=expected):
+            next(run.answers([Ask(ids, Settings(), jax.random.key(0))]))
+
+
+@pytest.mark.parametrize("search", [dict(beams=Beams(3, best=2)), dict(contrastive=Contrastive(0.5, 3))], ids=str)
+def test_searches_of_several_prompts_are_those_of_each(run, search):
+    wanted = [("the", 4), ("a", 4), ("model reads", 4), ("the", 6)]
+    asks = [Ask(prompt, Settings(max_tokens), jax.random.key(0)) for prompt, max_tokens in wanted]
+    found = list(run.answers(asks, How(rows=2, **search)))
+    alone = [(n, sample) for n, ask in enumerate(asks) for _, sample in run.answers([ask], How(**search))]
+    assert [(n, sample.ids) for n, sample in found] == [(n, sample.ids) for n, sample in alone]
+    assert len(found) == 4 * (2 if "beams" in search else 1)
+
+
+def test_a_dialogue_on_the_command_line(trained, call, monkeypatch, tmp_path):
+    pytest.importorskip("jinja2", reason="the chat extra is not installed")
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    lines = iter(["the", "a", "/reset", "the", "x" * 30, "/exit", "not read"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    flags = [f"--workdir={trained}", "--chat", f"--chat_template={template}", "--max_tokens=4", "--temperature=0"]
+    result = call(generate, *flags, "--top_k=0")
+    assert result.code == 0, result.err
+    first = gptjax.load(trained).generate("the\n", max_tokens=4, temperature=0, top_k=0).text
+    # After /reset the same question has the same answer; the third, which does not fit, has none.
+    assert result.out.startswith(first + "\n") and result.out.endswith(first + "\n")
+    assert "say it shorter" in result.err and next(lines) == "not read"
+    for more in (["--json"], ["--samples=2"], ["--beams=2"], ["--prompt=x"], ["--slide"]):
+        assert "cannot be used together" in call(generate, f"--workdir={trained}", "--chat", *more).refusal()
+    assert "has no chat template" in call(generate, f"--workdir={trained}", "--chat").refusal()
+    assert "--system does nothing without --chat" in call(generate, f"--workdir={trained}", "--system=x").refusal()
+
+
+def test_keys_and_values_may_be_kept_in_bfloat16(run, trained, call):
+    wanted = dict(max_tokens=9, temperature=0, top_k=0)
+    exact, rounded = (run.generate("the", **wanted, cache_dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert exact == run.generate("the", **wanted)
+    assert rounded.logprobs[0] == pytest.approx(exact.logprobs[0], abs=0.05) and rounded.logprobs != exact.logprobs
+    flags = [f"--workdir={trained}", "--prompt=the", "--max_tokens=9", "--temperature=0", "--json"]
+    (told,) = objects(call(generate, *flags, "--cache_dtype=bfloat16"))
+    assert told["logprobs"] == rounded.logprobs
+    with pytest.raises(ConfigError, match="it must be float32 or bfloat16"):
+        run.generate("the", cache_dtype="int8")
+
+
+def test_flags_and_files_that_would_show_nothing(trained, call, tmp_path):
+    (tmp_path / "latin").write_bytes("é".encode("latin-1"))
+    for flags, expected in (
+        (["--logprobs=2"], "--logprobs does nothing without --json"),
+        (["--prompt_logprobs"], "--prompt_logprobs does nothing without --json"),
+        ([f"--prompts={tmp_path / 'latin'}"], "is not UTF-8"),
+        ([f"--json_schema={tmp_path / 'absent'}"], "absent"),
+    ):
+        assert expected in call(generate, f"--workdir={trained}", *flags).refusal()

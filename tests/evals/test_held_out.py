@@ -18,10 +18,11 @@ from gptjax.evals import held_out
 def test_a_uniform_model_needs_log2_v_bits_per_token():
     encoding = tokenizers.bpe_encoding(["to be or not to be"] * 9, 260)
     tokens = token_sets.encoded(encoding, ["to be or not to be, that is"], "x")
-    found = held_out.loss_of(
-        lambda params, batch: batch["weights_BT"].sum() * math.log(260),
+    found = held_out.quality_of(
+        lambda params, batch: {"loss": batch["weights_BT"].sum() * math.log(260)},
         None,
         list(batches.EvalBatches(in_order(tokens, 4, 0, Augment(), ""), 2)),
+        "causal",
         tokenizers.token_bytes(encoding),
     )
     assert found["loss"] == pytest.approx(math.log(260)) and found["perplexity"] == pytest.approx(260)
@@ -31,7 +32,7 @@ def test_a_uniform_model_needs_log2_v_bits_per_token():
 
 def test_no_text_is_refused():
     with pytest.raises(DataError, match="empty"):
-        held_out.loss_of(None, None, [], np.zeros(3))
+        held_out.quality_of(None, None, [], "causal", np.zeros(3))
 
 
 @pytest.mark.parametrize("tool", ["gzip", "xz"])

@@ -52,3 +52,22 @@ def test_our_side_that_cannot_be_says_why():
     done = bench("--peer=none", "--set", "model.layer=3")
     assert done.returncode != 0
     assert "did you mean model.layers?" in done.stderr
+
+
+def test_decoding_is_timed_without_compiling(tmp_path):
+    peer = tmp_path / "peer.py"
+    peer.write_text(PEER)
+    command = [
+        sys.executable,
+        str(ROOT / "experiments/bench/decode.py"),
+        "--shape=tiny",
+        "--batch=3",
+        "--new_tokens=20",
+    ]
+    command += ["--rounds=2", "--steps=1", "--json", f"--peer={peer}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["recompilations"] == 0 and found["gigabytes_per_second"] > 0 and found["share_of_limit"] > 0
+    rates = found["rounds"]["ours"]
+    assert found["ratio"] == pytest.approx(sum(rates) / 2 / 50)

@@ -158,7 +158,7 @@ def test_the_best_meshes_of_a_search_are_compiled(call):
 def alone():
     config = costs.planned(tiny_config())
     built = scale.program(config, H100)
-    return built.step.trace(built.shapes, scale.batch_of(config))
+    return built.step.trace(built.shapes, costs.batch_shapes(config))
 
 
 def test_here_the_forecast_is_compared_with_a_run(call):

@@ -3,7 +3,6 @@
 import json
 from itertools import product
 
-import jax
 import numpy as np
 import pytest
 import tokenizers as library
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.data.library_tokenizer import ALPHABET, LibraryTokenizer, to_bytes
-from gptjax.decode import generate as decoding
+from gptjax.decode import prompts, stopping
 from gptjax.interop import exactness
 from gptjax.interop import tokenizers as hf
 
@@ -328,29 +327,24 @@ def test_gpt1s_own_files(gpt1):
     assert (tokenizer.begin, tokenizer.end) == ((), None)
 
 
-def scripted(tokenizer, script):
-    """A speaker that says what the script says."""
-    return decoding.Speaker(lambda *args: (np.int32(next(script)), np.float32(0)), None, tokenizer, 16)
-
-
 def test_text_of_a_library_tokenizer_comes_in_whole_characters(tmp_path):
     tokenizer, _ = hf.read(save(sentencepiece(), tmp_path, eos_token="</s>"))
     ids = tokenizer.encode_ordinary("a bell é再🤖")
-    pieces = []
-    said = decoding.generate(
-        scripted(tokenizer, iter([*ids, 2])), "be", decoding.Settings(99), jax.random.key(0), pieces.append
-    )
-    assert said.text == "".join(pieces) == " " + tokenizer.decode(ids) == " a bell é再🤖"
-    assert said.ids == [*ids, 2] and "🤖" in pieces
-    assert decoding.generate(
-        scripted(tokenizer, iter([ids[0], 268, 0])), "", decoding.Settings(9), jax.random.key(0)
-    ).ids == [ids[0], 268]  # a row beyond the vocabulary has no text to go on with
+    pieces, state = [], stopping.State()
+    for token in [*ids, 2]:
+        state, text, used, _ = stopping.fed(state, [token], tokenizer)
+        pieces.append(text)
+        assert used == 1
+    assert "".join(pieces) == " " + tokenizer.decode(ids) == " a bell é再🤖"
+    assert state.ended == "end" and "🤖" in pieces
+    # A row beyond the vocabulary has no text to go on with.
+    assert stopping.fed(stopping.State(), [ids[0], 268, 0], tokenizer).used == 2
 
 
 def test_a_prompt_begins_as_the_folder_says(tmp_path):
     tokenizer, _ = hf.read(save(sentencepiece(), tmp_path))
-    assert decoding.prompt_ids(tokenizer, "a", 9) == [1, *tokenizer.encode_ordinary("a")]
-    assert decoding.prompt_ids(tokenizer, "", 9) == [1]
+    assert prompts.prompt_ids(tokenizer, "a", 9) == (1, *tokenizer.encode_ordinary("a"))
+    assert prompts.prompt_ids(tokenizer, "", 9) == (1,)
 
 
 @pytest.mark.parametrize(

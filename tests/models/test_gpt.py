@@ -87,7 +87,7 @@ def test_a_new_model_knows_nothing(member):
         model, params = initialised(vocabulary, **MEMBERS[member], model_width=64)
         ids = jax.random.randint(jax.random.key(1), (8, 16), 0, vocabulary)
         targets = jax.random.randint(jax.random.key(2), (8, 16), 0, vocabulary)
-        said = models.forward(model, params, ids)
+        said = models.forward(model, params, {"ids_BT": ids})
         loss = models.cross_entropy(model, said, targets, jnp.full((8, 16), 1 / 128))
         assert abs(float(loss) / math.log(vocabulary) - 1) < 0.02
 

@@ -98,7 +98,7 @@ def test_rows_may_have_positions_of_their_own():
     positions = np.array([[0, 1, 2], [1, 0, 0]])
     learned = LearnedPositions(ConfigDict(dict(context=5, init_std=1.0)))
     drawn = {"params": {"embedding": np.random.default_rng(1).normal(size=(5, 8)).astype("f")}}
-    for module, params in ((learned, drawn), (SinusoidalPositions(None), {})):
+    for module, params in ((learned, drawn), (SinusoidalPositions(ConfigDict(dict(context=5))), {})):
         table = np.asarray(module.apply(params, 0 * x))[0]
         np.testing.assert_array_equal(module.apply(params, x, positions), x + table[positions])
     turn = jax.jit(lambda positions: rotation(config_of(8), positions).turn(x[:, :, None]))
@@ -121,5 +121,6 @@ def test_alibi_slopes_vs_the_paper():
 
 
 def test_every_kind_does_one_thing_at_most():
-    assert POSITIONS.keys() == {"learned", "sinusoidal", "rotary", "alibi", "none"}
+    added = {"learned", "sinusoidal", "sinusoidal_halves"}
+    assert POSITIONS.keys() == added | {"rotary", "alibi", "relative", "none"}
     assert all(sum(part is not None for part in scheme) <= 1 for scheme in POSITIONS.values())

@@ -62,7 +62,7 @@ def batches(member="rotary"):
 def logits_and_gradients(model, params, batch):
     @functools.partial(jax.grad, has_aux=True)
     def gradients_and_logits(params):
-        said = models.forward(model, params, batch["inputs_BT"], batch.get("segments_BT"))
+        said = models.forward(model, params, models.reads(model, batch))
         logits = unembed(said.x_BTD, said.table_VD, model.config.logit_softcap)
         return models.cross_entropy(model, said, batch["targets_BT"], batch["weights_BT"]), logits
 
@@ -106,7 +106,11 @@ def test_a_changed_token_changes_its_own_document_alone(member, kernels, dtype, 
     model, params = build(dtype=dtype, **MEMBERS[member], model_kernels=kernels, model_dropout=dropout)
     batch, _ = batches()
     key = jax.random.key(0) if dropout else None
-    read = jax.jit(lambda ids: models.forward(model, params, ids, batch["segments_BT"], dropout=key).x_BTD)
+
+    def x_BTD(ids):
+        return models.forward(model, params, models.reads(model, batch | {"inputs_BT": ids}), dropout=key).x_BTD
+
+    read = jax.jit(x_BTD)
     before = np.asarray(read(batch["inputs_BT"]), "f")
     for row, _, span in places():
         ids = batch["inputs_BT"].copy()
@@ -141,7 +145,7 @@ def test_without_segments_positions_are_one_row_and_sliced(positions):
     without, packed = program(), program(batch["segments_BT"])
     assert without == program(None)
     assert (without.count("cummax"), packed.count("cummax")) == (0, 1)
-    added = positions in ("learned", "sinusoidal")
+    added = POSITIONS[positions].add is not None
     assert packed.count("= gather[") - without.count("= gather[") == added
     turned = "f32[2,16,4]"  # cosines and sines of each row
     assert turned not in without and (turned in packed) == (positions == "rotary")

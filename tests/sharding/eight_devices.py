@@ -27,6 +27,7 @@ LLAMA = MODEL | dict(
     model_kv_heads=2, model_positions="rotary", model_norm="rmsnorm", model_activation="swiglu", model_tied_head=False,
     model_scan_layers=True, model_remat="full", train_grad_accumulation=2,
 )  # fmt: skip
+RECURRENT = MODEL | dict(model_arch="recurrent", model_use_bias=True)
 BFLOAT16 = MODEL | dict(train_dtype="bfloat16")
 MESHES = {
     "one": (MODEL, dict(data=1)),
@@ -39,6 +40,8 @@ MESHES = {
     "experts, data": (EXPERTS, dict(data=8)),
     "experts, expert": (EXPERTS, dict(data=2, expert=4)),
     "experts, all": (EXPERTS, dict(data=1, fsdp=2, expert=2, tensor=2)),
+    "recurrent, one": (RECURRENT, dict(data=1)),
+    "recurrent, fsdp": (RECURRENT, dict(data=2, fsdp=4)),
     "llama, one": (LLAMA, dict(data=1)),
     "llama, fsdp": (LLAMA, dict(data=2, fsdp=4)),
     "llama, all": (LLAMA, dict(data=1, fsdp=2, context=2, tensor=2)),

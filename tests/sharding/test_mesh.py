@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 FEW = ("one", "data", "fsdp", "tensor", "context", "experts, one", "experts, expert")
+FEW += ("recurrent, one", "recurrent, fsdp")
 MORE = (
     "hybrid", "experts, data", "experts, all", "llama, one", "llama, fsdp", "llama, all", "bfloat16, one",
     "bfloat16, all", "bfloat16 experts, one", "bfloat16 experts, all",
@@ -56,7 +58,7 @@ def check_losses(runs, family):
         np.testing.assert_allclose(runs[name]["losses"], alone, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["", "experts, "])
+@pytest.mark.parametrize("family", ["", "experts, ", "recurrent, "])
 def test_every_mesh_gives_the_same_losses(runs, family):
     check_losses(runs, family)
 
@@ -115,17 +117,19 @@ def test_fsdp_gathers_each_parameter_once_where_it_is_used_and_scatters_its_grad
     gathered, scattered = of_more_than_scalars(run, "all-gather"), of_more_than_scalars(run, "reduce-scatter")
     assert len(gathered) == len(scattered) == len(params)
     assert not of_more_than_scalars(run, "all-reduce"), "gradients are not added up whole"
-    for _, where in gathered:
-        assert "GPT.read" in where, "within the module that it belongs to"
+    for path in params:
+        modules = re.findall(r"\['(\w+)'\]", path)[:-1]
+        within = [where for _, where in gathered if set(modules) <= set(re.split(r"[/.]", where))]
+        assert len(within) == 1, f"{path}: within the module that it belongs to"
 
 
 @pytest.mark.slow
 def test_scanned_layers_are_gathered_one_at_a_time(more):
     run = more["llama, fsdp"]
-    stacked = {tuple([2, *shape]) for shape, where in of_more_than_scalars(run, "all-gather") if "blocks" in where}
+    stacked = {tuple([2, *shape]) for shape, where in of_more_than_scalars(run, "all-gather") if "/blocks/" in where}
     assert len(stacked) >= 4
     assert not stacked & {tuple(shape) for shape, _ in of_more_than_scalars(run, "all-gather")}
-    weights = [where for shape, where in of_more_than_scalars(run, "reduce-scatter") if "blocks" in where]
+    weights = [where for shape, where in of_more_than_scalars(run, "reduce-scatter") if "/blocks/" in where]
     assert len(weights) == 7, "five matrices and two norms of the one compiled block"
 
 

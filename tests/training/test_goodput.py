@@ -67,7 +67,7 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
 
         monkeypatch.setattr(owner, name, planted)
 
-    slow(Job, "held_out_loss", "eval", 0.2)
+    slow(Job, "held_out_quality", "eval", 0.2)
     slow(Checkpoints, "save", "save", 0.3)
     slow(loop, "compiled_steps", "compile", 0.4)
     slow(loop, "make_job", "start", 0.5)

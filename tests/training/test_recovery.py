@@ -16,6 +16,7 @@ import gptjax
 from gptjax import objectives
 from gptjax import workdir as workdirs
 from gptjax.objectives.causal import causal
+from gptjax.objectives.objective import Objective
 from gptjax.training import loop, recovery
 from gptjax.training import state as states
 from gptjax.training.checkpoints import Checkpoints
@@ -56,7 +57,7 @@ def plant(monkeypatch, digests):
     def planted(steps, by=jnp.nan):
         bad = jnp.array([digests[step - 1] for step in steps])
 
-        def objective(model):
+        def objective(model, options):
             def loss(params, batch, rng):
                 loss, said = causal(model)(params, batch, rng)
                 factor = jnp.where(jnp.isin(digest(batch["inputs_BT"]), bad), by, 1.0)
@@ -64,7 +65,7 @@ def plant(monkeypatch, digests):
 
             return loss
 
-        monkeypatch.setitem(objectives.OBJECTIVES, "causal", objective)
+        monkeypatch.setitem(objectives.OBJECTIVES, "causal", Objective(objective))
 
     return planted
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gptjax.models.kernels import cpu, gpu, plain
+from gptjax.models.kernels import cpu, few, gpu, plain
 from gptjax.models.kernels.plain import Elementwise
 
 
@@ -22,8 +22,11 @@ class Kernels(NamedTuple):
     activate: Callable[[Elementwise], Elementwise]
     attend: Callable[..., jax.Array]
     cross_entropy: Callable[..., jax.Array]
+    token_loss: Callable[..., plain.TokenLoss]
     attention_plan: Callable[..., str]  # what computes attention, and why not something faster: for a person
     compiler_options: Callable[[str], dict[str, str]]  # of XLA, for a train step in that dtype
+    unembed: Callable[..., jax.Array] = plain.unembed
+    turned: bool = False  # whether kernels of products are stored [out, in]
 
 
 PLAIN = Kernels(
@@ -32,6 +35,7 @@ PLAIN = Kernels(
     activate=plain.activate,
     attend=plain.attend,
     cross_entropy=plain.cross_entropy,
+    token_loss=plain.token_loss,
     attention_plan=plain.attention_plan,
     compiler_options=plain.compiler_options,
 )
@@ -44,11 +48,20 @@ KERNELS: dict[str, Kernels] = {
         activate=cpu.activate,
         attend=cpu.attend,
         cross_entropy=cpu.cross_entropy,
+        token_loss=cpu.token_loss,
         attention_plan=cpu.attention_plan,
         compiler_options=cpu.compiler_options,
     ),
-    "gpu": PLAIN._replace(attend=gpu.attend, cross_entropy=gpu.cross_entropy, attention_plan=gpu.attention_plan),
+    "gpu": PLAIN._replace(
+        attend=gpu.attend,
+        cross_entropy=gpu.cross_entropy,
+        token_loss=gpu.token_loss,
+        attention_plan=gpu.attention_plan,
+    ),
 }
+KERNELS["cpu_few"] = KERNELS["cpu"]._replace(product=few.product, unembed=few.unembed, turned=True)
+
+FOR_FEW_ROWS = {"cpu": "cpu_few"}  # what a model that was built for training reads a few rows with
 
 
 def resolved(name: str, divided: Collection[str] = (), platform: str = "") -> str:
@@ -72,6 +85,8 @@ def attention_plan(config: Any, dtype: str, packed: bool = False) -> str:
 
     `packed`: whether batches come with segments, several documents in a row.
     """
+    if config.arch != "gpt":
+        return "plain: masks are not causal alone (model.arch)"
     return KERNELS[config.kernels].attention_plan(config, dtype, packed)
 
 

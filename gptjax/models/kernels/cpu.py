@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.models.kernels import head, plain
-from gptjax.models.kernels.plain import Causal, Elementwise
+from gptjax.models.kernels.plain import Elementwise, Sight
 
 BLOCK = 64  # queries that are computed together, each with the keys that one of them can see
 FEW = 128  # up to that many tokens one block for all is faster
@@ -128,7 +128,9 @@ standardise.defvjp(_standardise, _standardise_back)
 # Loss
 
 
-cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**28, multiple=1, dot=dot))
+SLICING = head.Slicing(logit_bytes=2**28, multiple=1, dot=dot)
+cross_entropy = partial(head.cross_entropy, slicing=SLICING)
+token_loss = partial(head.token_loss, slicing=SLICING)
 
 
 # Attention
@@ -148,10 +150,10 @@ def spans(T: int, window: int) -> list[Span]:
     return [Span(t, min(t + size, T), max(0, t - window + 1) if window else 0) for t in range(0, T, size)]
 
 
-def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Causal) -> jax.Array:
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
     """As gptjax.models.kernels.plain.attend; with dropout, or a window known only on the device, it is that."""
-    if causal.drop is not None or not isinstance(causal.window, int):
-        return plain.attend(q_BTHK, k_BTGK, v_BTGK, causal)
+    if sight.is_plain or sight.drop is not None or not isinstance(sight.window, int):
+        return plain.attend(q_BTHK, k_BTGK, v_BTGK, sight)
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     # One product of three dimensions a block: with more XLA moves its operands in memory first.
@@ -160,10 +162,10 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Caus
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     # Else XLA merges the transposition into every product that reads it.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
-    slopes_NJ = None if causal.slopes_H is None else jnp.tile(causal.slopes_H.reshape(G, H // G), (B, 1))
-    segments_NT = None if causal.segments_BT is None else jnp.repeat(causal.segments_BT, G, axis=0)
-    scale = 1 / math.sqrt(K) if causal.scale is None else causal.scale
-    out = _attend(q, k, v, slopes_NJ, segments_NT, scale, causal.window)
+    slopes_NJ = None if sight.slopes_H is None else jnp.tile(sight.slopes_H.reshape(G, H // G), (B, 1))
+    segments_NT = None if sight.segments_BT is None else jnp.repeat(sight.segments_BT, G, axis=0)
+    scale = 1 / math.sqrt(K) if sight.scale is None else sight.scale
+    out = _attend(q, k, v, slopes_NJ, segments_NT, scale, sight.window)
     return out.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K).astype(q_BTHK.dtype)
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 
 from gptjax.models.kernels import head, plain
-from gptjax.models.kernels.plain import Causal
+from gptjax.models.kernels.plain import Sight
 
 # Tensor cores want both sides of a product in multiples; 128 is what nanoGPT's 50,304 is one of.
-cross_entropy = partial(head.cross_entropy, slicing=head.Slicing(logit_bytes=2**30, multiple=128))
+SLICING = head.Slicing(logit_bytes=2**30, multiple=128)
+cross_entropy = partial(head.cross_entropy, slicing=SLICING)
+token_loss = partial(head.token_loss, slicing=SLICING)
 
 
 def refusal(
@@ -49,19 +51,19 @@ def _widest_head() -> int:
     return 256 if kinds and min(float(kind) for kind in kinds) >= 9 else 128  # Hopper and later
 
 
-def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Causal) -> jax.Array:
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
     """As gptjax.models.kernels.plain.attend, by cuDNN where it can; `attention_plan` says beforehand whether."""
-    window = causal.window
-    positions = "none" if causal.slopes_H is None else "alibi"
-    dropped, packed = float(causal.drop is not None), causal.segments_BT is not None
+    window = sight.window
+    positions = "none" if sight.slopes_H is None else "alibi"
+    dropped, packed = float(sight.drop is not None), sight.segments_BT is not None
     why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, dropped, isinstance(window, int), packed)
-    if why or not isinstance(window, int):
-        return plain.attend(q_BTHK, k_BTGK, v_BTGK, causal)
+    if why or sight.is_plain or not isinstance(window, int):
+        return plain.attend(q_BTHK, k_BTGK, v_BTGK, sight)
     return jax.nn.dot_product_attention(
         q_BTHK,
         k_BTGK,
         v_BTGK,
-        scale=causal.scale,
+        scale=sight.scale,
         is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",

@@ -10,14 +10,29 @@ import jax.numpy as jnp
 Elementwise = Callable[..., jax.Array]
 
 
-class Causal(NamedTuple):
-    """What a token's attention to itself and to tokens before it depends on, besides queries, keys and values."""
+class Relative(NamedTuple):
+    """Scores that depend on how far apart query and key are, by buckets of distances (arXiv 1910.10683 section 2.1)."""
 
-    window: int | jax.Array = 0  # how many keys a query reads at most, its own included; 0: all up to its own
+    table_RH: jax.Array  # what each bucket adds to each head's scores
+    longest: int  # the distance from which on all share the last bucket
+
+
+class Sight(NamedTuple):
+    """What a sequence's attention to itself depends on, besides queries, keys and values."""
+
+    window: int | jax.Array = 0  # how many keys a query reads at most, its own included; 0: all
     scale: float | None = None  # of query-key products; None: 1 / sqrt(K)
     slopes_H: jax.Array | None = None  # scores are lowered by slope * distance (arXiv 2108.12409)
     drop: Callable[[jax.Array], jax.Array] | None = None  # applied to the attention weights, e.g. a dropout
     segments_BT: jax.Array | None = None  # a query reads keys of its own segment alone; None: a row is one segment
+    causal: bool = True  # whether it reads only itself and what is before it
+    ahead_BT: jax.Array | None = None  # 1: keys that are read from before, too
+    relative: Relative | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether only the plain formula has all of it."""
+        return not self.causal or self.ahead_BT is not None or self.relative is not None
 
 
 def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
@@ -46,15 +61,45 @@ def windows_known(config: Any) -> bool:
     return not config.scan_layers or len(set(config.windows)) == 1
 
 
-def visible(queries_T: jax.Array, keys_S: jax.Array, window: int | jax.Array) -> jax.Array:
+def visible(queries_T: jax.Array, keys_S: jax.Array, window: int | jax.Array, causal: bool = True) -> jax.Array:
     """mask_TS: True where the query at one position may read the key at another.
 
     Args:
       queries_T, keys_S: positions.
-      window: how many keys a query reads at most, its own included; 0 for all up to its own.
+      window: how many keys a query reads at most, its own included; 0 for all.
+      causal: whether none of them is after its own; else the window goes both ways.
     """
     distance_TS = queries_T[:, None] - keys_S
-    return (distance_TS >= 0) & ((distance_TS < window) | (jnp.asarray(window) == 0))
+    near_TS = (jnp.abs(distance_TS) < window) | (jnp.asarray(window) == 0)
+    return (distance_TS >= 0) & near_TS if causal else near_TS
+
+
+def bucket_of(distance: jax.Array, buckets: int, longest: int, causal: bool) -> jax.Array:
+    """The bucket of a distance, query's position less key's (arXiv 1910.10683 section 2.1).
+
+    Half of the buckets are a distance each; the others' borders grow geometrically up to `longest`. Where keys may also
+    be after the query, the second half of all buckets is theirs.
+    """
+    after = jnp.zeros_like(distance)
+    if not causal:
+        buckets //= 2
+        after, distance = buckets * (distance < 0), jnp.abs(distance)
+    distance = jnp.maximum(distance, 0)
+    exact = buckets // 2
+    logs = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(longest / exact)
+    grown = jnp.minimum(exact + (logs * (buckets - exact)).astype(jnp.int32), buckets - 1)
+    return after + jnp.where(distance < exact, distance, grown)
+
+
+def bias_of(sight: Sight, distance_TS: jax.Array) -> jax.Array | None:
+    """What is added to the scores at these distances, query's position less key's: [..., H, T, S], or None."""
+    if sight.slopes_H is not None:
+        return -sight.slopes_H[:, None, None] * jnp.abs(distance_TS)[..., None, :, :]
+    if sight.relative is not None:
+        table_RH = sight.relative.table_RH
+        which = bucket_of(distance_TS, table_RH.shape[0], sight.relative.longest, sight.causal)
+        return jnp.moveaxis(table_RH[which], -1, -3)
+    return None
 
 
 def same_segment(queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
@@ -77,7 +122,7 @@ def masked_attend(
       q_BTHK, k_BSGK, v_BSGK: queries, keys and values; G divides H, and H/G query heads share a key head.
       mask: True where query t may read key s, [T, S] or of a shape that broadcasts to [B, H, T, S].
       scale: of the products; None for 1 / sqrt(K).
-      bias_HTS: added to the scores, float32; None for nothing.
+      bias_HTS: added to the scores, float32, with B in front where rows differ; None for nothing.
       drop: applied to the attention weights, e.g. a dropout; None for nothing.
     """
     B, T, H, K = q_BTHK.shape
@@ -94,20 +139,44 @@ def masked_attend(
     if drop is not None:
         weights = drop(weights)
     weights = weights.astype(v_BSGK.dtype).reshape(B, G, H // G, T, -1)
-    mixed_BTHK = jnp.einsum("bgjts,bsgk->btgjk", weights, v_BSGK).reshape(B, T, H, K)
+    mixed_BTHK = jnp.einsum("bgjts,bsgk->btgjk", weights, v_BSGK).reshape(B, T, H, -1)
     return mixed_BTHK / sums_BHT1.transpose(0, 2, 1, 3).astype(mixed_BTHK.dtype)
 
 
-def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, causal: Causal) -> jax.Array:
-    """Causal attention of a sequence to itself -> [B, T, H, K]; see `masked_attend`."""
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
+    """Attention of a sequence to itself -> [B, T, H, K]; see `masked_attend`."""
     positions_T = jnp.arange(q_BTHK.shape[1])
-    bias_HTS = None
-    if causal.slopes_H is not None:
-        bias_HTS = -causal.slopes_H[:, None, None] * (positions_T[:, None] - positions_T)
-    mask = visible(positions_T, positions_T, causal.window)
-    if causal.segments_BT is not None:
-        mask = mask & same_segment(causal.segments_BT, causal.segments_BT)[:, None]
-    return masked_attend(q_BTHK, k_BTGK, v_BTGK, mask, causal.scale, bias_HTS, causal.drop)
+    mask = visible(positions_T, positions_T, sight.window, sight.causal)
+    if sight.ahead_BT is not None:
+        mask = mask | (sight.ahead_BT > 0)[:, None, None]
+    if sight.segments_BT is not None:
+        mask = mask & same_segment(sight.segments_BT, sight.segments_BT)[:, None]
+    bias_HTS = bias_of(sight, positions_T[:, None] - positions_T)
+    return masked_attend(q_BTHK, k_BTGK, v_BTGK, mask, sight.scale, bias_HTS, sight.drop)
+
+
+def across(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array, scale: float | None, drop: Any
+) -> jax.Array:
+    """Attention to another sequence -> [B, T, H, K]; see `masked_attend`."""
+    return masked_attend(q_BTHK, k_BSGK, v_BSGK, mask_BTS[:, None], scale, None, drop)
+
+
+def attention_weights(q_BTHK: jax.Array, k_BSGK: jax.Array, mask_BTS: jax.Array, scale: float | None) -> jax.Array:
+    """How much each query reads of each key, float32 [B, H, T, S]: what `across` mixes values by, for pictures."""
+    S = k_BSGK.shape[1]
+    one_hot_BSGS = jnp.broadcast_to(jnp.eye(S)[None, :, None], (*k_BSGK.shape[:3], S))
+    return masked_attend(q_BTHK, k_BSGK, one_hot_BSGS, mask_BTS[:, None], scale).swapaxes(1, 2)
+
+
+def pair_mask(segments_BT: jax.Array | None, segments_BS: jax.Array) -> jax.Array:
+    """mask_BTS of a target's tokens that read a source: what is of their own segment; None: of segment 1.
+
+    A token of a segment that the source lacks, such as padding, reads everything, so that it comes to something finite.
+    """
+    segments_BT = jnp.ones((segments_BS.shape[0], 1), segments_BS.dtype) if segments_BT is None else segments_BT
+    mask_BTS = same_segment(segments_BT, segments_BS)
+    return mask_BTS | ~mask_BTS.any(-1, keepdims=True)
 
 
 def attention_plan(config: Any, dtype: str, packed: bool) -> str:
@@ -132,10 +201,24 @@ def unembed(x: jax.Array, table_VD: jax.Array, cap: float) -> jax.Array:
     return softcap(logits, cap)
 
 
-def cross_entropy(
-    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, cap: float
-) -> jax.Array:
-    """Sum over positions of weight * -log softmax(logits)[target], in nats.
+class TokenLoss(NamedTuple):
+    """Sums over positions by their weights. Only the first has a gradient."""
+
+    loss: jax.Array  # what is to be lowered
+    nats: jax.Array  # -log softmax(logits)[target]
+    hits: jax.Array  # 1 where no other token is likelier than the target
+
+
+def token_loss(
+    x_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    cap: float,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> TokenLoss:
+    """Cross-entropy with each position's target, in nats.
 
     Args:
       x_BTD: what the head reads.
@@ -143,8 +226,26 @@ def cross_entropy(
       targets_BT: token ids.
       weights_BT: how much each position counts, float32.
       cap: of the logits; 0 for none.
+      smoothing: share of the target's probability that all tokens get in equal parts (arXiv 1512.00567 section 7).
+      z_loss: factor of log(sum(exp(logits)))^2, which keeps logits from drifting (arXiv 2204.02311 section 5).
     """
     logits_BTV = unembed(x_BTD, table_VD, cap)
     # Not by an index: that way words can be divided among devices.
     chosen_BT = jnp.sum(logits_BTV, axis=-1, where=jnp.arange(table_VD.shape[0]) == targets_BT[..., None])
-    return jnp.sum((jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT) * weights_BT)
+    log_sum_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    nats_BT = log_sum_BT - chosen_BT
+    hits_BT = (chosen_BT >= logits_BTV.max(-1)).astype(jnp.float32)
+    loss_BT = nats_BT
+    if smoothing:
+        loss_BT += smoothing * (chosen_BT - logits_BTV.mean(-1))
+    if z_loss:
+        loss_BT += z_loss * log_sum_BT**2
+    nats, hits = (jax.lax.stop_gradient(jnp.sum(x_BT * weights_BT)) for x_BT in (nats_BT, hits_BT))
+    return TokenLoss(jnp.sum(loss_BT * weights_BT), nats, hits)
+
+
+def cross_entropy(
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, cap: float
+) -> jax.Array:
+    """Sum over positions of weight * -log softmax(logits)[target], in nats; arguments as of `token_loss`."""
+    return token_loss(x_BTD, table_VD, targets_BT, weights_BT, cap).loss

@@ -1,0 +1,20 @@
+"""Translation before attention was all: a bidirectional LSTM reads, an LSTM with Bahdanau's attention writes.
+
+After arXiv 1409.0473, with LSTMs for its gated units; data and schedule as in configs/translate.py.
+
+python -m gptjax.train --config=configs/translate_lstm.py --config.data.path=multi30k
+python -m gptjax.evaluate --workdir=runs/translate_lstm --test=test_2016_flickr
+"""
+
+from ml_collections import ConfigDict
+
+from configs import translate
+
+
+def get_config() -> ConfigDict:
+    config = translate.get_config()
+    model = config.model
+    model.update(encoder="lstm", decoder="lstm", layers=1, encoder_layers=1, width=256, positions="none")
+    model.update(use_bias=True, init_std=0.1)  # no norm makes up for small embeddings
+    config.train.steps = 2000
+    return config

@@ -1,0 +1,190 @@
+"""Parallel text: pairs of a source and its target, out of aligned files or out of one tab-separated file.
+
+Reads, splits and encodes pairs; rows of them are gptjax.data.layouts' part. A pair is a record of a TokenSet whose
+prompt is the source. Every failure that a person can mend is a DataError of one line.
+"""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptjax import console
+from gptjax.config import DataError
+from gptjax.data import sources
+from gptjax.data.sources import Corpus, Document
+from gptjax.data.token_sets import Part, TokenSet
+from gptjax.data.tokenizers import Tokenizer, encode
+
+TRAIN, HELD_OUT = "train", "val"  # what is trained on, and what is looked at meanwhile; other splits are for tests
+
+
+class Pair(NamedTuple):
+    """A text and its translation."""
+
+    source: str
+    target: str
+
+
+def read(config: Any, split: str) -> list[Pair]:
+    """The pairs of a split of the parallel text that `config` (a run's `config.data`) names.
+
+    That is a directory with `SPLIT.LANGUAGE` files, plain or as .gz, line by line alike; or a tab-separated file, whose
+    held-out part is chosen by hash of the source, so that no source is on both sides. Pairs without a source or without
+    a target are left out, which is told.
+
+    Args:
+      config: `config.data`.
+      split: "train", "val", or any other that there is.
+
+    Raises:
+      DataError: files that are missing, damaged or not alike, or a split without pairs.
+    """
+    if not config.path:
+        raise DataError("--config.data.path is empty; give a directory of parallel text, or a tab-separated file")
+    path = Path(config.path)
+    if not path.exists():
+        raise DataError(f"there is no {path}")
+    if path.is_dir():
+        of_source, of_target = (_file_of(path, split, language) for language in config.languages)
+        found = aligned(of_source, of_target)
+    else:
+        found = _of_side(columns(path, config.columns), split, config.held_out, path)
+    if not found:
+        raise DataError(f"{path} has no pairs in {split!r}")
+    return found
+
+
+def aligned(source: Path, target: Path) -> list[Pair]:
+    """The pairs of two files whose lines are translations of each other.
+
+    Raises:
+      DataError: they cannot be read, or one has more lines.
+    """
+    of_source, of_target = lines(source), lines(target)
+    if len(of_source) != len(of_target):
+        shorter, longer = sorted([(len(of_source), source), (len(of_target), target)])
+        raise DataError(
+            f"{source.name} has {len(of_source):,} lines and {target.name} has {len(of_target):,}: "
+            f"line {shorter[0] + 1:,} of {longer[1].name} has no partner; the lines of both must be translations"
+        )
+    found = [Pair(*both) for both in zip(of_source, of_target, strict=True)]
+    return _whole(found, f"{source} and {target.name}")
+
+
+def columns(path: Path, which: Sequence[int]) -> list[Pair]:
+    """The pairs of a tab-separated file.
+
+    Args:
+      path: of the file.
+      which: the columns of source and target, from 0.
+
+    Raises:
+      DataError: it cannot be read, or a line has not so many columns.
+    """
+    found = []
+    for number, line in enumerate(lines(path), 1):
+        cells = line.split("\t")
+        if not line.strip():
+            cells = [""] * (max(which) + 1)  # an empty line is an empty pair
+        if len(cells) <= max(which):
+            have = "no tab" if len(cells) == 1 else f"{len(cells)} columns"
+            raise DataError(f"{path}, line {number:,}, has {have}; a source and a target are in columns {which}")
+        found.append(Pair(*(cells[column] for column in which)))
+    return _whole(found, str(path))
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, plain or .gz; only line feeds end lines, whatever else Unicode has.
+
+    Raises:
+      DataError: it cannot be read, is damaged, or is not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {number:,}") from error
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _whole(pairs: list[Pair], what: str) -> list[Pair]:
+    stripped = (Pair(pair.source.strip(), pair.target.strip()) for pair in pairs)
+    found = [pair for pair in stripped if pair.source and pair.target]
+    if len(found) < len(pairs):
+        say = f"{len(pairs) - len(found):,} of {len(pairs):,} pairs have an empty side and are left out"
+        console.say(f"pairs      {what}: {say}")
+    return found
+
+
+def _of_side(pairs: list[Pair], split: str, fraction: float, path: Path) -> list[Pair]:
+    if split not in (TRAIN, HELD_OUT):
+        raise DataError(f"{path} is one file and has no split {split!r}; there are {TRAIN}, {HELD_OUT}")
+    return [pair for pair in pairs if sources.is_held_out(pair.source, fraction) == (split == HELD_OUT)]
+
+
+def _file_of(folder: Path, split: str, language: str) -> Path:
+    for name in (f"{split}.{language}", f"{split}.{language}.gz"):
+        if (folder / name).is_file():
+            return folder / name
+    known = splits(folder)
+    there = ", ".join(f"{name} ({' '.join(languages)})" for name, languages in sorted(known.items()))
+    raise DataError(f"{folder} has no {split}.{language} or {split}.{language}.gz; there are {there or 'none such'}")
+
+
+def splits(folder: Path) -> dict[str, list[str]]:
+    """Which languages each split of a directory of parallel text has, by name."""
+    found: dict[str, set[str]] = {}
+    for path in folder.iterdir():
+        named = re.fullmatch(r"(.+)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz)?", path.name)
+        if named and named[2] not in ("gz", "txt") and path.is_file():
+            found.setdefault(named[1], set()).add(named[2])
+    return {split: sorted(languages) for split, languages in found.items()}
+
+
+def corpus(train: Sequence[Pair], held_out: Sequence[Pair]) -> Corpus:
+    """Both sides as documents, for `gptjax.data.sources.fingerprint`."""
+    return Corpus(*([Document(*pair) for pair in side] for side in (train, held_out)))
+
+
+def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a source as an encoder reads them: what documents begin with, if anything, the text's, the end."""
+    return [*tokenizer.begin, *target_ids(tokenizer, text)]
+
+
+def target_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids that a decoder should say for a target: the text's, the end.
+
+    Raises:
+      DataError: the tokenizer has no end.
+    """
+    if tokenizer.end is None:
+        raise DataError(f"the tokenizer {tokenizer.name} has no end of text, which pairs need; take bytes or bpe:N")
+    return [*encode(tokenizer, text), tokenizer.end]
+
+
+def encoded(tokenizer: Tokenizer, pairs: Sequence[Pair], label: str, name: str) -> TokenSet:
+    """The pairs as a token set in memory, with a progress bar of that label: of each the source's ids, the target's."""
+
+    def records() -> Iterator[tuple[list[int], list[int]]]:
+        with console.bar(label, len(pairs)) as advance:
+            for pair in pairs:
+                yield source_ids(tokenizer, pair.source), target_ids(tokenizer, pair.target)
+                advance(1)
+
+    found = list(records())
+    tokens_N = np.concatenate([np.array(ids, np.int32) for both in found for ids in both])
+    prompts_M = np.array([len(source) for source, _ in found])
+    ends_M = np.cumsum([len(source) + len(target) for source, target in found], dtype=np.int64)
+    return TokenSet([Part(tokens_N, ends_M, prompts_M)], name=name)

@@ -1,0 +1,99 @@
+"""BART (arXiv 1910.13461) and Marian (arXiv 1804.00344): post-norm encoder-decoders that differ in their embeddings."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gptjax.interop.openai import ACTIVATIONS
+from gptjax.interop.translation import NEUTRAL, Family, Tensor, cross, linear, named, needs, norm, qkv, theirs_of
+
+SIDES = ("encoder", "decoder")
+
+
+def decoding_model(h: Mapping[str, Any], start: int | None) -> dict[str, Any]:
+    """What of a config is about writing a target: keys of `config.model`, `start` where it does not say."""
+    return dict(start=h.get("decoder_start_token_id", start), forced_first=h.get("forced_bos_token_id"))
+
+
+def decoding_config(m: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way round. Nothing is forced to be a target's last id, as gptjax forces none."""
+    return dict(
+        is_encoder_decoder=True, decoder_start_token_id=m["start"], forced_bos_token_id=m["forced_first"],
+        forced_eos_token_id=None,
+    )  # fmt: skip
+
+
+def _model(h: Mapping[str, Any], start: int) -> dict[str, Any]:
+    D, H = h["d_model"], h["decoder_attention_heads"]
+    needs(h, encoder_attention_heads=H, encoder_ffn_dim=h["decoder_ffn_dim"], tie_word_embeddings=True)
+    return NEUTRAL | dict(
+        arch="seq2seq", layers=h["decoder_layers"], encoder_layers=h["encoder_layers"], heads=H, kv_heads=H,
+        head_width=D // H, width=D, mlp_width=h["decoder_ffn_dim"], context=h.get("max_position_embeddings", 1024),
+        vocabulary=h["vocab_size"], embedding_scale=math.sqrt(D) if h.get("scale_embedding") else 1.0,
+        norm_position="post",
+        activation=named(ACTIVATIONS, h.get("activation_function", "gelu"), "activation_function"),
+        head_bias=True, never=tuple(ids[0] for ids in h.get("bad_words_ids") or () if len(ids) == 1),
+        dropout=h.get("dropout", 0.1),
+        init_std=h.get("init_std", 0.02), objective="seq2seq", **decoding_model(h, start),
+    )  # fmt: skip
+
+
+def _config(m: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        decoder_layers=m["layers"], encoder_layers=m["encoder_layers"], num_hidden_layers=m["encoder_layers"],
+        d_model=m["width"], max_position_embeddings=m["context"], vocab_size=m["vocabulary"],
+        activation_function=theirs_of(ACTIVATIONS, m["activation"]), scale_embedding=m["embedding_scale"] != 1,
+        dropout=m["dropout"], attention_dropout=m["dropout"], init_std=m["init_std"],
+        **{f"{side}_attention_heads": m["heads"] for side in SIDES},
+        bad_words_ids=[[token] for token in m["never"]] or None,
+        **{f"{side}_ffn_dim": m["mlp_width"] for side in SIDES}, **decoding_config(m),
+    )  # fmt: skip
+
+
+def _bart_model(h: Mapping[str, Any]) -> dict[str, Any]:
+    return _model(h, 2) | dict(embedding_norm=True, positions="learned")
+
+
+def _marian_model(h: Mapping[str, Any]) -> dict[str, Any]:
+    needs(h, share_encoder_decoder_embeddings=True, decoder_vocab_size=h["vocab_size"])
+    return _model(h, 58100) | dict(positions="sinusoidal_halves")
+
+
+def _tensors(m: Mapping[str, Any]) -> list[Tensor]:
+    found = [Tensor("tokens/embedding", ("model.shared.weight",))]
+    found += [Tensor("head_bias", ("final_logits_bias",), in_front=True, optional=True)]
+    for side, layers in zip(SIDES, (m["encoder_layers"], m["layers"]), strict=True):
+        if m["positions"] == "learned":  # BART's begin with the third row
+            found += [Tensor(f"{side}/positions/embedding", (f"model.{side}.embed_positions.weight",), unused=2)]
+        if m["embedding_norm"]:
+            found += norm(f"{side}/embedding_norm", f"model.{side}.layernorm_embedding")
+        for i in range(layers):
+            found += block(f"{side}/block_{i}", f"model.{side}.layers.{i}", m, side == "decoder")
+    return found
+
+
+def block(ours: str, theirs: str, m: Mapping[str, Any], crosses: bool) -> list[Tensor]:
+    """All tensors of a layer."""
+    found = qkv(f"{ours}/attention/qkv", f"{theirs}.self_attn", m)
+    found += linear(f"{ours}/attention/out", f"{theirs}.self_attn.out_proj", bias=True)
+    found += norm(f"{ours}/attention_norm", f"{theirs}.self_attn_layer_norm")
+    if crosses:
+        found += cross(f"{ours}/cross", f"{theirs}.encoder_attn", m)
+        found += linear(f"{ours}/cross/out", f"{theirs}.encoder_attn.out_proj", bias=True)
+        found += norm(f"{ours}/cross_norm", f"{theirs}.encoder_attn_layer_norm")
+    found += linear(f"{ours}/mlp/up", f"{theirs}.fc1", bias=True)
+    found += linear(f"{ours}/mlp/down", f"{theirs}.fc2", bias=True)
+    return found + norm(f"{ours}/mlp_norm", f"{theirs}.final_layer_norm")
+
+
+def _copies(m: Mapping[str, Any]) -> dict[str, str]:
+    return dict.fromkeys((f"model.{side}.embed_tokens.weight" for side in SIDES), "model.shared.weight")
+
+
+_BUFFERS = r"embed_positions\.weight$"  # Marian's are computed
+_APART = ("lm_head.", "final_logits_bias")
+
+BART = Family(
+    "BartForConditionalGeneration", "model.", r"^$", _bart_model, _config, _tensors, apart=_APART, copies=_copies
+)
+MARIAN = Family("MarianMTModel", "model.", _BUFFERS, _marian_model, _config, _tensors, apart=_APART, copies=_copies)

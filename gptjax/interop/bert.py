@@ -1,0 +1,135 @@
+"""BERT, with each of its heads: masked words, next sentences, texts, tokens, spans and choices (arXiv 1810.04805)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptjax.interop.openai import ACTIVATIONS
+from gptjax.interop.translation import NEUTRAL, Family, Tensor, linear, named, needs, norm, qkv, theirs_of
+from gptjax.interop.weights import Stored
+
+MASKED_HEAD = "cls.predictions.transform.dense.weight"
+# What transformers' classes are of ours: keys of config.model, and what such a model is trained for.
+ARCHITECTURES: dict[str, tuple[dict[str, Any], str]] = {
+    "BertForMaskedLM": (dict(task="none", head_transform=True), "masked"),
+    "BertForPreTraining": (
+        dict(task="classification", pooling="pooler", head_transform=True), "masked + next_sentence",
+    ),
+    "BertForSequenceClassification": (dict(task="classification", pooling="pooler"), "classification"),
+    "BertForTokenClassification": (dict(task="tagging"), "tagging"),
+    "BertForQuestionAnswering": (dict(task="span"), "span"),
+    "BertForMultipleChoice": (dict(task="choice", pooling="pooler"), "choice"),
+    "BertModel": (dict(task="none"), "masked"),
+}  # fmt: skip
+OF_TASKS = dict(
+    classification="BertForSequenceClassification", regression="BertForSequenceClassification",
+    tagging="BertForTokenClassification", span="BertForQuestionAnswering", choice="BertForMultipleChoice",
+)  # fmt: skip
+
+
+def _told(h: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str, Any]:
+    # Which heads there are: the files of bert-base have those of pre-training, its config speaks of masked words only.
+    kind = (h.get("architectures") or ["BertModel"])[0]
+    names = {name.removeprefix("bert.") for name in found}
+    if kind in ("BertForMaskedLM", "BertModel") and {"cls.seq_relationship.weight", "pooler.dense.weight"} <= names:
+        kind = "BertForPreTraining"
+    elif kind == "BertModel" and MASKED_HEAD in names:
+        kind = "BertForMaskedLM"
+    return {**h, "architectures": [kind]}
+
+
+def _model(h: Mapping[str, Any]) -> dict[str, Any]:
+    needs(h, is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
+    D, H = h["hidden_size"], h["num_attention_heads"]
+    kind = (h.get("architectures") or ["BertModel"])[0]
+    heads, objective = named(ARCHITECTURES, kind, "architectures")
+    labels = len(h.get("id2label") or ()) or h.get("num_labels", 2)
+    if kind == "BertForSequenceClassification" and labels == 1:
+        heads, objective, labels = heads | dict(task="regression"), "regression", 2
+    elif heads["task"] not in ("classification", "tagging") or kind == "BertForPreTraining":
+        labels = 2
+    return NEUTRAL | dict(
+        arch="encoder", layers=h["num_hidden_layers"], heads=H, kv_heads=H, head_width=D // H, width=D,
+        mlp_width=h["intermediate_size"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
+        types=h.get("type_vocab_size", 2), embedding_norm=True, norm_position="post",
+        norm_epsilon=h.get("layer_norm_eps", 1e-12),
+        activation=named(ACTIVATIONS, h.get("hidden_act", "gelu"), "hidden_act"),
+        tied_head=h.get("tie_word_embeddings", True) or not heads.get("head_transform", False),
+        head_bias=heads.get("head_transform", False), labels=labels, dropout=h.get("hidden_dropout_prob", 0.1),
+        init_std=h.get("initializer_range", 0.02), objective=objective, **heads,
+    )  # fmt: skip
+
+
+def architecture(m: Mapping[str, Any]) -> str:
+    """transformers' class for a `config.model` with `objective`; what it lacks reading back refuses."""
+    if m["task"] == "classification" and m["head_transform"] and "next_sentence" in m.get("objective", ""):
+        return "BertForPreTraining"
+    return OF_TASKS.get(m["task"], "BertForMaskedLM" if m["head_transform"] else "BertModel")
+
+
+def _config(m: Mapping[str, Any]) -> dict[str, Any]:
+    labels = 1 if m["task"] == "regression" else m["labels"] if m["task"] in ("classification", "tagging") else 2
+    problem = {"problem_type": "regression"} if m["task"] == "regression" else {}
+    return dict(
+        architectures=[architecture(m)], num_hidden_layers=m["layers"], num_attention_heads=m["heads"],
+        hidden_size=m["width"], intermediate_size=m["mlp_width"], max_position_embeddings=m["context"],
+        vocab_size=m["vocabulary"], type_vocab_size=max(m["types"], 1), layer_norm_eps=m["norm_epsilon"],
+        hidden_act=theirs_of(ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
+        id2label={str(i): f"LABEL_{i}" for i in range(labels)}, label2id={f"LABEL_{i}": i for i in range(labels)},
+        hidden_dropout_prob=m["dropout"], attention_probs_dropout_prob=m["dropout"], initializer_range=m["init_std"],
+        **problem,
+    )  # fmt: skip
+
+
+def _tensors(m: Mapping[str, Any]) -> list[Tensor]:
+    embeddings = "bert.embeddings"
+    found = [Tensor("tokens/embedding", (f"{embeddings}.word_embeddings.weight",))]
+    found += [Tensor("positions/embedding", (f"{embeddings}.position_embeddings.weight",))]
+    found += [Tensor("types", (f"{embeddings}.token_type_embeddings.weight",))]
+    found += norm("embedding_norm", f"{embeddings}.LayerNorm")
+    for i in range(m["layers"]):
+        ours, theirs = f"block_{i}", f"bert.encoder.layer.{i}"
+        names = [f"self.{name}" for name in ("query", "key", "value")]
+        found += qkv(f"{ours}/attention/qkv", f"{theirs}.attention", m, names)
+        found += linear(f"{ours}/attention/out", f"{theirs}.attention.output.dense", bias=True)
+        found += norm(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm")
+        found += linear(f"{ours}/mlp/up", f"{theirs}.intermediate.dense", bias=True)
+        found += linear(f"{ours}/mlp/down", f"{theirs}.output.dense", bias=True)
+        found += norm(f"{ours}/mlp_norm", f"{theirs}.output.LayerNorm")
+    if m["head_transform"]:
+        found += linear("transform", "cls.predictions.transform.dense", bias=True)
+        found += norm("transform_norm", "cls.predictions.transform.LayerNorm")
+        found += [Tensor("head_bias", (_bias(m),))]
+    return found + _task(m)
+
+
+def _task(m: Mapping[str, Any]) -> list[Tensor]:
+    if m["task"] == "none":
+        return []
+    pooler = linear("task/pooler", "bert.pooler.dense", bias=True) if m["pooling"] == "pooler" else []
+    pre_training = architecture(m) == "BertForPreTraining"
+    name = "cls.seq_relationship" if pre_training else "qa_outputs" if m["task"] == "span" else "classifier"
+    return [*pooler, *linear("task", name, bias=True)]
+
+
+def _bias(m: Mapping[str, Any]) -> str:
+    # A head with a matrix of its own has a bias of its own, and the other is not read.
+    return "cls.predictions.bias" if m["tied_head"] else "cls.predictions.decoder.bias"
+
+
+def _copies(m: Mapping[str, Any]) -> dict[str, str]:
+    return {} if not m["head_transform"] else {"cls.predictions.decoder.bias": _bias(m)}
+
+
+BERT = Family(
+    "BertForMaskedLM",
+    "bert.",
+    r"position_ids$|^bert\.pooler\.|^cls\.(seq_relationship\.|predictions\.bias$)",
+    _model,
+    _config,
+    _tensors,
+    head="cls.predictions.decoder.weight",
+    apart=("cls.", "classifier.", "qa_outputs."),
+    copies=_copies,
+    renamed={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
+    told=_told,
+)

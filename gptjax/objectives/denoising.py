@@ -1,0 +1,138 @@
+"""Denoising auto-encoders: an encoder-decoder reads a corrupted text and says what it was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gptjax.objectives import rows
+from gptjax.objectives.objective import Arrays, Reading
+
+
+def denoising(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+    """The row's text as a corrupted source and what is to be said of it, by `corruption`.
+
+    As of translation, the source ends with the id that ends documents, the target too, and the decoder begins with it.
+    """
+    return CORRUPTIONS[reading.options.corruption](row, reading, rng)
+
+
+# T5's span corruption (arXiv 1910.10683 section 3.1.4)
+
+
+def noise(length: int, rate: float, mean_span: float) -> tuple[int, int]:
+    """How many of so many tokens are left out, and in how many spans; 0 of a text too short for both."""
+    if length < 2:
+        return 0, 0
+    left_out = min(max(round(length * rate), 1), length - 1)
+    return left_out, min(max(round(left_out / mean_span), 1), length - left_out)
+
+
+def sizes(length: int, options: Any) -> tuple[int, int]:
+    """How many ids source and target of so many tokens have, sentinels and an ending one included."""
+    left_out, spans = noise(length, options.mask_rate, options.mean_span)
+    return length - left_out + spans + 1, left_out + spans + 2
+
+
+def most(context: int, options: Any, around: int = 0) -> int:
+    """The most tokens of a text whose source, with so many ids more, and target fit into a context; 0 where none do."""
+    lengths = range(context, 0, -1)
+    return next((n for n in lengths if sizes(n, options)[0] + around <= context >= sizes(n, options)[1]), 0)
+
+
+def sentinels(context: int, options: Any) -> int:
+    """How many different sentinels rows of a context need: one for each span, and one that closes the target."""
+    if options.corruption != "spans":
+        return 0
+    return noise(most(context, options), options.mask_rate, options.mean_span)[1] + 1
+
+
+def partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Lengths of so many parts, each at least 1, of a total; every way to cut it is as likely."""
+    cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def spans(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+    """Spans left out, each replaced by a sentinel of its own; the target has each sentinel and its span, and a last
+    sentinel. Text and spans alternate, text first."""
+    context, options, around = len(row["inputs_BT"]), reading.options, len(reading.begin)
+    longest = most(context, options, around)
+    text = rows.text_of(row, reading)[:longest]
+    S, T = sizes(longest, options)
+    left_out, count = noise(len(text), options.mask_rate, options.mean_span)
+    if not count:
+        return rows.pair(text[:0], text[:0], (S + around, T), _end(reading))
+    lengths = np.stack([partition(len(text) - left_out, count, rng), partition(left_out, count, rng)], axis=1)
+    pieces = np.split(text, np.cumsum(lengths)[:-1])
+    source, target = list(reading.begin), list[int]()
+    for name, kept, hidden in zip(reading.sentinels, pieces[::2], pieces[1::2], strict=False):
+        source += [*kept.tolist(), name]
+        target += [name, *hidden.tolist()]
+    end = _end(reading)
+    both = np.array([*source, end]), np.array([*target, reading.sentinels[count], end])
+    return rows.pair(*both, sizes=(S + around, T), start=end)
+
+
+# BART's text infilling (arXiv 1910.13461 section 2.2)
+
+
+def infilling(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+    """Spans of Poisson lengths (`mean_span`) replaced by one mask each, a span of length 0 being a mask put in; with
+    `permute_sentences` the sentences change places first. The target is the whole text."""
+    size, around = len(row["inputs_BT"]), len(reading.begin) + 1
+    text = rows.text_of(row, reading)[: size - around]
+    if not len(text):
+        return rows.pair(text, text, (size, size), _end(reading))
+    end, options = _end(reading), reading.options
+    given = permuted(text, reading.ends_sentence_V[text], rng) if options.permute_sentences else text
+    mask, room = reading.specials["mask"], size - around
+    corrupted = infilled(given, mask, options.mask_rate, options.mean_span, room, rng)
+    source, target = np.array([*reading.begin, *corrupted, end]), np.append(text, end)
+    return rows.pair(source, target, (size, size), end)
+
+
+def permuted(ids: np.ndarray, is_last: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The sentences of a text in another order; `is_last` is True where one ends."""
+    sentences = np.split(ids, np.flatnonzero(is_last[:-1]) + 1)
+    return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
+
+
+def infilled(
+    ids: np.ndarray, mask: int, rate: float, mean_span: float, room: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The ids with about `rate` of them in spans that became one mask each.
+
+    Args:
+      ids: of a text.
+      mask: the mask's id.
+      rate: of the ids that are left out; the last span is cut to it.
+      mean_span: of the Poisson distribution of spans' lengths.
+      room: masks for spans of no length are put in only where no more than so many ids come of it.
+      rng: decides all of it.
+    """
+    left, lengths = round(rate * len(ids)), []
+    while left > 0:
+        lengths.append(min(int(rng.poisson(mean_span)), left))
+        left -= lengths[-1]
+    real, none = [length for length in lengths if length], lengths.count(0)
+    none = max(min(none, room - len(ids) + sum(real) - len(real)), 0)
+    # Spans and the tokens that are kept, in any order; spans may touch.
+    kept = len(ids) - sum(real)
+    parts = rng.permutation(np.array([1] * kept + [-length for length in real] + [0] * none))
+    found, at = [], 0
+    for part in parts.tolist():
+        found.append(int(ids[at]) if part == 1 else mask)
+        at += abs(part)
+    return np.array(found, np.int32)
+
+
+CORRUPTIONS: dict[str, Callable[[Arrays, Reading, np.random.Generator], Arrays]] = {
+    "spans": spans,
+    "infilling": infilling,
+}
+
+
+def _end(reading: Reading) -> int:
+    assert reading.end is not None, "gptjax.data.specials refuses a tokenizer without an end"
+    return reading.end

@@ -1,0 +1,300 @@
+"""The engine: rows of one batch, each as if it were alone, against one uncached forward pass over its whole text."""
+
+import os
+import subprocess
+import sys
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_config
+
+from gptjax import models
+from gptjax.data import tokenizers
+from gptjax.decode import engine, reading, speculative, step
+from gptjax.decode import generate as decoding
+from gptjax.decode.generate import Ask, How
+from gptjax.decode.proposals import Speculation
+from gptjax.decode.settings import Settings
+
+ALPHABET = "".join(map(chr, range(32, 97)))
+GREEDY = Settings(temperature=0)
+CHARS = tokenizers.chars_encoding([ALPHABET])  # without an end token: texts are as long as they may be
+BYTES = tokenizers.bytes_encoding()
+LONG = {"model_context": 520, "model_vocabulary": len(ALPHABET)}
+KINDS = {
+    "learned": {},
+    "sinusoidal": {"model_positions": "sinusoidal"},
+    "rotary": {"model_positions": "rotary", "model_rotary.scaling": "llama3", "model_rotary.original_context": 100},
+    "windows": {"model_positions": "rotary", "model_windows": "(33, 0)", "model_kv_heads": 1, "model_qk_norm": True},
+    "alibi": {"model_positions": "alibi", "model_norm_position": "post", "model_value_residual": True},
+    "none": {"model_positions": "none", "model_scan_layers": True},
+    "experts": {"model_positions": "rotary", "model_mlp": "experts", "model_experts": 4},
+}
+
+
+@cache
+def _voice(changes, tokenizer):
+    config = tiny_config(**{"model_init_std": 0.5, "model_tied_head": False} | dict(changes))
+    model = models.build(config.model)
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    return decoding.voice(model, params, tokenizer, config.model.context)
+
+
+def voice(tokenizer=CHARS, **changes):
+    """A voice of a tiny model with large random weights, so that its texts do not repeat themselves."""
+    changes = {"model_vocabulary": tokenizer.n_vocab} | changes
+    return _voice(tuple(sorted(changes.items())), tokenizer)
+
+
+def ask(prompt, seed=0, **settings):
+    return Ask(prompt, Settings(**settings), jax.random.key(seed))
+
+
+def answers(of, asks, **how):
+    """The samples, in the order of the asks."""
+    found = dict(decoding.generate(of, asks, How(**how)))
+    assert len(found) == len(asks)
+    return [found[number] for number in range(len(asks))]
+
+
+def uncached(of, ids, **changes):
+    """Logits after each id, of one forward pass without a cache; `changes` of `config.model`."""
+    config = models.ConfigDict(of.reader.model.config)
+    config.update(changes)
+    model = models.build(config)
+    return np.asarray(jax.jit(partial(models.logits, model))(of.reader.params, np.array([ids], np.int32))[0])
+
+
+def said_by(logits_TV, prompt, sample, tolerance=1e-4):
+    """Raises unless the sample's ids are the likeliest after each other, and its logprobs those of the logits."""
+    logprobs_TV = np.asarray(jax.nn.log_softmax(logits_TV))[len(prompt) - 1 :]
+    assert logprobs_TV.argmax(-1)[: len(sample.ids)].tolist() == sample.ids
+    chosen = logprobs_TV[np.arange(len(sample.ids)), sample.ids]
+    np.testing.assert_allclose(sample.logprobs, chosen, atol=tolerance)
+
+
+OFTEN = ("learned", "windows")  # the others are slow ones: each is a program of its own
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in OFTEN else pytest.mark.slow) for kind in KINDS]
+)
+def test_five_hundred_greedy_tokens_equal_the_uncached_forward(kind):
+    of, prompt = voice(**LONG | KINDS[kind]), tuple(range(3, 21))
+    (sample,) = answers(of, [ask(prompt, temperature=0, max_tokens=500)])
+    assert len(sample.ids) == 500 and sample.finish == "length"
+    if kind in ("learned", "rotary", "experts"):
+        assert len(set(sample.ids[-100:])) > 3, "a text that repeats itself would hide a lost token"
+    said_by(uncached(of, [*prompt, *sample.ids]), prompt, sample)
+
+
+BATCH = [
+    ask("THE", seed=0, max_tokens=40),
+    ask("$" * 30, seed=1, temperature=0, max_tokens=25),
+    ask("A LONGER PROMPT, " * 5, seed=2, temperature=1.3, top_k=0, top_p=0.9, max_tokens=33),
+    ask("0", seed=3, temperature=0.7, top_k=5, frequency_penalty=0.5, presence_penalty=0.2, max_tokens=3),
+    ask("BIAS", seed=4, logit_bias={5: 3.0, 7: -2.0}, repetition_penalty=1.4, max_tokens=40),
+    ask("BIAS", seed=5, min_p=0.05, no_repeat_ngram=2, typical_p=0.8, max_tokens=40),
+    ask("X" * 70, seed=6, top_k=64, stop=("A",), max_tokens=40),
+]  # fmt: skip
+
+
+def test_rows_of_different_prompts_and_settings_and_more_requests_than_rows():
+    of = voice(model_context=128)
+    together = answers(of, BATCH, rows=3, room=128)
+    assert [len(sample.ids) for sample in together[:6]] == [40, 25, 33, 3, 40, 40]
+    assert together == [answers(of, [one], rows=3, room=128)[0] for one in BATCH]
+    said_by(uncached(of, [*CHARS.encode_ordinary("$" * 30), *together[1].ids]), [0] * 30, together[1])
+    grams = list(zip(together[5].ids, together[5].ids[1:], strict=False))
+    assert len(set(grams)) == len(grams)
+
+
+MANY = [
+    ask(CHARS.decode([(7 * n + i) % 65 for i in range(1 + 5 * n)]), seed=n, temperature=n % 3 / 2, max_tokens=20 + n)
+    for n in range(14)
+]
+
+
+def check_bits(**changes):
+    """Raises unless each row is the same, bit for bit, alone and among 15 others."""
+    of = voice(model_context=256, model_width=64, model_heads=4, **changes)
+    others = [*BATCH[:1], ask("L" * 120, seed=9, max_tokens=100, top_p=0.9, top_k=0)]
+    together = answers(of, [*MANY, *others], rows=16, room=256)
+    for n in (0, 3, 4, 13):
+        alone = answers(of, [MANY[n]], rows=16, room=256)[0]
+        assert alone == together[n], f"row {n}"
+        shifted = answers(of, [*MANY[n:], *MANY[:n]], rows=16, room=256)[0]
+        assert shifted == together[n], f"row {n} in another place"
+
+
+def test_a_row_is_the_same_bit_for_bit_alone_and_among_fifteen_others():
+    check_bits(model_positions="rotary", model_windows="(9, 0)")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_positions": "rotary"}, pytest.param({"model_mlp": "experts"}, marks=pytest.mark.slow)]
+)
+def test_so_it_is_as_users_programs_are_compiled(changes):
+    here = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    script = f"import test_engine; test_engine.check_bits(**{changes})"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, check=False, env=os.environ | here, cwd=ROOT / "tests" / "decode", capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """A list that grows by the ids of each piece of a prompt that is read."""
+    read, extended = [], reading.extended
+
+    def counted(model, params, ids_BT, cache, count_B):
+        read.append(np.asarray(ids_BT)[0, : int(count_B[0])].tolist())
+        return extended(model, params, ids_BT, cache, count_B)
+
+    monkeypatch.setattr(reading, "extended", counted)
+    return read
+
+
+def test_samples_of_one_prompt_read_it_once(pieces):
+    of, prompt = voice(model_context=256), tuple(range(60)) * 2
+    samples = answers(of, [ask(prompt, seed=n, temperature=1.0, max_tokens=10) for n in range(5)], rows=2)
+    assert [token for piece in pieces for token in piece] == list(prompt[:-1])
+    assert len({tuple(sample.ids) for sample in samples}) == 5
+
+
+def test_a_beginning_that_was_read_before_gives_the_same_bits(pieces):
+    of, begin = voice(model_context=256), tuple(i % 60 for i in range(150))
+    asks = [ask(begin + tail, max_tokens=8) for tail in ((1, 2, 3), (9,) * 20, (5,))] + [ask(begin[:100])]
+    together = answers(of, [one._replace(settings=Settings(max_tokens=8)) for one in asks], rows=1)
+    # The last goes on from 64 tokens of one that is longer: 100 is no whole number of pieces.
+    assert [len(piece) for piece in pieces] == [64, 64, 24, 22 + 19, 22, 35]
+    for one, sample in zip(asks, together, strict=True):
+        fresh = answers(of, [one._replace(settings=Settings(max_tokens=8))], rows=1)
+        assert fresh[0] == sample
+
+
+@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
+    """A window in each layer: the texts of the uncached model, far past the context, prompts longer than it too."""
+    of = voice(model_context=24, model_positions=positions, model_windows="(0, 5)")
+    for prompt in ((1, 2, 3), tuple(i * i % 61 for i in range(90))):
+        (sample,) = answers(of, [ask(prompt, temperature=0, max_tokens=150)], slide=True)
+        assert sample.finish == "length"
+        logits = uncached(of, [*prompt, *sample.ids], windows=(24, 5), context=300)
+        said_by(logits, prompt, sample)
+
+
+@pytest.mark.parametrize("length", [1, 23, 24, 70])
+def test_a_table_of_positions_is_read_anew_from_its_newest_half(length):
+    of = voice(model_context=24)
+    prompt = tuple(i * i % 61 for i in range(length))
+    (sample,) = answers(of, [ask(prompt, temperature=0, max_tokens=80)], slide=True)
+    logits = jax.jit(lambda ids: models.logits(of.reader.model, of.reader.params, ids))
+    ids, begin = list(prompt), 0 if length < 24 else length - 12
+    for token, logprob in zip(sample.ids, sample.logprobs, strict=True):
+        read = ids[begin:]
+        row = np.zeros((1, 24), np.int32)
+        row[0, : len(read)] = read
+        logprobs = jax.nn.log_softmax(logits(row)[0, len(read) - 1])
+        assert token == logprobs.argmax() and abs(logprob - logprobs[token]) < 1e-4
+        ids.append(token)
+        if len(read) == 24:
+            begin = len(ids) - 12
+    assert len(sample.ids) == 80 and sample.finish == "length"
+
+
+def test_why_texts_end():
+    of, prompt = voice(BYTES, model_vocabulary=300), "0123456789"
+    soon = dict(temperature=0, max_tokens=20)
+    asks = [
+        ask(prompt, **soon, logit_bias={65: 1000.0}),
+        ask(prompt, **soon, logit_bias={256: 1000.0}),
+        ask(prompt, **soon, logit_bias={256: 1000.0}, min_tokens=3),
+        ask(prompt, temperature=0, max_tokens=2, logit_bias={65: 1000.0}),
+        ask("0", **soon, logit_bias={299: 1000.0}),
+    ]
+    full, ended, later, cut, nothing = answers(of, asks, rows=2)
+    assert full.finish == "context" and len(full.ids) == 16 - len(prompt)
+    assert (ended.finish, ended.ids, ended.text) == ("end", [256], "")
+    assert (later.finish, len(later.ids), later.ids[-1]) == ("end", 4, 256)
+    assert (cut.finish, cut.text) == ("length", "AA")
+    assert (nothing.finish, nothing.ids, nothing.text) == ("end", [299], ""), "no token of the tokenizer"
+
+
+def test_a_stop_string_across_tokens_ends_the_text():
+    of = voice(model_context=64)
+    pieces, (whole,) = [], answers(of, [ask("HELLO", temperature=0, max_tokens=40)])
+    stop = whole.text[20:24]
+    at = whole.text.index(stop)
+    asked = ask("HELLO", temperature=0, max_tokens=40, stop=(stop, "not in it"))
+    for stride in (1, 3, 64):
+        pieces.clear()
+        ((_, sample),) = decoding.generate(of, [asked], How(), lambda _, text: pieces.append(text), stride)
+        assert sample.finish == "stop" and sample.text == whole.text[:at] == "".join(pieces)
+        assert sample.ids == whole.ids[: at + 4] and len(sample.logprobs) == at + 4
+
+
+def test_the_likeliest_at_each_place():
+    of, prompt = voice(model_context=64), (3, 1, 4)
+    (sample,) = answers(of, [ask(prompt, max_tokens=20)], alternatives=3)
+    logprobs = np.asarray(jax.nn.log_softmax(uncached(of, [*prompt, *sample.ids])))[2:-1]
+    assert [[token for token, _ in place] for place in sample.alternatives] == [
+        np.argsort(-row, kind="stable")[:3].tolist() for row in logprobs
+    ]
+    np.testing.assert_allclose(
+        [[logprob for _, logprob in place] for place in sample.alternatives], -np.sort(-logprobs)[:, :3], atol=1e-4
+    )
+
+
+def compiled():
+    """How many programs there are."""
+    functions = (step.run, reading.extended, engine.begun, speculative.run_rounds)
+    return [function._cache_size() for function in functions]
+
+
+def test_a_run_of_texts_is_one_program():
+    """Its state is one kind of argument from the first dispatch on, wherever the parameters came from."""
+    of = voice(model_context=128)
+    here = jax.device_put(of.reader.params, jax.devices()[0])
+    for params, rows in ((of.reader.params, 5), (here, 6)):
+        before = compiled()
+        asks = [ask((1, 2, 3), seed=n, max_tokens=40 + n) for n in range(7)]
+        same = of._replace(reader=of.reader._replace(params=params))
+        assert len(list(decoding.generate(same, asks, How(rows=rows, room=100), stride=9))) == 7
+        assert [now - then for now, then in zip(compiled(), before, strict=True)][::2] == [1, 1], rows
+
+
+@pytest.mark.parametrize("how", [{}, {"speculation": Speculation(3, ngram=2)}])
+def test_nothing_is_compiled_after_the_first_time(how):
+    of = voice(model_context=128)
+
+    def asks(first, **settings):
+        return [ask(tuple(range(first, first + n)), seed=first, max_tokens=20, **settings) for n in (3, 14, 30, 40)]
+
+    answers(of, asks(0, top_k=3, logit_bias={3: 1.0, 4: 2.0}), rows=2, **how)
+    before = compiled()
+    answers(of, asks(9, top_k=7, logit_bias={5: 0.5, 6: -1.0}, temperature=1.7), rows=2, **how)
+    answers(
+        of,
+        [*asks(2, top_k=9, logit_bias={1: 1.0, 9: 2.0}), *asks(1, top_k=2, logit_bias={2: 1.0, 8: 1.0})],
+        rows=2,
+        **how,
+    )
+    assert compiled() == before
+
+
+def test_prompts_that_a_piece_is_longer_than():
+    """Pieces have few lengths; a table of positions may be shorter than the next of them."""
+    of = voice(model_context=21)
+    (sample,) = answers(of, [ask(tuple(range(20)), temperature=0)])
+    assert sample.finish == "context"
+    said_by(uncached(of, [*range(20), *sample.ids]), range(20), sample)
+
+
+def test_nothing_asked_is_nothing_answered():
+    assert list(decoding.generate(voice(), [])) == []

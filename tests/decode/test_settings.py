@@ -1,0 +1,104 @@
+"""Settings: each that cannot be is refused in one line; what no row asks for is in no program."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax.config import ConfigError
+from gptjax.decode import sampling
+from gptjax.decode.penalties import History
+from gptjax.decode.settings import FEW, Settings, knobs, used
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5; it must be a whole number"),
+        ({"temperature": -1}, "temperature is -1; it must be at least 0"),
+        ({"temperature": NAN}, "temperature is nan; it must be at least 0"),
+        ({"temperature": math.inf}, "temperature is inf; it must be at least 0"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"temperature": 1e-30}, "temperature is 1e-30; it must be 0 (the likeliest) or at least 1e-06"),
+        ({"top_k": -3}, "top_k is -3; it must be at least 0"),
+        ({"top_k": True}, "top_k is True; it must be a whole number"),
+        ({"top_p": 0}, "top_p is 0; it must be more than 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5; it must be more than 0 and at most 1"),
+        ({"top_p": NAN}, "top_p is nan; it must be more than 0 and at most 1"),
+        ({"min_p": 1}, "min_p is 1; it must be at least 0 and less than 1"),
+        ({"min_p": -0.1}, "min_p is -0.1; it must be at least 0 and less than 1"),
+        ({"typical_p": 0.0}, "typical_p is 0.0; it must be more than 0 and at most 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be more than 0 (1e-06 to 1e+06)"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty is inf; it must be a number in -1e+06 to 1e+06"),
+        ({"presence_penalty": NAN}, "presence_penalty is nan; it must be a number in -1e+06 to 1e+06"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram is -1; it must be at least 0"),
+        ({"min_tokens": -1}, "min_tokens is -1; it must be at least 0"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens is 9, more than the 8 of max_tokens"),
+        ({"logit_bias": {10: 1.0}}, "logit_bias has the id 10; ids are whole numbers in 0 to 9"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias has the id 'a'; ids are whole numbers in 0 to 9"),
+        ({"logit_bias": {3: NAN}}, "logit_bias of id 3 is nan; it must be a number in -1e+06 to 1e+06, or -inf"),
+        ({"logit_bias": [3]}, "logit_bias is [3]; it must map ids to nats, such as {50: -2.5}"),
+        ({"stop": ("a", "")}, "stop has an empty string, which every text has at once; leave it out"),
+        ({"stop": "end"}, "stop is 'end'; it must be a list of strings"),
+        ({"temperature": 0, "top_p": 0.9},
+         "top_p=0.9 does nothing at temperature 0, which takes the likeliest; leave out one of the two"),
+        ({"temperature": 0, "min_p": 0.1},
+         "min_p=0.1 does nothing at temperature 0, which takes the likeliest; leave out one of the two"),
+        ({"temperature": 0, "typical_p": 0.1},
+         "typical_p=0.1 does nothing at temperature 0, which takes the likeliest; leave out one of the two"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(settings, expected):
+    with pytest.raises(ConfigError) as error:
+        Settings(**settings).check(vocabulary=10)
+    assert str(error.value) == expected
+
+
+def test_what_can_be_is_not_refused():
+    for settings in (
+        Settings(),
+        Settings(temperature=0),
+        Settings(temperature=0, top_k=0, repetition_penalty=1.2, logit_bias={0: -math.inf, np.int64(9): 2}),
+        Settings(1, np.float32(2), 10**12, 0.5, 0.99, 1, 0.5, -2, 2, 3, {}, 1, ("\n", "end")),
+    ):
+        settings.check(vocabulary=10)
+        knobs([settings])
+
+
+def test_kinds_in_use_are_those_that_do_something():
+    assert used([Settings(temperature=0, top_k=7)]) == {"greedy"}
+    assert used([Settings(temperature=1, top_k=0)]) == {"sampling"}
+    assert used([Settings()]) == {"sampling", "temperature", "top_k"}
+    assert used([Settings(top_k=FEW)]) == used([Settings()])
+    assert used([Settings(top_k=FEW + 1)]) == used([Settings()]) | {"top_many"}
+    assert used([Settings(), Settings(temperature=0, min_tokens=2)]) == used([Settings()]) | {"greedy", "min_tokens"}
+    everything = Settings(9, 0.5, 500, 0.5, 0.5, 0.5, 2, 1, 1, 2, {1: 2.0}, 3)
+    assert used([everything, Settings(temperature=0)]) == {
+        "greedy", "sampling", "temperature", "top_k", "top_many", "top_p", "min_p", "typical_p", "logit_bias",
+        "repetition_penalty", "frequency_penalty", "no_repeat_ngram", "min_tokens",
+    }  # fmt: skip
+    for change in ({"frequency_penalty": 0.1}, {"presence_penalty": 0.1}):
+        assert used([Settings(**change)]) == used([Settings()]) | {"frequency_penalty"}
+
+
+def test_other_settings_of_the_same_kinds_compile_nothing_new():
+    """Neither does another number of biases, within a power of two; and no program sorts the vocabulary."""
+    V, traced = 300, []
+    history = History(np.zeros((2, 8), np.int32), np.array([3, 4]), np.array([1, 1]))
+
+    @jax.jit
+    def process(logits, knobs):
+        traced.append(knobs)
+        return sampling.processed(logits, knobs, history, kinds, (0,))
+
+    row = Settings(9, 0.5, 100, 0.5, 0.1, 0.5, 2, 1, 1, 2, {1: 2.0, 2: 1.0, 3: 1.0}, 3)
+    kinds = used([row])
+    for other in (row, row._replace(logit_bias=dict.fromkeys(range(4), 1.0), top_k=70), Settings(temperature=0)):
+        process(np.ones((2, V), np.float32), knobs([other, row]))
+    assert len(traced) == 1
+    assert "sort[" not in str(jax.make_jaxpr(sampling.processed, static_argnums=(3,))(
+        np.ones((2, V), np.float32), knobs([row, row]), history, kinds))  # fmt: skip

@@ -1,0 +1,70 @@
+"""The scan with gradients made after its loop: what it gives, and every gradient, as of `jax.lax.scan` alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from gptjax.models.loops import Loop, scan
+
+B, D, P, S, T = 2, 3, 4, 5, 6
+EQUATIONS = {"kernel": "bd,dp->bp", "turned": "bd,pd->bp", "rows": "bd,bsd->bs"}
+
+
+def step(product, constants, carry, x):
+    """Each kind of product; one gets an addend, two get none, and one of those is of the step's input."""
+    read = jnp.tanh(product("kernel", carry) + product("turned", x) * constants)
+    return jnp.sin(read[:, :D] + x), (read, product("rows", carry))
+
+
+def by_lax(operands, addends, constants, carry, xs, reverse):
+    def body(carry, given):
+        x, added = given
+
+        def product(name, a):
+            return jnp.einsum(EQUATIONS[name], a, operands[name]) + (added if name == "kernel" else 0.0)
+
+        return step(product, constants, carry, x)
+
+    return jax.lax.scan(body, carry, (xs, addends["kernel"]), reverse=reverse)
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (D, P), "turned": (P, D), "rows": (B, S, D)}
+    operands = {name: rng.normal(size=shape).astype("f") for name, shape in shapes.items()}
+    others = [rng.normal(size=shape).astype("f") for shape in ((T, B, P), (P,), (B, D), (T, B, D))]
+    return operands, {"kernel": others[0]}, *others[1:]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_equals_a_plain_scan_and_so_do_all_gradients(reverse):
+    def total(said):
+        return sum(jnp.sum(jnp.cos(leaf + i)) for i, leaf in enumerate(jax.tree.leaves(said)))
+
+    loop = Loop(step, EQUATIONS, "float32", reverse)
+    mine, theirs = jax.jit(lambda given: (scan(loop, *given), by_lax(*given, reverse)))(arrays())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mine, theirs)
+    mine = jax.jit(jax.grad(lambda given: total(scan(loop, *given))))(arrays())
+    theirs = jax.jit(jax.grad(lambda given: total(by_lax(*given, reverse))))(arrays())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), mine, theirs)
+
+
+def products(jaxpr, loops=()):
+    """(shape, in how many loops) of what each product gives, in programs within this one too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.outvars[0].aval.shape, len(loops)
+        within = (*loops, equation) if equation.primitive.name == "scan" else loops
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner, within)
+
+
+def test_an_operands_gradient_is_one_product_outside_the_loop():
+    def last(given):
+        return scan(Loop(step, EQUATIONS, "float32"), *given)[0].sum()
+
+    found = list(products(jax.make_jaxpr(jax.grad(last))(arrays()).jaxpr))
+    assert ((D, P), 0) in found and ((D, P), 1) not in found
+    assert ((B, D), 1) in found  # what goes back through the state is in the loop
