@@ -14,7 +14,8 @@ from configs import translate
 def get_config() -> ConfigDict:
     config = translate.get_config()
     model = config.model
-    model.update(encoder="lstm", decoder="lstm", layers=1, encoder_layers=1, width=256, positions="none")
+    model.update(encoder="lstm", decoder="lstm", layers=1, encoder_layers=1, width=192, positions="none")
     model.update(use_bias=True, init_std=0.1)  # no norm makes up for small embeddings
-    config.train.steps = 2000
+    config.optimizer.learning_rate = 3e-3
+    config.train.steps = 1000
     return config

@@ -7,7 +7,6 @@ Run.fill called, text or objects printed.
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import count, groupby
@@ -15,12 +14,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax import command, console, runtime, wakeful
+from gptjax import command, console, printing, runtime, wakeful
 from gptjax.config import ConfigError, DataError
 
 if TYPE_CHECKING:
     from gptjax.decode.engine import Sample
-    from gptjax.decode.generate import Ask, How
+    from gptjax.decode.generate import How
     from gptjax.decode.settings import Settings
     from gptjax.run import Run
 
@@ -231,75 +230,6 @@ def _prompt(line: str) -> str:
     return value if isinstance(value, str) else line
 
 
-class Printer:
-    """Prints texts in the order in which they were asked for, although they come together.
-
-    The text whose turn it is appears as it comes, after its prompt; others wait. With JSON each is one object.
-    """
-
-    def __init__(
-        self, asks: "Sequence[Ask]", facts: Sequence[dict[str, Any]], as_json: bool, answers: bool = False
-    ) -> None:
-        """`facts` are for the objects of each of `asks`; `answers`: texts stand alone, without their prompts."""
-        self.asks, self.facts, self.as_json = asks, facts, as_json
-        self.prompts = ["" if answers else str(ask.prompt) for ask in asks]
-        self.between = "\n" if answers else "\n\n"
-        self.at = 0
-        self.held, self.begun = [""] * len(asks), [False] * len(asks)
-        self.over: list[list[Sample]] = [[] for _ in asks]
-        self.tokens, self.start, self.first = 0, time.monotonic(), 0.0
-
-    def on_text(self, number: int, text: str) -> None:
-        """A piece of a text came."""
-        self.first = self.first or time.monotonic() - self.start
-        if not self.begun[number]:
-            self.begun[number], self.held[number] = True, self.prompts[number]
-        self.held[number] += text
-        self._show()
-
-    def done(self, number: int, samples: "list[Sample]") -> None:
-        """A text is over; of a search, there are the best ones."""
-        self.over[number] = samples
-        self.tokens += sum(len(sample.ids) for sample in samples)
-        if not self.begun[number]:  # a search, or a text without a character
-            self.held[number] = self.between.join(self.prompts[number] + sample.text for sample in samples)
-        while self.at < len(self.over) and self.over[self.at]:
-            self._show()
-            for sample in self.over[self.at] if self.as_json else ():
-                print(json.dumps(_object(self.asks[self.at], sample) | self.facts[self.at]), flush=True)
-            self.at += 1
-            if not self.as_json:
-                sys.stdout.write(self.between if self.at < len(self.over) else "\n")
-        self._show()
-
-    def _show(self) -> None:
-        if self.at < len(self.held) and not self.as_json:
-            _write(self.held[self.at])
-            self.held[self.at] = ""
-
-    def summary(self) -> str:
-        """How fast it was."""
-        seconds = time.monotonic() - self.start
-        first = f"; the first text after {self.first:.2f} s" if self.first else ""
-        samples = [sample for samples in self.over for sample in samples]
-        if proposed := sum(sample.proposed for sample in samples):
-            accepted = sum(sample.accepted for sample in samples)
-            first += f"; {accepted:,} of {proposed:,} proposed tokens accepted, {accepted / proposed:.0%}"
-        return f"{self.tokens:,} tokens in {seconds:.1f} s, {self.tokens / seconds:,.1f} tokens/s{first}"
-
-
-def _object(ask: "Ask", sample: "Sample") -> dict[str, Any]:
-    """A text for --json, without what was not asked for."""
-    found = {"prompt": ask.prompt, **sample._asdict()}
-    if not any(sample.alternatives):
-        del found["alternatives"]
-    if sample.score is None:
-        del found["score"]
-    if not sample.proposed:
-        del found["proposed"], found["accepted"]
-    return found
-
-
 def answer(flags: Any, loaded: "Run") -> None:
     """All continuations of all prompts, printed."""
     from gptjax import models, random
@@ -318,8 +248,9 @@ def answer(flags: Any, loaded: "Run") -> None:
     ]
     facts: list[dict[str, Any]] = [{"index": number % flags.samples} for number in range(len(asks))]
     if flags.prompt_logprobs:
-        facts = [fact | _of_prompt(loaded, str(ask.prompt)) for fact, ask in zip(facts, asks, strict=True)]
-    printer = Printer(asks, facts, flags.json, hears)
+        of_prompts = {prompt: _of_prompt(loaded, prompt) for prompt in prompts}
+        facts = [fact | of_prompts[str(ask.prompt)] for fact, ask in zip(facts, asks, strict=True)]
+    printer = printing.Printer(asks, facts, flags.json, hears)
     stride = LIVE if sys.stdout.isatty() and not flags.json else 0
     coming = loaded.answers(asks, how, printer.on_text, stride)
     several = len(asks) > 1 and not (sys.stdout.isatty() and not flags.json)
@@ -384,16 +315,11 @@ def talk(flags: Any, loaded: "Run") -> None:
     def answer(ids: list[int], stop: tuple[str, ...]) -> str:
         wanted = settings._replace(stop=(*settings.stop, *stop))
         one = Ask(tuple(ids), wanted, random.key(flags.seed, "sample", next(turns)))
-        _, sample = next(loaded.answers([one], how, lambda _, text: _write(text), LIVE))
-        _write("\n")
+        _, sample = next(loaded.answers([one], how, lambda _, text: printing.write(text), LIVE))
+        printing.write("\n")
         return sample.text
 
     chat.dialogue(ask, answer, template, loaded.tokenizer, room, flags.system or "")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def detect(flags: Any, loaded: "Run") -> None:
@@ -416,19 +342,14 @@ def main(argv: Sequence[str]) -> None:
     if flags.samples < 1:
         raise ConfigError(f"samples is {flags.samples}; it must be at least 1")
     runtime.start()
+    import jax
+
     from gptjax import models, run
 
     loaded = run.load(flags.workdir, flags.step)
     fills = models.kind(loaded.model) == "encoder"
-    with wakeful.wakeful(jax_is_on_cpu()):
+    with wakeful.wakeful(jax.default_backend() == "cpu"):
         (detect if flags.detect else fill if fills else talk if flags.chat else answer)(flags, loaded)
-
-
-def jax_is_on_cpu() -> bool:
-    """Whether the processors do the work."""
-    import jax
-
-    return jax.default_backend() == "cpu"
 
 
 if __name__ == "__main__":

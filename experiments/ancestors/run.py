@@ -34,10 +34,10 @@ SETTINGS = {
     "data.tokenizer": "bpe:4096",
     "data.batch_size": 32,
     "data.held_out": 0.05,
-    "optimizer.learning_rate": 1e-3,
+    "optimizer.learning_rate": 2e-3,
     "schedule.warmup_steps": 100,
-    "train.steps": 1500,
-    "eval.every_steps": 75,
+    "train.steps": 700,
+    "eval.every_steps": 50,
     "checkpoint.every_steps": 250,
     "sample.prompt": "The",
 }
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/wikitext2/train.txt")
     parser.add_argument("--only", default=",".join(ANCESTORS), help="some of them")
-    parser.add_argument("--width", type=int, default=256, help="of GPT-2's")
+    parser.add_argument("--width", type=int, default=128, help="of GPT-2's")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ancestors", help="where the runs go")
     parser.add_argument("--out", type=Path, default=HERE, help="where results.json and loss.png go")
     flags, overrides = parser.parse_known_args()

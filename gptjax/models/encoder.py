@@ -3,39 +3,29 @@
 Knows nothing of text, losses or devices. Its blocks are those of gptjax.models.trunk.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models import axes
-from gptjax.models.heads import TaskHead
-from gptjax.models.kernels.plain import unembed
 from gptjax.models.layers import ACTIVATIONS, NORMS, Linear
+from gptjax.models.model import Model
 from gptjax.models.trunk import Trunk
-from gptjax.models.words import Words
 
 
-class Encoder(nn.Module):
-    """ids_BT -> float32 logits_BTV of the token at each position, which may be masked; or answers by its task head.
-
-    Attributes:
-      config: `config.model` of a run; configs/base.py gives each key's meaning.
-      dtype: of the arithmetic, by name; norms' statistics, softmax and logits are float32 whatever it is.
-    """
-
-    config: Any
-    dtype: str = "float32"
+class Encoder(Model):
+    """Its logits are of the token at each position, which may be masked."""
 
     kind: ClassVar[str] = "encoder"
     also_reads: ClassVar[tuple[str, ...]] = ("segments_BT", "types_BT", "perturbation_BTD")
 
     def setup(self) -> None:
-        """Declares the parts; what words and trunk declare is the model's own."""
+        """Declares the parts; what the trunk declares is the model's own."""
         c = self.config
-        self.words, self.trunk = Words(c, self.dtype), Trunk(c, self.dtype, causal=False)
-        nn.share_scope(self, self.words)
+        super().setup()
+        self.trunk = Trunk(c, self.dtype, causal=False)
         nn.share_scope(self, self.trunk)
         if c.types:
             init = nn.initializers.normal(c.init_std)
@@ -43,12 +33,6 @@ class Encoder(nn.Module):
         if c.head_transform:
             self.transform = Linear(c.width, True, c.init_std, self.dtype, c.kernels)
             self.transform_norm = NORMS[c.norm](c.use_bias, c.norm_epsilon, c.kernels)
-        if c.task != "none":
-            self.task = TaskHead(c, self.dtype)
-
-    def __call__(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """Logits for the token at each position, float32 [B, T, V]; arguments and errors as of `read`."""
-        return unembed(self.read(ids_BT, *others, **more), self.table(), self.config.logit_softcap)
 
     def features(
         self,
@@ -77,16 +61,8 @@ class Encoder(nn.Module):
             x_BTD += self.types_nD.astype(x_BTD.dtype)[types_BT]
         return self.trunk(x_BTD, segments_BT, None, deterministic)
 
-    def read(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """What the head reads, [B, T, D]; arguments and errors as of `features`."""
-        return self.asked(self.features(ids_BT, *others, **more))
-
     def asked(self, x_BTD: jax.Array) -> jax.Array:
         """What the head reads of features, [B, T, D]."""
         if self.config.head_transform:  # BERT's: one more layer before the table
             x_BTD = self.transform_norm(ACTIVATIONS[self.config.activation](self.transform(x_BTD)))
         return self.words.asked(x_BTD)
-
-    def table(self) -> jax.Array:
-        """The head's rows, one a token, [V, D]."""
-        return self.words.table()

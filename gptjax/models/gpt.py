@@ -10,11 +10,9 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.models.cache import Cache
-from gptjax.models.heads import TaskHead
-from gptjax.models.kernels.plain import unembed
+from gptjax.models.model import Model
 from gptjax.models.positions import POSITIONS
 from gptjax.models.trunk import Trunk
-from gptjax.models.words import Words
 
 
 def one_block(config: Any) -> Any:
@@ -25,33 +23,19 @@ def one_block(config: Any) -> Any:
     return FrozenConfigDict(config)
 
 
-class GPT(nn.Module):
-    """A decoder-only Transformer: ids_BT -> float32 logits_BTV, or what its head reads and the head's table.
-
-    Attributes:
-      config: `config.model` of a run; configs/base.py gives each key's meaning.
-      dtype: of the arithmetic, by name; norms' statistics, softmax and logits are float32 whatever it is.
-    """
-
-    config: Any
-    dtype: str = "float32"
+class GPT(Model):
+    """A decoder-only Transformer, each token reading those before it."""
 
     kind: ClassVar[str] = "decoder"
     also_reads: ClassVar[tuple[str, ...]] = ("segments_BT", "ahead_BT", "perturbation_BTD")
 
     def setup(self) -> None:
-        """Declares the parts; what words and trunk declare is the model's own."""
-        self.words, self.trunk = Words(self.config, self.dtype), Trunk(self.config, self.dtype)
-        nn.share_scope(self, self.words)
+        """Declares the parts; what the trunk declares is the model's own."""
+        super().setup()
+        self.trunk = Trunk(self.config, self.dtype)
         nn.share_scope(self, self.trunk)
         for i in range(self.config.predict_ahead):
             setattr(self, f"ahead_{i}", Trunk(one_block(self.config), self.dtype))
-        if self.config.task != "none":
-            self.task = TaskHead(self.config, self.dtype)
-
-    def __call__(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """Logits for the token after each position, float32 [B, T, V]; arguments and errors as of `read`."""
-        return unembed(self.read(ids_BT, *others, **more), self.table(), self.config.logit_softcap)
 
     def features(
         self,
@@ -77,14 +61,6 @@ class GPT(nn.Module):
         x_BTD = self.words.embed(ids_BT, perturbation_BTD)
         return self.trunk(x_BTD, segments_BT, None, deterministic, ahead_BT)
 
-    def asked(self, features_BTD: jax.Array) -> jax.Array:
-        """What the head reads, [B, T, D]."""
-        return self.words.asked(features_BTD)
-
-    def read(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """What the head reads, [B, T, D]; arguments and errors as of `features`."""
-        return self.asked(self.features(ids_BT, *others, **more))
-
     def ahead(
         self, features_BTD: jax.Array, segments_BT: jax.Array | None = None, deterministic: bool = True
     ) -> tuple[jax.Array, ...]:
@@ -109,7 +85,3 @@ class GPT(nn.Module):
     def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> Any:
         """What `extend` keeps, of no tokens yet; see gptjax.models.empty."""
         return self.trunk.empty(rows, capacity, ahead, dtype)
-
-    def table(self) -> jax.Array:
-        """The head's rows, one a token, [V, D]."""
-        return self.words.table()

@@ -16,10 +16,9 @@ from gptjax.models.alignment import ATTENTIONS, Read, Source
 from gptjax.models.attention import Memory
 from gptjax.models.cache import Cache
 from gptjax.models.cells import CELLS, Kernel, Layer, State
-from gptjax.models.heads import TaskHead
-from gptjax.models.kernels.plain import pair_mask, unembed
+from gptjax.models.kernels.plain import pair_mask
 from gptjax.models.loops import Loop, Product, scan
-from gptjax.models.words import Words
+from gptjax.models.model import Model
 
 Begins = tuple[jax.Array, tuple[State, ...]]  # begins_TB1, and each layer's state where something begins
 
@@ -283,32 +282,17 @@ def _attending_step(
     return Kept(tuple(now), mixed), Given(Kept(tuple(now), mixed), mixed, weights_BS)
 
 
-class Recurrent(nn.Module):
-    """A language model of recurrent layers: ids_BT -> float32 logits_BTV, or what its head reads and the head's table.
-
-    Attributes:
-      config: `config.model` of a run; configs/base.py gives each key's meaning.
-      dtype: of the products, by name; states and logits are float32 whatever it is.
-    """
-
-    config: Any
-    dtype: str = "float32"
+class Recurrent(Model):
+    """A language model of recurrent layers."""
 
     kind: ClassVar[str] = "decoder"
     also_reads: ClassVar[tuple[str, ...]] = ("segments_BT", "perturbation_BTD")
 
     def setup(self) -> None:
-        """Declares the parts; what words and decoder declare is the model's own."""
-        c = self.config
-        self.words, self.decoder = Words(c, self.dtype), RecurrentDecoder(c, self.dtype, c.cell)
-        nn.share_scope(self, self.words)
+        """Declares the parts; what the decoder declares is the model's own."""
+        super().setup()
+        self.decoder = RecurrentDecoder(self.config, self.dtype, self.config.cell)
         nn.share_scope(self, self.decoder)
-        if c.task != "none":
-            self.task = TaskHead(c, self.dtype)
-
-    def __call__(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """Logits for the token after each position, float32 [B, T, V]; arguments as of `features`."""
-        return unembed(self.read(ids_BT, *others, **more), self.table(), self.config.logit_softcap)
 
     def features(
         self,
@@ -320,14 +304,6 @@ class Recurrent(nn.Module):
         """What the layers make of tokens, [B, T, D]; arguments as of gptjax.models.gpt.GPT.features."""
         return self.decoder(self.words.embed(ids_BT, perturbation_BTD), segments_BT, None, deterministic)
 
-    def asked(self, features_BTD: jax.Array) -> jax.Array:
-        """What the head reads, [B, T, D]."""
-        return self.words.asked(features_BTD)
-
-    def read(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """What the head reads, [B, T, D]; arguments as of `features`."""
-        return self.asked(self.features(ids_BT, *others, **more))
-
     def extend(self, ids_BT: jax.Array, cache: Cache, count_B: jax.Array) -> tuple[jax.Array, Cache]:
         """What the head reads of tokens that follow those in the cache; as of gptjax.models.gpt.GPT.extend."""
         x_BTD, kept = self.decoder.extend(self.words.embed(ids_BT), cache.layers, cache.length_B, count_B)
@@ -336,7 +312,3 @@ class Recurrent(nn.Module):
     def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> Kept:
         """What `extend` keeps, of no tokens yet; see gptjax.models.empty."""
         return self.decoder.empty(rows, capacity, ahead, dtype)
-
-    def table(self) -> jax.Array:
-        """The head's rows, one a token, [V, D]."""
-        return self.words.table()

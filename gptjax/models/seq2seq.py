@@ -14,11 +14,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.models.attention import Memory
 from gptjax.models.cache import Cache
 from gptjax.models.cells import CELLS
-from gptjax.models.heads import TaskHead
-from gptjax.models.kernels.plain import unembed
+from gptjax.models.model import Model
 from gptjax.models.recurrent import RecurrentDecoder, RecurrentEncoder
 from gptjax.models.trunk import Trunk
-from gptjax.models.words import Words
 
 
 class TransformerEncoder(nn.Module):
@@ -52,32 +50,17 @@ DECODERS: dict[str, Callable[[Any, str], nn.Module]] = {"transformer": transform
 DECODERS |= {cell: partial(RecurrentDecoder, cell=cell, crosses=True) for cell in CELLS}
 
 
-class Seq2Seq(nn.Module):
-    """An encoder-decoder: float32 logits_BTV of a target, given its tokens so far and its source.
-
-    Attributes:
-      config: `config.model` of a run; configs/base.py gives each key's meaning.
-      dtype: of the arithmetic, by name; norms' statistics, softmax and logits are float32 whatever it is.
-    """
-
-    config: Any
-    dtype: str = "float32"
+class Seq2Seq(Model):
+    """An encoder-decoder: float32 logits_BTV of a target, given its tokens so far and its source."""
 
     kind: ClassVar[str] = "seq2seq"
     also_reads: ClassVar[tuple[str, ...]] = ("source_BS", "source_segments_BS", "segments_BT", "perturbation_BSD")
 
     def setup(self) -> None:
         """Declares the parts; source and target share one table of tokens."""
+        super().setup()
         c = self.config
-        self.words = Words(c, self.dtype)
-        nn.share_scope(self, self.words)
         self.encoder, self.decoder = ENCODERS[c.encoder](c, self.dtype), DECODERS[c.decoder](c, self.dtype)
-        if c.task != "none":
-            self.task = TaskHead(c, self.dtype)
-
-    def __call__(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """Logits for the token after each position, float32 [B, T, V]; arguments and errors as of `read`."""
-        return unembed(self.read(ids_BT, *others, **more), self.table(), self.config.logit_softcap)
 
     def encoded(
         self,
@@ -115,14 +98,6 @@ class Seq2Seq(nn.Module):
         memory = self.encoded(source_BS, source_segments_BS, perturbation_BSD, deterministic)
         return self.decoder(self.words.embed(ids_BT), segments_BT, memory, deterministic)
 
-    def asked(self, features_BTD: jax.Array) -> jax.Array:
-        """What the head reads, [B, T, D]."""
-        return self.words.asked(features_BTD)
-
-    def read(self, ids_BT: jax.Array, *others: Any, **more: Any) -> jax.Array:
-        """What the head reads, [B, T, D]; arguments and errors as of `features`."""
-        return self.asked(self.features(ids_BT, *others, **more))
-
     def hear(self, source_BS: jax.Array, source_segments_BS: jax.Array) -> Any:
         """The source as the decoder reads it, to be kept."""
         return self.decoder.hear(self.encoded(source_BS, source_segments_BS))
@@ -139,7 +114,3 @@ class Seq2Seq(nn.Module):
     def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> Any:
         """What `extend` keeps of the target, of no tokens yet; see gptjax.models.empty."""
         return self.decoder.empty(rows, capacity, ahead, dtype)
-
-    def table(self) -> jax.Array:
-        """The head's rows, one a token, [V, D]."""
-        return self.words.table()

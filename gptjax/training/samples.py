@@ -3,16 +3,28 @@
 from typing import Any
 
 from gptjax import models, random
+from gptjax.config import ConfigError, DataError
+from gptjax.decode import filling
 from gptjax.decode import generate as decoding
 from gptjax.training.job import Job
 
 
 def sample(job: Job, params: Any) -> str:
-    """What the model makes of `config.sample.prompt`: a text that begins with it; of an encoder-decoder, its answer."""
+    """What the model makes of `config.sample.prompt`.
+
+    A decoder goes on from it, an encoder-decoder answers it, and an encoder fills in its masks, if it has any.
+    """
     c, kind = job.config, models.kind(job.model)
     if kind == "encoder":
-        return ""
+        return _filled(job, params) if filling.MASKS.search(c.sample.prompt) else ""
     voice = decoding.voice(job.model, params, job.data.tokenizer, c.model.context)
     asks = [decoding.Ask(c.sample.prompt, job.sample_settings, random.key(c.seed, "sample", 0))]
     _, said = next(decoding.generate(voice, asks, decoding.How(slide=kind == "decoder")))
     return c.sample.prompt + said.text if kind == "decoder" else f"{c.sample.prompt}\n{said.text}"
+
+
+def _filled(job: Job, params: Any) -> str:
+    try:
+        return filling.fill(job.model, params, job.data.tokenizer, job.config.sample.prompt).lines()
+    except (ConfigError, DataError) as error:  # the run is over, and this is no reason to lose it
+        return f"no sample: {error}"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from gptjax import models, run
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.data.specials import specials
+from gptjax.training import samples
 
 BYTES = tokenizers.bytes_encoding()
 MASK = specials(BYTES, ["mask"]).ids["mask"]
@@ -69,3 +71,16 @@ def test_what_cannot_be_filled_is_refused():
         made(model_arch="gpt").fill("[MASK]")
     with pytest.raises(ConfigError, match="top_k is 0"):
         made().fill("[MASK]", 0)
+
+
+@pytest.mark.parametrize(
+    "prompt, begins", [("a[MASK]b", "a"), ("ab", ""), ("[MASK]" * 20, "no sample: the text has 21 tokens")]
+)
+def test_a_runs_sample_has_its_masks_filled_in(prompt, begins):
+    of = made()
+    config = tiny_config(model_arch="encoder", sample_prompt=prompt)
+    job = SimpleNamespace(config=config, model=of.model, data=SimpleNamespace(tokenizer=BYTES))
+    said = samples.sample(job, of.params)
+    assert said.startswith(begins) and bool(said) == bool(begins)
+    if begins == "a":
+        assert said == of.fill(prompt).lines()
