@@ -77,6 +77,18 @@ def text_file(tmp_path_factory):
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is `thorough` all cases but the first are slow."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            test = item.nodeid.partition("[")[0]
+            if test in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(test)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_programs_left():
     """Each compiled program keeps three memory maps; Linux gives a process 65,530, and XLA crashes without one."""

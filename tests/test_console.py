@@ -35,6 +35,7 @@ def test_nothing_is_printed_for_what_takes_no_time(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar_with_loss_speed_and_time_left(tmp_path, text_file):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "gptjax.train", f"--config={BASE}", f"--workdir={tmp_path}/run"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import logging
 import sys
@@ -198,7 +199,9 @@ class Checkpoints:
                 integrity.seal(self.directory / str(self._step))
 
     def _failed(self, error: Exception) -> None:
-        self._trouble = disk_trouble(error)
+        # Threads of the save before may still be writing into what is cleared away for this one.
+        still = self._failures and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY
+        self._trouble = disk_trouble(error) or (self._trouble if still else "")
         if not self._trouble:
             raise error
         if not self._failures:

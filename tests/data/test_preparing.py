@@ -261,6 +261,7 @@ def test_a_pair_is_judged_as_one_text_and_cleaned_on_both_sides(tmp_path, call):
 # Training on what was prepared
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_a_prepared_set_as_on_its_text_and_takes_its_tokenizer(tmp_path, call, call_train):
     corpus(tmp_path / "text")
     prepared(call, tmp_path, tokenizer="bpe:300", held_out=0.2)

@@ -65,6 +65,7 @@ def greedy(forward, prompt, max_tokens):
 @pytest.mark.parametrize(
     "family, settings", [("llama", Contrastive()), ("llama", Contrastive(0.9, 6)), ("mistral", Contrastive(0.3, 3))]
 )
+@pytest.mark.thorough
 def test_equals_the_papers_equation(family, settings, llama):
     """Prompts of 8, 1, 3 and 30 tokens in batches of 3, some of whose texts end; Mistral looks back 5 tokens."""
     prompts = PROMPTS[:4]

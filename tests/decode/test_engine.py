@@ -102,6 +102,7 @@ BATCH = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_of_different_prompts_and_settings_and_more_requests_than_rows():
     of = voice(model_context=128)
     together = answers(of, BATCH, rows=3, room=128)
@@ -137,6 +138,7 @@ def test_a_row_is_the_same_bit_for_bit_alone_and_among_fifteen_others():
 @pytest.mark.parametrize(
     "changes", [{"model_positions": "rotary"}, pytest.param({"model_mlp": "experts"}, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_so_it_is_as_users_programs_are_compiled(changes):
     here = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     script = f"import test_engine; test_engine.check_bits(**{changes})"
@@ -179,6 +181,7 @@ def test_a_beginning_that_was_read_before_gives_the_same_bits(pieces):
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
+@pytest.mark.thorough
 def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
     """A window in each layer: the texts of the uncached model, far past the context, prompts longer than it too."""
     of = voice(model_context=24, model_positions=positions, model_windows="(0, 5)")

@@ -30,6 +30,7 @@ def test_texts_are_longer_than_the_context_where_it_slides():
     said_by(uncached(of, [1, 2, 3, *sample.ids], context=64), (1, 2, 3), sample)
 
 
+@pytest.mark.slow
 def test_searches_equal_plain_references():
     of = voice(model_arch="recurrent", model_context=64, model_init_std=1.0)
 

@@ -109,6 +109,7 @@ def said_by(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.thorough
 def test_greedy_targets_equal_the_uncached_forward(kind):
     """Of sources of one token and of many, in two rows, one after the other."""
     of = made(**KINDS[kind])
@@ -166,6 +167,7 @@ def test_guidance_is_away_from_what_it_says_of_an_empty_source():
 
 
 @pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.thorough
 def test_speculation_gives_the_same_targets(draft):
     of = made()
     how = {"draft": made(model_layers=1).voice} if draft else {}
@@ -204,6 +206,7 @@ def test_what_is_heard_is_kept_in_the_dtype_that_is_wanted():
         ("luong", Beams(3, best=3), 9),
     ],
 )
+@pytest.mark.thorough
 def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
     """Sources of different lengths in one batch; more tokens than a search has room for at first."""
     of = made(**KINDS[kind])
@@ -238,6 +241,7 @@ def test_searches_give_each_its_own_though_lengths_are_sorted():
 
 
 @pytest.mark.parametrize("kind", ["learned", "bahdanau"])
+@pytest.mark.thorough
 def test_contrastive_search_without_a_penalty_is_greedy(kind):
     of = made(**KINDS[kind])
     found = answers(of, [ask(t) for t in SOURCES], contrastive=Contrastive(0.0, 3), rows=2)

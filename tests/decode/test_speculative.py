@@ -112,6 +112,7 @@ def _whole(model, params, ids_BT):
 
 @pytest.mark.parametrize("kind", ["rotary", "windows", "learned"])
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
+@pytest.mark.thorough
 def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
     target = reader(kind)
     draft = reader(kind, noise=0.1) if proposer == "draft" else None
@@ -225,6 +226,7 @@ def optimised():
 
 
 @pytest.mark.parametrize("proposer", [pytest.param("draft", marks=pytest.mark.slow), "ngram"])
+@pytest.mark.slow
 def test_sampled_text_follows_the_models_distribution(proposer, optimised):
     """20,000 rows with one prompt: their first token, and their first three jointly, by chi-square."""
     prompt, how = [2, 3, 3], Speculation(2, 0 if proposer == "draft" else 2)

@@ -54,6 +54,7 @@ def test_our_side_that_cannot_be_says_why():
     assert "did you mean model.layers?" in done.stderr
 
 
+@pytest.mark.slow
 def test_decoding_is_timed_without_compiling(tmp_path):
     peer = tmp_path / "peer.py"
     peer.write_text(PEER)

@@ -30,6 +30,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.thorough
 def test_each_written_token_spreads_its_attention_over_the_source(kind, tmp_path):
     run = a_run(tmp_path, **KINDS[kind])
     found = alignment.alignment(run, "a bé", "xy")

@@ -85,6 +85,7 @@ def test_export_and_import_are_bit_exact(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.thorough
 def test_transformers_loads_what_is_exported_and_says_the_same(kind, tmp_path):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")

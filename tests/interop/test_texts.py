@@ -39,6 +39,7 @@ def check(of, start, case, expected):
 
 
 @pytest.mark.parametrize("family", make_texts.FAMILIES)
+@pytest.mark.thorough
 def test_texts_equal_transformers(family, tmp_path):
     pytest.importorskip("transformers", reason="the parity extra is not installed")
     model = make_hf_encoders.make(family, "golden", tmp_path, seed=4)

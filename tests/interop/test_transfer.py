@@ -109,6 +109,7 @@ def test_export_and_import_are_bit_exact(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.thorough
 def test_transformers_loads_what_is_exported_and_writes_the_same_text(family, tmp_path):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -304,6 +305,7 @@ def test_an_imported_run_is_a_run_like_any_other(call, exported, text_file, tmp_
     assert "model.layers is decided by" in refusal
 
 
+@pytest.mark.slow
 def test_a_scanned_run_can_begin_with_an_unscanned_ones_parameters(exported, text_file, tmp_path):
     transfer.import_run(str(exported), tmp_path / "run")
     recipe = tiny_config(data_path=text_file, train_steps=1, optimizer_learning_rate=0.0, model_scan_layers=True)

@@ -82,6 +82,7 @@ def test_causality_through_gradients(changes):
 
 
 @pytest.mark.parametrize("member", ["gpt2", "llama", "modern"])
+@pytest.mark.thorough
 def test_a_new_model_knows_nothing(member):
     for vocabulary in (257, 5000):
         model, params = initialised(vocabulary, **MEMBERS[member], model_width=64)
@@ -166,6 +167,7 @@ def without_scan_or_remat(member):
 @pytest.mark.parametrize("remat", ["full", "dots"])
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("member", ["gpt2", "modern", "experts"])
+@pytest.mark.thorough
 def test_scan_and_remat_change_neither_loss_nor_gradients(member, scan_layers, remat):
     changes, params, loss, grads, plain = without_scan_or_remat(member)
     settings = dict(model_scan_layers=scan_layers, model_remat=remat)

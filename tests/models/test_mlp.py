@@ -51,7 +51,7 @@ def test_mlp_vs_reference(activation, use_bias):
     np.testing.assert_allclose(said(module, params, x), dense(params, x, activation), atol=1e-4)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     E=st.integers(1, 6),
     k=st.integers(1, 6),
@@ -99,7 +99,7 @@ def test_equal_experts_equal_the_dense_mlp(k):
     np.testing.assert_allclose(said(one, params, x), said(mixture, same, x), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(N=st.integers(1, 20), E=st.integers(1, 8), k=st.integers(1, 8), seed=st.integers(0, 99))
 def test_routing_losses_vs_reference(N, E, k, seed):
     k = min(k, E)

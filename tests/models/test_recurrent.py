@@ -225,6 +225,7 @@ def test_packed_documents_are_read_as_if_alone_and_touch_no_other(cell):
 
 
 @pytest.mark.parametrize("encoder, decoder, attention", PAIRS)
+@pytest.mark.thorough
 def test_packed_pairs_are_read_as_if_alone_and_padding_does_nothing(encoder, decoder, attention):
     model, params = translator(encoder, decoder, attention)
     target, source = ids(1, 10), ids(1, 8, seed=1)
@@ -294,6 +295,7 @@ def test_reading_in_pieces_equals_reading_at_once(cell):
 
 
 @pytest.mark.parametrize("encoder, decoder, attention", [*PAIRS, ("lstm", "transformer", "additive")])
+@pytest.mark.thorough
 def test_so_do_decoders_that_hear_a_source(encoder, decoder, attention):
     model, params = translator(encoder, decoder, attention)
     tokens, source, of_source = (
@@ -310,6 +312,7 @@ def test_so_do_decoders_that_hear_a_source(encoder, decoder, attention):
 
 
 @pytest.mark.parametrize("cell", ["", *PAIRS[1:3]])
+@pytest.mark.thorough
 def test_dropout_is_of_training_alone_and_of_every_layer(cell):
     model, params = translator(*cell, model_dropout=0.5) if cell else language_model("gru", model_dropout=0.5)
     source = {"source_BS": ids(2, 5), "source_segments_BS": np.ones((2, 5), np.int32)}
@@ -337,6 +340,7 @@ def test_bfloat16_is_near_float32():
         assert 0 < np.abs(near - logits(model, params, *given)).max() < 0.2
 
 
+@pytest.mark.slow
 def test_trains_writes_and_is_evaluated_by_the_commands(call, call_train, tmp_path, text_file):
     flags = dict(model_arch="recurrent", model_cell="gru", data_path=text_file, optimizer_learning_rate=1e-2)
     done = call_train(tmp_path / "run", "--json", **flags, train_steps=24)

@@ -166,6 +166,7 @@ def reference_shift(gradient, shape, epsilon, steps):
 @pytest.mark.parametrize(
     "kind, name, attack, steps", [("decoder", "causal", "pgd", 3), ("seq2seq", "denoising", "fgm", 1)]
 )
+@pytest.mark.thorough
 def test_attack_vs_reference(kind, name, attack, steps):
     model, params = built(kind)
     batch = shared_out(batch_of(name))

@@ -66,6 +66,7 @@ def test_it_learns_and_goes_on_exactly_from_a_checkpoint(name, tmp_path, params)
     assert late[-1] < early[0] - 0.2 and all(np.isfinite(early + late))
 
 
+@pytest.mark.slow
 def test_what_a_schedule_free_run_answers_is_what_is_loaded_and_it_goes_on_bit_identical(tmp_path, text_file, call):
     """The same run at one go, and interrupted at step 6 and gone on with from step 4."""
     changes = dict(optimizer_name="schedule_free", schedule_name="constant", optimizer_learning_rate=0.02)

@@ -291,6 +291,23 @@ def test_a_save_that_fails_is_told_once_and_tried_again_and_takes_nothing_with_i
         equal(checkpoints.restore(like(state)), state.replace(step=state.step + 5))
 
 
+def test_what_a_failed_save_still_writes_is_in_nobodys_way(tmp_path, monkeypatch, limited):
+    """Its threads put a file into the folder that the next save clears away: that is tried again, too."""
+    monkeypatch.setattr("gptjax.training.checkpoints.RETRY_SECONDS", 0.01)
+    state = state_of()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        limited(2000)
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        limited(None)
+        assert checkpoints.retry_at is not None
+        with monkeypatch.context() as busy:
+            busy.setattr(checkpoints, "_open", lambda: os.rmdir(tmp_path))
+            checkpoints.save(1, state)
+        checkpoints.finish(state)
+    assert Checkpoints(tmp_path).newest_usable() == 1
+
+
 def test_the_last_one_is_tried_for_a_while_and_then_the_run_fails(tmp_path, monkeypatch, capsys, limited):
     monkeypatch.setattr("gptjax.training.checkpoints.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("gptjax.training.checkpoints.LAST_SAVE_SECONDS", 0.5)

@@ -105,6 +105,7 @@ def undisturbed(tmp_path_factory, text_file):
 
 
 @pytest.mark.parametrize("trouble", [tmpfs_that_fills_up, errors_as_of_a_full_disk])
+@pytest.mark.thorough
 def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
     undisturbed, tmp_path, text_file, call_train, request, monkeypatch, trouble
 ):

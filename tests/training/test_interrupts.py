@@ -38,6 +38,7 @@ def saved_in(workdir):
     return max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again_a_run_ends_bit_identical(tmp_path, text_file, capsys):
     loop.train(tiny_config(data_path=text_file, **RUN), tmp_path / "whole")
     workdir, told = tmp_path / "run", "saved at step {:,}; the same command goes on there\n"

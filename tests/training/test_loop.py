@@ -58,6 +58,7 @@ def test_a_run_leaves_what_it_should(trained):
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_scanned_with_dropout_and_accumulation_and_tells_of_its_routing(tmp_path, text_file):
     config = tiny_config(
         data_path=text_file, model_mlp="experts", model_experts=4, model_scan_layers=True, model_remat="full",
@@ -164,6 +165,7 @@ def test_killed_at_any_step_a_run_ends_bit_identical(tmp_path, text_file):
 STAGES = ((3, 8, 8), (3, 4, 8))
 
 
+@pytest.mark.slow
 def test_resumed_inside_its_second_stage_a_run_ends_bit_identical(tmp_path, text_file, monkeypatch):
     changes = dict(data_path=text_file, data_stages=STAGES, model_layers=1, checkpoint_every_steps=4, log_every_steps=1)
     loop.train(tiny_config(**changes), tmp_path / "whole")
@@ -210,6 +212,7 @@ def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
     assert [line["mfu"] / line["tokens_per_second"] for line in lines] == flops
 
 
+@pytest.mark.slow
 def test_the_speedrun_recipe_learns_within_thirty_steps(tmp_path, text_file):
     changes = {"data.path": text_file, "model.layers": 1, "model.width": 32, "train.steps": 30, "eval.every_steps": 30}
     changes |= {"schedule.warmup_steps": 3, "sample.prompt": "the"}
@@ -232,6 +235,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):
         first.wait()
 
 
+@pytest.mark.slow
 def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
     script = (
         "import sys\n"

@@ -201,6 +201,7 @@ LONG = CHANGES | dict(train_steps=200, checkpoint_every_steps=200, eval_every_st
 SPIKES = dict(guard_spike_z=6, guard_warmup_steps=50)
 
 
+@pytest.mark.slow
 def test_ordinary_steps_are_no_spikes_and_a_planted_one_is(tmp_path, text_file, plant, call_train):
     loop.train(tiny_config(data_path=text_file, **LONG | SPIKES), tmp_path / "ordinary")
     assert lines_of(tmp_path / "ordinary")[-1]["skipped_steps"] == 0

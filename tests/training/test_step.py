@@ -41,6 +41,7 @@ def stepped(slices=1, steps=3, seed=0, **changes):
 
 
 @pytest.mark.parametrize("slices", [2, 4, 8])
+@pytest.mark.thorough
 def test_gradient_accumulation_equals_the_whole_batch(slices):
     """Rows of different weight: a mean of the slices' means would differ."""
     whole, losses = stepped(1)
@@ -105,6 +106,7 @@ print(json.dumps([jax.device_count(), stepped(int(sys.argv[1]))[1]]))
 
 
 @pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.thorough
 def test_several_devices_take_the_same_steps_as_one(slices):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     done = subprocess.run(

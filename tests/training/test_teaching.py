@@ -8,6 +8,7 @@ from conftest import tiny_config
 from gptjax.training import loop
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_finished_run(call_train, trained, tmp_path, text_file):
     flags = {"data_path": text_file, "train_objective": "distillation", "objective_teacher": trained}
     result = call_train(tmp_path / "student", model_width=8, model_heads=1, **flags)

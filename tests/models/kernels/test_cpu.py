@@ -209,6 +209,7 @@ def test_kernels_know_the_window_unless_scanned_layers_differ(monkeypatch, remat
     assert seen and set(seen) == {known}
 
 
+@pytest.mark.slow
 def test_two_hundred_steps_end_at_the_same_loss(tmp_path, text_file):
     losses = []
     for kernels in ("plain", "cpu"):

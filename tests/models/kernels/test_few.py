@@ -13,7 +13,7 @@ from gptjax import models
 from gptjax.models.kernels import KERNELS, few, plain
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows=st.lists(st.integers(1, 5), min_size=1, max_size=2), D=st.integers(1, 40), F=st.integers(1, 40))
 def test_product_and_head_vs_plain(rows, D, F):
     rng = np.random.default_rng(len(rows) + D + F)
@@ -34,6 +34,7 @@ def test_product_and_head_vs_plain(rows, D, F):
     ],
     ids=str,
 )
+@pytest.mark.thorough
 def test_a_model_stored_for_few_rows_says_the_same(changes):
     config = tiny_config(**changes, model_kernels="cpu").copy_and_resolve_references()
     with config.unlocked():
