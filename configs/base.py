@@ -103,6 +103,33 @@ def get_config() -> ConfigDict:
     data.prefetch = 2  # batches made in threads ahead of the step; 0: each when it is wanted
     data.stages = ()  # before batch_size and context: ((steps, batch_size, context), ...), one after the other
 
+    config.finetune = finetune = ConfigDict()  # with init_from: what of the model trains, and how
+    finetune.method = "full"  # full, rule, top_layers, bitfit, lora, dora, adalora, ia3, adapter, prefix
+    finetune.rule = ""  # of rule: a regular expression; the parameters whose paths it matches train
+    finetune.also = ""  # of every method: the same, of parameters that train besides
+    finetune.top_layers = 2  # of top_layers: how many of the last blocks train, with what is behind them
+    finetune.targets = "."  # of lora, dora, adalora: a regular expression of modules that have a matrix
+    finetune.rank = 8  # of lora and dora; of adalora: the mean of the ranks that are left at the end
+    finetune.alpha = 16.0  # of lora, dora, adalora: what is added is multiplied with alpha / rank
+    finetune.rank_stabilised = False  # with alpha / sqrt(rank) instead (rsLoRA)
+    finetune.dropout = 0.0  # of lora, dora, adalora: fraction dropped from what the added product reads
+    finetune.b_rate = 1.0  # of lora, dora: the second matrix's learning rate is that many times the first's (LoRA+)
+    finetune.adalora = adalora = ConfigDict()
+    adalora.first_rank = 12  # of each matrix, at first
+    adalora.warmup_steps = 100  # before ranks are taken away
+    adalora.final_steps = 200  # at the end, in which the ranks stay as they are
+    adalora.every_steps = 10  # between two choices of ranks
+    adalora.orthogonality = 0.1  # factor of the penalty that keeps P and Q orthogonal
+    adalora.beta1 = 0.85  # decay of a number's mean sensitivity, per step
+    adalora.beta2 = 0.85  # decay of its uncertainty, per step
+    finetune.bottleneck = 16  # of adapter: columns between its two matrices
+    finetune.parallel = False  # of adapter: beside a sublayer, not behind it
+    finetune.length = 16  # of prefix: keys and values that are put before a text's own
+    finetune.layer_decay = 1.0  # a block's learning rate is that many times the next one's; the tables' least of all
+    finetune.rates = ()  # ((regular expression of paths, factor of the learning rate), ...), the first that matches
+    finetune.unfreeze_every = 0  # steps after which one more block trains, from the last one down; 0: all at once
+    finetune.l2_to_start = 0.0  # factor of half the squared distance to the first parameters, in the loss
+
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, muon, lion, adafactor (reads no beta and no epsilon), sophia, schedule_free
     optimizer.learning_rate = 6e-3  # at the schedule's peak; adafactor: times the parameter's root mean square

@@ -236,6 +236,7 @@ def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     yield from _mixture_problems(data)
     yield from _pair_problems(data)
     yield from _optimizer_problems(config)
+    yield from _finetune_problems(config)
     if config.guard.spike_z and config.guard.warmup_steps < 2:
         yield f"guard.warmup_steps is {config.guard.warmup_steps}; spikes (guard.spike_z) are told by 2 steps or more"
     if not 0 < data.held_out < 1:
@@ -348,6 +349,23 @@ def _optimizer_problems(config: ConfigDict) -> Iterator[str]:
         yield "optimizer.beta1 is 0; schedule_free needs more"
     if schedule.cooldown_fraction > 1:
         yield f"schedule.cooldown_fraction is {schedule.cooldown_fraction}; it must be at most 1"
+
+
+def _finetune_problems(config: ConfigDict) -> Iterator[str]:
+    options = config.finetune
+    if options.method != "full" and not config.init_from:
+        yield f"finetune.method={options.method} tunes a part of another run's model; give --config.init_from=RUN"
+    if options.method == "rule" and not options.rule:
+        yield "finetune.method=rule needs a regular expression of paths; give --config.finetune.rule"
+    for key in ("rank", "alpha", "bottleneck", "length", "b_rate", "layer_decay"):
+        if options[key] <= 0:
+            yield f"finetune.{key} is {options[key]}; it must be more than 0"
+    if any(not _is_weighted_path(one) or type(one[1]) not in (int, float) for one in options.rates):
+        yield f"finetune.rates is {options.rates}; it must be like (('head', 1.0), ('block_0/', 0.1))"
+    if options.dropout >= 1:
+        yield f"finetune.dropout is {options.dropout}; it must be less than 1"
+    if options.method == "adalora" and options.adalora.first_rank < options.rank:
+        yield f"finetune.adalora.first_rank={options.adalora.first_rank} is less than finetune.rank={options.rank}"
 
 
 def _unknown_choices(config: ConfigDict, choices: Choices) -> Iterator[str]:

@@ -18,8 +18,9 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import filling
 from gptjax.decode import generate as decoding
 from gptjax.decode.engine import Sample
+from gptjax.finetune import methods
 from gptjax.inspect import parameters
-from gptjax.training.checkpoints import Checkpoints, shapes_on
+from gptjax.training import origins
 from gptjax.workdir import read_config
 
 
@@ -134,8 +135,4 @@ def load(workdir: str | Path, step: int | str | None = None) -> Run:
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = tokenizers.load(workdir / "tokenizer")
-    model = models.build(config.model, config.train.dtype)
-    shapes = models.shapes(model)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = Checkpoints(workdir).restore_params(shapes_on(shapes, here), step)
-    return Run(workdir, config, model, params, tokenizer)
+    return Run(workdir, config, methods.model_of(config), origins.saved(workdir, step=step), tokenizer)

@@ -21,6 +21,7 @@ from gptjax.data.batches import Mixing
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.files import appearing, is_free, write_atomic
 
+TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` about a task head
 CHAT_TEMPLATE = Path("tokenizer", "chat_template.jinja")  # in a run that has one
 
 
@@ -70,15 +71,17 @@ def with_model_of(origin: Path, config: ConfigDict, free: Sequence[str]) -> Conf
     Args:
       origin: a run's directory.
       config: not yet resolved.
-      free: keys of `config.model` that stay as they are.
+      free: keys of `config.model` that stay as they are; those of a task head where it asks for one.
 
     Raises:
       CheckpointError: there is no run.
     """
     theirs = read_config(origin)
     config = config.copy_and_resolve_references()
+    asked = config.model.task != "none"
     with config.unlocked():
-        config.model = ConfigDict(theirs.model.to_dict() | {key: config.model[key] for key in free})
+        own = {key: config.model[key] for key in free if asked or key not in TASK_HEAD}
+        config.model = ConfigDict(theirs.model.to_dict() | own)
         config.data.tokenizer = theirs.data.tokenizer
     return config.lock()
 
@@ -115,7 +118,7 @@ def begin_training(workdir: Path, config: ConfigDict, facts: dict[str, Any]) -> 
     facts = known | facts | {"fingerprints": (known["fingerprints"] or {}) | facts["fingerprints"]}
     # In this order: until the second is there the run counts as untrained, and this can be done again.
     write_atomic(workdir / "config.json", configs.to_json(config))
-    write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
+    write_data_facts(workdir, facts)
 
 
 def left_out(workdir: Path) -> list[tuple[int, int]]:
@@ -125,8 +128,7 @@ def left_out(workdir: Path) -> list[tuple[int, int]]:
 
 def leave_out(workdir: Path, first: int, last: int) -> None:
     """Has the run leave out the batches of these steps, now and whenever it goes on."""
-    facts = read_data_facts(workdir) | {"left_out": [*left_out(workdir), (first, last)]}
-    write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
+    write_data_facts(workdir, read_data_facts(workdir) | {"left_out": [*left_out(workdir), (first, last)]})
 
 
 def keep_original_tokenizer(source: Path, target: Path) -> None:
@@ -173,6 +175,11 @@ def read_data_facts(workdir: Path) -> dict[str, Any]:
         return json.loads((workdir / "data.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{workdir / 'data.json'} cannot be read: {error}") from error
+
+
+def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
+    """Puts them in the place of those that there are."""
+    write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
 
 
 def check_has_text(workdir: Path) -> None:

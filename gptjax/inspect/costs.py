@@ -18,16 +18,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, models, objectives, optim, sharding
+from gptjax import console, models, objectives, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError
 from gptjax.data import tokenizers
+from gptjax.finetune import methods
 from gptjax.inspect import parts, products, timeline
 from gptjax.inspect.parts import Place
 from gptjax.training import metrics, profile
 from gptjax.training.job import check
 from gptjax.training.loop import FREE_OF_ORIGIN
-from gptjax.training.state import TrainState, initial
+from gptjax.training.state import TrainState, starting_from
 from gptjax.training.step import of_config
 
 WARM_UP = 2  # steps before the clock starts: the first ones touch memory that later ones find there
@@ -63,17 +64,17 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     """
     config = planned(config)
     mesh = sharding.make_mesh(**config.mesh)
-    model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
+    model = methods.model_of(config, sharding.divided(mesh))
     optimizer = optim.optimizer(config)
 
     def start() -> TrainState:
-        return initial(model, optimizer, config.seed)
+        return starting_from(models.init(model, random.key(config.seed, "init")), model, optimizer, config)
 
     shapes = jax.eval_shape(start)
     step = of_config(config, objectives.loss(config, model), optimizer, mesh, shapes)
     batch = random_batch(config)
     counted = products.flops_by_place(step.trace(shapes, batch).jaxpr)
-    found = Plan(config, mesh.size, shapes.params, counted)
+    found = Plan(config, mesh.size, shapes.answering(), counted)
     if not steps:
         return found
     state = jax.jit(start, out_shardings=sharding.of_state(mesh, shapes))()

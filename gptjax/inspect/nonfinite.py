@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from gptjax import models, objectives
+from gptjax import objectives
+from gptjax.finetune import methods
 from gptjax.models.stacking import unstack
 
 
@@ -122,4 +123,4 @@ def plain_model(config: ConfigDict) -> nn.Module:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(scan_layers=False, remat="none")
-    return models.build(config.model, config.train.dtype)
+    return methods.model_of(config)

@@ -20,6 +20,7 @@ from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.files import appearing, is_free
+from gptjax.finetune import methods
 from gptjax.interop import families, hub, weights
 from gptjax.interop import tokenizers as hf_tokenizers
 from gptjax.interop.families import Family, Tensor
@@ -202,6 +203,7 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
             model=model,
             data=dict(tokenizer=chosen.name, context=min(model["context"], 1024), batch_size=8),
             objective=objectives.PLAIN,
+            finetune=dict(method="full"),
             train=dict(objective=objective, dtype="float32"),
         )
     )
@@ -222,6 +224,28 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
         "tokenizer": chosen.name,
         "tokenizer_kind": why,
     }
+
+
+def merge_run(run: Run, workdir: Path) -> dict[str, Any]:
+    """Makes a run of one that was fine-tuned, with what was added part of the matrices that it was added to.
+
+    Raises:
+      ConfigError: the directory is taken, or something was added that no matrix can hold.
+    """
+    if not is_free(workdir):
+        raise ConfigError(f"{workdir} exists; give another --to")
+    params = methods.merged(run.params, run.config.finetune)
+    config = ConfigDict(run.config.to_dict())
+    config.init_from, config.finetune = "", ConfigDict({"method": "full"})
+
+    def fill(unfinished: Path) -> None:
+        workdirs.keep_original_tokenizer(run.workdir, unfinished)
+        with Checkpoints(unfinished, keep=1) as checkpoints:
+            checkpoints.save_params(0, params)
+
+    facts = {"fingerprints": None, "imported": f"merged:{run.workdir}"}
+    workdirs.create(workdir, config, run.tokenizer, facts, fill)
+    return {"method": run.config.finetune.method, "parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
 
 
 def _tokenizer(folder: Path, name: str) -> tuple[tokenizers.Tokenizer, str]:
@@ -261,10 +285,11 @@ def export_run(
     if not is_free(folder):
         raise ConfigError(f"{folder} exists; give another --to")
     model = run.config.model.to_dict() | {"objective": run.config.train.objective}
-    family, hf_config, model, remark = _family(model)
+    family, hf_config, model, remark = family_that_says(model)
     ids = _ids(run.tokenizer, hf_config, model["arch"])
     shapes = flat_shapes(model)
-    params = unstack(run.params) if run.config.model.scan_layers else run.params
+    params = methods.merged(run.params, run.config.finetune)
+    params = unstack(params) if run.config.model.scan_layers else params
     tensors = _tensors(families.tensors_of(family, model), shapes, params)
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     with appearing(folder) as unfinished:
@@ -302,7 +327,10 @@ def _ids(tokenizer: tokenizers.Tokenizer, hf_config: Mapping[str, Any], arch: st
     return ids if arch == "gpt" else ids | dict(pad_token_id=padding)
 
 
-def _family(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[str, Any], str]:
+def family_that_says(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[str, Any], str]:
+    """The family that computes what a `config.model`, with `objective`, does; its config, the model as it says it, and
+    a remark on what that changes. Raises ConfigError where there is none.
+    """
     for changed, remark in _as_it_can_be_said(model):
         try:
             return (*families.config_of(changed), changed, remark)

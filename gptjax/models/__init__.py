@@ -28,6 +28,7 @@ from gptjax.models.kernels import FOR_FEW_ROWS, KERNELS, resolved
 from gptjax.models.kernels.plain import TokenLoss
 from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
+from gptjax.models.model import Interceptor
 from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
 from gptjax.models.recurrent import Recurrent
 from gptjax.models.seq2seq import DECODERS, ENCODERS, Seq2Seq
@@ -69,17 +70,20 @@ class Output(NamedTuple):
     ahead_nBTD: tuple[jax.Array, ...] = ()  # what the head reads for the tokens after the next one, nearest first
 
 
-def build(config: Any, dtype: str = "float32", divided: Collection[str] = ()) -> nn.Module:
+def build(
+    config: Any, dtype: str = "float32", divided: Collection[str] = (), attached: Interceptor | None = None
+) -> nn.Module:
     """The model that `config` (`config.model` of a run, resolved) describes.
 
     Args:
       config: see configs/base.py.
       dtype: of the arithmetic.
       divided: what is divided among devices, as gptjax.models.kernels.resolved takes it.
+      attached: what else is done with its modules' methods, see gptjax.models.model.Model.
     """
     config = ConfigDict(config)
     config.kernels = resolved(config.kernels, divided)
-    return MODELS[config.arch](config=FrozenConfigDict(config), dtype=dtype)
+    return MODELS[config.arch](config=FrozenConfigDict(config), dtype=dtype, attached=attached)
 
 
 def example(model: nn.Module) -> dict[str, jax.Array]:

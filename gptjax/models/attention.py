@@ -90,9 +90,20 @@ class Attention(nn.Module):
             share = self.first_value_share
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
         q, k, v = axes.constrain(q, "BTHK"), axes.constrain(k, "BSGK"), axes.constrain(v, "BSGK")
+        sight = self.sight(places, window, deterministic)
+        if kept is None:
+            mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, sight)
+        else:
+            kept = cache.written(kept, k, v, places.positions, places.count_B)
+            mixed_BTHK = cache.attend(q, kept, places.positions, places.count_B, sight)
+        return self._written(mixed_BTHK), first_v_BTGK, kept
+
+    def sight(self, places: Places, window: int | jax.Array, deterministic: bool) -> Sight:
+        """What a sequence's attention to itself depends on; arguments as of the call."""
+        c = self.config
         relative = None if places.relative_RH is None else Relative(places.relative_RH, c.relative.longest)
         drop = self._drop(deterministic)
-        sight = Sight(
+        return Sight(
             window,
             c.attention_scale,
             places.slopes_H,
@@ -102,12 +113,6 @@ class Attention(nn.Module):
             places.ahead_BT,
             relative,
         )
-        if kept is None:
-            mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, sight)
-        else:
-            kept = cache.written(kept, k, v, places.positions, places.count_B)
-            mixed_BTHK = cache.attend(q, kept, places.positions, places.count_B, sight)
-        return self._written(mixed_BTHK), first_v_BTGK, kept
 
     def across(self, x_BTD: jax.Array, segments_BT: jax.Array | None, memory: Memory, deterministic: bool) -> jax.Array:
         """What each position read of a memory, [B, T, D].

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gptjax.models.kernels.plain import Sight, bias_of, masked_attend
+from gptjax.models.kernels.plain import Sight, bias_of, masked_attend, prefixed
 
 
 class LayerCache(NamedTuple):
@@ -98,7 +98,8 @@ def attend(q_BTHK: jax.Array, kept: LayerCache, positions_BT: jax.Array, count_B
         seen_BTS &= distance_BTS < sight.window
     bias = bias_of(sight, distance_BTS)
     k_BSGK, v_BSGK = (x.swapaxes(1, 2).astype(q_BTHK.dtype) for x in kept)
-    return masked_attend(q_BTHK, k_BSGK, v_BSGK, seen_BTS[:, None], sight.scale, bias)
+    k_BSGK, v_BSGK, mask, bias = prefixed(sight.prefix, k_BSGK, v_BSGK, seen_BTS[:, None], bias)
+    return masked_attend(q_BTHK, k_BSGK, v_BSGK, mask, sight.scale, bias)
 
 
 def taken(cache: Cache, rows_N: jax.Array) -> Cache:

@@ -118,13 +118,16 @@ class Kernel(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters."""
-        c = self.config
-        init = _side_by_side(self.squares) if self.squares else nn.initializers.normal(self.rows**-0.5)
-        self.turned = KERNELS[c.kernels].turned
-        shape = (self.columns, self.rows) if self.turned else (self.rows, self.columns)
-        self.kernel = axes.parameter(self, "kernel", init, shape, self.dtype)
+        self.turned = KERNELS[self.config.kernels].turned
+        self.kernel = self.matrix()
         if self.use_bias:
             self.bias = axes.parameter(self, "bias", self._first_bias, (self.columns,))
+
+    def matrix(self) -> jax.Array:
+        """The matrix, as kernels of products are stored."""
+        init = _side_by_side(self.squares) if self.squares else nn.initializers.normal(self.rows**-0.5)
+        shape = (self.columns, self.rows) if self.turned else (self.rows, self.columns)
+        return axes.parameter(self, "kernel", init, shape, self.dtype)
 
     def _first_bias(self, key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
         return jnp.zeros(shape, dtype).at[slice(*self.ones)].set(1.0)

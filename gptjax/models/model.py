@@ -3,6 +3,8 @@
 Knows no blocks, losses or devices.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ from flax import linen as nn
 from gptjax.models.heads import TaskHead
 from gptjax.models.kernels.plain import unembed
 from gptjax.models.words import Words
+
+Interceptor = Callable[..., Any]  # (method, args, kwargs, nn.module.InterceptorContext) -> what it gives
 
 
 class Model(nn.Module):
@@ -21,10 +25,18 @@ class Model(nn.Module):
     Attributes:
       config: `config.model` of a run; configs/base.py gives each key's meaning.
       dtype: of the arithmetic, by name; norms' statistics, softmax, states and logits are float32 whatever it is.
+      attached: what else is done with its modules' methods wherever it is applied (`nn.intercept_methods`).
     """
 
     config: Any
     dtype: str = "float32"
+    attached: Interceptor | None = None
+
+    @nn.nowrap
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.apply`, with what is attached."""
+        with nn.intercept_methods(self.attached) if self.attached else nullcontext():
+            return super().apply(*args, **kwargs)
 
     def setup(self) -> None:
         """Declares the words, whose names are the model's own, and the task head."""

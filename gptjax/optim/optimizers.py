@@ -13,6 +13,7 @@ import optax
 from optax import contrib
 
 from gptjax import random
+from gptjax.finetune.updates import tuning
 from gptjax.optim.schedules import Schedule, schedule
 
 
@@ -161,13 +162,13 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 
 def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a whole run's config: clipping by global norm, then the named update on its schedule.
+    """The optimizer of a whole run's config: clipping by global norm, the named update on its schedule, fine-tuning's.
 
     Its `update` may be told `obj_fn`, the step's loss as a function of the parameters; only "sophia" needs it.
     """
     clip = config.optimizer.clip_norm
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
-    return optax.with_extra_args_support(optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
+    return tuning(config, optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
 
 
 def _averages(opt_state: Any) -> list[contrib.ScheduleFreeState]:

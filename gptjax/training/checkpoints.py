@@ -298,6 +298,7 @@ class Checkpoints:
 def _rest(state: TrainState) -> dict[str, Any]:
     """All of the state but what lies in "params"."""
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    del rest["frozen"]  # as another run has it
     if not optim.answers_elsewhere(state.opt_state):
         del rest["params"]
     return rest

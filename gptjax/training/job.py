@@ -21,9 +21,10 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import prompts
 from gptjax.decode.settings import Settings
 from gptjax.evals import held_out
+from gptjax.finetune import methods
 from gptjax.objectives.objective import Loss
 from gptjax.sharding import checks, processes
-from gptjax.training import folders
+from gptjax.training import folders, origins
 from gptjax.training.goodput import Clock
 from gptjax.training.teaching import Teach, teaching
 from gptjax.training.writers import WRITERS
@@ -36,6 +37,7 @@ CHOICES = (
         "data.source": sources.SOURCES,
         "data.layout": layouts.LAYOUTS,
         "log.writers": WRITERS,
+        "finetune.method": methods.METHODS,
         "optimizer.name": optim.OPTIMIZERS,
         "schedule.name": optim.SCHEDULES,
     }
@@ -112,6 +114,9 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     )
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
+    model = methods.model_of(config, sharding.divided(mesh))
+    if origins.is_part(config):
+        origins.parted_shapes(config, models.shapes(model))  # refuses rules that match nothing
     processes.meet("all have looked at the run's directory")
     if not exists:
         fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
@@ -123,7 +128,6 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     if goes_on and mixings != known:
         console.say(f"mixture    another one after step {step:,}")
     say_what_is_read(config, loaded)
-    model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
     objective = objectives.loss(config, model)
     return Job(
         config=config,

@@ -15,24 +15,23 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, data, models, optim, sharding, wakeful
+from gptjax import console, data, models, sharding, wakeful
 from gptjax import workdir as workdirs
 from gptjax.config import Diverged, Interrupted
 from gptjax.data import batches
 from gptjax.evals import held_out
-from gptjax.models.stacking import stack, unstack
 from gptjax.sharding import processes
-from gptjax.training import goodput, interrupts, metrics, profile, recovery, report, samples, watchdog
+from gptjax.training import goodput, interrupts, metrics, origins, profile, recovery, report, samples, watchdog
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import Job, check, make_job
 from gptjax.training.recorder import OnLine, Recorder
 from gptjax.training.saving import Due
-from gptjax.training.state import TrainState, initial, parameter_count, starting_with
+from gptjax.training.state import TrainState, initial, parameter_count, starting_from
 from gptjax.training.step import Step, of_config
 
 # Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
 FREE_OF_IMPORT = ("dropout", "remat", "kernels")
-FREE_OF_ORIGIN = (*FREE_OF_IMPORT, "scan_layers")
+FREE_OF_ORIGIN = (*FREE_OF_IMPORT, "scan_layers", *workdirs.TASK_HEAD)
 
 
 def train(
@@ -94,6 +93,8 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     there = sharding.of_state(job.mesh, shapes)
     if job.resumes_at:
         state = checkpoints.restore(shapes_on(shapes, there), job.resumes_at)
+        if job.origin and shapes.frozen:
+            state = state.replace(frozen=begin_from(job.origin, job).frozen)
         console.say(f"resuming   at step {int(state.step):,} of {job.config.train.steps:,}")
     elif job.origin:
         state = begin_from(job.origin, job)
@@ -105,7 +106,10 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     checkpoints.set_aside_after(job.resumes_at)
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
-    console.say(f"model      {arch}, {parameter_count(state.params):,} parameters, {dtype}, on {devices}")
+    count, trained = parameter_count(state.answering()), parameter_count(state.params)
+    console.say(f"model      {arch}, {count:,} parameters, {dtype}, on {devices}")
+    if state.frozen:
+        console.say(f"finetune   {job.config.finetune.method}: {trained:,} parameters train, {trained / count:.2%}")
     packed = job.config.data.layout == "packed"
     console.say(f"attention  {models.kernels.attention_plan(job.model.config, dtype, packed)}")
     if metrics.peak_flops(jax.devices()[0].device_kind):
@@ -120,18 +124,23 @@ def start_of(job: Job) -> Callable[[], TrainState]:
 
 def shapes_of(job: Job) -> TrainState:
     """The shapes of the run's state."""
-    return jax.eval_shape(start_of(job))
+    if not origins.is_part(job.config):
+        return jax.eval_shape(start_of(job))
+    return jax.eval_shape(begins_from(job), origins.base_shapes(job.config))
+
+
+def begins_from(job: Job) -> Callable[[Any], TrainState]:
+    """A function that makes the first state of a run that begins with another's parameters."""
+    return lambda base: starting_from(base, job.model, job.optimizer, job.config)
 
 
 def begin_from(origin: Path, job: Job) -> TrainState:
     """The first state of a run that begins with another's newest parameters, or with those it was imported with."""
-    theirs, there = workdirs.read_config(origin), sharding.of_state(job.mesh, shapes_of(job))
-    shapes = models.shapes(models.build(theirs.model))
-    like = shapes_on(shapes, sharding.of_state(job.mesh, shapes))
-    params = Checkpoints(origin).restore_params(like)
-    if theirs.model.scan_layers != job.config.model.scan_layers:
-        params = stack(params) if job.config.model.scan_layers else unstack(params)
-    return jax.jit(lambda params: starting_with(params, job.optimizer), out_shardings=there, donate_argnums=0)(params)
+    base = origins.base_of(job.config, job.mesh) if origin != job.workdir else origins.saved(origin, job.mesh)
+    if origins.is_part(job.config):
+        origins.know_base(job.workdir, base)
+    there = sharding.of_state(job.mesh, shapes_of(job))
+    return jax.jit(begins_from(job), out_shardings=there, donate_argnums=0)(base)
 
 
 def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
@@ -222,8 +231,7 @@ def take_steps(
                 line, found = recorder.take(due=evaluates), {}
                 if evaluates:
                     with clock.during("eval"):
-                        answering = optim.answering(state.opt_state, state.params)
-                        found = job.held_out_quality(answering, sample, advance=beat)
+                        found = job.held_out_quality(state.answering(), sample, advance=beat)
                 shown = [name for name in found if name not in held_out.COUNTS]
                 recorder.write(line | {f"val/{name}": found[name] for name in shown})
                 good = step == steps or not recorder.verdicts.bad_in_a_row
@@ -270,7 +278,7 @@ def leave(number: int, job: Job, step: int, state: TrainState, checkpoints: Chec
 def finish(job: Job, state: TrainState) -> dict[str, Any]:
     """Reads all held-out text, writes samples, plot and summary, and returns the summary."""
     c = job.config
-    params = optim.answering(state.opt_state, state.params)
+    params = state.answering()
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance, job.clock.during("eval"):
         quality = job.held_out_quality(params, every, advance=advance)

@@ -33,7 +33,7 @@ class Recorder:
         first = processes.is_first()
         self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step)) if first else []
         self.flops_per_token = {
-            stage.context: metrics.flops_per_token(state.params, c.model, stage.context) for stage in job.stages
+            stage.context: metrics.flops_per_token(state.answering(), c.model, stage.context) for stage in job.stages
         }
         # All at once, before the first step: asked for one by one they would wait behind the steps on the device.
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))

@@ -156,9 +156,9 @@ def _begun_anew(state: TrainState) -> TrainState:
 
 def _on_scalars(change: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
     """`change` of a state's step and guard, where they lie; the rest is not touched."""
-    small = state.replace(params=None, opt_state=None)
+    small = state.replace(params=None, frozen=None, opt_state=None)
     changed = jax.jit(change, out_shardings=state.step.sharding)(small)
-    return changed.replace(params=state.params, opt_state=state.opt_state)
+    return changed.replace(params=state.params, frozen=state.frozen, opt_state=state.opt_state)
 
 
 def go_back(job: Job, checkpoints: Checkpoints, bad: BadRun) -> Job:
@@ -224,7 +224,7 @@ def first_nonfinite(job: Job, bad: BadRun) -> nonfinite.Finding:
         return gradients(job.objective, params, shared_out(batch), rng, c.train.grad_accumulation, job.mesh)[1]
 
     try:
-        return nonfinite.first(c, bad.state.params, batch, rng, gradient)
+        return nonfinite.first(c, bad.state.answering(), batch, rng, gradient)
     except Exception as error:  # such as for want of memory: the rest of the report is worth having without it
         return nonfinite.Finding("not known", f"{type(error).__name__}: {str(error)[:200]}")
 

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from gptjax import models, random
+from gptjax import models, optim, random
+from gptjax.finetune.methods import parted
+from gptjax.finetune.paths import union
 from gptjax.training import guard as guards
 from gptjax.training.guard import Guard
 
@@ -18,25 +21,44 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps taken, int32.
-      params: the model's parameters, float32.
+      params: the model's parameters that train, float32.
       opt_state: the optimizer's own.
       guard: what tells bad steps from others.
+      frozen: the model's other parameters, which no step changes; in fine-tuning alone there are any.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     guard: Guard
+    frozen: Any = flax.struct.field(default_factory=dict)
+
+    def answering(self) -> Any:
+        """All parameters, as evaluation, samples and whoever loads the run read them."""
+        return union(self.frozen, optim.answering(self.opt_state, self.params))
 
 
 def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state at step 0. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""
+    """The state at step 0 with random parameters. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""
     return starting_with(models.init(model, random.key(seed, "init")), optimizer)
 
 
-def starting_with(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state at step 0 with these parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guards.fresh())
+def starting_from(
+    base: Any, model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> TrainState:
+    """The state at step 0 of a run of this config that begins with a base's parameters; pure, too.
+
+    Raises:
+      ConfigError: as of gptjax.finetune.methods.parted.
+    """
+    fresh = models.init(model, random.key(config.seed, "init"))
+    tuned, frozen = parted(base, config, random.key(config.seed, "finetune"), fresh)
+    return starting_with(tuned, optimizer, frozen)
+
+
+def starting_with(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
+    """The state at step 0 with these parameters, beside those that no step changes."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guards.fresh(), frozen or {})
 
 
 def parameter_count(params: Any) -> int:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import random, sharding
+from gptjax.finetune.paths import union
 from gptjax.models import kernels
 from gptjax.objectives import shared_out
 from gptjax.objectives.objective import Loss
@@ -72,6 +73,11 @@ def loss_of_slice(
     return mean
 
 
+def beside(objective: Loss, frozen: Any) -> Loss:
+    """The objective as a function of what trains alone, beside what does not."""
+    return lambda tuned, batch, rng: objective(union(frozen, tuned), batch, rng)
+
+
 def train_step(
     objective: Loss,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -102,8 +108,9 @@ def train_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = shared_out(batch)
         rng = random.key(seed, "dropout", state.step) if dropout else None
-        metrics, grads = gradients(objective, state.params, batch, rng, slices, mesh)
-        loss = loss_of_slice(objective, batch, rng, slices, mesh)
+        of_tuned = beside(objective, state.frozen)
+        metrics, grads = gradients(of_tuned, state.params, batch, rng, slices, mesh)
+        loss = loss_of_slice(of_tuned, batch, rng, slices, mesh)
 
         def update(old: Any, grads: Any) -> Any:
             updates, opt_state = optimizer.update(grads, old[1], old[0], obj_fn=loss)
@@ -113,7 +120,8 @@ def train_step(
             norm = optax.tree.norm(grads)
             bad, guard, verdict = guards.judged(state.guard, metrics["loss"], norm, limits)
             params, opt_state = guards.unless(bad, update, (state.params, state.opt_state), grads)
-        return TrainState(state.step + 1, params, opt_state, guard), metrics | {"grad_norm": norm} | verdict
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard)
+        return state, metrics | {"grad_norm": norm} | verdict
 
     return step
 
@@ -126,7 +134,7 @@ def of_config(
     `shapes`: of the state.
     """
     c = config
-    dropout, slices = c.model.dropout > 0, c.train.grad_accumulation
+    dropout, slices = c.model.dropout > 0 or c.finetune.dropout > 0, c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
     limits = guards.Limits(**c.guard)
     return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits), mesh, shapes, options)

@@ -17,6 +17,13 @@ class Relative(NamedTuple):
     longest: int  # the distance from which on all share the last bucket
 
 
+class Prefix(NamedTuple):
+    """Keys and values that every query reads, wherever it stands."""
+
+    k_PGK: jax.Array
+    v_PGK: jax.Array
+
+
 class Sight(NamedTuple):
     """What a sequence's attention to itself depends on, besides queries, keys and values."""
 
@@ -28,11 +35,12 @@ class Sight(NamedTuple):
     causal: bool = True  # whether it reads only itself and what is before it
     ahead_BT: jax.Array | None = None  # 1: keys that are read from before, too
     relative: Relative | None = None
+    prefix: Prefix | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether only the plain formula has all of it."""
-        return not self.causal or self.ahead_BT is not None or self.relative is not None
+        return not (self.causal and self.ahead_BT is None and self.relative is None and self.prefix is None)
 
 
 def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
@@ -102,6 +110,25 @@ def bias_of(sight: Sight, distance_TS: jax.Array) -> jax.Array | None:
     return None
 
 
+def prefixed(
+    prefix: Prefix | None, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Keys, values, mask and bias, as `masked_attend` takes them, with a prefix before them: all read it as it is."""
+    if prefix is None:
+        return k_BSGK, v_BSGK, mask, bias
+    B, P = k_BSGK.shape[0], prefix.k_PGK.shape[0]
+
+    def before(prefix_PGK: jax.Array, x_BSGK: jax.Array) -> jax.Array:
+        own = jnp.broadcast_to(prefix_PGK.astype(x_BSGK.dtype), (B, *prefix_PGK.shape))
+        return jnp.concatenate([own, x_BSGK], axis=1)
+
+    def widened(x: jax.Array, value: Any) -> jax.Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(P, 0)], constant_values=value)
+
+    bias = None if bias is None else widened(bias, 0)
+    return before(prefix.k_PGK, k_BSGK), before(prefix.v_PGK, v_BSGK), widened(mask, True), bias
+
+
 def same_segment(queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
     """mask_BTS: True where query and key are of one segment."""
     return queries_BT[:, :, None] == keys_BS[:, None, :]
@@ -152,7 +179,8 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight
     if sight.segments_BT is not None:
         mask = mask & same_segment(sight.segments_BT, sight.segments_BT)[:, None]
     bias_HTS = bias_of(sight, positions_T[:, None] - positions_T)
-    return masked_attend(q_BTHK, k_BTGK, v_BTGK, mask, sight.scale, bias_HTS, sight.drop)
+    k, v, mask, bias_HTS = prefixed(sight.prefix, k_BTGK, v_BTGK, mask, bias_HTS)
+    return masked_attend(q_BTHK, k, v, mask, sight.scale, bias_HTS, sight.drop)
 
 
 def across(

@@ -1,0 +1,80 @@
+"""What each way to fine-tune a GPT-2 small trains and keeps: parameters, optimizer bytes, bytes of a checkpoint.
+
+python experiments/finetune/sizes.py --out=experiments/finetune/sizes.json
+
+The states are really made, of random parameters, and the checkpoints really written, into a folder that is removed.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gptjax import config as configs
+from gptjax import models, optim, random
+from gptjax.finetune.methods import METHODS, model_of
+from gptjax.training.checkpoints import Checkpoints
+from gptjax.training.state import TrainState, parameter_count, starting_from
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {"rule": {"rule": "attention/"}, "top_layers": {"top_layers": 2}}
+
+
+def state_of(config: Any, base: Any) -> TrainState:
+    """The state at step 0 of a run that tunes the base."""
+    model = model_of(config)
+    return jax.jit(lambda base: starting_from(base, model, optim.optimizer(config), config))(base)
+
+
+def measured(method: str, recipe: str, base: Any) -> dict[str, Any]:
+    """One row of the table."""
+    flags = [f"--config.finetune.{key}={value}" for key, value in OPTIONS.get(method, {}).items()]
+    config = configs.resolve(configs.read(recipe, [f"--config.finetune.method={method}", *flags]))
+    config = configs.with_vocabulary(config, 50257)
+    state = state_of(config, base)
+    with tempfile.TemporaryDirectory() as folder:
+        with Checkpoints(Path(folder), keep=1) as checkpoints:
+            checkpoints.save(1, state)
+            checkpoints.finish(state)
+        written = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return {
+        "method": method,
+        "trained": parameter_count(state.params),
+        "frozen": parameter_count(state.frozen),
+        "optimizer_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state)),
+        "checkpoint_bytes": written,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    whole = rows[0]["trained"]
+    lines = [
+        f"| {row['method']} | {row['trained']:,} | {row['trained'] / whole:.2%} | {row['optimizer_bytes'] / 1e6:,.1f} "
+        f"| {row['checkpoint_bytes'] / 1e6:,.1f} |"
+        for row in rows
+    ]
+    head = "| finetune.method | trained | of full | optimizer, MB | checkpoint, MB |\n|---|---|---|---|---|"
+    return "\n".join([head, *lines])
+
+
+def main() -> None:
+    """Measures them all and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "gpt2.py"), help="the base's recipe")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    flags = parser.parse_args()
+    config = configs.with_vocabulary(configs.resolve(configs.read(flags.config)), 50257)
+    model = models.build(config.model)
+    base = jax.jit(lambda: models.init(model, random.key(0, "init")))()
+    rows = [measured(method, flags.config, base) for method in METHODS]
+    if flags.out:
+        flags.out.write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

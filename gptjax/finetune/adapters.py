@@ -1,0 +1,106 @@
+"""What fine-tuning made, as a small folder of its own: adapter.json and adapter.safetensors.
+
+It has the method's settings, what was tuned, and the fingerprint of the base that it belongs to, and nothing of the
+base. Several can be held on one base at once, and share its arrays.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from gptjax import config as configs
+from gptjax.config import ConfigError, DataError
+from gptjax.files import appearing, is_free
+from gptjax.finetune import methods, paths
+from gptjax.finetune.paths import Flat
+from gptjax.training import origins
+
+if TYPE_CHECKING:
+    from gptjax.run import Run
+
+FACTS, TENSORS = "adapter.json", "adapter.safetensors"
+# What the model's additions need to know of `config.finetune`, for adapters that came from elsewhere.
+PLAIN: dict[str, Any] = dict(rank_stabilised=False, dropout=0.0, parallel=False)
+
+
+def save(of: "Run", folder: Path) -> dict[str, Any]:
+    """Writes what a run tuned; returns its method, how many parameters it has, and its base.
+
+    Raises:
+      ConfigError: the folder is taken, or the run has tuned all that it has.
+    """
+    if not is_free(folder):
+        raise ConfigError(f"{folder} exists; give another folder")
+    if not origins.is_part(of.config):
+        raise ConfigError(f"{of.workdir} has tuned all of its model: there is no adapter apart from it")
+    base = paths.flat(origins.base_of(of.config))
+    tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, base.get(path))}
+    facts = {
+        "base": origins.fingerprint(paths.nested(base)),
+        "init_from": of.config.init_from,
+        "finetune": of.config.finetune.to_dict(),
+        "model": of.config.model.to_dict(),
+    }
+    with appearing(folder) as unfinished:
+        (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        save_file({path: np.ascontiguousarray(leaf) for path, leaf in tuned.items()}, unfinished / TENSORS)
+    count = sum(leaf.size for leaf in tuned.values())
+    return {"method": of.config.finetune.method, "parameters": count, "base": of.config.init_from}
+
+
+def is_same(leaf: Any, other: Any) -> bool:
+    """Whether an array is the other one, to the bit."""
+    return other is not None and leaf.shape == other.shape and bool(np.array_equal(leaf, other))
+
+
+def load(base: "Run", folder: str | Path) -> "Run":
+    """The base with what was tuned on it; both can be used, and share what was not tuned.
+
+    Raises:
+      DataError: no adapter, or one that is damaged.
+      ConfigError: it belongs to another base.
+    """
+    facts, tuned = read(Path(folder))
+    if facts["base"] != origins.fingerprint(base.params):
+        raise ConfigError(
+            f"{folder} was tuned on other parameters than {base.workdir} has (on {facts['init_from']}, fingerprint "
+            f"{facts['base'][:12]}, not {origins.fingerprint(base.params)[:12]})"
+        )
+    return beside(base, tuned, facts["finetune"], facts["model"])
+
+
+def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, Any] | None = None) -> "Run":
+    """The base with what was tuned on it.
+
+    Args:
+      base: of which nothing changes.
+      tuned: arrays by path.
+      finetune: `config.finetune`.
+      model: `config.model`, where it is not the base's, as with a task head.
+    """
+    config = ConfigDict(base.config.to_dict())
+    config.model, config.finetune = ConfigDict(model or config.model), ConfigDict(finetune)
+    config.init_from = str(base.workdir.absolute())
+    config = configs.from_json(configs.to_json(config))
+    params = paths.union(base.params, paths.nested(tuned))
+    return dataclasses.replace(base, config=config, model=methods.model_of(config), params=params)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What an adapter's folder holds: facts, and arrays by path.
+
+    Raises:
+      DataError: no adapter, or one that is damaged.
+    """
+    if not (folder / FACTS).is_file():
+        raise DataError(f"{folder} is no adapter: it has no {FACTS}")
+    try:
+        return json.loads((folder / FACTS).read_text()), load_file(folder / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"{folder} is damaged: {str(error).splitlines()[0][:200]}") from error

@@ -1,0 +1,102 @@
+"""Ways to fine-tune, on each architecture: what trains, what is added, and that it changes nothing at first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from gptjax import models
+from gptjax.finetune import methods, paths
+
+MODELS = {
+    "gpt2": dict(model_use_bias=True),
+    "modern": dict(
+        model_positions="rotary", model_norm="rmsnorm", model_qk_norm=True, model_kv_heads=1, model_activation="swiglu"
+    ),
+    "scanned": dict(model_scan_layers=True, model_use_bias=True),
+    "experts": dict(model_mlp="experts", model_experts=3),
+    "encoder": dict(model_arch="encoder", model_use_bias=True, model_norm_position="post"),
+    "seq2seq": dict(model_arch="seq2seq", model_use_bias=True),
+    "lstm": dict(model_arch="recurrent", model_use_bias=True),
+    "bahdanau": dict(model_arch="seq2seq", model_encoder="gru", model_decoder="lstm", model_use_bias=True),
+}
+RECURRENT = ("lstm", "bahdanau")
+QUICK = ("gpt2", "seq2seq")
+ADDITIVE = ("lora", "dora", "adalora", "ia3", "adapter")
+FOLDS = ("lora", "dora", "adalora", "ia3")
+
+
+def built(name, method, **changes):
+    """(base, tuned, frozen, the model that reads additions, the plain model)."""
+    changes = {f"finetune_{key}": value for key, value in changes.items()}
+    config = tiny_config(**MODELS[name], model_vocabulary=40, finetune_method=method, finetune_rank=3, **changes)
+    plain = models.build(config.model)
+    fresh = models.init(plain, jax.random.key(1))
+    base = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), fresh)
+    tuned, frozen = methods.parted(base, config, jax.random.key(3), fresh)
+    return base, tuned, frozen, methods.model_of(config), plain
+
+
+def texts(model, rows=2, length=9):
+    """What a model reads."""
+    ids = jax.random.randint(jax.random.key(0), (rows, length), 0, 40)
+    if models.kind(model) != "seq2seq":
+        return {"ids_BT": ids}
+    return {"ids_BT": ids, "source_BS": ids[:, ::-1], "source_segments_BS": jnp.ones_like(ids)}
+
+
+def stirred(tree, by=0.3):
+    """Parameters as training might leave them."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    return jax.tree.unflatten(
+        structure, [leaf + by * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def cases(some):
+    return [
+        pytest.param(name, method, marks=() if name in QUICK else pytest.mark.slow)
+        for name in MODELS
+        for method in some
+        if not (name in RECURRENT and method in ("ia3", "adapter", "prefix"))
+        and not (method == "dora" and name in ("experts", *RECURRENT))
+    ]
+
+
+@pytest.mark.parametrize(("name", "method"), cases(ADDITIVE))
+def test_before_the_first_step_what_is_added_changes_nothing(name, method):
+    base, tuned, frozen, model, plain = built(name, method)
+    assert not set(paths.flat(tuned)) & set(paths.flat(base))
+    read = texts(plain)
+    there = jax.jit(lambda params: models.logits(model, params, **read))(paths.union(frozen, tuned))
+    np.testing.assert_array_equal(there, jax.jit(lambda params: models.logits(plain, params, **read))(base))
+
+
+@pytest.mark.parametrize(("name", "method"), cases(FOLDS))
+def test_what_is_merged_answers_as_what_was_added(name, method):
+    base, tuned, frozen, model, plain = built(name, method)
+    params, read = paths.union(frozen, stirred(tuned)), texts(plain)
+    merged = methods.folded(params, model.attached)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, base)
+    there = models.logits(model, params, **read)
+    assert jnp.abs(there - models.logits(plain, base, **read)).max() > 1e-3
+    np.testing.assert_allclose(there, models.logits(plain, merged, **read), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "method"), cases(("adapter", "prefix", "lora")))
+def test_cached_decoding_reads_what_was_added(name, method):
+    _, tuned, frozen, model, plain = built(name, method)
+    if models.kind(model) == "encoder":
+        return
+    params, read = paths.union(frozen, stirred(tuned)), texts(plain)
+    whole = models.logits(model, params, **read)
+    few, own = models.for_few_rows(model, params)
+    cache = models.empty(few, 2, 16, 4, "float32")
+    if models.kind(model) == "seq2seq":
+        cache = models.listened(few, own, read["source_BS"], read["source_segments_BS"], cache)
+    for start in (0, 4, 8):
+        piece = read["ids_BT"][:, start : start + 4]
+        x, table, cache = models.extend(few, own, piece, cache)
+        np.testing.assert_allclose(models.next_logits(few, x, table), whole[:, start : start + 4], atol=2e-5, rtol=1e-4)

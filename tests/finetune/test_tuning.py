@@ -1,0 +1,199 @@
+"""Runs that fine-tune: what they train, save and load; adapters as folders; and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import BASE, overrides, tiny_config, train
+
+import gptjax
+from gptjax import convert, models, optim
+from gptjax.config import CheckpointError, ConfigError, DataError
+from gptjax.finetune import adapters, methods, paths
+from gptjax.training import origins
+from gptjax.training.checkpoints import Checkpoints
+from gptjax.training.state import starting_from
+
+
+def from_run(origin, **changes):
+    """The tiny recipe of a run that begins with another."""
+    config = tiny_config(**changes)
+    with config.unlocked():
+        config.init_from = str(origin)
+    return config
+
+
+@pytest.fixture(scope="module")
+def tune(trained, text_file, tmp_path_factory):
+    """`tune(method, key=value...)`: the directory of a run that fine-tunes the tiny one, made once."""
+    made = {}
+
+    def run(method, **changes):
+        name = method + "".join(f"-{key}{value}" for key, value in changes.items())
+        if name not in made:
+            from gptjax.training import loop
+
+            made[name] = tmp_path_factory.mktemp("tuned") / "run"
+            changes = {f"finetune_{key}": value for key, value in changes.items()}
+            config = from_run(trained, data_path=text_file, finetune_method=method, finetune_rank=2, **changes)
+            loop.train(config, made[name])
+        return made[name]
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["lora", "top_layers", "adapter", "prefix"])
+def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, trained, method):
+    changes = {"top_layers": 1} if method == "top_layers" else {}
+    base, run = gptjax.load(trained), gptjax.load(tune(method, **changes))
+    there, now = paths.flat(base.params), paths.flat(run.params)
+    own = set(paths.flat(gptjax.load(tune(method, **changes)).params)) - set(there)
+    moved = {path for path in there if not np.array_equal(there[path], now[path])}
+    if method == "top_layers":
+        assert moved and not own and all(path.startswith(("block_1/", "final_norm/")) for path in moved)
+    else:
+        assert own and not moved
+        first = paths.flat(methods.parted(base.params, run.config, gptjax.random.key(0, "finetune"), base.params).tuned)
+        assert any(not np.array_equal(first[path], now[path]) for path in own)
+    assert run.generate("the ", temperature=0.0, max_tokens=5).text
+
+
+def test_checkpoints_and_the_optimizer_hold_nothing_of_what_is_frozen(tune, trained):
+    run = gptjax.load(tune("lora"))
+    tuned = {path: leaf for path, leaf in paths.flat(run.params).items() if "lora_" in path}
+    shapes = jax.eval_shape(
+        lambda base: starting_from(base, run.model, optim.optimizer(run.config), run.config),
+        gptjax.load(trained).params,
+    )
+    count = sum(leaf.size for leaf in tuned.values())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes.opt_state)) <= 2 * count + 8
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) == count
+    folder = tune("lora") / "checkpoints" / "8"
+    whole = trained / "checkpoints" / "8"
+    bytes_of = lambda folder: sum(path.stat().st_size for path in folder.rglob("d/*") if path.is_file())
+    assert bytes_of(folder) < bytes_of(whole) / 2
+
+
+def test_interrupted_it_goes_on_to_the_same_bits(tune, trained, text_file, tmp_path):
+    from gptjax.training import loop
+
+    whole = gptjax.load(tune("lora"))
+    config = from_run(trained, data_path=text_file, finetune_method="lora", finetune_rank=2)
+
+    class Cut(Exception):
+        pass
+
+    def stop(line):
+        if line["step"] == 6:
+            raise Cut
+
+    with pytest.raises(Cut):
+        loop.train(config, tmp_path / "run", on_line=stop)
+    assert Checkpoints(tmp_path / "run").latest() == 4
+    loop.train(config, tmp_path / "run")
+    for path, leaf in paths.flat(gptjax.load(tmp_path / "run").params).items():
+        np.testing.assert_array_equal(leaf, paths.flat(whole.params)[path])
+
+
+def test_an_adapter_is_a_small_folder_that_its_base_takes_and_no_other(tune, trained, tmp_path):
+    base, run, ids = gptjax.load(trained), gptjax.load(tune("lora")), np.arange(10)[None]
+    facts = adapters.save(run, tmp_path / "adapter")
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert facts["parameters"] == sum(leaf.size for path, leaf in paths.flat(run.params).items() if "lora_" in path)
+    adapters.save(gptjax.load(tune("adapter")), tmp_path / "other")
+    one, other = (adapters.load(base, tmp_path / name) for name in ("adapter", "other"))
+    np.testing.assert_array_equal(one.logits(ids), run.logits(ids))
+    np.testing.assert_array_equal(other.logits(ids), gptjax.load(tune("adapter")).logits(ids))
+    assert one.params["tokens"]["embedding"] is other.params["tokens"]["embedding"], "they share the base"
+    with pytest.raises(ConfigError, match="was tuned on other parameters than"):
+        adapters.load(gptjax.load(tune("top_layers", top_layers=1)), tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match="is damaged"):
+        adapters.load(base, tmp_path / "adapter")
+    with pytest.raises(DataError, match="is no adapter"):
+        adapters.load(base, tmp_path)
+    with pytest.raises(ConfigError, match="has tuned all of its model"):
+        adapters.save(base, tmp_path / "third")
+
+
+def test_a_base_that_has_changed_is_refused(tune, trained):
+    workdir = tune("lora")
+    facts = json.loads((workdir / "data.json").read_text())
+    assert facts["base"] == origins.fingerprint(gptjax.load(trained).params)
+    (workdir / "data.json").write_text(json.dumps(facts | {"base": "0" * 64}))
+    try:
+        with pytest.raises(CheckpointError, match="its parameters have changed since"):
+            gptjax.load(workdir)
+    finally:
+        (workdir / "data.json").write_text(json.dumps(facts))
+
+
+def test_one_run_can_tune_what_another_has_tuned(tune, trained, text_file, tmp_path):
+    from gptjax.training import loop
+
+    first = tune("lora")
+    config = from_run(first, data_path=text_file, finetune_method="ia3", train_steps=2, model_scan_layers=True)
+    loop.train(config, tmp_path / "run")
+    run, before, ids = gptjax.load(tmp_path / "run"), gptjax.load(first), np.arange(10)[None]
+    assert "blocks" in run.params
+    merged = methods.folded(before.params, before.model.attached)
+    plain = models.logits(models.build(before.config.model), merged, ids)
+    np.testing.assert_allclose(plain, before.logits(ids), atol=1e-5)
+    assert np.abs(np.asarray(run.logits(ids)) - plain).max() < 0.5, "it began there"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["finetune.method=lora"], "tunes a part of another run's model; give --config.init_from=RUN"),
+        (["finetune.method=lore", "init_from=RUN"], "finetune.method has no choice 'lore'; did you mean lora?"),
+        (["finetune.method=rule", "finetune.rule=nowhere", "init_from=RUN"], "matches no parameter; there are"),
+        (
+            ["finetune.method=lora", "finetune.targets=block_7", "init_from=RUN"],
+            "targets='block_7' matches no",
+        ),
+        (["finetune.method=rule", "finetune.rule=(", "init_from=RUN"], "is no regular expression"),
+        (["finetune.method=top_layers", "finetune.top_layers=3", "init_from=RUN"], "it must be 1 to 2"),
+        (["finetune.method=bitfit", "init_from=RUN"], "this model has none (model.use_bias)"),
+        (["finetune.rank=0"], "finetune.rank is 0; it must be more than 0"),
+        (["finetune.rates=(1, 2)"], "it must be like (('head', 1.0), ('block_0/', 0.1))"),
+    ],
+)
+def test_what_cannot_be_is_one_line(call, trained, text_file, tmp_path, flags, told):
+    flags = [f"--config.{flag}".replace("RUN", str(trained)) for flag in flags]
+    own = [flag for flag in overrides(data_path=text_file) if "model." not in flag and "tokenizer" not in flag]
+    done = call(train, f"--config={BASE}", f"--workdir={tmp_path / 'run'}", *own, *flags)
+    assert told in done.refusal()
+    assert not (tmp_path / "run").exists()
+
+
+def test_by_commands_it_becomes_an_adapter_or_a_run_of_its_own(call, tune, trained, tmp_path):
+    workdir, ids = tune("lora"), np.arange(10)[None]
+    adapter, merged, again = (tmp_path / name for name in ("adapter", "merged", "again"))
+    assert "32" not in call(convert, f"--from={workdir}", f"--to=adapter:{adapter}").err
+    assert json.loads(call(convert, f"--from={workdir}", f"--to={merged}", "--merge", "--json").out)["method"] == "lora"
+    assert call(convert, f"--from=adapter:{adapter}", f"--base={trained}", f"--to={again}", "--merge").code == 0
+    theirs, back = tmp_path / "peft", tmp_path / "back"
+    assert call(convert, f"--from={workdir}", f"--to=peft:{theirs}").code == 0
+    assert call(convert, f"--from=peft:{theirs}", f"--base={trained}", f"--to=adapter:{back}").code == 0
+    there = gptjax.load(workdir).logits(ids)
+    np.testing.assert_allclose(adapters.load(gptjax.load(trained), back).logits(ids), there, atol=1e-5)
+    for made in (merged, again):
+        run = gptjax.load(made)
+        assert set(paths.flat(run.params)) == set(paths.flat(gptjax.load(trained).params))
+        np.testing.assert_allclose(run.logits(ids), there, atol=1e-5)
+    assert "exists; give another --to" in call(convert, f"--from={workdir}", f"--to={merged}", "--merge").refusal()
+    refused = call(convert, f"--from={tune('adapter')}", f"--to={tmp_path / 'x'}", "--merge").refusal()
+    assert "adapters and prefixes cannot be merged" in refused and not (tmp_path / "x").exists()
+    assert "give --from=RUN --to=adapter:FOLDER" in call(convert, f"--from={workdir}", "--to=x", "--base=y").refusal()
+
+
+def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
+    config = from_run(trained, data_path=text_file, finetune_method="lora")
+    with config.unlocked():
+        config.model = gptjax.load(trained).config.model.copy_and_resolve_references().unlock()
+        config.model.update(task="classification", labels=3)
+    tuned, frozen = origins.parted_shapes(config, models.shapes(methods.model_of(config)))
+    assert {path for path in paths.flat(tuned) if path.startswith("task/")} == {"task/kernel", "task/bias"}
+    assert "tokens/embedding" in paths.flat(frozen)
