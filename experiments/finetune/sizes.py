@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gptjax import config as configs
 from gptjax import models, optim, random
@@ -24,9 +25,15 @@ OPTIONS = {"rule": {"rule": "attention/"}, "top_layers": {"top_layers": 2}}
 
 
 def state_of(config: Any, base: Any) -> TrainState:
-    """The state at step 0 of a run that tunes the base."""
-    model = model_of(config)
-    return jax.jit(lambda base: starting_from(base, model, optim.optimizer(config), config))(base)
+    """The state of a run that tunes the base; what is 0 at first is drawn, since zeros take no room on disk."""
+    model, key = model_of(config), random.key(0, "sample")
+    state = jax.jit(lambda base: starting_from(base, model, optim.optimizer(config), config))(base)
+
+    def drawn(leaf: jax.Array) -> jax.Array:
+        return jax.random.normal(key, leaf.shape, leaf.dtype) if leaf.ndim and leaf.dtype == jnp.float32 else leaf
+
+    own, opt_state = jax.jit(lambda *trees: jax.tree.map(drawn, trees))(state.params, state.opt_state)
+    return state.replace(params=own, opt_state=opt_state)
 
 
 def measured(method: str, recipe: str, base: Any) -> dict[str, Any]:
