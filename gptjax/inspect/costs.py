@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
@@ -65,13 +66,9 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     config = planned(config)
     mesh = sharding.make_mesh(**config.mesh)
     model = methods.model_of(config, sharding.divided(mesh))
-    optimizer = optim.optimizer(config)
-
-    def start() -> TrainState:
-        return starting_from(models.init(model, random.key(config.seed, "init")), model, optimizer, config)
-
+    start = start_of(config, model)
     shapes = jax.eval_shape(start)
-    step = of_config(config, objectives.loss(config, model), optimizer, mesh, shapes)
+    step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
     batch = random_batch(config)
     counted = products.flops_by_place(step.trace(shapes, batch).jaxpr)
     found = Plan(config, mesh.size, shapes.answering(), counted)
@@ -79,6 +76,16 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
         return found
     state = jax.jit(start, out_shardings=sharding.of_state(mesh, shapes))()
     return found._replace(times=measure(step, state, sharding.place(batch, mesh), steps))
+
+
+def start_of(config: ConfigDict, model: nn.Module) -> Callable[[], TrainState]:
+    """A function that makes the first state of such a run, of random parameters; where it tunes, of a random base."""
+
+    def start() -> TrainState:
+        base = models.init(model, random.key(config.seed, "init"))
+        return starting_from(base, model, optim.optimizer(config), config)
+
+    return start
 
 
 def planned(config: ConfigDict) -> ConfigDict:

@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 
 from gptjax import models, objectives, optim, sharding
 from gptjax.config import ConfigError
+from gptjax.finetune import methods
 from gptjax.inspect import collectives, costs, hlo, products, roofline
 from gptjax.inspect.chips import Chip
 from gptjax.inspect.collectives import Collective
 from gptjax.models import kernels
 from gptjax.training import metrics
 from gptjax.training.checkpoints import shapes_on
-from gptjax.training.state import TrainState, initial, parameter_count
+from gptjax.training.state import TrainState, parameter_count
 from gptjax.training.step import of_config
 
 
@@ -92,14 +93,10 @@ def program(config: ConfigDict, chip: Chip) -> Program:
     dtype = config.train.dtype
     if dtype == "bfloat16" and chip.platform != jax.default_backend() == "cpu":
         dtype = "float16"
-    model = models.build(config.model, dtype, divided)
-    optimizer = optim.optimizer(config)
-
-    def start() -> TrainState:
-        return initial(model, optimizer, config.seed)
-
+    model = models.build(config.model, dtype, divided, methods.attachment(config.finetune))
+    start = costs.start_of(config, model)
     shapes = jax.eval_shape(start)
-    step = of_config(config, objectives.loss(config, model), optimizer, mesh, shapes)
+    step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
     return Program(config, mesh, start, shapes, step)
 
 
@@ -123,7 +120,7 @@ def state_bytes(mesh: Any, shapes: TrainState, config: ConfigDict) -> Memory:
       config: of the run.
     """
     there = sharding.of_state(mesh, shapes)
-    parameters = bytes_per_device(shapes.params, there.params)
+    parameters = bytes_per_device((shapes.params, shapes.frozen), (there.params, there.frozen))
     optimizer = bytes_per_device(shapes.opt_state, there.opt_state)
     return Memory(parameters, optimizer, bytes_per_device(costs.batch_shapes(config), sharding.of_batch(mesh)), 0)
 
@@ -170,14 +167,16 @@ def read(built: Program, found: jax.stages.Compiled, seconds: float, chip: Chip,
     sent = [roofline.Sent(one.axes, one.group, one.sent * one.times) for one in exchanged]
     moved = hlo.traffic(text) if chip.is_measured() else roofline.optimizer_traffic(memory.parameters, memory.optimizer)
     forecast = roofline.forecast(work(built.config, built.shapes, counted), built.mesh.size, moved, sent, chip)
-    count = parameter_count(built.shapes.params)
+    count = parameter_count(built.shapes.answering())
     return Scaled(built.config, chip, mesh, count, memory, counted, exchanged, forecast, seconds)
 
 
 def work(config: ConfigDict, shapes: TrainState, counted: int) -> roofline.Work:
     """What a step has to do, on whatever mesh."""
     tokens = config.data.batch_size * config.data.context
-    return roofline.Work(counted, metrics.flops_per_token(shapes.params, config.model, config.data.context), tokens)
+    return roofline.Work(
+        counted, metrics.flops_per_token(shapes.answering(), config.model, config.data.context), tokens
+    )
 
 
 def scaled(config: ConfigDict, chip: Chip) -> Scaled:

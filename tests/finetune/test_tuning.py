@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import BASE, overrides, tiny_config, train
+from conftest import BASE, overrides, plan, tiny_config, train
 
 import gptjax
 from gptjax import convert, models, optim
@@ -197,3 +197,14 @@ def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
     tuned, frozen = origins.parted_shapes(config, models.shapes(methods.model_of(config)))
     assert {path for path in paths.flat(tuned) if path.startswith("task/")} == {"task/kernel", "task/bias"}
     assert "tokens/embedding" in paths.flat(frozen)
+
+
+def test_plans_count_what_is_added_and_not_what_is_frozen(call, trained):
+    asked = (plan, f"--config={BASE}", f"--config.init_from={trained}", "--json")
+    method = "--config.finetune.method=lora"
+    own, more = (json.loads(call(*asked, *flags).out.splitlines()[-1]) for flags in ((), (method,)))
+    assert more["part"] == "total" and more["parameters"] > own["parameters"]
+    mesh = ("--mesh=data=1", "--chip=h100")
+    whole, tuned = (json.loads(call(*asked, *mesh, *flags).out) for flags in ((), (method,)))
+    assert tuned["parameters"] == more["parameters"]
+    assert tuned["memory"]["optimizer"] < whole["memory"]["optimizer"]
