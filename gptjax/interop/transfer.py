@@ -232,9 +232,17 @@ def merge_run(run: Run, workdir: Path) -> dict[str, Any]:
     Raises:
       ConfigError: the directory is taken, or something was added that no matrix can hold.
     """
+    return new_run(run, methods.merged(run.params, run.config.finetune), workdir, "merged")
+
+
+def new_run(run: Run, params: Any, workdir: Path, made: str) -> dict[str, Any]:
+    """Makes a run, not yet trained, that differs from another by its parameters; `made`: in a word, how.
+
+    Raises:
+      ConfigError: the directory is taken.
+    """
     if not is_free(workdir):
         raise ConfigError(f"{workdir} exists; give another --to")
-    params = methods.merged(run.params, run.config.finetune)
     config = ConfigDict(run.config.to_dict())
     config.init_from, config.finetune = "", ConfigDict({"method": "full"})
 
@@ -243,7 +251,7 @@ def merge_run(run: Run, workdir: Path) -> dict[str, Any]:
         with Checkpoints(unfinished, keep=1) as checkpoints:
             checkpoints.save_params(0, params)
 
-    facts = {"fingerprints": None, "imported": f"merged:{run.workdir}"}
+    facts = {"fingerprints": None, "imported": f"{made}:{run.workdir}"}
     workdirs.create(workdir, config, run.tokenizer, facts, fill)
     return {"method": run.config.finetune.method, "parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
 
