@@ -14,8 +14,8 @@ from gptjax.config import ConfigError
 if TYPE_CHECKING:
     from gptjax.run import Run
 
-EPILOG = """RUN@STEP is a run's checkpoint of that step: runs/a@800 runs/a@900 runs/a averages a run's last ones. arithmetic
-and ties add what runs have learnt to the base that they began from."""
+EPILOG = """RUN@STEP is a run's checkpoint of that step: runs/a@800 runs/a@900 runs/a averages a run's last ones.
+arithmetic and ties add what runs have learnt to the base that they began from."""
 
 
 def main(argv: Sequence[str]) -> None:
