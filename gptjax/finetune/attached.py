@@ -26,6 +26,8 @@ from gptjax.models.kernels.plain import Prefix, Sight
 from gptjax.models.layers import Linear
 from gptjax.models.mlp import MLP, ExpertLinear, Experts
 
+LORA = ("lora_a", "lora_b", "lora_e", "dora")
+
 
 @dataclasses.dataclass(frozen=True)
 class Attached:
@@ -87,6 +89,12 @@ def stretched(kernel: jax.Array, summed: jax.Array, longer: jax.Array) -> jax.Ar
     return (length - now + longer) / now
 
 
+def with_lora(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array, e: Any, longer: Any) -> jax.Array:
+    """Matrices [..., D, F] with what LoRA adds to them, columns as long as DoRA has them; None: not of that kind."""
+    summed = kernel + low_rank(scale, a, b, e).astype(kernel.dtype)
+    return summed if longer is None else summed * (1 + stretched(kernel, summed, longer))[..., None, :]
+
+
 def low_rank(scale: float, a: jax.Array, b: jax.Array, e: jax.Array | None) -> jax.Array:
     """scale A diag(e) B, [..., D, F], of as many matrices as there are."""
     return scale * jnp.einsum("...dr,...rf->...df", a if e is None else a * e[..., None, :], b)
@@ -102,20 +110,17 @@ def dropped(x: jax.Array, rate: float, module: nn.Module) -> jax.Array:
 
 def matrix(how: Attached, module: Kernel, call: Callable[..., Any]) -> jax.Array:
     """A recurrent layer's matrix, with what LoRA adds; without dropout, for a loop reads it at every step."""
-    kernel, a_Dr = call(), own(module, "lora_a")
+    kernel, (a_Dr, *others) = call(), (own(module, name) for name in LORA)
     if a_Dr is None:
         return kernel
-    added_DF = low_rank(how.scale, a_Dr, own(module, "lora_b"), own(module, "lora_e")).astype(kernel.dtype)
-    return kernel + (added_DF.T if module.turned else added_DF)
+    changed_DF = with_lora(how.scale, kernel.T if module.turned else kernel, a_Dr, *others)
+    return changed_DF.T if module.turned else changed_DF
 
 
 def experts_linear(how: Attached, module: ExpertLinear, call: Callable[..., Any], width: int) -> Any:
     """Each expert's matrix, with what LoRA adds; without dropout."""
-    (kernel_EDF, bias_EF), a_EDr = call(width), own(module, "lora_a")
-    if a_EDr is None:
-        return kernel_EDF, bias_EF
-    added_EDF = low_rank(how.scale, a_EDr, own(module, "lora_b"), own(module, "lora_e"))
-    return kernel_EDF + added_EDF.astype(kernel_EDF.dtype), bias_EF
+    (kernel_EDF, bias_EF), (a_EDr, *others) = call(width), (own(module, name) for name in LORA)
+    return (kernel_EDF if a_EDr is None else with_lora(how.scale, kernel_EDF, a_EDr, *others)), bias_EF
 
 
 def bottleneck(how: Attached, module: nn.Module, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:

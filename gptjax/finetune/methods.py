@@ -147,7 +147,7 @@ def adapters(base: Flat, config: Any, key: jax.Array) -> Flat:
         if not match:
             continue
         name, D = match[1].rsplit("/", 1)[0], leaf.shape[-1]
-        leading = leaf.shape[: 1 if path.split("/blocks/")[0] != path or path.startswith("blocks/") else 0]
+        leading = leaf.shape[:1] if "blocks" in path.split("/") else ()  # not its experts
         own = jax.random.fold_in(key, index)
         found[f"{name}/adapter_down"] = jax.random.normal(own, (*leading, D, m)) / math.sqrt(D)
         found[f"{name}/adapter_down_bias"] = jnp.zeros((*leading, m))
@@ -276,8 +276,7 @@ def _kernel(
     kernel: jax.Array, how: Attached, lora_a: Any, lora_b: Any, lora_e: Any, dora: Any, ia3_kv: Any, ia3_in: Any
 ) -> jax.Array:
     if lora_a is not None:
-        summed = kernel + attached.low_rank(how.scale, lora_a, lora_b, lora_e)
-        kernel = summed if dora is None else summed * (1 + attached.stretched(kernel, summed, dora))[..., None, :]
+        kernel = attached.with_lora(how.scale, kernel, lora_a, lora_b, lora_e, dora)
     if ia3_kv is not None:
         kernel = of_each(attached.keys_and_values_times, ia3_kv.ndim - 3)(kernel, ia3_kv)
     return kernel if ia3_in is None else kernel * ia3_in[..., None]

@@ -61,7 +61,6 @@ def cases(some):
         for name in MODELS
         for method in some
         if not (name in RECURRENT and method in ("ia3", "adapter", "prefix"))
-        and not (method == "dora" and name in ("experts", *RECURRENT))
     ]
 
 
