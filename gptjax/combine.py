@@ -6,7 +6,7 @@ Flags in, gptjax.finetune.combining called, what was made printed.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptjax import command, runtime
 from gptjax.config import ConfigError
@@ -61,11 +61,11 @@ def named(name: str) -> "Run":
     return run.load(Path(workdir).expanduser(), int(step) if step.isdigit() else step)
 
 
-def check_alike(first: str, tree: object, name: str, other: object) -> None:
+def check_alike(first: str, tree: Any, name: str, other: Any) -> None:
     """Raises ConfigError for parameters of other names or shapes."""
     from gptjax.finetune import paths
 
-    shapes, others = ({path: leaf.shape for path, leaf in paths.flat(t).items()} for t in (tree, other))  # type: ignore[arg-type]
+    shapes, others = ({path: leaf.shape for path, leaf in paths.flat(t).items()} for t in (tree, other))
     differing = sorted(path for path in shapes.keys() | others.keys() if shapes.get(path) != others.get(path))
     if differing:
         raise ConfigError(

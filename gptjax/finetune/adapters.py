@@ -19,6 +19,7 @@ from gptjax.config import ConfigError, DataError
 from gptjax.files import appearing, is_free
 from gptjax.finetune import methods, paths
 from gptjax.finetune.paths import Flat
+from gptjax.models.stacking import stack, unstack
 from gptjax.training import origins
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ def load(base: "Run", folder: str | Path) -> "Run":
       ConfigError: it belongs to another base.
     """
     facts, tuned = read(Path(folder))
-    if facts["base"] != origins.fingerprint(base.params):
+    own = origins.fingerprint(base.params)
+    if facts["base"] != own:
         raise ConfigError(
             f"{folder} was tuned on other parameters than {base.workdir} has (on {facts['init_from']}, fingerprint "
-            f"{facts['base'][:12]}, not {origins.fingerprint(base.params)[:12]})"
+            f"{facts['base'][:12]}, not {own[:12]})"
         )
     return beside(base, tuned, facts["finetune"], facts["model"])
 
@@ -88,7 +90,8 @@ def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, 
     config.model, config.finetune = ConfigDict(model or config.model), ConfigDict(finetune)
     config.init_from = str(base.workdir.absolute())
     config = configs.from_json(configs.to_json(config))
-    params = paths.union(base.params, paths.nested(tuned))
+    laid_out = stack(base.params) if config.model.scan_layers else unstack(base.params)
+    params = paths.union(laid_out, paths.nested(tuned))
     return dataclasses.replace(base, config=config, model=methods.model_of(config), params=params)
 
 

@@ -118,11 +118,11 @@ def read(base: "Run", folder: Path) -> tuple[dict[str, Any], Flat]:
 
 def load(base: "Run", folder: Path) -> "Run":
     """The base with an adapter of peft's on it; errors as of `read`."""
-    options, tuned = read(base, folder)
     if base.config.model.scan_layers:
         raise ConfigError(
             f"{base.workdir} has stacked layers (model.scan_layers), and adapters of peft's have single ones"
         )
+    options, tuned = read(base, folder)
     return adapters.beside(base, tuned, adapters.PLAIN | options)
 
 

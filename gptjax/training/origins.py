@@ -55,11 +55,8 @@ def base_of(config: ConfigDict, mesh: Mesh | None = None) -> Any:
       ConfigError: what was added to them cannot be made part of them.
     """
     origin = Path(config.init_from)
-    theirs = read_config(origin)
-    params = methods.merged(saved(origin, mesh), theirs.finetune)
-    if theirs.model.scan_layers != config.model.scan_layers:
-        params = stack(params) if config.model.scan_layers else unstack(params)
-    return params
+    params = methods.merged(saved(origin, mesh), read_config(origin).finetune)
+    return stack(params) if config.model.scan_layers else unstack(params)
 
 
 def base_shapes(config: ConfigDict) -> Any:
@@ -101,7 +98,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 def check_base(workdir: Path, base: Any) -> None:
     """Raises CheckpointError where the base of a run is not the one that it was tuned on."""
-    if read_data_facts(workdir)["base"] != fingerprint(base):
+    if read_data_facts(workdir)["base"] != fingerprint(processes.by_all(base)):
         origin = read_config(workdir).init_from
         raise CheckpointError(f"{origin} is not what {workdir} was tuned on: its parameters have changed since")
 

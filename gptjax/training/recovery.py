@@ -30,7 +30,7 @@ from gptjax.training import guard as guards
 from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.job import Job
 from gptjax.training.state import TrainState
-from gptjax.training.step import gradients
+from gptjax.training.step import drops_out, gradients
 
 REPORT = "diverged.json"
 LOSSES = 100  # newest ones in the report
@@ -218,7 +218,7 @@ def first_nonfinite(job: Job, bad: BadRun) -> nonfinite.Finding:
     assert bad.state is not None
     c, index = job.config, bad.worst.step - 1
     batch = job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
-    rng = random.key(c.seed, "dropout", index) if c.model.dropout else None
+    rng = random.key(c.seed, "dropout", index) if drops_out(c) else None
 
     def gradient(params: Any, batch: Any) -> Any:
         return gradients(job.objective, params, shared_out(batch), rng, c.train.grad_accumulation, job.mesh)[1]

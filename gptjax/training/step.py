@@ -126,6 +126,11 @@ def train_step(
     return step
 
 
+def drops_out(config: ConfigDict) -> bool:
+    """Whether a step of this config draws what is dropped: of the model, or of what fine-tuning adds to it."""
+    return bool(config.model.dropout > 0 or config.finetune.dropout > 0)
+
+
 def of_config(
     config: ConfigDict, objective: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, shapes: TrainState
 ) -> jax.stages.Wrapped:
@@ -134,7 +139,7 @@ def of_config(
     `shapes`: of the state.
     """
     c = config
-    dropout, slices = c.model.dropout > 0 or c.finetune.dropout > 0, c.train.grad_accumulation
+    dropout, slices = drops_out(c), c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
     limits = guards.Limits(**c.guard)
     return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits), mesh, shapes, options)

@@ -208,3 +208,15 @@ def test_plans_count_what_is_added_and_not_what_is_frozen(call, trained):
     whole, tuned = (json.loads(call(*asked, *mesh, *flags).out) for flags in ((), (method,)))
     assert tuned["parameters"] == more["parameters"]
     assert tuned["memory"]["optimizer"] < whole["memory"]["optimizer"]
+
+
+def test_an_adapter_of_stacked_layers_goes_on_a_base_of_single_ones(trained, text_file, tmp_path):
+    from gptjax.training import loop
+
+    changes = dict(finetune_method="lora", train_steps=2, model_scan_layers=True)
+    loop.train(from_run(trained, data_path=text_file, **changes), tmp_path / "run")
+    run, ids = gptjax.load(tmp_path / "run"), np.arange(10)[None]
+    adapters.save(run, tmp_path / "adapter")
+    taken = adapters.load(gptjax.load(trained), tmp_path / "adapter")
+    assert "blocks" in taken.params and "block_0" not in taken.params
+    np.testing.assert_array_equal(taken.logits(ids), run.logits(ids))
