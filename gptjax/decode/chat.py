@@ -1,39 +1,20 @@
-"""A dialogue as a prompt, by the chat template of a run: Hugging Face's templates, which are texts of Jinja's.
+"""A dialogue as a prompt, by the chat template of a run.
 
-jinja2, an optional extra, renders them in its sandbox as transformers does. Nothing here draws a token, and nothing
-reads a terminal: who asks and who answers are functions.
+Nothing here draws a token, and nothing reads a terminal: who asks and who answers are functions.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
 
 from gptjax import console
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
+from gptjax.data.chat import Message, Template, read_template, rendered
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.interop import tokenizers as hf_tokenizers
 from gptjax.workdir import CHAT_TEMPLATE
 
-Message = Mapping[str, str]  # {"role": "system", "user" or "assistant", "content": what they say}
-
 ANSWER, NEXT = "the-answer-that-is-looked-for", "what-is-asked-next"
-
-
-class Template(NamedTuple):
-    """A chat template.
-
-    Attributes:
-      text: of Jinja's.
-      names: special tokens by the names that the text calls them, such as `bos_token`, where they are not the
-        tokenizer's own.
-    """
-
-    text: str
-    names: Mapping[str, str] = {}
 
 
 def load_template(workdir: Path, file: Path | None = None) -> Template:
@@ -48,35 +29,7 @@ def load_template(workdir: Path, file: Path | None = None) -> Template:
         raise ConfigError(
             f"{workdir} has no chat template; give one of Jinja's, as Hugging Face has them, to --chat_template"
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"the chat template {path} cannot be read: {error}") from error
-    _compiled(text)
-    return Template(text, hf_tokenizers.special_names(workdir / "tokenizer" / "hf"))
-
-
-def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokenizer, answer_next: bool = True) -> str:
-    """The text of a dialogue.
-
-    Args:
-      template: of the dialogue.
-      messages: from the first to the last.
-      tokenizer: whose special tokens `bos_token` and `eos_token` are.
-      answer_next: whether the text goes on with what an answer begins with.
-
-    Raises:
-      ConfigError: jinja2 is not installed.
-      DataError: the template refuses the dialogue, or fails.
-    """
-    by_id = {token: name for name, token in tokenizers.special_tokens(tokenizer).items()}
-    own = {"bos_token": by_id.get((*tokenizer.begin, -1)[0]), "eos_token": by_id.get(_end(tokenizer))}
-    names = {key: name for key, name in own.items() if name} | dict(template.names)
-    known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=None, documents=None)
-    try:
-        return _compiled(template.text).render(known, add_generation_prompt=answer_next, **names)
-    except Exception as error:  # whatever a template raises
-        raise DataError(f"the chat template cannot show this dialogue: {_one_line(error)}") from error
+    return read_template(path)._replace(names=hf_tokenizers.special_names(workdir / "tokenizer" / "hf"))
 
 
 def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -204,49 +157,3 @@ def _without_special(text: str, tokenizer: Tokenizer) -> str:
     while name := next((name for name in names if name in text), None):
         text = text.replace(name, "")
     return text
-
-
-def _end(tokenizer: Tokenizer) -> int:
-    return -1 if tokenizer.end is None else tokenizer.end
-
-
-@lru_cache(maxsize=8)
-def _compiled(text: str) -> Any:
-    # As transformers has it (utils/chat_template_utils.py), so that templates mean the same.
-    try:
-        import jinja2
-        from jinja2 import ext, nodes
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ConfigError("chat templates need jinja2: pip install 'gptjax[chat]'") from error
-
-    class Generation(ext.Extension):
-        """`{% generation %}` stands around answers for those who train on them; here it only shows what is in it."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    def refuse(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    extensions: list[Any] = [Generation, ext.loopcontrols]
-    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    jinja.filters["tojson"] = _as_json
-    jinja.globals["raise_exception"] = refuse
-    jinja.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return jinja.from_string(text)
-    except jinja2.TemplateError as error:
-        raise DataError(f"the chat template is none of Jinja's: {_one_line(error)}") from error
-
-
-def _as_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
-    # Jinja's own would write &, < and > for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -1,0 +1,188 @@
+"""A dialogue as text, by a chat template: Hugging Face's, which are texts of Jinja's, or one of three by name.
+
+jinja2, an optional extra, renders them in its sandbox as transformers does. Knows no files of dialogues and no model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from gptjax.config import ConfigError, DataError
+from gptjax.data import tokenizers
+from gptjax.data.tokenizers import Tokenizer
+
+Message = Mapping[str, str]  # {"role": "system", "user" or "assistant", "content": what they say}
+
+
+class Template(NamedTuple):
+    """A chat template.
+
+    Attributes:
+      text: of Jinja's.
+      names: special tokens by the names that the text calls them, such as `bos_token`, where they are not the
+        tokenizer's own.
+    """
+
+    text: str
+    names: Mapping[str, str] = {}
+
+
+# Those that go by name: OpenAI's ChatML, Llama 3's, and one for tokenizers that have no special token but their end.
+TEMPLATES = {
+    "chatml": (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+        "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "llama3": (
+        "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] }}"
+        "{{ '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    ),
+    "plain": (
+        "{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    ),
+}
+# What a tokenizer has to have for them.
+SPECIAL = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+
+
+def template_of(name: str, tokenizer: Tokenizer) -> Template:
+    """The template of that name, or the one in a file of that path.
+
+    Raises:
+      ConfigError: there is none, or jinja2 is not installed.
+      DataError: it cannot be read, is none of Jinja's, or the tokenizer lacks its special tokens.
+    """
+    known = tokenizers.special_tokens(tokenizer)
+    missing = [one for one in SPECIAL.get(name, ()) if one not in known]
+    if missing:
+        raise DataError(
+            f"the tokenizer {tokenizer.name} has no {missing[0]}, which chat template {name} needs; take plain"
+        )
+    if name not in TEMPLATES and not Path(name).is_file():
+        raise ConfigError(f"there is no chat template {name}; give a file of one of Jinja's, or {', '.join(TEMPLATES)}")
+    return read_template(Path(name)) if name not in TEMPLATES else compiled(TEMPLATES[name])
+
+
+def read_template(path: Path) -> Template:
+    """The template in a file.
+
+    Raises:
+      ConfigError: jinja2 is not installed.
+      DataError: it cannot be read, or is none of Jinja's.
+    """
+    try:
+        return compiled(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the chat template {path} cannot be read: {error}") from error
+
+
+def compiled(text: str) -> Template:
+    """The template of that text; errors as of `read_template`."""
+    _compiled(text)
+    return Template(text)
+
+
+def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokenizer, answer_next: bool = True) -> str:
+    """The text of a dialogue.
+
+    Args:
+      template: of the dialogue.
+      messages: from the first to the last.
+      tokenizer: whose special tokens `bos_token` and `eos_token` are.
+      answer_next: whether the text goes on with what an answer begins with.
+
+    Raises:
+      ConfigError: jinja2 is not installed.
+      DataError: the template refuses the dialogue, or fails.
+    """
+    by_id = {token: name for name, token in tokenizers.special_tokens(tokenizer).items()}
+    own = {"bos_token": by_id.get((*tokenizer.begin, -1)[0]), "eos_token": by_id.get(end_of(tokenizer))}
+    names = {key: name for key, name in own.items() if name} | dict(template.names)
+    known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=None, documents=None)
+    try:
+        return _compiled(template.text).render(known, add_generation_prompt=answer_next, **names)
+    except Exception as error:  # whatever a template raises
+        raise DataError(f"the chat template cannot show this dialogue: {_one_line(error)}") from error
+
+
+def turns(template: Template, messages: Sequence[Message], tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """The text of a dialogue in pieces, and whether each is an assistant's turn: what it says, and what ends that.
+
+    What leads to a turn, such as its role, belongs to the text before it, as when a model is asked.
+
+    Raises:
+      ConfigError: jinja2 is not installed.
+      DataError: the template refuses the dialogue, or does not write what was said before as it wrote it then.
+    """
+    found, done = list[tuple[str, bool]](), ""
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = rendered(template, messages[:number], tokenizer)
+        after = rendered(template, messages[: number + 1], tokenizer, answer_next=False)
+        if not (before.startswith(done) and after.startswith(before)):
+            raise DataError(
+                "the chat template writes a dialogue otherwise once it goes on, so no turn can be told apart"
+            )
+        own = after[len(before) :]
+        said = own.rstrip() if own.strip() else own  # line ends behind an answer are no part of it
+        found += [(before[len(done) :], False), (said, True)]
+        done = before + said
+    whole = rendered(template, messages, tokenizer, answer_next=False)
+    return [piece for piece in [*found, (whole[len(done) :], False)] if piece[0]]
+
+
+def end_of(tokenizer: Tokenizer) -> int:
+    """The id that ends a text; -1 where there is none."""
+    return -1 if tokenizer.end is None else tokenizer.end
+
+
+@lru_cache(maxsize=8)
+def _compiled(text: str) -> Any:
+    # As transformers has it (utils/chat_template_utils.py), so that templates mean the same.
+    try:
+        import jinja2
+        from jinja2 import ext, nodes
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ConfigError("chat templates need jinja2: pip install 'gptjax[chat]'") from error
+
+    class Generation(ext.Extension):
+        """`{% generation %}` stands around answers for those who train on them; here it only shows what is in it."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    def refuse(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    extensions: list[Any] = [Generation, ext.loopcontrols]
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    jinja.filters["tojson"] = _as_json
+    jinja.globals["raise_exception"] = refuse
+    jinja.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return jinja.from_string(text)
+    except jinja2.TemplateError as error:
+        raise DataError(f"the chat template is none of Jinja's: {_one_line(error)}") from error
+
+
+def _as_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
+    # Jinja's own would write &, < and > for HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
