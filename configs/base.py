@@ -93,6 +93,23 @@ def get_config() -> ConfigDict:
     # of an encoder-decoder: prompts as sources and what follows them as targets (pairs)
     data.languages = ()  # of parallel text at data.path: source and target, such as ("en", "de"), as files are called
     data.columns = (0, 1)  # where that is one tab-separated file: which columns are source and target, from 0
+    data.examples = examples = ConfigDict()  # of records with fields at data.path, .jsonl .json .csv .tsv .parquet, or
+    # a directory of train, val (dev) and test: what a record is to the model
+    examples.form = (
+        ""  # text, instructions (Alpaca's), chat; with a head: classes, values, choices, tags, spans; "": none
+    )
+    examples.template = "{text}"  # what is read of a record, with its fields in braces
+    examples.second = ""  # the same of a second text, read together with it; of spans: the text that has the answer
+    examples.answer = "{label}"  # of text: what is learnt behind it, "": the template; of spans: what the answer says
+    examples.label = "label"  # field of the class, value, tags or right choice; of spans: where the answer begins
+    examples.labels = ()  # of classes and tags: their names in the data, model.labels of them, in the head's order
+    examples.choices = "choices"  # field of choices' list
+    examples.fields = ()  # names of columns, where a .csv or .tsv has no first line with them
+    examples.chat_template = "plain"  # of chat: plain, chatml, llama3, or a file of one of Jinja's
+    examples.too_long = "cut"  # examples longer than data.context: cut, leave_out or refuse; told with their number
+    examples.balanced = False  # labels weigh the same together, however many texts each has
+    examples.shots = 0  # so many examples of each label, or in all where there are none, to learn from; 0: all
+    examples.shot_seed = 0  # by which they are drawn
     data.batch_size = 16  # sequences per optimizer step, over all devices
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
     data.augment = augment = ConfigDict()  # shares of training tokens, drawn anew each epoch (arXiv 1901.11196)

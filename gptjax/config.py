@@ -82,7 +82,7 @@ def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     path = Path(recipe.split(":", 1)[0])
     if not path.is_file():
         raise ConfigError(f"there is no recipe {path}; configs/base.py is one")
-    sys.path.append(str(path.resolve().parent.parent))  # recipes say `from configs import base`
+    sys.path.append(str(_home_of(path.resolve())))
     try:
         check_keys(overrides, flatten(_parse([f"--config={recipe}"])))
         return _parse([f"--config={recipe}", *overrides])
@@ -95,6 +95,11 @@ def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"{recipe}: {type(error).__name__}: {line[:300]}") from error
     finally:
         sys.path.pop()
+
+
+def _home_of(recipe: Path) -> Path:
+    """Where a recipe's `from configs import base` finds that, whatever folder below it the recipe lies in."""
+    return next((folder for folder in recipe.parents if (folder / "configs").is_dir()), recipe.parent.parent)
 
 
 def _parse(arguments: Sequence[str]) -> ConfigDict:
@@ -169,6 +174,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.data.stages = tuple(config.data.stages)
         config.data.languages = tuple(config.data.languages)
         config.data.columns = tuple(config.data.columns)
+        config.data.examples.labels = tuple(map(str, config.data.examples.labels))
+        config.data.examples.fields = tuple(config.data.examples.fields)
         config.log.writers = tuple(config.log.writers)
         config.log.profile_steps = tuple(config.log.profile_steps)
         config.schedule.decay_steps = config.schedule.decay_steps or config.train.steps
@@ -235,6 +242,7 @@ def _problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     yield from _stage_problems(config)
     yield from _mixture_problems(data)
     yield from _pair_problems(data)
+    yield from _example_problems(config)
     yield from _optimizer_problems(config)
     yield from _finetune_problems(config)
     if config.guard.spike_z and config.guard.warmup_steps < 2:
@@ -292,6 +300,27 @@ def _pair_problems(data: ConfigDict) -> Iterator[str]:
         yield "data.languages and data.mixture are both given; leave one out"
     if data.layout == "pairs" and any(data.augment.values()):
         yield "data.augment does nothing with data.layout=pairs; leave it out"
+
+
+def _example_problems(config: ConfigDict) -> Iterator[str]:
+    data, c = config.data, config.data.examples
+    if not c.form:
+        return
+    if data.languages or data.mixture:
+        yield f"data.examples.form={c.form} and data.{'languages' if data.languages else 'mixture'} are both given"
+    asks_head = c.form not in ("text", "instructions", "chat")
+    known = ("examples",) if asks_head else ("examples", "packed", "pairs")
+    if data.layout not in known or (c.form == "chat" and data.layout == "pairs"):
+        yield f"data.examples.form={c.form} needs data.layout={known[0]}, not {data.layout}"
+    if c.too_long not in ("cut", "leave_out", "refuse"):
+        yield f"data.examples.too_long is {c.too_long!r}; it must be cut, leave_out or refuse"
+    if c.form in ("classes", "tags") and len(set(c.labels)) != max(config.model.labels, 2):
+        yield (
+            f"data.examples.labels names {len(set(c.labels))} labels ({', '.join(c.labels) or 'none'}), and "
+            f"model.labels is {config.model.labels}; give the names that the data have, and their number"
+        )
+    if c.balanced and c.form != "classes":
+        yield f"data.examples.balanced is of form=classes alone, not of {c.form}"
 
 
 def _profile_problems(steps: tuple[Any, ...], last: int) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """python -m gptjax.evaluate --workdir=runs/base: loss, perplexity and bits per byte on held-out or other text.
 
-Of an encoder-decoder trained on parallel text also BLEU and chrF, on any of its splits. Flags in, gptjax.evals.held_out
+Of a run that learnt from examples its loss and accuracy on any split of them; of an encoder-decoder trained on parallel
+text BLEU and chrF, too. Flags in, gptjax.evals.held_out
 or gptjax.evals.translation called, its figures printed.
 """
 
@@ -22,8 +23,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
     command.add_step(parser)
     parser.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="text; default: the run's held-out split")
+    parser.add_argument("--test", metavar="SPLIT", help="of its examples or parallel text, such as test (val)")
     translating = parser.add_argument_group("of an encoder-decoder, which translates")
-    translating.add_argument("--test", metavar="SPLIT", help="of its parallel text, such as test_2016_flickr (val)")
     translating.add_argument("--beams", type=int, metavar="N", help="kept at each step of the search; 1: greedy (4)")
     translating.add_argument("--length_penalty", type=float, metavar="X", help="scores are divided by length ** X (1)")
     flags = parser.parse_args(argv)
@@ -32,12 +33,14 @@ def main(argv: Sequence[str]) -> None:
     from gptjax.evals import held_out, translation
 
     loaded = run.load(flags.workdir, flags.step)
-    asked = any(flag is not None for flag in (flags.test, flags.beams, flags.length_penalty))
+    if flags.test is not None and flags.data:
+        raise ConfigError("--test and --data are both given; leave one out")
+    asked = any(flag is not None for flag in (flags.beams, flags.length_penalty))
     if asked or (models.kind(loaded.model) == "seq2seq" and loaded.config.data.languages):
         figures = translate(loaded, flags)
         text = translation.as_text(figures)
     else:
-        figures = held_out.evaluate(loaded, flags.data)
+        figures = held_out.evaluate(loaded, flags.data, flags.test)
         text = as_text(figures)
     print(json.dumps(figures) if flags.json else text)
 
@@ -51,8 +54,6 @@ def translate(of: "Run", flags: Any) -> dict[str, Any]:
     from gptjax.decode.beam import Beams
     from gptjax.evals import translation
 
-    if flags.test is not None and flags.data:
-        raise ConfigError("--test and --data are both given; leave one out")
     named = {"beams": flags.beams, "length_penalty": flags.length_penalty}
     beams = Beams(**{name: value for name, value in named.items() if value is not None})
     return translation.evaluate(of, flags.test or "val", flags.data or (), beams)

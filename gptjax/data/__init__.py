@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptjax.config import DataError
-from gptjax.data import mixtures, pairs, shards, sources, token_sets, tokenizers
+from gptjax.data import examples, mixtures, pairs, shards, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
 from gptjax.data.token_sets import TokenSet
 from gptjax.data.tokenizers import Tokenizer
@@ -107,48 +107,87 @@ def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
       DataError: text missing, not text, or shorter than a window; a set missing, damaged or of another tokenizer.
     """
     folders = prepared_folders(config)
-    if config.languages:
-        loaded = _of_pairs(config, tokenizer)
+    if folders:
+        loaded = _opened(config, folders, tokenizer)
     else:
-        loaded = _opened(config, folders, tokenizer) if folders else _encoded(config, tokenizer)
+        kind = "examples" if config.examples.form else "pairs" if config.languages else "text"
+        loaded = _encoded(config, tokenizer, READ[kind])
     if len(loaded.held_out) < 2:
         what = config.path or "the mixture"
         raise DataError(f"{what} has no held-out documents; prepare it with a larger --held_out")
     return loaded
 
 
-def _encoded(config: Any, tokenizer: Tokenizer | None) -> Data:
-    if tokenizer is None:
-        tokenizers.check_name(config.tokenizer)
-    corpus = sources.read(config)
-    train, held_out = ([d.text for d in side] for side in corpus)
-    # An alphabet has to cover what is held out too; merges are learnt from the training text alone.
-    seen = train + held_out if config.tokenizer == "chars" else train
-    tokenizer = tokenizer or tokenizers.build(config.tokenizer, seen)
-    return Data(
-        tokenizer=tokenizer,
-        train={TEXT: token_sets.encoded(tokenizer, train, "encoding the training text", "the training text")},
-        shares={TEXT: 1},
-        held_out=token_sets.encoded(tokenizer, held_out, "encoding the held-out text", "the held-out text"),
-        held_out_text="".join(held_out).encode(),
-        fingerprints={TEXT: sources.fingerprint(corpus)},
-    )
+class Read(NamedTuple):
+    """One way to read what trains and what is held out, lists of something, and to make sets of them.
+
+    Attributes:
+      sides: both, of `config.data`.
+      texts: of such a list, as a tokenizer is trained on them.
+      encoded: `(tokenizer, list, config.data, progress bar's label, name)`.
+      says: the text of such a list that is to be predicted.
+      corpus: of both sides, for their fingerprint.
+      weighed: the set that trains, as it should count.
+    """
+
+    sides: Callable[[Any], tuple[list[Any], list[Any]]]
+    texts: Callable[[Any, list[Any]], list[str]]
+    encoded: Callable[[Tokenizer, list[Any], Any, str, str], TokenSet]
+    says: Callable[[Any, list[Any]], str]
+    corpus: Callable[[list[Any], list[Any]], sources.Corpus]
+    weighed: Callable[[TokenSet, Any], TokenSet] = lambda tokens, config: tokens
 
 
-def _of_pairs(config: Any, tokenizer: Tokenizer | None) -> Data:
+def _examples(config: Any) -> tuple[list[Any], list[Any]]:
+    train = examples.read(config, "train")
+    examples.check_labels(train, config)
+    return train, examples.read(config, "val")
+
+
+READ = {
+    "text": Read(
+        sources.read,
+        lambda config, documents: [document.text for document in documents],
+        lambda tokenizer, documents, config, label, name: token_sets.encoded(
+            tokenizer, [document.text for document in documents], label, name
+        ),
+        lambda config, documents: "".join(document.text for document in documents),
+        sources.Corpus,
+    ),
+    "pairs": Read(
+        lambda config: (pairs.read(config, pairs.TRAIN), pairs.read(config, pairs.HELD_OUT)),
+        lambda config, both: [text for pair in both for text in pair],  # one vocabulary for both languages
+        lambda tokenizer, both, config, label, name: pairs.encoded(tokenizer, both, label, name),
+        lambda config, both: "\n".join(pair.target for pair in both),
+        pairs.corpus,
+    ),
+    "examples": Read(
+        _examples,
+        examples.texts,
+        examples.encoded,
+        lambda config, records: "\n".join(examples.texts(config, records)),
+        examples.corpus,
+        lambda tokens, config: examples.balanced(tokens) if config.examples.balanced else tokens,
+    ),
+}
+
+
+def _encoded(config: Any, tokenizer: Tokenizer | None, how: Read) -> Data:
     if tokenizer is None:
         tokenizers.check_name(config.tokenizer)
-    train, held_out = (pairs.read(config, split) for split in (pairs.TRAIN, pairs.HELD_OUT))
-    # One vocabulary for both languages.
-    seen = [text for pair in (train + held_out if config.tokenizer == "chars" else train) for text in pair]
-    tokenizer = tokenizer or tokenizers.build(config.tokenizer, seen)
+    train, held_out = how.sides(config)
+    if tokenizer is None:
+        # An alphabet has to cover what is held out too; merges are learnt from the training text alone.
+        seen = train + held_out if config.tokenizer == "chars" else train
+        tokenizer = tokenizers.build(config.tokenizer, how.texts(config, seen))
+    of_train = how.encoded(tokenizer, train, config, "encoding the training text", "the training text")
     return Data(
         tokenizer=tokenizer,
-        train={TEXT: pairs.encoded(tokenizer, train, "encoding the training pairs", "the training pairs")},
+        train={TEXT: how.weighed(of_train, config)},
         shares={TEXT: 1},
-        held_out=pairs.encoded(tokenizer, held_out, "encoding the held-out pairs", "the held-out pairs"),
-        held_out_text="\n".join(pair.target for pair in held_out).encode(),
-        fingerprints={TEXT: sources.fingerprint(pairs.corpus(train, held_out))},
+        held_out=how.encoded(tokenizer, held_out, config, "encoding the held-out text", "the held-out text"),
+        held_out_text=how.says(config, held_out).encode(),
+        fingerprints={TEXT: sources.fingerprint(how.corpus(train, held_out))},
     )
 
 

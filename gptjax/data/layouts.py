@@ -5,7 +5,7 @@ Random access throughout (grain MapDataset): no position is ever saved, so resum
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import grain
 import numpy as np
@@ -30,6 +30,8 @@ class Batch(TypedDict):
       segments_BT: which document of its row a position belongs to, 1, 2, ..., 0 for padding, int32; where rows hold
         several.
       source_BS, source_segments_BS: of pairs: what the encoder reads, and which pair of its row it is of, int32.
+
+    Rows whose answers a task head gives have inputs_BT, segments_BT and these, see gptjax.data.forms; no targets_BT.
     """
 
     inputs_BT: np.ndarray
@@ -56,11 +58,11 @@ def check_length(tokens: TokenSet, context: int) -> None:
         )
 
 
-def padded(ids: np.ndarray, context: int) -> Batch:
-    """A row that predicts each of the ids after the first; the rest of it weighs 0."""
+def padded(ids: np.ndarray, context: int, counts: np.ndarray | int = 1) -> Batch:
+    """A row that predicts each of the ids after the first, which weigh `counts`; the rest of it weighs 0."""
     count = len(ids) - 1
     inputs, targets, weights = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4"))
-    inputs[:count], targets[:count], weights[:count] = ids[:-1], ids[1:], 1
+    inputs[:count], targets[:count], weights[:count] = ids[:-1], ids[1:], counts
     return Batch(inputs_BT=inputs, targets_BT=targets, weights_BT=weights)
 
 
@@ -102,7 +104,7 @@ def in_order(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
 def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """Rows of whole documents that do not see each other; only a document longer than a row is cut, into rows of its
     own and what is left. Each epoch gives every document once."""
-    packing = packing_of(tokens, context, fingerprint)
+    packing, counts_N = packing_of(tokens, context, fingerprint), learnt(tokens, augment)
     starts_P, lengths_P, rows_R1 = packing
 
     def row(epoch: int, k: int) -> Batch:
@@ -115,7 +117,8 @@ def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpr
                 rng = np.random.default_rng((seed, epoch, start))
                 ids = augmented(ids, augment, tokens, rng)[: length + 1]
             here = slice(at, at + len(ids) - 1)
-            inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], 1, number
+            counts = 1 if counts_N is None else counts_N[start : start + length]
+            inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], counts, number
             at += length
         if augment.any():
             segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
@@ -131,7 +134,9 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
     Raises:
       DataError: prompts fill every row, so that nothing is left to learn from.
     """
-    records_M2, prompts_M = tokens.records(), tokens.prompts()
+    if tokens.asks_head:
+        return answered(tokens, context, seed, augment)
+    records_M2, prompts_M, counts_N = tokens.records(), tokens.prompts(), learnt(tokens, augment)
     last = 1 if tokens.closing else 0  # the id that closes a record, which may be the next one's opening
     lengths_M = np.minimum(records_M2[:, 1] - records_M2[:, 0] + last, context + 1)
     usable = np.flatnonzero((lengths_M > 1) & (prompts_M < lengths_M))
@@ -142,6 +147,8 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
         document = usable[k]
         start, prompt = int(records_M2[document, 0]), int(prompts_M[document])
         ids = tokens.read(start, start + int(lengths_M[document]))
+        if counts_N is not None:
+            return padded(ids, context, counts_N[start : start + len(ids) - 1])
         if augment.any():
             rng = np.random.default_rng((seed, epoch, start))
             text = augmented(ids[max(prompt - 1, 0) :], augment, tokens, rng)
@@ -151,6 +158,52 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
         return batch
 
     return Rows(len(usable), row)
+
+
+def learnt(tokens: TokenSet, augment: Augment) -> np.ndarray | None:
+    """How much the prediction made at each id of the stream weighs, float32; None: each 1.
+
+    Raises:
+      DataError: they would move.
+    """
+    found = tokens.answers.get("weights_BT")
+    if found is not None and augment.any():
+        raise DataError(f"data.augment moves tokens, and {tokens.name} says of each what it is; leave it out")
+    return found
+
+
+def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Rows:
+    """Texts whose answers a task head gives, one a row or as many as there are choices, [C, T], padded by segment 0.
+
+    Raises:
+      DataError: texts are to be augmented that have a label for each token.
+    """
+    records_M2, of_token = tokens.records(), [name for name in tokens.answers if name.endswith("_BT")]
+    if augment.any() and (
+        tokens.answers.keys() & {"labels_BT", "spans_B2"} or tokens.answers.get("types_BT", np.zeros(1)).any()
+    ):
+        raise DataError(f"data.augment moves tokens, and {tokens.name} says of each what it is; leave it out")
+
+    def text(epoch: int, document: int) -> dict[str, np.ndarray]:
+        start, stop = (int(at) for at in records_M2[document])
+        ids = tokens.read(start, stop)[:context]
+        if augment.any():
+            ids = augmented(ids, augment, tokens, np.random.default_rng((seed, epoch, start)))[:context]
+        found = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}
+        found["inputs_BT"][: len(ids)], found["segments_BT"][: len(ids)] = ids, 1
+        for name in of_token:
+            own = tokens.answers[name][start : start + min(len(ids), stop - start)]
+            found[name] = np.zeros(context, own.dtype)
+            found[name][: len(own)] = own
+        return found
+
+    def row(epoch: int, k: int) -> Batch:
+        texts = [text(epoch, k * tokens.per_row + choice) for choice in range(tokens.per_row)]
+        read = texts[0] if tokens.per_row == 1 else {name: np.stack([one[name] for one in texts]) for name in texts[0]}
+        own = {name: np.asarray(tokens.answers[name][k]) for name in tokens.answers if name not in of_token}
+        return cast(Batch, read | own)
+
+    return Rows(len(records_M2) // tokens.per_row, row)
 
 
 def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:

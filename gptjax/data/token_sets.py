@@ -2,7 +2,7 @@
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,10 +44,20 @@ class TokenSet:
       parts: in order; arrays may be memory maps, and nothing of them is read before it is asked for.
       closing: ids that follow the last record, see `Borders`.
       name: for messages.
+      answers: what a batch gets besides, by its name there: `_BT` has a number for each id that is read, in the order
+        of the stream and without the closing ones; any other an entry for each row.
+      per_row: how many documents, one after another, are read as the choices of a row.
     """
 
-    def __init__(self, parts: Iterable[Part], closing: Sequence[int] = (), name: str = "the text") -> None:
-        self.name, self.closing = name, tuple(closing)
+    def __init__(
+        self,
+        parts: Iterable[Part],
+        closing: Sequence[int] = (),
+        name: str = "the text",
+        answers: Mapping[str, np.ndarray] | None = None,
+        per_row: int = 1,
+    ) -> None:
+        self.name, self.closing, self.answers, self.per_row = name, tuple(closing), dict(answers or {}), per_row
         self.parts = [*parts, *([Part(np.array(closing, np.int32), np.zeros(0, np.int64))] if closing else [])]
         sizes = [len(part.tokens_N) for part in self.parts]
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -79,6 +89,15 @@ class TokenSet:
             ids = np.concatenate([ids, self.read(0, count - len(ids))])
         return ids
 
+    @property
+    def asks_head(self) -> bool:
+        """Whether a task head is asked, and no next tokens."""
+        return bool(self.answers.keys() - {"weights_BT"})
+
+    def own_parts(self) -> list[Part]:
+        """Those that it was made of, without what closes it."""
+        return self.parts[: len(self.parts) - bool(self.closing)]
+
     def records(self) -> np.ndarray:
         """Where each document's record starts and ends in the stream, int64 [M, 2]."""
         ends_M = np.concatenate([start + part.ends_M for start, part in zip(self._starts, self.parts, strict=False)])
@@ -93,7 +112,7 @@ class TokenSet:
 def joined(sets: Sequence[TokenSet], name: str) -> TokenSet:
     """All of them as one; they have the same closing."""
     closing = sets[0].closing
-    own = [part for one in sets for part in one.parts[: len(one.parts) - bool(closing)]]
+    own = [part for one in sets for part in one.own_parts()]
     return TokenSet(own, closing, name)
 
 

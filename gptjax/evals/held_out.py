@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import console, data, objectives, sharding, workdir
-from gptjax.config import DataError
-from gptjax.data import batches, sources, token_sets, tokenizers
+from gptjax.config import ConfigError, DataError
+from gptjax.data import batches, examples, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
-from gptjax.data.layouts import Rows, in_order, prepared
+from gptjax.data.layouts import EVALUATED, Rows, in_order, prepared
 from gptjax.models import kernels
 from gptjax.objectives.objective import Loss
 
@@ -69,17 +69,17 @@ def quality_of(
     Raises:
       DataError: the batches have nothing to predict.
     """
+    own = {objectives.OBJECTIVES[name].weights for name, _ in objectives.parts(objective)}
     sums: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
     length, said = 0, Counter[int]()
     for batch in batches:
         for name, value in look(params, batch).items():
             sums[name] += float(value)
-        for name in batch:
-            if name.startswith("weights_"):
-                weights[name] += float(batch[name].sum())
-        if "targets_BT" in batch and "accuracy" in sums:
-            said.update(batch["targets_BT"][batch["weights_BT"] > 0].tolist())
+        for name in own:
+            weights[name] += float(batch[name].sum())
+        if "accuracy" in sums:
+            said.update(asked_for(batch))
         if objective == "causal":
             length += int(bytes_V[batch["targets_BT"][batch["weights_BT"] > 0]].sum())
         advance()
@@ -88,22 +88,42 @@ def quality_of(
     found = objectives.means(objective, sums, weights)
     found |= {{"weights_BT": "tokens"}.get(name, "examples"): int(value) for name, value in weights.items()}
     if said:
-        found["unigram_accuracy"] = said.most_common(1)[0][1] / said.total()
+        found["majority_accuracy"] = said.most_common(1)[0][1] / said.total()
     if objective == "causal":
         bits = sums["loss"] / math.log(2) / length
         found |= {"perplexity": math.exp(min(found["loss"], 700.0)), "bits_per_byte": bits, "bytes": length}
     return found
 
 
-def evaluate(of: "Run", files: Sequence[Path] | None = None) -> dict[str, float]:
-    """What a run does on its held-out split, or on files of text; see `quality_of`.
+def asked_for(batch: Any) -> list[int]:
+    """The labels, or else the tokens, that a batch asks for, one after another; none of what is neither."""
+    for name, weights in (("labels_B", "weights_B"), ("labels_BT", "weights_BT"), ("targets_BT", "weights_BT")):
+        if name in batch and weights in batch:
+            found: list[int] = np.asarray(batch[name])[np.asarray(batch[weights]) > 0].tolist()
+            return found
+    return []
+
+
+def evaluate(of: "Run", files: Sequence[Path] | None = None, split: str | None = None) -> dict[str, float]:
+    """What a run does on its held-out split, on another split of its examples, or on files of text or of examples.
+
+    Returns:
+      see `quality_of`.
 
     Raises:
-      DataError: a file that is missing, empty or not text, or the run's own text has changed since.
+      ConfigError: a split is asked for, and the run learnt from no examples.
+      DataError: a file that is missing, empty or not what it should be, or the run's own text has changed since.
     """
     c = of.config
     prepare = objectives.preparing(c, of.tokenizer)
-    if files:
+    if c.data.examples.form and (files or split):
+        found = [one for path in files or () for one in examples.records(path, c.data.examples.fields)]
+        found = found or examples.read(c.data, split or "val")
+        tokens = examples.encoded(of.tokenizer, found, c.data, "encoding the examples", "the examples")
+        rows = prepared(EVALUATED[c.data.layout](tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)
+    elif split:
+        raise ConfigError(f"{of.workdir} learnt from no examples, which have splits; leave --test out")
+    elif files:
         texts = [sources.read_text(path) for path in files]
         tokens = token_sets.encoded(of.tokenizer, texts, "tokens")
         rows = prepared(in_order(tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from gptjax.config import ConfigError, did_you_mean
+from gptjax.data.forms import FORMS
 from gptjax.data.specials import Specials, specials
 from gptjax.data.token_sets import TokenSet
 from gptjax.data.tokenizers import Tokenizer
@@ -174,12 +175,24 @@ def problems(config: Any, kind: str) -> Iterator[str]:
         if one.layouts and config.data.layout not in one.layouts:
             wanted = " or ".join(one.layouts)
             yield f"train.objective={name} reads rows of one text, data.layout={wanted}, not {config.data.layout}"
+    yield from form_problems(config, names)
     if len(set(names)) < len(names):
         yield f"train.objective is {config.train.objective!r}; it names an objective twice"
     for first, second in itertools.combinations([name for name in names if OBJECTIVES[name].row], 2):
         if first not in OBJECTIVES[second].after and second not in OBJECTIVES[first].after:
             yield f"train.objective={config.train.objective!r}: {first} and {second} each want rows of their own"
     yield from option_problems(config, names)
+
+
+def form_problems(config: Any, names: Sequence[str]) -> Iterator[str]:
+    """Objectives that ask a task head about texts, and records that are of another form, one line each."""
+    form = FORMS.get(config.data.examples.form)
+    asked = {own.objective: name for name, own in FORMS.items() if own.objective}
+    for name in names:
+        if name in asked and asked[name] != config.data.examples.form:
+            yield f"train.objective={name} learns from examples with answers; set data.examples.form={asked[name]}"
+        if form and form.objective not in ("", name):
+            yield f"data.examples.form={config.data.examples.form} is for train.objective={form.objective}, not {name}"
 
 
 def option_problems(config: Any, names: Sequence[str]) -> Iterator[str]:

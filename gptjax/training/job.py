@@ -16,7 +16,7 @@ from gptjax import config as configs
 from gptjax import console, data, models, objectives, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, UserError
-from gptjax.data import batches, layouts, sources, tokenizers
+from gptjax.data import batches, chat, forms, layouts, sources, tokenizers
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import prompts
 from gptjax.decode.settings import Settings
@@ -36,6 +36,7 @@ CHOICES = (
     | {
         "data.source": sources.SOURCES,
         "data.layout": layouts.LAYOUTS,
+        "data.examples.form": {"": None} | forms.FORMS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
         "optimizer.name": optim.OPTIMIZERS,
@@ -119,7 +120,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         origins.parted_shapes(config, models.shapes(model))  # refuses rules that match nothing
     processes.meet("all have looked at the run's directory")
     if not exists:
-        fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
+        fill = partial(begin_with, config, origin, loaded.tokenizer)
         make = partial(workdirs.create, workdir, config, loaded.tokenizer, facts, fill)
         processes.first_does(make, "the run's directory is made")
     elif not goes_on or mixings != known:
@@ -148,6 +149,15 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         teach=teach,
         left_out=workdirs.left_out(workdir),
     )
+
+
+def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, unfinished: Path) -> None:
+    """Puts into a run's new directory what comes from its origin, and the template of dialogues it learns from."""
+    if origin:
+        workdirs.keep_original_tokenizer(origin, unfinished)
+    if config.data.examples.form == "chat":
+        template = chat.template_of(config.data.examples.chat_template, tokenizer)
+        (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text)
 
 
 def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:

@@ -176,7 +176,7 @@ def advanced(
     """The state after a step, whose batch is None where it is left out, and the step's metrics."""
     if batch is None:
         return recovery.passed_over(state)
-    B, T = batch["inputs_BT"].shape
+    B, *_, T = batch["inputs_BT"].shape
     return step_fns[B, T](recovery.entering(job, state, step), batch)
 
 

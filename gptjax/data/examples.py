@@ -1,0 +1,280 @@
+"""Examples of a task: records with named fields, out of files; which of them are learnt from, and their ids.
+
+One record a line (.jsonl, .tsv), or a list of them (.json), or rows (.csv, .parquet), packed by .gz or not. How a
+record is read and what is learnt of it is gptjax.data.forms' part; rows of a batch are gptjax.data.layouts'.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax import console
+from gptjax.config import ConfigError, DataError
+from gptjax.data import formats, forms, pairs, sources, token_sets
+from gptjax.data.forms import FORMS, Encoded, Form, Record
+from gptjax.data.sources import Corpus, Document
+from gptjax.data.token_sets import Borders, Part, TokenSet
+from gptjax.data.tokenizers import Tokenizer
+
+# What files of a split may be called; any other split by its own name.
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
+ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet")
+
+
+def read(config: Any, split: str) -> list[Record]:
+    """The records of a split of what `config` (a run's `config.data`) names.
+
+    A directory has a file for each split; a single file, or a directory without one for "val", is divided by hash of
+    the record. Of "train", as many of each label as `examples.shots` says are drawn, if it says so.
+
+    Args:
+      config: `config.data`.
+      split: "train", "val", "test", or what another file is called.
+
+    Raises:
+      ConfigError: pyarrow is not installed, and a file needs it.
+      DataError: nothing there, a file that cannot be read, or fewer of a label than are asked for.
+    """
+    if not config.path:
+        raise DataError("--config.data.path is empty; give a file of examples, or a directory of train, val and test")
+    path, names = Path(config.path), tuple(config.examples.fields)
+    if not path.exists():
+        raise DataError(f"there is no {path}")
+    own = _file_of(path, split) if path.is_dir() else None
+    if own:
+        divided = split == "train" and not _file_of(path, "val")
+    else:
+        own, divided = (_file_of(path, "train") if path.is_dir() else path), True
+        if own is None or split not in ("train", "val"):
+            there = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
+            raise DataError(f"{path} has no examples for {split!r}; there is {there or 'nothing'}")
+    found = list(records(own, names))
+    if divided:
+        found = [one for one in found if sources.is_held_out(_as_text(one), config.held_out) == (split != "train")]
+    if not found:
+        raise DataError(f"{own} has no examples for {split!r}")
+    return some_of_each(found, config.examples) if split == "train" and config.examples.shots else found
+
+
+def _file_of(folder: Path, split: str) -> Path | None:
+    names = [
+        f"{name}.{ending}{packed}"
+        for name in SPLITS.get(split, (split,))
+        for ending in ENDINGS
+        for packed in ("", ".gz")
+    ]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _as_text(record: Record) -> str:
+    return json.dumps(record.fields, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def records(path: Path, names: Sequence[str] = ()) -> Iterator[Record]:
+    """The records of a file, in order.
+
+    Args:
+      path: of the file.
+      names: of the columns of a .csv or .tsv that has no first line with them; else ().
+
+    Raises:
+      ConfigError: pyarrow is not installed, and the file needs it.
+      DataError: it cannot be read, or a line is no record.
+    """
+    match formats.name_of(path):
+        case "jsonl":
+            for number, line in enumerate(pairs.lines(path), 1):
+                if line.strip():
+                    yield _of_json(line, f"{path}, line {number:,}")
+        case "json":
+            found = _parsed("\n".join(pairs.lines(path)), str(path))
+            if not isinstance(found, list):
+                raise DataError(f"{path} is not a list of objects")
+            for number, one in enumerate(found, 1):
+                yield Record(_checked(one, f"{path}, record {number:,}"), f"{path}, record {number:,}")
+        case "csv" | "tsv" as kind:
+            yield from _of_rows(path, "," if kind == "csv" else "\t", names)
+        case "parquet":
+            for number, one in enumerate(_of_parquet(path), 1):
+                yield Record(one, f"{path}, record {number:,}")
+        case _:
+            raise DataError(f"{path} is no file of examples; there are .{', .'.join(ENDINGS)}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+
+
+def _of_json(line: str, where: str) -> Record:
+    return Record(_checked(_parsed(line, where), where), where)
+
+
+def _checked(one: Any, where: str) -> dict[str, Any]:
+    if not isinstance(one, dict):
+        raise DataError(f"{where} is no object with fields")
+    return one
+
+
+def _of_rows(path: Path, delimiter: str, names: Sequence[str]) -> Iterator[Record]:
+    dialect: Any = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE}
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.reader(io.StringIO("\n".join(pairs.lines(path)), newline=""), **dialect)
+    try:
+        known = list(names) or next(rows, [])
+        for row in rows:
+            if not row:
+                continue
+            where = f"{path}, line {rows.line_num:,}"
+            if len(row) != len(known):
+                raise DataError(
+                    f"{where} has {len(row)} fields and not the {len(known)} that there are names for: {known}"
+                )
+            yield Record(dict(zip(known, row, strict=True)), where)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num:,}: {error}") from error
+
+
+def _of_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(f"{path} needs pyarrow: pip install 'gptjax[data]'") from error
+    try:
+        found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    return found
+
+
+def some_of_each(found: Sequence[Record], options: Any) -> list[Record]:
+    """`options.shots` records of each label, or of all where there are no labels, drawn by `options.shot_seed`.
+
+    Raises:
+      DataError: there are fewer.
+    """
+    by_label: dict[str, list[Record]] = {label: [] for label in options.labels} or {"": []}
+    for one in found:
+        label = forms.label_of(one, options) if options.labels else ""
+        by_label[label].append(one)
+    drawn = list[Record]()
+    for label, own in by_label.items():
+        if len(own) < options.shots:
+            of = f" with the label {label!r}" if label else ""
+            raise DataError(f"data.examples.shots={options.shots}, and there are {len(own)} examples{of}")
+        order = np.random.default_rng(options.shot_seed).permutation(len(own))[: options.shots]
+        drawn += [own[i] for i in sorted(order)]
+    return drawn
+
+
+def texts(config: Any, found: Sequence[Record]) -> list[str]:
+    """The text of each record, as a tokenizer is trained on it."""
+    form = FORMS[config.examples.form]
+    return ["".join(piece for piece, _ in form.pieces(one, config.examples, None)) for one in found]
+
+
+def corpus(train: Sequence[Record], held_out: Sequence[Record]) -> Corpus:
+    """Both sides as documents, for `gptjax.data.sources.fingerprint`."""
+    return Corpus(*([Document(str(i), _as_text(one)) for i, one in enumerate(side)] for side in (train, held_out)))
+
+
+def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
+    """The records as a token set in memory, with what is learnt of each (`TokenSet.answers`).
+
+    Args:
+      tokenizer: that texts are encoded with.
+      found: records.
+      config: `config.data`, resolved; what is longer than its context is dealt with as `examples.too_long` says.
+      label: of the progress bar.
+      name: of the set, for messages.
+
+    Raises:
+      DataError: a record lacks a field, has a label that is not known, or is too long and that is refused.
+    """
+    if config.layout == "pairs":
+        return pairs.encoded(tokenizer, [forms.pair(one, config.examples) for one in found], label, name)
+    c, form = config.examples, FORMS[config.examples.form]
+    around = token_sets.borders(tokenizer)
+    if form.objective:  # what follows a text is not read where no next token is asked for
+        around = around._replace(closing=())
+    room = config.context + (not form.objective) - sum(map(len, around))
+    kept, long = list[list[Encoded]](), list[Record]()
+    with console.bar(label, len(found)) as advance:
+        for one in found:
+            own, is_long = form.encoded(one, c, tokenizer, room)
+            long += [one] if is_long else []
+            kept += [own] if own and not (is_long and c.too_long == "leave_out") else []
+            advance(1)
+    if long:
+        _say_long(long, found, config, name)
+    if not kept:
+        raise DataError(
+            f"{name}: nothing is left of {len(found):,} examples within data.context={config.context} tokens"
+        )
+    if len({len(several) for several in kept}) > 1:
+        raise DataError(f"{name}: some have {len(kept[0])} choices and others more or fewer; all need as many")
+    return _joined(kept, around, form, name)
+
+
+def _say_long(long: Sequence[Record], found: Sequence[Record], config: Any, name: str) -> None:
+    of, c = f"{len(long):,} of {len(found):,} of {name} are longer than {config.context} tokens", config.examples
+    if c.too_long == "refuse":
+        raise DataError(f"{of} (data.context), the first in {long[0].where}; data.examples.too_long=cut shortens them")
+    console.say(f"examples   {of} and are {'cut' if c.too_long == 'cut' else 'left out'}")
+
+
+def _joined(kept: list[list[Encoded]], around: Borders, form: Form, name: str) -> TokenSet:
+    each = [one for several in kept for one in several]
+    whole = [np.array([*around.opening, *one.ids, *around.ending], np.int32) for one in each]
+    answers = dict[str, np.ndarray]()
+    for key in form.arrays:
+        if key.endswith("_BT"):
+            answers[key] = np.concatenate([_with_borders(key, one, around, not form.objective) for one in each])
+        else:
+            answers[key] = np.stack([several[0].arrays[key] for several in kept])
+    if "spans_B2" in answers:
+        answers["spans_B2"] = answers["spans_B2"] + len(around.opening)
+    ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
+    return TokenSet([Part(np.concatenate(whole), ends_M)], around.closing, name, answers, len(kept[0]))
+
+
+def _with_borders(key: str, one: Encoded, around: Borders, learns: bool) -> np.ndarray:
+    """An array of a number an id, with those of what stands around a text.
+
+    Weights of what is learnt become those of the position that predicts it, one before.
+    """
+    own, before, after = one.arrays[key], len(around.opening), len(around.ending)
+    if key == "types_BT":
+        return np.pad(own, (before, after), mode="edge")
+    if not learns:
+        return np.pad(own, (before, after))
+    learnt = np.concatenate([np.zeros(before), own, np.full(after or 1, one.ends)]).astype(np.float32)
+    return learnt[1:] if not after else np.append(learnt[1:], np.float32(0))
+
+
+def balanced(tokens: TokenSet) -> TokenSet:
+    """The set with labels' weights such that all of them weigh the same together, and a text 1 on average."""
+    labels_M = tokens.answers["labels_B"]
+    counts = np.bincount(labels_M)
+    weights_M = len(labels_M) / (np.count_nonzero(counts) * counts[labels_M])
+    answers = tokens.answers | {"weights_B": weights_M.astype(np.float32)}
+    return TokenSet(tokens.own_parts(), tokens.closing, tokens.name, answers, tokens.per_row)
+
+
+def check_labels(found: Sequence[Record], config: Any) -> None:
+    """Raises DataError where a label that `examples.labels` names is none of a text to learn from."""
+    c = config.examples
+    if c.form == "classes":
+        seen = {forms.label_of(one, c) for one in found}
+        if missing := [label for label in c.labels if label not in seen]:
+            raise DataError(
+                f"{config.path} has no example to learn the label {missing[0]!r} of data.examples.labels from"
+            )
