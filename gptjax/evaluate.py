@@ -24,17 +24,25 @@ def main(argv: Sequence[str]) -> None:
     command.add_step(parser)
     parser.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="text; default: the run's held-out split")
     parser.add_argument("--test", metavar="SPLIT", help="of its examples or parallel text, such as test (val)")
+    parser.add_argument(
+        "--predict", type=Path, metavar="FILE", help="of records: what the task head says of each, a line"
+    )
     translating = parser.add_argument_group("of an encoder-decoder, which translates")
     translating.add_argument("--beams", type=int, metavar="N", help="kept at each step of the search; 1: greedy (4)")
     translating.add_argument("--length_penalty", type=float, metavar="X", help="scores are divided by length ** X (1)")
     flags = parser.parse_args(argv)
     runtime.start()
     from gptjax import models, run
+    from gptjax.data import examples
     from gptjax.evals import held_out, translation
 
     loaded = run.load(flags.workdir, flags.step)
-    if flags.test is not None and flags.data:
-        raise ConfigError("--test and --data are both given; leave one out")
+    if sum(bool(flag) for flag in (flags.test, flags.data, flags.predict)) > 1:
+        raise ConfigError("--test, --data and --predict are of different texts; give one of them")
+    if flags.predict:
+        records = [one.fields for one in examples.records(flags.predict, loaded.config.data.examples.fields)]
+        print("\n".join(json.dumps(one, ensure_ascii=False) for one in loaded.predict(records)))
+        return
     asked = any(flag is not None for flag in (flags.beams, flags.length_penalty))
     if asked or (models.kind(loaded.model) == "seq2seq" and loaded.config.data.languages):
         figures = translate(loaded, flags)
@@ -61,7 +69,7 @@ def translate(of: "Run", flags: Any) -> dict[str, Any]:
 
 def as_text(figures: dict[str, float]) -> str:
     """What gptjax.evals.held_out found, for a person."""
-    units = {"loss": "nats per token", "perplexity": "per token"}
+    units = {"loss": "nats per token" if "tokens" in figures else "", "perplexity": "per token"}
     places = {"perplexity": 3}
     counts = [f"{int(figures[name]):,} {name}" for name in ("tokens", "examples", "bytes") if name in figures]
     own = {name: value for name, value in figures.items() if name not in ("tokens", "examples", "bytes")}

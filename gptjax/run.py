@@ -1,7 +1,7 @@
 """`Run`: a trained model with all that belongs to it, as a notebook and every command but train sees it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import filling
 from gptjax.decode import generate as decoding
 from gptjax.decode.engine import Sample
+from gptjax.evals import predictions
 from gptjax.finetune import methods
 from gptjax.inspect import parameters
 from gptjax.training import origins
@@ -62,6 +63,10 @@ class Run:
         if self.config.model.task == "none":
             raise DataError(f"{self.workdir} has no task head; its config.model.task is none")
         return np.asarray(self._answer(self.params, inputs.checked(self.model, arrays, by_name)))
+
+    def predict(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the task head says of records, in words; see gptjax.evals.predictions.predictions."""
+        return predictions.predictions(self, records)
 
     def generate(
         self,

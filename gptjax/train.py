@@ -75,11 +75,12 @@ def _readable(workdir: Path, summary: dict[str, Any]) -> str:
     rate, prompt = summary["tokens_per_second"], read_config(workdir).sample.prompt
     sample = (workdir / "samples.txt").read_text().rstrip()
     shown = f"{'-- sample ':-<70}\n{sample}\n{'':-<70}\n" if sample else ""
+    writes = sample and "val_accuracy" not in summary
     goes_on = (
-        f"generate --workdir={workdir} --prompt={shlex.quote(prompt)}" if sample else f"evaluate --workdir={workdir}"
+        f"generate --workdir={workdir} --prompt={shlex.quote(prompt)}" if writes else f"evaluate --workdir={workdir}"
     )
     return f"""
-{shown}held-out loss   {summary["val_loss"]:.4f} nats per token
+{shown}held-out loss   {summary["val_loss"]:.4f}{" nats per token" if "val_bits_per_byte" in summary else ""}
 {_quality(summary)}trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {rate:,.0f} tokens/s
 time            {_times(summary)}
 parameters      {summary["parameters"]:,}

@@ -392,6 +392,19 @@ def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tup
     return [one._replace(arrays=one.arrays | arrays)], len(own.ids) > room
 
 
+def unanswered(record: Record, c: Any) -> Record:
+    """The record with some answer where it has none, so that it can be read; of spans whatever it has."""
+    own: dict[str, Any]
+    if c.form == "tags":
+        own = {c.label: [c.labels[0]] * len(tags(record, c))}
+    elif c.form == "spans":
+        begins = filled(c.second, record, "second")[:1]
+        own = dict.fromkeys(named(c.answer), begins) | {c.label: 0}
+    else:
+        own = {c.label: c.labels[0] if c.labels else 0}
+    return record._replace(fields=record.fields | own)
+
+
 FORMS: dict[str, Form] = {
     "text": learning(text, lambda c: named(c.template)),
     "instructions": learning(instructions, lambda c: ["instruction", "input"]),
