@@ -31,8 +31,8 @@ def predictions(of: "Run", records: Sequence[Mapping[str, Any]]) -> list[Predict
         data.context is cut.
 
     Returns:
-      of each: "label" and "probability"; "value"; "choice", from 0, and "probability"; "labels", of each word; of a span
-      "text" and "probability".
+      of each: "label" and "probability"; "value"; "choice", from 0, and "probability"; "labels", of each word; or a
+      span's "text" and "probability".
 
     Raises:
       ConfigError: the run learnt no answers from examples.
@@ -54,9 +54,11 @@ def predictions(of: "Run", records: Sequence[Mapping[str, Any]]) -> list[Predict
     ask, found = jax.jit(partial(said, of.model)), list[Prediction]()
     with console.bar("answering", len(every)) as advance:
         for i in range(len(every)):
-            found += in_words(ask(of.params, every[i]), every[i], of.config, of.tokenizer)
+            left = len(blank) - len(found)  # rows of the last batch; the others are blank
+            batch = {name: x[:left] for name, x in every[i].items()}
+            found += in_words(ask(of.params, every[i])[:left], batch, of.config, of.tokenizer)
             advance(1)
-    return found[: len(blank)]
+    return found
 
 
 def said(model: Any, params: Any, batch: Any) -> jax.Array:
