@@ -16,11 +16,11 @@ from configs.finetune.ways import by_way
 def get_config(way: str = "full") -> ConfigDict:
     config = base.get_config()
     config.model.update(task="classification", labels=2, pooling="mean", dropout=0.1)
-    config.data.update(path="../shared/data/sst2", layout="examples", batch_size=32, context=64)
+    config.data.update(path="../shared/data/sst2", layout="examples", batch_size=32, context=48)
     config.data.examples.update(form="classes", fields=("text", "label"), labels=("0", "1"))
-    config.train.update(objective="classification", steps=650)  # three times through 6,920 sentences
-    config.eval.update(every_steps=65, batches=28)
-    config.checkpoint.every_steps = 650
+    config.train.update(objective="classification", steps=430)  # twice through 6,920 sentences
+    config.eval.update(every_steps=86, batches=28)
+    config.checkpoint.every_steps = 430
     config.sample.prompt = ""
     by_way(config, way)
     return config
