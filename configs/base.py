@@ -104,10 +104,10 @@ def get_config() -> ConfigDict:
     data.stages = ()  # before batch_size and context: ((steps, batch_size, context), ...), one after the other
 
     config.finetune = finetune = ConfigDict()  # with init_from: what of the model trains, and how
-    finetune.method = "full"  # full, rule, top_layers, bitfit, lora, dora, adalora, ia3, adapter, prefix
+    finetune.method = "full"  # full, rule, top, bitfit, lora, dora, adalora, ia3, adapter, prefix
     finetune.rule = ""  # of rule: a regular expression; the parameters whose paths it matches train
     finetune.also = ""  # of every method: the same, of parameters that train besides
-    finetune.top_layers = 2  # of top_layers: how many of the last blocks train, with what is behind them
+    finetune.top_layers = 2  # of top: how many of the last blocks train, with what is behind them
     finetune.targets = "."  # of lora, dora, adalora: a regular expression of modules that have a matrix
     finetune.rank = 8  # of lora and dora; of adalora: the mean of the ranks that are left at the end
     finetune.alpha = 16.0  # of lora, dora, adalora: what is added is multiplied with alpha / rank
