@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # every random stream of a run (parameters, batches, dropout, samples) derives from this one
-    config.init_from = ""  # a run's directory whose model, parameters and tokenizer this run starts with
+    config.init_from = ""  # a run's directory, or hf:FOLDER, whose model, parameters and tokenizer this run starts with
 
     config.model = model = ConfigDict()
     model.arch = "gpt"  # gpt or recurrent (decoders), encoder (as BERT), seq2seq (encoder and decoder)

@@ -181,7 +181,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             (_absolute(one[0]), one[1]) if _is_weighted_path(one) else one for one in config.data.mixture
         )
         if config.init_from:
-            config.init_from = _absolute(config.init_from)
+            config.init_from = _absolute_origin(config.init_from)
         if config.objective.teacher:
             config.objective.teacher = _absolute(config.objective.teacher)
     return config.lock()
@@ -189,6 +189,19 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
+
+
+def is_foreign(init_from: str) -> bool:
+    """Whether a `config.init_from` names a Hugging Face model, and no run."""
+    return init_from.startswith("hf:")
+
+
+def _absolute_origin(init_from: str) -> str:
+    if not is_foreign(init_from):
+        return _absolute(init_from)
+    name = init_from.removeprefix("hf:")
+    is_path = name.startswith((".", "/", "~")) or os.path.isdir(name)  # else it is a name on the hub
+    return f"hf:{_absolute(name)}" if is_path else init_from
 
 
 def _is_weighted_path(one: Any) -> bool:

@@ -85,7 +85,8 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
       config: resolved and checked.
       workdir: free, or this config's own.
       started: time.monotonic() when the command began.
-      origin: the run whose tokenizer and parameters this one begins with.
+      origin: the run whose tokenizer and parameters this one begins with; of a Hugging Face model it moves into the
+        directory that is made.
 
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
@@ -115,11 +116,11 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     model = methods.model_of(config, sharding.divided(mesh))
-    if origins.is_part(config):
-        origins.parted_shapes(config, models.shapes(model))  # refuses rules that match nothing
+    if origin and origins.is_part(config):
+        origins.parted_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
     processes.meet("all have looked at the run's directory")
     if not exists:
-        fill = partial(workdirs.keep_original_tokenizer, origin) if origin else lambda unfinished: None
+        fill = partial(take_over, origin, config) if origin else lambda unfinished: None
         make = partial(workdirs.create, workdir, config, loaded.tokenizer, facts, fill)
         processes.first_does(make, "the run's directory is made")
     elif not goes_on or mixings != known:
@@ -132,7 +133,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     return Job(
         config=config,
         workdir=workdir,
-        origin=origin,
+        origin=workdirs.origin(config, workdir),
         clock=Clock(started),
         resumes_at=step,
         data=loaded,
@@ -148,6 +149,13 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         teach=teach,
         left_out=workdirs.left_out(workdir),
     )
+
+
+def take_over(origin: Path, config: ConfigDict, unfinished: Path) -> None:
+    """Puts into a run's directory what it has of the run that it begins with."""
+    workdirs.keep_original_tokenizer(origin, unfinished)
+    if configs.is_foreign(config.init_from):
+        origin.rename(unfinished / workdirs.BASE)
 
 
 def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:

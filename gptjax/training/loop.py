@@ -51,20 +51,14 @@ def train(
       Interrupted: by a signal; the step in hand is saved.
     """
     started = time.monotonic() if started is None else started
-    origin = workdirs.origin(config, workdir)
-    if origin:  # needed only at first: a run that has begun has a model of its own
-        home = workdir if workdirs.is_run(workdir) else origin
-        config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
-    config = configs.resolve(config)
-    check(config)
-    if not origin:
-        config = data.with_tokenizer_of_sets(config)
-    workdirs.check_free(workdir, config)
-    summary = report.read_summary(workdir)
-    if summary:
-        console.say(f"{workdir} is finished; to train anew, give another --workdir")
-        return summary
-    job = make_job(config, workdir, started, origin)
+    with origins.at_hand(config, workdir) as origin:
+        config = resolved(config, workdir, origin)
+        workdirs.check_free(workdir, config)
+        summary = report.read_summary(workdir)
+        if summary:
+            console.say(f"{workdir} is finished; to train anew, give another --workdir")
+            return summary
+        job = make_job(config, workdir, started, origin)
     lock = workdirs.lock(workdir) if processes.is_first() else nullcontext()
     with lock, open_checkpoints(job) as checkpoints:
         try:
@@ -79,6 +73,16 @@ def train(
             saved = checkpoints.latest()
             there = f"saved at step {saved:,}; the same command goes on there" if saved else "nothing is saved yet"
             raise Interrupted.after(error, f"interrupted; {there}") from None
+
+
+def resolved(config: ConfigDict, workdir: Path, origin: Path | None) -> ConfigDict:
+    """The config of a run, resolved and checked, with the model of the run that it begins with, if there is one."""
+    if origin:  # needed only at first: a run that has begun has a model of its own
+        home = workdir if workdirs.is_run(workdir) else origin
+        config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
+    config = configs.resolve(config)
+    check(config)
+    return config if origin else data.with_tokenizer_of_sets(config)
 
 
 def open_checkpoints(job: Job) -> Checkpoints:
@@ -124,9 +128,9 @@ def start_of(job: Job) -> Callable[[], TrainState]:
 
 def shapes_of(job: Job) -> TrainState:
     """The shapes of the run's state."""
-    if not origins.is_part(job.config):
+    if not job.origin or not origins.is_part(job.config):
         return jax.eval_shape(start_of(job))
-    return jax.eval_shape(begins_from(job), origins.base_shapes(job.config))
+    return jax.eval_shape(begins_from(job), origins.base_shapes(job.origin, job.config))
 
 
 def begins_from(job: Job) -> Callable[[Any], TrainState]:
@@ -136,7 +140,7 @@ def begins_from(job: Job) -> Callable[[Any], TrainState]:
 
 def begin_from(origin: Path, job: Job) -> TrainState:
     """The first state of a run that begins with another's newest parameters, or with those it was imported with."""
-    base = origins.base_of(job.config, job.mesh) if origin != job.workdir else origins.saved(origin, job.mesh)
+    base = origins.base_of(origin, job.config, job.mesh) if origin != job.workdir else origins.saved(origin, job.mesh)
     if origins.is_part(job.config):
         origins.know_base(job.workdir, base)
     there = sharding.of_state(job.mesh, shapes_of(job))

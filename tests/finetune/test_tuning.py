@@ -194,7 +194,7 @@ def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
     with config.unlocked():
         config.model = gptjax.load(trained).config.model.copy_and_resolve_references().unlock()
         config.model.update(task="classification", labels=3)
-    tuned, frozen = origins.parted_shapes(config, models.shapes(methods.model_of(config)))
+    tuned, frozen = origins.parted_shapes(trained, config, models.shapes(methods.model_of(config)))
     assert {path for path in paths.flat(tuned) if path.startswith("task/")} == {"task/kernel", "task/bias"}
     assert "tokens/embedding" in paths.flat(frozen)
 
