@@ -129,6 +129,8 @@ def get_config() -> ConfigDict:
     finetune.rates = ()  # ((regular expression of paths, factor of the learning rate), ...), the first that matches
     finetune.unfreeze_every = 0  # steps after which one more block trains, from the last one down; 0: all at once
     finetune.l2_to_start = 0.0  # factor of half the squared distance to the first parameters, in the loss
+    finetune.ewc = 0.0  # the same, each number's weighed by its Fisher information on the text of init_from's run
+    finetune.fisher_rows = 256  # of ewc: rows of that text that it is estimated on, when the run begins
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, muon, lion, adafactor (reads no beta and no epsilon), sophia, schedule_free

@@ -368,9 +368,11 @@ def _finetune_problems(config: ConfigDict) -> Iterator[str]:
     options = config.finetune
     if options.method != "full" and not config.init_from:
         yield f"finetune.method={options.method} tunes a part of another run's model; give --config.init_from=RUN"
+    if options.ewc and not config.init_from:
+        yield f"finetune.ewc={options.ewc} remembers the text of another run; give --config.init_from=RUN"
     if options.method == "rule" and not options.rule:
         yield "finetune.method=rule needs a regular expression of paths; give --config.finetune.rule"
-    for key in ("rank", "alpha", "bottleneck", "length", "b_rate", "layer_decay"):
+    for key in ("rank", "alpha", "bottleneck", "length", "b_rate", "layer_decay", "fisher_rows"):
         if options[key] <= 0:
             yield f"finetune.{key} is {options[key]}; it must be more than 0"
     if any(not _is_weighted_path(one) or type(one[1]) not in (int, float) for one in options.rates):

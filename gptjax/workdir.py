@@ -1,7 +1,8 @@
 """A run is a directory: how it begins, is claimed by one config and one process, and is read. Knows no model.
 
 config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json  profile/
-base/ where it began with a Hugging Face model; clock.json while it is unfinished; hang.txt where it hung
+base/ where it began with a Hugging Face model; fisher.safetensors where it is to remember a text
+clock.json while it is unfinished; hang.txt where it hung
 """
 
 import fcntl

@@ -26,6 +26,7 @@ from gptjax.objectives.objective import Loss
 from gptjax.sharding import checks, processes
 from gptjax.training import folders, origins
 from gptjax.training.goodput import Clock
+from gptjax.training.remembering import Memory, memory
 from gptjax.training.teaching import Teach, teaching
 from gptjax.training.writers import WRITERS
 
@@ -70,6 +71,7 @@ class Job(NamedTuple):
     eval_batches: batches.EvalBatches
     sample_settings: Settings
     teach: Teach  # what a batch gets before a step, where there is a teacher
+    memory: Memory | None  # what a run that begins is to remember, where it is asked to
     left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
 
     def held_out_quality(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
@@ -118,6 +120,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     model = methods.model_of(config, sharding.divided(mesh))
     if origin and origins.is_part(config):
         origins.parted_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
+    to_remember = memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
     processes.meet("all have looked at the run's directory")
     if not exists:
         fill = partial(take_over, origin, config) if origin else lambda unfinished: None
@@ -147,6 +150,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         eval_batches=eval_batches,
         sample_settings=sample_settings,
         teach=teach,
+        memory=to_remember,
         left_out=workdirs.left_out(workdir),
     )
 

@@ -99,10 +99,15 @@ def base_of(origin: Path, config: ConfigDict, mesh: Mesh | None = None) -> Any:
 
 def base_shapes(origin: Path, config: ConfigDict) -> Any:
     """The shapes of what `base_of` gives; nothing is read but the base's config."""
+    return models.shapes(models.build(base_model(origin, config)))
+
+
+def base_model(origin: Path, config: ConfigDict) -> ConfigDict:
+    """The `config.model` of what `base_of` gives the parameters of."""
     theirs = read_config(origin).model.copy_and_resolve_references()
     with theirs.unlocked():
         theirs.scan_layers = config.model.scan_layers
-    return models.shapes(models.build(theirs))
+    return theirs
 
 
 def parted_shapes(origin: Path, config: ConfigDict, fresh: Any) -> methods.Parted:
