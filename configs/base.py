@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # every random stream of a run (parameters, batches, dropout, samples) derives from this one
-    config.init_from = ""  # a run's directory whose model, parameters and tokenizer this run starts with
+    config.init_from = ""  # a run's directory, or hf:FOLDER, whose model, parameters and tokenizer this run starts with
 
     config.model = model = ConfigDict()
     model.arch = "gpt"  # gpt or recurrent (decoders), encoder (as BERT), seq2seq (encoder and decoder)
@@ -121,10 +121,10 @@ def get_config() -> ConfigDict:
     data.stages = ()  # before batch_size and context: ((steps, batch_size, context), ...), one after the other
 
     config.finetune = finetune = ConfigDict()  # with init_from: what of the model trains, and how
-    finetune.method = "full"  # full, rule, top_layers, bitfit, lora, dora, adalora, ia3, adapter, prefix
+    finetune.method = "full"  # full, rule, top, bitfit, lora, dora, adalora, ia3, adapter, prefix
     finetune.rule = ""  # of rule: a regular expression; the parameters whose paths it matches train
     finetune.also = ""  # of every method: the same, of parameters that train besides
-    finetune.top_layers = 2  # of top_layers: how many of the last blocks train, with what is behind them
+    finetune.top_layers = 2  # of top: how many of the last blocks train, with what is behind them
     finetune.targets = "."  # of lora, dora, adalora: a regular expression of modules that have a matrix
     finetune.rank = 8  # of lora and dora; of adalora: the mean of the ranks that are left at the end
     finetune.alpha = 16.0  # of lora, dora, adalora: what is added is multiplied with alpha / rank
@@ -146,6 +146,8 @@ def get_config() -> ConfigDict:
     finetune.rates = ()  # ((regular expression of paths, factor of the learning rate), ...), the first that matches
     finetune.unfreeze_every = 0  # steps after which one more block trains, from the last one down; 0: all at once
     finetune.l2_to_start = 0.0  # factor of half the squared distance to the first parameters, in the loss
+    finetune.ewc = 0.0  # the same, each number's weighed by its Fisher information on the text of init_from's run
+    finetune.fisher_rows = 256  # of ewc: rows of that text that it is estimated on, when the run begins
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, muon, lion, adafactor (reads no beta and no epsilon), sophia, schedule_free

@@ -188,7 +188,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             (_absolute(one[0]), one[1]) if _is_weighted_path(one) else one for one in config.data.mixture
         )
         if config.init_from:
-            config.init_from = _absolute(config.init_from)
+            config.init_from = _absolute_origin(config.init_from)
         if config.objective.teacher:
             config.objective.teacher = _absolute(config.objective.teacher)
     return config.lock()
@@ -196,6 +196,19 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
+
+
+def is_foreign(init_from: str) -> bool:
+    """Whether a `config.init_from` names a Hugging Face model, and no run."""
+    return init_from.startswith("hf:")
+
+
+def _absolute_origin(init_from: str) -> str:
+    if not is_foreign(init_from):
+        return _absolute(init_from)
+    name = init_from.removeprefix("hf:")
+    is_path = name.startswith((".", "/", "~")) or os.path.isdir(name)  # else it is a name on the hub
+    return f"hf:{_absolute(name)}" if is_path else init_from
 
 
 def _is_weighted_path(one: Any) -> bool:
@@ -384,9 +397,11 @@ def _finetune_problems(config: ConfigDict) -> Iterator[str]:
     options = config.finetune
     if options.method != "full" and not config.init_from:
         yield f"finetune.method={options.method} tunes a part of another run's model; give --config.init_from=RUN"
+    if options.ewc and not config.init_from:
+        yield f"finetune.ewc={options.ewc} remembers the text of another run; give --config.init_from=RUN"
     if options.method == "rule" and not options.rule:
         yield "finetune.method=rule needs a regular expression of paths; give --config.finetune.rule"
-    for key in ("rank", "alpha", "bottleneck", "length", "b_rate", "layer_decay"):
+    for key in ("rank", "alpha", "bottleneck", "length", "b_rate", "layer_decay", "fisher_rows"):
         if options[key] <= 0:
             yield f"finetune.{key} is {options[key]}; it must be more than 0"
     if any(not _is_weighted_path(one) or type(one[1]) not in (int, float) for one in options.rates):

@@ -8,10 +8,13 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptjax import command, config, runtime
 from gptjax.config import ConfigError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 EPILOG = """every key of the recipe can be set with --config.KEY=VALUE, as in --config.train.steps=2000;
 configs/base.py lists them, each with its meaning and unit"""
@@ -31,13 +34,12 @@ def main(argv: Sequence[str]) -> None:
     flags, overrides = parser.parse_known_args(argv)
     chosen = config.read(flags.config, overrides)
     runtime.start()
-    from gptjax import workdir as workdirs
     from gptjax.sharding import processes
     from gptjax.training import loop
 
     processes.start(processes.Place(flags.coordinator, flags.processes, flags.process), flags.heartbeat)
     workdir = flags.workdir or Path("runs") / _name(flags.config)
-    check_model_flags(overrides, workdirs.origin(chosen, workdir), workdir)
+    check_model_flags(overrides, chosen, workdir)
     on_line = _print_json if flags.json and processes.is_first() else lambda line: None
     summary = loop.train(chosen, workdir, on_line, started)
     if not processes.is_first():
@@ -48,15 +50,18 @@ def main(argv: Sequence[str]) -> None:
         print(_readable(workdir, summary))
 
 
-def check_model_flags(overrides: Sequence[str], origin: Path | None, workdir: Path) -> None:
+def check_model_flags(overrides: Sequence[str], chosen: "ConfigDict", workdir: Path) -> None:
     """Raises ConfigError for a flag that would change a model which comes from elsewhere."""
+    from gptjax import workdir as workdirs
     from gptjax.training.loop import FREE_OF_IMPORT, FREE_OF_ORIGIN
 
+    origin = workdirs.origin(chosen, workdir)
     free = FREE_OF_IMPORT if origin == workdir else FREE_OF_ORIGIN
     for flag in overrides if origin else ():
         key = flag.split("=", 1)[0].removeprefix("--config.")
         if key.startswith("model.") and key.removeprefix("model.") not in free:
-            raise ConfigError(f"{key} is decided by {origin}, where the model comes from; leave the flag out")
+            where = workdir if origin == workdir else chosen.init_from
+            raise ConfigError(f"{key} is decided by {where}, where the model comes from; leave the flag out")
 
 
 def _name(recipe: str) -> str:

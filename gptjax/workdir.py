@@ -1,6 +1,7 @@
 """A run is a directory: how it begins, is claimed by one config and one process, and is read. Knows no model.
 
 config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json  profile/
+base/ where it began with a Hugging Face model; fisher.safetensors where it is to remember a text
 clock.json while it is unfinished; hang.txt where it hung
 """
 
@@ -21,6 +22,7 @@ from gptjax.data.batches import Mixing
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.files import appearing, is_free, write_atomic
 
+BASE = "base"  # in a run that began with a Hugging Face model: that, as a run
 TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` about a task head
 CHAT_TEMPLATE = Path("tokenizer", "chat_template.jinja")  # in a run that has one
 
@@ -51,18 +53,17 @@ def is_untrained(workdir: Path) -> bool:
 def origin(config: ConfigDict, workdir: Path) -> Path | None:
     """The run that gives another its model, tokenizer and first parameters, if there is one.
 
-    That is an imported run itself, or the one that `config.init_from` names.
-
-    Raises:
-      ConfigError: `init_from` names no run of this machine's.
+    That is an imported run itself, or the one that `config.init_from` names, which of a Hugging Face model is there
+    once the run is.
     """
     if is_run(workdir) and read_data_facts(workdir).get("imported"):
         return workdir
-    if config.init_from.startswith("hf:"):
-        raise ConfigError(
-            f"init_from={config.init_from} has to be a run: python -m gptjax.convert --from={config.init_from} --to=RUN"
-        )
-    return Path(config.init_from).expanduser() if config.init_from else None
+    return base(config, workdir) if config.init_from else None
+
+
+def base(config: ConfigDict, workdir: Path) -> Path:
+    """The run that `config.init_from` names, for a run in `workdir`."""
+    return workdir / BASE if configs.is_foreign(config.init_from) else Path(config.init_from).expanduser()
 
 
 def with_model_of(origin: Path, config: ConfigDict, free: Sequence[str]) -> ConfigDict:

@@ -21,7 +21,7 @@ from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.state import TrainState, parameter_count, starting_from
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = {"rule": {"rule": "attention/"}, "top_layers": {"top_layers": 2}}
+OPTIONS = {"rule": {"rule": "attention/"}, "top": {"top_layers": 2}}
 
 
 def state_of(config: Any, base: Any) -> TrainState:

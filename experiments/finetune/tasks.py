@@ -68,7 +68,7 @@ def trained(task: Task, way: str, seed: int, base: Path, runs: Path, flags: Sequ
         "score": figures[task.score],
         "figures": {name: value for name, value in figures.items() if name != "file"},
         "minutes": round(summary["seconds"] / 60, 2),
-        "trained": 0 if way == "base" else tuned(read_config(workdir)),
+        "trained": 0 if way == "base" else tuned(read_config(workdir), origin),
         "sample": (workdir / "samples.txt").read_text(),
         "looks": [[line["step"], line["val/loss"]] for line in lines if "val/loss" in line],
     }
@@ -81,8 +81,8 @@ def said(command: list[str]) -> dict[str, Any]:
     return found
 
 
-def tuned(config: Any) -> int:
-    """How many parameters a run of this config trains."""
+def tuned(config: Any, base: Path) -> int:
+    """How many parameters a run of this config that begins with a base trains."""
     import jax
 
     from gptjax import models
@@ -90,7 +90,7 @@ def tuned(config: Any) -> int:
     from gptjax.training import origins
 
     shapes = models.shapes(methods.model_of(config))
-    part = origins.parted_shapes(config, shapes).tuned if origins.is_part(config) else shapes
+    part = origins.parted_shapes(base, config, shapes).tuned if origins.is_part(config) else shapes
     return sum(leaf.size for leaf in jax.tree.leaves(part))
 
 

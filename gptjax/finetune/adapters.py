@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gptjax import config as configs
+from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, DataError
 from gptjax.files import appearing, is_free
 from gptjax.finetune import methods, paths
@@ -40,7 +41,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} exists; give another folder")
     if not origins.is_part(of.config):
         raise ConfigError(f"{of.workdir} has tuned all of its model: there is no adapter apart from it")
-    base = paths.flat(origins.base_of(of.config))
+    base = paths.flat(origins.base_of(workdirs.base(of.config, of.workdir), of.config))
     tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, base.get(path))}
     facts = {
         "base": origins.fingerprint(paths.nested(base)),

@@ -57,7 +57,7 @@ def by_rule(base: Flat, options: Any) -> list[str]:
     return paths.matching(base, options.rule, "finetune.rule")
 
 
-def top_layers(base: Flat, options: Any) -> list[str]:
+def top(base: Flat, options: Any) -> list[str]:
     """Those of the last `finetune.top_layers` blocks, of an encoder-decoder of its decoder's, and all behind them.
 
     Raises:
@@ -179,7 +179,7 @@ def _refused(method: str, what: str) -> Flat:
 METHODS: dict[str, Method] = {
     "full": Method(all_of_it, nothing),
     "rule": Method(by_rule, nothing),
-    "top_layers": Method(top_layers, nothing),
+    "top": Method(top, nothing),
     "bitfit": Method(biases, nothing),
     "lora": Method(none, lora),
     "dora": Method(none, partial(lora, lengths=True)),

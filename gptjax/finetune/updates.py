@@ -19,6 +19,8 @@ def tuning(config: Any, inner: optax.GradientTransformation) -> optax.GradientTr
     """A run's optimizer with what its `config.finetune` asks for besides."""
     options, steps = config.finetune, config.train.steps
     before = [pull_to_start(options.l2_to_start)] if options.l2_to_start else []
+    if options.ewc:
+        before.append(elastic(options.ewc))
     if options.method == "adalora":
         before.append(orthogonal(options.adalora.orthogonality))
     chain = optax.chain(*before, inner, rates_by_path(options))
@@ -89,6 +91,42 @@ def pull_to_start(factor: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda g, p, first: g + factor * (p - first), updates, params, start), start
 
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.array, params), update)
+
+
+class Remembered(NamedTuple):
+    """Where parameters began, and how much what is to be remembered depends on each: trees of what trains."""
+
+    start: Any
+    fisher: Any
+
+
+def elastic(factor: float) -> optax.GradientTransformation:
+    """factor * F (p - its first value) added to gradients: the gradient of EWC's penalty (arXiv 1612.00796 eq. 3).
+
+    F is 0 until `with_fisher` fills it in.
+    """
+
+    def init(params: Any) -> Remembered:
+        return Remembered(jax.tree.map(jnp.array, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: Any, state: Remembered, params: Any = None) -> Any:
+        def pulled(g: jax.Array, p: jax.Array, first: jax.Array, fisher: jax.Array) -> jax.Array:
+            return g + factor * fisher * (p - first)
+
+        return jax.tree.map(pulled, updates, params, *state), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_fisher(opt_state: Any, found: Flat) -> Any:
+    """An optimizer's state in which `elastic` has the Fisher information, by path; it stays 0 where there is none."""
+
+    def filled(node: Any) -> Any:
+        if not isinstance(node, Remembered):
+            return node
+        return node._replace(fisher=paths.nested(paths.flat(node.fisher) | found))
+
+    return jax.tree.map(filled, opt_state, is_leaf=lambda node: isinstance(node, Remembered))
 
 
 def orthogonal(factor: float) -> optax.GradientTransformation:

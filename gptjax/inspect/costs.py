@@ -94,6 +94,11 @@ def planned(config: ConfigDict) -> ConfigDict:
     Raises:
       ConfigError, CheckpointError: as `plan`.
     """
+    if configs.is_foreign(config.init_from):
+        raise ConfigError(
+            f"to be planned, init_from={config.init_from} has to be a run: python -m gptjax.convert "
+            f"--from={config.init_from} --to=RUN"
+        )
     if config.init_from:
         origin = workdirs.origin(config, Path(config.init_from))
         config = workdirs.with_model_of(origin or Path(), config, FREE_OF_ORIGIN)

@@ -69,7 +69,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
     facts = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if of.config.model.arch == "gpt" else None,
-        "base_model_name_or_path": of.config.init_from,
+        "base_model_name_or_path": of.config.init_from.removeprefix("hf:"),
         "r": options.rank,
         "lora_alpha": options.alpha,
         "lora_dropout": options.dropout,

@@ -26,6 +26,7 @@ from gptjax.objectives.objective import Loss
 from gptjax.sharding import checks, processes
 from gptjax.training import folders, origins
 from gptjax.training.goodput import Clock
+from gptjax.training.remembering import Memory, memory
 from gptjax.training.teaching import Teach, teaching
 from gptjax.training.writers import WRITERS
 
@@ -71,6 +72,7 @@ class Job(NamedTuple):
     eval_batches: batches.EvalBatches
     sample_settings: Settings
     teach: Teach  # what a batch gets before a step, where there is a teacher
+    memory: Memory | None  # what a run that begins is to remember, where it is asked to
     left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
 
     def held_out_quality(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
@@ -86,7 +88,8 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
       config: resolved and checked.
       workdir: free, or this config's own.
       started: time.monotonic() when the command began.
-      origin: the run whose tokenizer and parameters this one begins with.
+      origin: the run whose tokenizer and parameters this one begins with; of a Hugging Face model it moves into the
+        directory that is made.
 
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
@@ -116,8 +119,9 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     model = methods.model_of(config, sharding.divided(mesh))
-    if origins.is_part(config):
-        origins.parted_shapes(config, models.shapes(model))  # refuses rules that match nothing
+    if origin and origins.is_part(config):
+        origins.parted_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
+    to_remember = memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
     processes.meet("all have looked at the run's directory")
     if not exists:
         fill = partial(begin_with, config, origin, loaded.tokenizer)
@@ -133,7 +137,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     return Job(
         config=config,
         workdir=workdir,
-        origin=origin,
+        origin=workdirs.origin(config, workdir),
         clock=Clock(started),
         resumes_at=step,
         data=loaded,
@@ -147,14 +151,17 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         eval_batches=eval_batches,
         sample_settings=sample_settings,
         teach=teach,
+        memory=to_remember,
         left_out=workdirs.left_out(workdir),
     )
 
 
 def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, unfinished: Path) -> None:
-    """Puts into a run's new directory what comes from its origin, and the template of dialogues it learns from."""
+    """Puts into a run's new directory what it has of its origin, and the template of dialogues that it learns from."""
     if origin:
         workdirs.keep_original_tokenizer(origin, unfinished)
+    if origin and configs.is_foreign(config.init_from):
+        origin.rename(unfinished / workdirs.BASE)
     if config.data.examples.form == "chat":
         template = chat.template_of(config.data.examples.chat_template, tokenizer)
         (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text)

@@ -20,8 +20,21 @@ from gptjax import workdir as workdirs
 from gptjax.config import Diverged, Interrupted
 from gptjax.data import batches
 from gptjax.evals import held_out
+from gptjax.finetune.paths import Flat
+from gptjax.finetune.updates import with_fisher
 from gptjax.sharding import processes
-from gptjax.training import goodput, interrupts, metrics, origins, profile, recovery, report, samples, watchdog
+from gptjax.training import (
+    goodput,
+    interrupts,
+    metrics,
+    origins,
+    profile,
+    recovery,
+    remembering,
+    report,
+    samples,
+    watchdog,
+)
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.job import Job, check, make_job
 from gptjax.training.recorder import OnLine, Recorder
@@ -51,20 +64,14 @@ def train(
       Interrupted: by a signal; the step in hand is saved.
     """
     started = time.monotonic() if started is None else started
-    origin = workdirs.origin(config, workdir)
-    if origin:  # needed only at first: a run that has begun has a model of its own
-        home = workdir if workdirs.is_run(workdir) else origin
-        config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
-    config = configs.resolve(config)
-    check(config)
-    if not origin:
-        config = data.with_tokenizer_of_sets(config)
-    workdirs.check_free(workdir, config)
-    summary = report.read_summary(workdir)
-    if summary:
-        console.say(f"{workdir} is finished; to train anew, give another --workdir")
-        return summary
-    job = make_job(config, workdir, started, origin)
+    with origins.at_hand(config, workdir) as origin:
+        config = resolved(config, workdir, origin)
+        workdirs.check_free(workdir, config)
+        summary = report.read_summary(workdir)
+        if summary:
+            console.say(f"{workdir} is finished; to train anew, give another --workdir")
+            return summary
+        job = make_job(config, workdir, started, origin)
     lock = workdirs.lock(workdir) if processes.is_first() else nullcontext()
     with lock, open_checkpoints(job) as checkpoints:
         try:
@@ -81,6 +88,16 @@ def train(
             raise Interrupted.after(error, f"interrupted; {there}") from None
 
 
+def resolved(config: ConfigDict, workdir: Path, origin: Path | None) -> ConfigDict:
+    """The config of a run, resolved and checked, with the model of the run that it begins with, if there is one."""
+    if origin:  # needed only at first: a run that has begun has a model of its own
+        home = workdir if workdirs.is_run(workdir) else origin
+        config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
+    config = configs.resolve(config)
+    check(config)
+    return config if origin else data.with_tokenizer_of_sets(config)
+
+
 def open_checkpoints(job: Job) -> Checkpoints:
     """The run's checkpoints, to write."""
     c = job.config.checkpoint
@@ -94,10 +111,13 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     if job.resumes_at:
         state = checkpoints.restore(shapes_on(shapes, there), job.resumes_at)
         if job.origin and shapes.frozen:
-            state = state.replace(frozen=begin_from(job.origin, job).frozen)
+            state = state.replace(frozen=begin_from(base_of(job.origin, job), job).frozen)
         console.say(f"resuming   at step {int(state.step):,} of {job.config.train.steps:,}")
     elif job.origin:
-        state = begin_from(job.origin, job)
+        base = base_of(job.origin, job)
+        fisher = remember(job.memory, job, base) if job.memory else {}
+        state = begin_from(base, job)
+        state = state.replace(opt_state=with_fisher(state.opt_state, fisher))
         console.say(f"beginning  with the parameters of {job.origin}")
     else:
         # A program that runs once: the time to make it counts, and without optimisation it draws the same numbers.
@@ -124,9 +144,9 @@ def start_of(job: Job) -> Callable[[], TrainState]:
 
 def shapes_of(job: Job) -> TrainState:
     """The shapes of the run's state."""
-    if not origins.is_part(job.config):
+    if not job.origin or not origins.is_part(job.config):
         return jax.eval_shape(start_of(job))
-    return jax.eval_shape(begins_from(job), origins.base_shapes(job.config))
+    return jax.eval_shape(begins_from(job), origins.base_shapes(job.origin, job.config))
 
 
 def begins_from(job: Job) -> Callable[[Any], TrainState]:
@@ -134,11 +154,21 @@ def begins_from(job: Job) -> Callable[[Any], TrainState]:
     return lambda base: starting_from(base, job.model, job.optimizer, job.config)
 
 
-def begin_from(origin: Path, job: Job) -> TrainState:
-    """The first state of a run that begins with another's newest parameters, or with those it was imported with."""
-    base = origins.base_of(job.config, job.mesh) if origin != job.workdir else origins.saved(origin, job.mesh)
+def base_of(origin: Path, job: Job) -> Any:
+    """The parameters that the run begins with: another's newest, or those it was imported with."""
+    base = origins.base_of(origin, job.config, job.mesh) if origin != job.workdir else origins.saved(origin, job.mesh)
     if origins.is_part(job.config):
         origins.know_base(job.workdir, base)
+    return base
+
+
+def remember(memory: remembering.Memory, job: Job, base: Any) -> Flat:
+    """What of the base the run is to remember, by path; see gptjax.training.remembering."""
+    return remembering.remembered(memory, job.config, base, shapes_of(job).params, job.workdir, job.mesh)
+
+
+def begin_from(base: Any, job: Job) -> TrainState:
+    """The first state of a run that begins with these parameters, whose memory it takes."""
     there = sharding.of_state(job.mesh, shapes_of(job))
     return jax.jit(begins_from(job), out_shardings=there, donate_argnums=0)(base)
 

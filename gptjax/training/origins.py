@@ -1,7 +1,10 @@
 """What a run's checkpoints answer with: its own parameters, and where it trains a part of a base, the base's too."""
 
 import hashlib
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,47 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import models, random, sharding
-from gptjax.config import CheckpointError
+from gptjax import workdir as workdirs
+from gptjax.config import CheckpointError, ConfigError, is_foreign
 from gptjax.finetune import methods, paths
 from gptjax.models.stacking import stack, unstack
 from gptjax.sharding import processes
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.workdir import read_config, read_data_facts, write_data_facts
+
+
+@contextmanager
+def at_hand(config: ConfigDict, workdir: Path) -> Iterator[Path | None]:
+    """The run that another, in `workdir`, begins with or has begun with, if there is one.
+
+    A Hugging Face model is converted once, beside the directory, and goes into that when it is made (gptjax.workdir);
+    what has not gone there when the block ends is deleted.
+
+    Raises:
+      ConfigError, DataError: the directory is taken, or the model cannot be converted.
+    """
+    if not is_foreign(config.init_from) or workdirs.is_run(workdir):
+        yield workdirs.origin(config, workdir)
+        return
+    workdirs.check_free(workdir, config)
+    number = processes.of_first(lambda: secrets.randbelow(2**31))
+    folder = workdir.parent / f".{workdir.name}.{workdirs.BASE}-{number}"
+    try:
+        processes.first_does(lambda: convert(config.init_from, folder), "the model is converted")
+        yield folder
+    finally:
+        if processes.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def convert(init_from: str, folder: Path) -> None:
+    """Makes a run of hf:FOLDER, or of hf:NAME on the hub; errors as of gptjax.interop.transfer.import_run."""
+    from gptjax.interop import transfer  # which reads runs by the functions here
+
+    try:
+        transfer.import_run(init_from.removeprefix("hf:"), folder)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, in python -m gptjax.convert --from={init_from} --to=RUN") from error
 
 
 def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None) -> Any:
@@ -34,9 +72,10 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
     shapes = models.shapes(methods.model_of(config))
     if not is_part(config):
         return Checkpoints(workdir).restore_params(on(shapes, mesh), step)
-    base = base_of(config, mesh)
+    origin = workdirs.base(config, workdir)
+    base = base_of(origin, config, mesh)
     check_base(workdir, base)
-    tuned, frozen = parted_shapes(config, shapes)
+    tuned, frozen = parted_shapes(origin, config, shapes)
     known = paths.flat(base)
     kept = paths.nested({path: known[path] for path in paths.flat(frozen)})
     return paths.union(kept, Checkpoints(workdir).restore_params(on(tuned, mesh), step))
@@ -47,35 +86,39 @@ def is_part(config: ConfigDict) -> bool:
     return bool(config.init_from) and config.finetune.method != "full"
 
 
-def base_of(config: ConfigDict, mesh: Mesh | None = None) -> Any:
-    """The parameters that a run of this config begins with, in its own layout, additions made part of them.
+def base_of(origin: Path, config: ConfigDict, mesh: Mesh | None = None) -> Any:
+    """The parameters of a run that one of this config begins with, in the latter's layout, additions made part of them.
 
     Raises:
       CheckpointError: as `saved`.
       ConfigError: what was added to them cannot be made part of them.
     """
-    origin = Path(config.init_from)
     params = methods.merged(saved(origin, mesh), read_config(origin).finetune)
     return stack(params) if config.model.scan_layers else unstack(params)
 
 
-def base_shapes(config: ConfigDict) -> Any:
+def base_shapes(origin: Path, config: ConfigDict) -> Any:
     """The shapes of what `base_of` gives; nothing is read but the base's config."""
-    theirs = read_config(Path(config.init_from)).model.copy_and_resolve_references()
+    return models.shapes(models.build(base_model(origin, config)))
+
+
+def base_model(origin: Path, config: ConfigDict) -> ConfigDict:
+    """The `config.model` of what `base_of` gives the parameters of."""
+    theirs = read_config(origin).model.copy_and_resolve_references()
     with theirs.unlocked():
         theirs.scan_layers = config.model.scan_layers
-    return models.shapes(models.build(theirs))
+    return theirs
 
 
-def parted_shapes(config: ConfigDict, fresh: Any) -> methods.Parted:
-    """The shapes of what a run of this config tunes, and of the rest; `fresh`: of its model's parameters.
+def parted_shapes(origin: Path, config: ConfigDict, fresh: Any) -> methods.Parted:
+    """The shapes of what a run of this config tunes of a base, and of the rest; `fresh`: of its model's parameters.
 
     Raises:
       ConfigError: as of gptjax.finetune.methods.parted.
     """
     key = random.key(config.seed, "finetune")
     found: methods.Parted = jax.eval_shape(
-        lambda base, fresh: methods.parted(base, config, key, fresh), base_shapes(config), fresh
+        lambda base, fresh: methods.parted(base, config, key, fresh), base_shapes(origin, config), fresh
     )
     return found
 
@@ -99,7 +142,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 def check_base(workdir: Path, base: Any) -> None:
     """Raises CheckpointError where the base of a run is not the one that it was tuned on."""
     if read_data_facts(workdir)["base"] != fingerprint(processes.by_all(base)):
-        origin = read_config(workdir).init_from
+        origin = workdirs.base(read_config(workdir), workdir)
         raise CheckpointError(f"{origin} is not what {workdir} was tuned on: its parameters have changed since")
 
 

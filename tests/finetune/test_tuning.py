@@ -43,14 +43,14 @@ def tune(trained, text_file, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("method", ["lora", "top_layers", "adapter", "prefix"])
+@pytest.mark.parametrize("method", ["lora", "top", "adapter", "prefix"])
 def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, trained, method):
-    changes = {"top_layers": 1} if method == "top_layers" else {}
+    changes = {"top_layers": 1} if method == "top" else {}
     base, run = gptjax.load(trained), gptjax.load(tune(method, **changes))
     there, now = paths.flat(base.params), paths.flat(run.params)
     own = set(paths.flat(gptjax.load(tune(method, **changes)).params)) - set(there)
     moved = {path for path in there if not np.array_equal(there[path], now[path])}
-    if method == "top_layers":
+    if method == "top":
         assert moved and not own and all(path.startswith(("block_1/", "final_norm/")) for path in moved)
     else:
         assert own and not moved
@@ -107,7 +107,7 @@ def test_an_adapter_is_a_small_folder_that_its_base_takes_and_no_other(tune, tra
     np.testing.assert_array_equal(other.logits(ids), gptjax.load(tune("adapter")).logits(ids))
     assert one.params["tokens"]["embedding"] is other.params["tokens"]["embedding"], "they share the base"
     with pytest.raises(ConfigError, match="was tuned on other parameters than"):
-        adapters.load(gptjax.load(tune("top_layers", top_layers=1)), tmp_path / "adapter")
+        adapters.load(gptjax.load(tune("top", top_layers=1)), tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="is damaged"):
         adapters.load(base, tmp_path / "adapter")
@@ -154,7 +154,7 @@ def test_one_run_can_tune_what_another_has_tuned(tune, trained, text_file, tmp_p
             "targets='block_7' matches no",
         ),
         (["finetune.method=rule", "finetune.rule=(", "init_from=RUN"], "is no regular expression"),
-        (["finetune.method=top_layers", "finetune.top_layers=3", "init_from=RUN"], "it must be 1 to 2"),
+        (["finetune.method=top", "finetune.top_layers=3", "init_from=RUN"], "it must be 1 to 2"),
         (["finetune.method=bitfit", "init_from=RUN"], "this model has none (model.use_bias)"),
         (["finetune.rank=0"], "finetune.rank is 0; it must be more than 0"),
         (["finetune.rates=(1, 2)"], "it must be like (('head', 1.0), ('block_0/', 0.1))"),
@@ -194,7 +194,7 @@ def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
     with config.unlocked():
         config.model = gptjax.load(trained).config.model.copy_and_resolve_references().unlock()
         config.model.update(task="classification", labels=3)
-    tuned, frozen = origins.parted_shapes(config, models.shapes(methods.model_of(config)))
+    tuned, frozen = origins.parted_shapes(trained, config, models.shapes(methods.model_of(config)))
     assert {path for path in paths.flat(tuned) if path.startswith("task/")} == {"task/kernel", "task/bias"}
     assert "tokens/embedding" in paths.flat(frozen)
 

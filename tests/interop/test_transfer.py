@@ -331,10 +331,74 @@ def test_convert_refuses_in_one_line(call, exported, trained, tmp_path):
     assert "exists; give another --to" in refusal(f"--from=hf:{exported}", f"--to={trained}")
     assert "exists; give another --to" in refusal(f"--from={trained}", f"--to=hf:{exported}")
     assert "is no run" in refusal(f"--from={tmp_path}", "--to=hf:b")
-    assert (
-        "has to be a run: python -m gptjax.convert"
-        in call(train, f"--config={BASE}", f"--workdir={tmp_path / 'x'}", "--config.init_from=hf:gpt2").refusal()
-    )
+
+
+def test_a_run_begins_with_a_hugging_face_folder_directly(call, exported, text_file, tmp_path):
+    """It has the folder's model as a run inside it, wherever it is moved to and without the folder."""
+    folder, workdir = shutil.copytree(exported, tmp_path / "hf"), tmp_path / "runs" / "mine"
+    flags = [f for f in overrides(data_path=text_file, train_steps=2) if "model." not in f and "tokenizer" not in f]
+    tuned = ["--config.finetune.method=lora", "--config.finetune.rank=2"]
+    command = [train, f"--config={BASE}", f"--config.init_from=hf:{folder}", *flags, *tuned]
+    assert call(*command, f"--workdir={workdir}").code == 0
+    assert [path.name for path in workdir.parent.iterdir()] == ["mine"]
+    transfer.import_run(str(exported), tmp_path / "converted")
+    equal(gptjax.load(workdir / "base").params, gptjax.load(tmp_path / "converted").params)
+    shutil.rmtree(folder)
+    assert "is finished" in call(*command, f"--workdir={workdir}").err
+    refusal = call(*command, f"--workdir={workdir}", "--config.finetune.rank=3").refusal()
+    assert "belongs to another config: finetune.rank (2 there, 3 here)" in refusal
+    there, ids = gptjax.load(workdir).logits(np.arange(9)[None]), np.arange(9)[None]
+    moved = workdir.rename(tmp_path / "moved")
+    np.testing.assert_array_equal(gptjax.load(moved).logits(ids), there)
+    assert call(convert, f"--from={moved}", f"--to=adapter:{tmp_path / 'adapter'}").code == 0
+    shutil.rmtree(moved / "base")
+    assert "base is no run" in call(generate, f"--workdir={moved}").refusal()
+
+
+def test_cut_short_it_goes_on_from_its_base_inside(exported, text_file, tmp_path, monkeypatch):
+    recipe = tiny_config(data_path=text_file, train_steps=4, finetune_method="lora", finetune_rank=2)
+    with recipe.unlocked():
+        recipe.init_from, recipe.checkpoint.every_steps, recipe.log.every_steps = f"hf:{exported}", 2, 1
+
+    def stop(line):
+        if line["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(recipe, tmp_path / "cut", on_line=stop)
+    monkeypatch.setattr(transfer, "import_run", None)  # it is converted once
+    assert run_training(recipe, tmp_path / "cut")["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"--config.init_from": "hf:./nowhere"}, "there is no folder"),
+        ({"--config.train.steps": "0"}, "train.steps is 0; it must be at least 1"),
+        ({"--config.finetune.method": "rule", "--config.finetune.rule": "x/y"}, "matches no parameter"),
+        ({"--config.data.path": "nowhere.txt"}, "nowhere.txt"),
+        ({"--config.model.layers": "3"}, "model.layers is decided by hf:"),
+        ({"--workdir": "."}, "exists and is no run"),
+    ],
+)
+def test_what_cannot_begin_with_a_folder_leaves_nothing(
+    call, exported, text_file, tmp_path, monkeypatch, changed, told
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("mine")
+    flags = [f for f in overrides(data_path=text_file) if "model." not in f and "tokenizer" not in f]
+    given = {"--config": BASE, "--workdir": "run", "--config.init_from": f"hf:{exported}"} | changed
+    refusal = call(train, *flags, *(f"{flag}={value}" for flag, value in given.items())).refusal()
+    assert told in refusal
+    assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]
+
+
+def test_a_folder_without_a_tokenizer_is_sent_to_convert(call, folder, tmp_path):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    told = call(train, f"--config={BASE}", f"--workdir={tmp_path / 'run'}", f"--config.init_from=hf:{folder}").refusal()
+    assert "has no tokenizer" in told and "python -m gptjax.convert --from=hf:" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def test_importing_loads_no_torch_and_no_transformers(exported, tmp_path):
