@@ -161,6 +161,7 @@ def get_config() -> ConfigDict:
     optimizer.gamma = 0.01  # of sophia: factor of the Hessian in the denominator; the lower, the more is clipped
     optimizer.hessian_every_steps = 10  # of sophia: steps between estimates of the Hessian's diagonal
     optimizer.clip_norm = 1.0  # the gradient's largest global norm; 0: no clipping
+    optimizer.ema = 0.0  # decay of a running mean of the parameters, which answers in their place, per step; 0: none
 
     config.schedule = schedule = ConfigDict()
     schedule.name = "cosine"  # cosine, linear, wsd (a trapezoid), inverse_sqrt or constant (as schedule_free wants)

@@ -384,11 +384,13 @@ def recurs(model: ConfigDict) -> bool:
 
 def _optimizer_problems(config: ConfigDict) -> Iterator[str]:
     optimizer, schedule = config.optimizer, config.schedule
-    for key in ("beta1", "beta2", "momentum"):
+    for key in ("beta1", "beta2", "momentum", "ema"):
         if optimizer[key] >= 1:
             yield f"optimizer.{key} is {optimizer[key]}; it must be less than 1"
     if optimizer.name == "schedule_free" and optimizer.beta1 == 0:
         yield "optimizer.beta1 is 0; schedule_free needs more"
+    if optimizer.name == "schedule_free" and optimizer.ema:
+        yield f"optimizer.name=schedule_free and optimizer.ema={optimizer.ema} both average; leave one out"
     if schedule.cooldown_fraction > 1:
         yield f"schedule.cooldown_fraction is {schedule.cooldown_fraction}; it must be at most 1"
 

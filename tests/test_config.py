@@ -80,6 +80,12 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
             1,
             "optimizer.beta1 is 0; schedule_free needs more",
         ),
+        (["--config.optimizer.ema=1"], 1, "optimizer.ema is 1.0; it must be less than 1"),
+        (
+            ["--config.optimizer.name=schedule_free", "--config.optimizer.ema=0.99"],
+            1,
+            "optimizer.name=schedule_free and optimizer.ema=0.99 both average; leave one out",
+        ),
         (
             ["--config.optimizer.hessian_every_steps=0"],
             1,

@@ -71,7 +71,7 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
     batch = random_batch(config)
     counted = products.flops_by_place(step.trace(shapes, batch).jaxpr)
-    found = Plan(config, mesh.size, shapes.answering(), counted)
+    found = Plan(config, mesh.size, shapes.answering_shapes(), counted)
     if not steps:
         return found
     state = jax.jit(start, out_shardings=sharding.of_state(mesh, shapes))()

@@ -1,6 +1,7 @@
 """Optimizers and schedules by name: optax chains, made from `config.optimizer` and `config.schedule`."""
 
-from gptjax.optim.optimizers import OPTIMIZERS, answering, answers_elsewhere, matrices, optimizer
+from gptjax.optim.averaging import answering, answers_elsewhere
+from gptjax.optim.optimizers import OPTIMIZERS, matrices, optimizer
 from gptjax.optim.schedules import SCHEDULES, Schedule, schedule
 
 __all__ = [

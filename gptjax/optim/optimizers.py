@@ -14,6 +14,7 @@ from optax import contrib
 
 from gptjax import random
 from gptjax.finetune.updates import tuning
+from gptjax.optim.averaging import averaged
 from gptjax.optim.schedules import Schedule, schedule
 
 
@@ -162,40 +163,12 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 
 def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a whole run's config: clipping by global norm, the named update on its schedule, fine-tuning's.
+    """The optimizer of a whole run's config: clipping by global norm, the named update on its schedule, fine-tuning's,
+    and a mean beside it.
 
     Its `update` may be told `obj_fn`, the step's loss as a function of the parameters; only "sophia" needs it.
     """
     clip = config.optimizer.clip_norm
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
-    return tuning(config, optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
-
-
-def _averages(opt_state: Any) -> list[contrib.ScheduleFreeState]:
-    def is_average(node: Any) -> bool:
-        return isinstance(node, contrib.ScheduleFreeState)
-
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(node)]
-
-
-def answers_elsewhere(opt_state: Any) -> bool:
-    """Whether `answering` differs from the parameters that are trained. Shapes suffice."""
-    return bool(_averages(opt_state))
-
-
-# Compiled once, so that whoever asks for the same state's answer gets the same bits.
-_eval_params = jax.jit(contrib.schedule_free_eval_params)
-
-
-def answering(opt_state: Any, params: Any) -> Any:
-    """The parameters that evaluation, samples and whoever loads the run read.
-
-    Args:
-      opt_state: of the optimizer.
-      params: those that it trains.
-
-    Returns:
-      `params` itself, but for an optimizer that trains at one point to be right at another.
-    """
-    averages = _averages(opt_state)
-    return _eval_params(averages[0], params) if averages else params
+    whole = tuning(config, optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
+    return averaged(whole, config.optimizer.ema) if config.optimizer.ema else whole

@@ -126,7 +126,7 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     checkpoints.set_aside_after(job.resumes_at)
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
-    count, trained = parameter_count(state.answering()), parameter_count(state.params)
+    count, trained = parameter_count(state.answering_shapes()), parameter_count(state.params)
     console.say(f"model      {arch}, {count:,} parameters, {dtype}, on {devices}")
     if state.frozen:
         console.say(f"finetune   {job.config.finetune.method}: {trained:,} parameters train, {trained / count:.2%}")

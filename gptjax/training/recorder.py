@@ -32,8 +32,9 @@ class Recorder:
         self.job, self.advance, self.on_line = job, advance, on_line
         first = processes.is_first()
         self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step)) if first else []
+        shapes = state.answering_shapes()
         self.flops_per_token = {
-            stage.context: metrics.flops_per_token(state.answering(), c.model, stage.context) for stage in job.stages
+            stage.context: metrics.flops_per_token(shapes, c.model, stage.context) for stage in job.stages
         }
         # All at once, before the first step: asked for one by one they would wait behind the steps on the device.
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))

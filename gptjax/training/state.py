@@ -37,6 +37,10 @@ class TrainState(flax.struct.PyTreeNode):
         """All parameters, as evaluation, samples and whoever loads the run read them."""
         return union(self.frozen, optim.answering(self.opt_state, self.params))
 
+    def answering_shapes(self) -> Any:
+        """The shapes of these; of a state, or of its shapes."""
+        return jax.eval_shape(TrainState.answering, self)
+
 
 def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state at step 0 with random parameters. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""

@@ -174,7 +174,7 @@ def test_schedule_free_vs_reference():
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_only_schedule_free_answers_elsewhere(name):
+def test_of_optimizers_only_schedule_free_answers_elsewhere(name):
     params = nested(random_leaves(1)[0])
     state = jax.eval_shape(optim.optimizer(config_of(name)).init, params)
     assert optim.answers_elsewhere(state) == (name == "schedule_free")

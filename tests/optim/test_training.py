@@ -66,11 +66,16 @@ def test_it_learns_and_goes_on_exactly_from_a_checkpoint(name, tmp_path, params)
     assert late[-1] < early[0] - 0.2 and all(np.isfinite(early + late))
 
 
-@pytest.mark.slow
-def test_what_a_schedule_free_run_answers_is_what_is_loaded_and_it_goes_on_bit_identical(tmp_path, text_file, call):
+AVERAGING = {
+    "schedule_free": dict(optimizer_name="schedule_free", schedule_name="constant", optimizer_learning_rate=0.02),
+    "ema": dict(optimizer_ema=0.5),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param("schedule_free", marks=pytest.mark.slow), "ema"])
+def test_what_an_average_answers_is_what_is_loaded_and_its_run_goes_on_bit_identical(name, tmp_path, text_file, call):
     """The same run at one go, and interrupted at step 6 and gone on with from step 4."""
-    changes = dict(optimizer_name="schedule_free", schedule_name="constant", optimizer_learning_rate=0.02)
-    config = tiny_config(model_layers=1, data_path=text_file, eval_batches=1000, **changes)
+    config = tiny_config(model_layers=1, data_path=text_file, eval_batches=1000, **AVERAGING[name])
     summary = loop.train(config, tmp_path / "whole")
 
     def interrupt(line):
@@ -91,8 +96,8 @@ def test_what_a_schedule_free_run_answers_is_what_is_loaded_and_it_goes_on_bit_i
     like = jax.eval_shape(lambda: initial(run.model, optim.optimizer(config), 0))
     like = shapes_on(like, sharding.replicated(sharding.make_mesh()))
     states = []
-    for name in ("whole", "cut"):
-        with Checkpoints(tmp_path / name) as checkpoints:
+    for folder in ("whole", "cut"):
+        with Checkpoints(tmp_path / folder) as checkpoints:
             states.append(checkpoints.restore(like))
     equal(*states)
     trained = states[0]

@@ -50,9 +50,12 @@ def stepper(limits=guards.DEFAULT, how="loss", by=jnp.nan, **changes):
     return state, step.lower(state, batch_of(0)).compile({"xla_backend_optimization_level": 0})
 
 
-@pytest.mark.parametrize("name, how, by", [("adamw", "loss", np.nan), ("schedule_free", "gradient", np.inf)])
-def test_a_step_that_is_not_finite_changes_nothing_and_the_next_goes_on_as_without_it(name, how, by):
-    state, step = stepper(how=how, by=by, optimizer_name=name)
+@pytest.mark.parametrize(
+    "name, ema, how, by",
+    [("adamw", 0.0, "loss", np.nan), ("schedule_free", 0.0, "gradient", np.inf), ("adamw", 0.9, "gradient", np.nan)],
+)
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_goes_on_as_without_it(name, ema, how, by):
+    state, step = stepper(how=how, by=by, optimizer_name=name, optimizer_ema=ema)
     for number in range(3):
         state, said = step(state, batch_of(number))
         assert not said["bad"]
