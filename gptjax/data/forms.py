@@ -69,7 +69,7 @@ def field(record: Record, name: str, key: str) -> Any:
     """
     if name not in record.fields:
         there = ", ".join(map(str, record.fields)) or "none"
-        raise DataError(f"{record.where} has no field {name!r}, which data.examples.{key} asks for; it has {there}")
+        raise DataError(f"{record.where}, has no field {name!r}, which data.examples.{key} asks for; it has {there}")
     return record.fields[name]
 
 

@@ -381,7 +381,7 @@ def test_a_span_that_is_cut_off_is_left_out_and_counted(capsys):
 @pytest.mark.parametrize(
     ("form", "record", "says"),
     [
-        ("classes", {"label": "yes"}, "record 1 has no field 'text', which .*template asks for; it has label"),
+        ("classes", {"label": "yes"}, "record 1, has no field 'text', which .*template asks for; it has label"),
         ("classes", {"text": "a"}, "no field 'label', which data.examples.label asks for"),
         ("classes", {"text": "a", "label": "maybe"}, "the label 'maybe', which .*labels does not name: no, yes"),
         ("classes", {"text": ["a"], "label": "no"}, "record 1 has 'text' that is list and not text"),
