@@ -13,7 +13,7 @@ import numpy as np
 from gptjax import console
 from gptjax.config import DataError
 from gptjax.data.augment import Augment, augmented
-from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, source_ending
+from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, prompts_of, source_ending
 from gptjax.data.token_sets import TokenSet
 
 # Of fewer rows an order is drawn as a whole: grain's shuffle, which holds none, needs 2^16 / count steps for a row.
@@ -101,21 +101,26 @@ def in_order(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
 
 def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """Rows of whole documents that do not see each other; only a document longer than a row is cut, into rows of its
-    own and what is left. Each epoch gives every document once."""
+    own and what is left. Each epoch gives every document once. Prompts are read and weigh 0."""
     packing = packing_of(tokens, context, fingerprint)
     starts_P, lengths_P, rows_R1 = packing
+    goes_on_P, known_P = prompts_of(packing, tokens)
+    again = np.array(tokens.again, np.int32)
 
     def row(epoch: int, k: int) -> Batch:
         inputs, targets, weights, segments = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4", "i4"))
         at = 0
         for number, piece in enumerate(range(rows_R1[k], rows_R1[k + 1]), 1):
-            start, length = int(starts_P[piece]), int(lengths_P[piece])
-            ids = tokens.read(start, start + length + 1)
+            start, length, known = int(starts_P[piece]), int(lengths_P[piece]), int(known_P[piece])
+            before = again if goes_on_P[piece] else again[:0]
+            ids = np.concatenate([before, tokens.read(start, start + length - len(before) + 1)])
             if augment.any():
                 rng = np.random.default_rng((seed, epoch, start))
-                ids = augmented(ids, augment, tokens, rng)[: length + 1]
+                text = augmented(ids[known:], augment, tokens, rng)
+                ids = np.concatenate([ids[:known], text])[: length + 1]
             here = slice(at, at + len(ids) - 1)
             inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], 1, number
+            targets[at : at + known], weights[at : at + known] = 0, 0
             at += length
         if augment.any():
             segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
@@ -148,6 +153,7 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
             ids = np.concatenate([ids[: max(prompt - 1, 0)], text])[: context + 1]
         batch = padded(ids, context)
         batch["weights_BT"][: max(prompt - 1, 0)] = 0
+        batch["targets_BT"][: max(prompt - 1, 0)] = 0  # they may be ids that no head knows
         return batch
 
     return Rows(len(usable), row)

@@ -44,10 +44,13 @@ class TokenSet:
       parts: in order; arrays may be memory maps, and nothing of them is read before it is asked for.
       closing: ids that follow the last record, see `Borders`.
       name: for messages.
+      again: ids that each piece of a document begins with, where it is cut: a tuned prompt.
     """
 
-    def __init__(self, parts: Iterable[Part], closing: Sequence[int] = (), name: str = "the text") -> None:
-        self.name, self.closing = name, tuple(closing)
+    def __init__(
+        self, parts: Iterable[Part], closing: Sequence[int] = (), name: str = "the text", again: Sequence[int] = ()
+    ) -> None:
+        self.name, self.closing, self.again = name, tuple(closing), tuple(again)
         self.parts = [*parts, *([Part(np.array(closing, np.int32), np.zeros(0, np.int64))] if closing else [])]
         sizes = [len(part.tokens_N) for part in self.parts]
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -109,4 +112,8 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str], label: str, name: str = 
 
     documents = list(pieces())
     tokens_N = np.concatenate([*documents, np.zeros(0, np.int32)])
-    return TokenSet([Part(tokens_N, np.cumsum([len(d) for d in documents], dtype=np.int64))], around.closing, name)
+    ends_M = np.cumsum([len(d) for d in documents], dtype=np.int64)
+    # Of an opening of several ids none is predicted.
+    prompts_M = np.full(len(documents), len(around.opening)) if len(around.opening) > 1 else None
+    again = around.opening if tokenizer.prompt else ()
+    return TokenSet([Part(tokens_N, ends_M, prompts_M)], around.closing, name, again)

@@ -70,7 +70,8 @@ def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokeniz
       DataError: the template refuses the dialogue, or fails.
     """
     by_id = {token: name for name, token in tokenizers.special_tokens(tokenizer).items()}
-    own = {"bos_token": by_id.get((*tokenizer.begin, -1)[0]), "eos_token": by_id.get(_end(tokenizer))}
+    first = (*tokenizer.begin[len(tokenizer.prompt) :], -1)[0]
+    own = {"bos_token": by_id.get(first), "eos_token": by_id.get(_end(tokenizer))}
     names = {key: name for key, name in own.items() if name} | dict(template.names)
     known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=None, documents=None)
     try:
@@ -82,7 +83,8 @@ def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokeniz
 def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """The ids of a dialogue that an answer follows.
 
-    They begin with what the tokenizer begins a document with only where the template says so, as transformers has it.
+    They begin with what the tokenizer begins a document with only where the template says so, as transformers has it,
+    but with a tuned prompt always.
 
     Raises:
       ConfigError: jinja2 is not installed.
@@ -91,7 +93,7 @@ def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Token
     """
     for message in messages:
         _check(message, tokenizer)
-    return tokenizers.encode_special(tokenizer, rendered(template, messages, tokenizer))
+    return [*tokenizer.prompt, *tokenizers.encode_special(tokenizer, rendered(template, messages, tokenizer))]
 
 
 def ends(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
