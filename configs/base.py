@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
     data.stages = ()  # before batch_size and context: ((steps, batch_size, context), ...), one after the other
 
     config.finetune = finetune = ConfigDict()  # with init_from: what of the model trains, and how
-    finetune.method = "full"  # full, rule, top, bitfit, lora, dora, adalora, ia3, adapter, prefix
+    finetune.method = "full"  # full, rule, top, bitfit, lora, dora, adalora, ia3, adapter, prefix, prompt
     finetune.rule = ""  # of rule: a regular expression; the parameters whose paths it matches train
     finetune.also = ""  # of every method: the same, of parameters that train besides
     finetune.top_layers = 2  # of top: how many of the last blocks train, with what is behind them
@@ -141,7 +141,7 @@ def get_config() -> ConfigDict:
     adalora.beta2 = 0.85  # decay of its uncertainty, per step
     finetune.bottleneck = 16  # of adapter: columns between its two matrices
     finetune.parallel = False  # of adapter: beside a sublayer, not behind it
-    finetune.length = 16  # of prefix: keys and values that are put before a text's own
+    finetune.length = 16  # of prefix: keys and values before a text's own; of prompt: vectors before its tokens
     finetune.layer_decay = 1.0  # a block's learning rate is that many times the next one's; the tables' least of all
     finetune.rates = ()  # ((regular expression of paths, factor of the learning rate), ...), the first that matches
     finetune.unfreeze_every = 0  # steps after which one more block trains, from the last one down; 0: all at once

@@ -40,11 +40,12 @@ def checked(model: nn.Module, given: Sequence[Any], by_name: Mapping[str, Any]) 
         if name not in found:
             raise DataError(f"models of kind {kind} need {name}; they read {', '.join(names)}")
     for name, array in found.items():
-        _check(model.config, name, array, found)  # type: ignore[attr-defined]
+        _check(model, name, array, found)
     return found
 
 
-def _check(config: Any, name: str, array: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+def _check(model: nn.Module, name: str, array: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+    config: Any = model.config  # type: ignore[attr-defined]
     what, axes = name.rsplit("_", 1)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
         letters = ", ".join(axes)
@@ -56,7 +57,8 @@ def _check(config: Any, name: str, array: np.ndarray, found: Mapping[str, np.nda
         raise DataError(f"{name} has {len(array)} rows, and ids_BT {len(found['ids_BT'])}")
     if array.shape[1] > config.context:
         raise DataError(f"{array.shape[1]} tokens are more than the model's context of {config.context}")
-    limits = {"ids": config.vocabulary, "source": config.vocabulary, "types": max(config.types, 1), "ahead": 2}
+    ids = models.readable(model)
+    limits = {"ids": ids, "source": ids, "types": max(config.types, 1), "ahead": 2}
     highest = limits.get(what, np.iinfo(np.int32).max) - 1
     if array.size and not (0 <= array.min() and array.max() <= highest):
         raise DataError(f"{what} must lie in 0 to {highest}")

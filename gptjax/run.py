@@ -19,7 +19,7 @@ from gptjax.decode import filling
 from gptjax.decode import generate as decoding
 from gptjax.decode.engine import Sample
 from gptjax.evals import predictions
-from gptjax.finetune import methods
+from gptjax.finetune import methods, prompts
 from gptjax.inspect import parameters
 from gptjax.training import origins
 from gptjax.workdir import read_config
@@ -34,7 +34,8 @@ class Run:
       config: resolved and locked.
       model: the Linen module; `model.apply({"params": params}, ids_BT)` gives logits.
       params: float32 parameters of a checkpoint, the newest unless another was asked for.
-      tokenizer: a tiktoken.Encoding, or a LibraryTokenizer where that library cannot give the same ids.
+      tokenizer: a tiktoken.Encoding, or a LibraryTokenizer where that library cannot give the same ids; where a prompt
+        was tuned, with its ids in `begin`, which are behind the vocabulary.
     """
 
     workdir: Path
@@ -139,5 +140,5 @@ def load(workdir: str | Path, step: int | str | None = None) -> Run:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    tokenizer = tokenizers.load(workdir / "tokenizer")
+    tokenizer = prompts.seen(tokenizers.load(workdir / "tokenizer"), config)
     return Run(workdir, config, methods.model_of(config), origins.saved(workdir, step=step), tokenizer)

@@ -95,7 +95,7 @@ go on with      python -m gptjax.{goes_on}"""
 
 def _quality(summary: dict[str, Any]) -> str:
     """The other figures of held-out text, a line each."""
-    if "val_bits_per_byte" not in summary:
+    if "gzip_bits_per_byte" not in summary:
         own = {name.removeprefix("val_"): value for name, value in summary.items() if name.startswith("val_")}
         return "".join(f"{name:<15} {value:.4f}\n" for name, value in own.items() if name != "loss")
     bits, gzip, xz = (summary[f"{name}_bits_per_byte"] for name in ("val", "gzip", "xz"))

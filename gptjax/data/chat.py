@@ -106,7 +106,8 @@ def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokeniz
       DataError: the template refuses the dialogue, or fails.
     """
     by_id = {token: name for name, token in tokenizers.special_tokens(tokenizer).items()}
-    own = {"bos_token": by_id.get((*tokenizer.begin, -1)[0]), "eos_token": by_id.get(end_of(tokenizer))}
+    first = (*tokenizer.begin[len(tokenizer.prompt) :], -1)[0]
+    own = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_of(tokenizer))}
     names = {key: name for key, name in own.items() if name} | dict(template.names)
     known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=None, documents=None)
     try:

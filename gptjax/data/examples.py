@@ -243,7 +243,8 @@ def _joined(kept: list[list[Encoded]], around: Borders, form: Form, name: str) -
     if "spans_B2" in answers:
         answers["spans_B2"] = answers["spans_B2"] + len(around.opening)
     ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
-    return TokenSet([Part(np.concatenate(whole), ends_M)], around.closing, name, answers, len(kept[0]))
+    prompts_M = np.full(len(whole), len(around.opening))  # of which none is predicted
+    return TokenSet([Part(np.concatenate(whole), ends_M, prompts_M)], around.closing, name, answers, len(kept[0]))
 
 
 def _with_borders(key: str, one: Encoded, around: Borders, learns: bool) -> np.ndarray:

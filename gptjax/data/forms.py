@@ -231,7 +231,7 @@ def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Piec
 def encoded_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
     """As ids; one that is too long loses its end."""
     one = encoded_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
-    begin = list(tokenizer.begin) or border(tokenizer)
+    begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or border(tokenizer)
     if one.ids[: len(begin)] == begin:  # some templates write what texts begin with themselves
         one = Encoded(one.ids[len(begin) :], {"weights_BT": one.arrays["weights_BT"][len(begin) :]}, one.ends)
     short = cut(one, room)

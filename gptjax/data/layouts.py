@@ -13,7 +13,7 @@ import numpy as np
 from gptjax import console
 from gptjax.config import DataError
 from gptjax.data.augment import Augment, augmented
-from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, source_ending
+from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, prompts_of, source_ending
 from gptjax.data.token_sets import TokenSet
 
 # Of fewer rows an order is drawn as a whole: grain's shuffle, which holds none, needs 2^16 / count steps for a row.
@@ -103,22 +103,27 @@ def in_order(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
 
 def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """Rows of whole documents that do not see each other; only a document longer than a row is cut, into rows of its
-    own and what is left. Each epoch gives every document once."""
+    own and what is left. Each epoch gives every document once. Prompts are read and weigh 0."""
     packing, counts_N = packing_of(tokens, context, fingerprint), learnt(tokens, augment)
     starts_P, lengths_P, rows_R1 = packing
+    goes_on_P, known_P = prompts_of(packing, tokens)
+    again = np.array(tokens.again, np.int32)
 
     def row(epoch: int, k: int) -> Batch:
         inputs, targets, weights, segments = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4", "i4"))
         at = 0
         for number, piece in enumerate(range(rows_R1[k], rows_R1[k + 1]), 1):
-            start, length = int(starts_P[piece]), int(lengths_P[piece])
-            ids = tokens.read(start, start + length + 1)
+            start, length, known = int(starts_P[piece]), int(lengths_P[piece]), int(known_P[piece])
+            before = again if goes_on_P[piece] else again[:0]
+            ids = np.concatenate([before, tokens.read(start, start + length - len(before) + 1)])
             if augment.any():
                 rng = np.random.default_rng((seed, epoch, start))
-                ids = augmented(ids, augment, tokens, rng)[: length + 1]
+                text = augmented(ids[known:], augment, tokens, rng)
+                ids = np.concatenate([ids[:known], text])[: length + 1]
             here = slice(at, at + len(ids) - 1)
             counts = 1 if counts_N is None else counts_N[start : start + length]
             inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], counts, number
+            targets[at : at + known], weights[at : at + known] = 0, 0
             at += length
         if augment.any():
             segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
@@ -147,14 +152,14 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
         document = usable[k]
         start, prompt = int(records_M2[document, 0]), int(prompts_M[document])
         ids = tokens.read(start, start + int(lengths_M[document]))
-        if counts_N is not None:
-            return padded(ids, context, counts_N[start : start + len(ids) - 1])
+        counts = 1 if counts_N is None else counts_N[start : start + len(ids) - 1]
         if augment.any():
             rng = np.random.default_rng((seed, epoch, start))
             text = augmented(ids[max(prompt - 1, 0) :], augment, tokens, rng)
             ids = np.concatenate([ids[: max(prompt - 1, 0)], text])[: context + 1]
-        batch = padded(ids, context)
+        batch = padded(ids, context, counts)
         batch["weights_BT"][: max(prompt - 1, 0)] = 0
+        batch["targets_BT"][: max(prompt - 1, 0)] = 0  # they may be ids that no head knows
         return batch
 
     return Rows(len(usable), row)
@@ -178,7 +183,8 @@ def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Row
     Raises:
       DataError: texts are to be augmented that have a label for each token.
     """
-    records_M2, of_token = tokens.records(), [name for name in tokens.answers if name.endswith("_BT")]
+    records_M2, openings_M = tokens.records(), tokens.prompts()
+    of_token = [name for name in tokens.answers if name.endswith("_BT")]
     if augment.any() and (
         tokens.answers.keys() & {"labels_BT", "spans_B2"} or tokens.answers.get("types_BT", np.zeros(1)).any()
     ):
@@ -188,7 +194,9 @@ def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Row
         start, stop = (int(at) for at in records_M2[document])
         ids = tokens.read(start, stop)[:context]
         if augment.any():
-            ids = augmented(ids, augment, tokens, np.random.default_rng((seed, epoch, start)))[:context]
+            rng, opening = np.random.default_rng((seed, epoch, start)), int(openings_M[document])
+            text = augmented(ids[opening:], augment, tokens, rng)
+            ids = np.concatenate([ids[:opening], text])[:context]
         found = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}
         found["inputs_BT"][: len(ids)], found["segments_BT"][: len(ids)] = ids, 1
         for name in of_token:

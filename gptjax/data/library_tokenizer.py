@@ -38,6 +38,7 @@ class LibraryTokenizer:
     def __init__(self, text: str, name: str, begin: Sequence[int] = (), end: int | None = None) -> None:
         self.library = _library(text, plain=True)
         self.text, self.name, self.begin, self.end = text, name, tuple(begin), end
+        self.prompt: tuple[int, ...] = ()
         self.n_vocab = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._added = self.library.get_added_tokens_decoder()
         decoder = json.loads(text).get("decoder") or {}
@@ -58,8 +59,8 @@ class LibraryTokenizer:
         return _library(self.text, plain=False)
 
     def decode(self, ids: Sequence[int], /) -> str:
-        """The text of the ids as the library has it, special tokens by name."""
-        return self.library.decode(list(ids), skip_special_tokens=False)
+        """The text of the ids as the library has it, special tokens by name; a prompt's have none."""
+        return self.library.decode([token for token in ids if token not in self.prompt], skip_special_tokens=False)
 
     def decode_single_token_bytes(self, token: int, /) -> bytes:
         """What an id adds to a text that goes on: `▁the` is ` the` wherever it stands.

@@ -28,22 +28,27 @@ class Packing(NamedTuple):
         return float(self.lengths_P.sum()) / ((len(self.rows_R1) - 1) * context)
 
 
-def pieces(starts_M: np.ndarray, predictions_M: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+def pieces(
+    starts_M: np.ndarray, predictions_M: np.ndarray, context: int, again: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Documents cut into pieces: only those that no row can hold, into full rows and what is left.
 
     Args:
       starts_M: where each document starts in the stream.
       predictions_M: how many predictions it gives; a document that gives none has no piece.
       context: T, predictions that a row holds.
+      again: how many ids are put before each piece but a document's first, less than T; its length counts them.
 
     Returns:
       starts and lengths of the pieces, in the documents' order. Each prediction is in one piece.
     """
-    counts_M = -(-predictions_M // context)
+    fresh = context - again  # of every piece but the first
+    counts_M = (predictions_M > 0) + np.maximum(-((context - predictions_M) // fresh), 0)
     document_P = np.repeat(np.arange(len(starts_M)), counts_M)
     first_P = np.concatenate([[0], np.cumsum(counts_M)])[document_P]
-    offsets_P = (np.arange(len(document_P)) - first_P) * context
-    return starts_M[document_P] + offsets_P, np.minimum(predictions_M[document_P] - offsets_P, context)
+    number_P = np.arange(len(document_P)) - first_P
+    offsets_P, added_P = number_P * fresh + again * (number_P > 0), again * (number_P > 0)
+    return starts_M[document_P] + offsets_P, np.minimum(predictions_M[document_P] - offsets_P + added_P, context)
 
 
 def best_fit(lengths_P: np.ndarray, context: int) -> np.ndarray:
@@ -84,13 +89,23 @@ def pack(tokens: TokenSet, context: int) -> Packing:
     records_M2 = tokens.records()
     # What ends a document is in its record, or is the opening of the record that follows.
     predictions_M = records_M2[:, 1] - records_M2[:, 0] - (0 if tokens.closing else 1)
-    starts_P, lengths_P = pieces(records_M2[:, 0], predictions_M, context)
+    starts_P, lengths_P = pieces(records_M2[:, 0], predictions_M, context, len(tokens.again))
     if not len(starts_P):
         raise DataError(f"{tokens.name} has no document of two tokens or more")
     row_P = best_fit(lengths_P, context)
     order = np.argsort(row_P, kind="stable")
     rows_R1 = np.searchsorted(row_P[order], np.arange(row_P.max() + 2))
     return Packing(starts_P[order], lengths_P[order].astype(np.int32), rows_R1)
+
+
+def prompts_of(packing: Packing, tokens: TokenSet) -> tuple[np.ndarray, np.ndarray]:
+    """Of each piece of a set's packing: whether it goes on with a document, bool [P], and how many of its first
+    predictions do not count: of a prompt, and of `tokens.again` and the id behind it; int64 [P]."""
+    starts_M = tokens.records()[:, 0]
+    record_P = np.searchsorted(starts_M, packing.starts_P, side="right") - 1
+    offset_P = packing.starts_P - starts_M[record_P]
+    known_P = np.maximum(tokens.prompts()[record_P] - 1 - offset_P, 0)
+    return offset_P > 0, known_P + len(tokens.again) * (offset_P > 0)
 
 
 def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:

@@ -71,8 +71,9 @@ def name_of(tokenizer: Tokenizer, token: int) -> str:
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, of which those behind the tokenizer's own are written by name."""
-    runs = groupby(ids, lambda token: token >= tokenizer.n_vocab)
+    """The text of ids, of which those behind the tokenizer's own are written by name; a prompt's have none."""
+    texts = (token for token in ids if token not in tokenizer.prompt)
+    runs = groupby(texts, lambda token: token >= tokenizer.n_vocab)
     return "".join(
         "".join(name_of(tokenizer, token) for token in run) if beyond else tokenizer.decode(list(run))
         for beyond, run in runs

@@ -47,6 +47,7 @@ class TokenSet:
       answers: what a batch gets besides, by its name there: `_BT` has a number for each id that is read, in the order
         of the stream and without the closing ones; any other an entry for each row.
       per_row: how many documents, one after another, are read as the choices of a row.
+      again: ids that each piece of a document begins with, where it is cut: a tuned prompt.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class TokenSet:
         name: str = "the text",
         answers: Mapping[str, np.ndarray] | None = None,
         per_row: int = 1,
+        again: Sequence[int] = (),
     ) -> None:
-        self.name, self.closing, self.answers, self.per_row = name, tuple(closing), dict(answers or {}), per_row
+        self.name, self.closing, self.again = name, tuple(closing), tuple(again)
+        self.answers, self.per_row = dict(answers or {}), per_row
         self.parts = [*parts, *([Part(np.array(closing, np.int32), np.zeros(0, np.int64))] if closing else [])]
         sizes = [len(part.tokens_N) for part in self.parts]
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -128,4 +131,8 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str], label: str, name: str = 
 
     documents = list(pieces())
     tokens_N = np.concatenate([*documents, np.zeros(0, np.int32)])
-    return TokenSet([Part(tokens_N, np.cumsum([len(d) for d in documents], dtype=np.int64))], around.closing, name)
+    ends_M = np.cumsum([len(d) for d in documents], dtype=np.int64)
+    # Of an opening of several ids none is predicted.
+    prompts_M = np.full(len(documents), len(around.opening)) if len(around.opening) > 1 else None
+    again = around.opening if tokenizer.prompt else ()
+    return TokenSet([Part(tokens_N, ends_M, prompts_M)], around.closing, name, again=again)

@@ -6,6 +6,7 @@ are all `tiktoken.Encoding`s; one that comes with a Hugging Face model may have 
 """
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -51,6 +52,10 @@ class Tokenizer(Protocol):
         """The ids that a document or prompt starts with, such as Llama's `<|begin_of_text|>`."""
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """The first of these that are no token's, but vectors that a run tuned; see `beginning_with`."""
+
+    @property
     def end(self) -> int | None:
         """The id after a document, where there is one."""
 
@@ -70,9 +75,15 @@ class Tokenizer(Protocol):
 class Encoding(tiktoken.Encoding):
     """A `tiktoken.Encoding` that knows where documents begin and end; see `Tokenizer`."""
 
+    prompt: tuple[int, ...]
+
     def __init__(self, name: str, *, begin: Sequence[int] = (), end: int | None = None, **facts: Any) -> None:
         super().__init__(name, **facts)
-        self.begin, self.end = tuple(begin), end
+        self.begin, self.end, self.prompt = tuple(begin), end, ()
+
+    def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
+        """The text of the ids; a prompt's have none."""
+        return super().decode([token for token in tokens if token not in self.prompt], errors)
 
     def __getstate__(self) -> object:
         kept = {"pat_str": self._pat_str, "mergeable_ranks": self._mergeable_ranks}
@@ -233,6 +244,20 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error
+
+
+def beginning_with(tokenizer: Tokenizer, prompt: Sequence[int], begin: Sequence[int]) -> Tokenizer:
+    """The tokenizer as it is seen where every text begins with a tuned prompt; not to be saved, or it would stay so.
+
+    Args:
+      tokenizer: of the text, which does not change.
+      prompt: ids that no token has; they stand for no text.
+      begin: ids that follow these, and begin texts otherwise.
+    """
+    view: Any = copy.copy(tokenizer)
+    view.prompt, view.begin = tuple(prompt), (*prompt, *begin)
+    seen: Tokenizer = view
+    return seen
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -35,7 +35,8 @@ def load_template(workdir: Path, file: Path | None = None) -> Template:
 def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """The ids of a dialogue that an answer follows.
 
-    They begin with what the tokenizer begins a document with only where the template says so, as transformers has it.
+    They begin with what the tokenizer begins a document with only where the template says so, as transformers has it,
+    but with a tuned prompt always.
 
     Raises:
       ConfigError: jinja2 is not installed.
@@ -44,7 +45,7 @@ def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Token
     """
     for message in messages:
         _check(message, tokenizer)
-    return tokenizers.encode_special(tokenizer, rendered(template, messages, tokenizer))
+    return [*tokenizer.prompt, *tokenizers.encode_special(tokenizer, rendered(template, messages, tokenizer))]
 
 
 def ends(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -252,9 +252,9 @@ def prompt_of(of: Voice, prompt: str | tuple[int, ...], context: int) -> Prompt:
     Raises:
       ConfigError, DataError: there are none, too many, or some that the model does not have.
     """
-    config = of.reader.model.config
-    if not isinstance(prompt, str) and not all(0 <= token < config.vocabulary for token in prompt):
-        raise DataError(f"the prompt has ids that the model does not; they must lie in 0 to {config.vocabulary - 1}")
+    config, ids = of.reader.model.config, models.readable(of.reader.model)
+    if not isinstance(prompt, str) and not all(0 <= token < ids for token in prompt):
+        raise DataError(f"the prompt has ids that the model does not; they must lie in 0 to {ids - 1}")
     if of.reader.hears:
         source = pairs.source_ids(of.tokenizer, prompt) if isinstance(prompt, str) else prompt
         return Prompt(start_ids(config, of.tokenizer), checked_source(source, context))

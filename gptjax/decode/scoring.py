@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -26,7 +27,8 @@ class Scored(NamedTuple):
     """What a model says of a text of T ids, in nats.
 
     Attributes:
-      logprobs: of each id after the first given those before it, float32 [T - 1].
+      logprobs: of each id after the first given those before it, float32 [T - 1]; 0 of a tuned prompt's, which is no
+        part of what a model says.
       likeliest: what would have been likeliest there, int32 [T - 1, m], likeliest and lowest id first.
       likeliest_logprobs: of those, float32 [T - 1, m].
     """
@@ -86,7 +88,7 @@ def scored_all(
     if rows < 1:
         raise ConfigError(f"rows is {rows}; it must be at least 1")
     for ids in texts:
-        _check(ids, c, stride)
+        _check(ids, of.model, stride)
     parts = [list(windows(ids, c.context, stride)) for ids in texts]
     every = [window for of_text in parts for window in of_text]
     done = iter(_in_batches(of, [window.ids for window in every], alternatives, rows))
@@ -126,7 +128,8 @@ def windows(ids: Sequence[int], context: int, stride: int) -> Iterator[Window]:
         yield Window(window, len(window) - 1 - (context - stride))
 
 
-def _check(ids: Sequence[int], config: Any, stride: int) -> None:
+def _check(ids: Sequence[int], model: nn.Module, stride: int) -> None:
+    config: Any = model.config  # type: ignore[attr-defined]
     if not len(ids):
         raise DataError("a text to score has no tokens")
     if len(ids) - 1 > config.context and not stride:
@@ -134,8 +137,10 @@ def _check(ids: Sequence[int], config: Any, stride: int) -> None:
             f"a text to score has {len(ids)} tokens, more than the model's context of {config.context} and one; "
             "give a stride to read it in overlapping windows"
         )
-    if np.min(ids) < 0 or np.max(ids) >= config.vocabulary:
-        raise DataError(f"ids must lie in 0 to {config.vocabulary - 1}")
+    if np.min(ids) < 0 or np.max(ids) >= models.readable(model):
+        raise DataError(f"ids must lie in 0 to {models.readable(model) - 1}")
+    if len(ids) - 1 > config.context and np.max(ids) >= config.vocabulary:
+        raise DataError("a text with a tuned prompt is longer than the model's context; windows would leave that out")
 
 
 def _last(of: Scored, n: int) -> Scored:
@@ -171,8 +176,10 @@ def judged(
     x_BTD, table_VD, cache = models.extend(model, params, ids_BT, cache, count_B)
     B, T, D = x_BTD.shape
     logits_NV = models.next_logits(model, x_BTD.reshape(B * T, D), table_VD)
+    targets_N = targets_BT.reshape(B * T)
+    logprobs_N = sampling.logprobs(logits_NV, targets_N)
     said_N = (
-        sampling.logprobs(logits_NV, targets_BT.reshape(B * T)),
+        jnp.where(targets_N < logits_NV.shape[-1], logprobs_N, 0),
         *sampling.alternatives(logits_NV, alternatives),
     )
     return cache, tuple(x.reshape(B, T, *x.shape[1:]) for x in said_N)

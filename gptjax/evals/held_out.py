@@ -17,7 +17,7 @@ from gptjax import console, data, objectives, sharding, workdir
 from gptjax.config import ConfigError, DataError
 from gptjax.data import batches, examples, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
-from gptjax.data.layouts import EVALUATED, Rows, in_order, prepared
+from gptjax.data.layouts import EVALUATED, Rows, in_order, packed, prepared
 from gptjax.models import kernels
 from gptjax.objectives.objective import Loss
 
@@ -126,7 +126,9 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None, split: str | None =
     elif files:
         texts = [sources.read_text(path) for path in files]
         tokens = token_sets.encoded(of.tokenizer, texts, "tokens")
-        rows = prepared(in_order(tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)
+        # A stream's windows do not begin with a tuned prompt, and packed rows all do.
+        layout, known = packed if tokens.again else in_order, "".join(texts)
+        rows = prepared(layout(tokens, c.data.context, 0, Augment(), known), prepare(tokens), 0)
     else:
         workdir.check_has_text(of.workdir)
         loaded = data.load(c.data, of.tokenizer)

@@ -18,7 +18,7 @@ from gptjax import config as configs
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, DataError
 from gptjax.files import appearing, is_free
-from gptjax.finetune import methods, paths
+from gptjax.finetune import methods, paths, prompts
 from gptjax.finetune.paths import Flat
 from gptjax.models.stacking import stack, unstack
 from gptjax.training import origins
@@ -93,7 +93,8 @@ def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, 
     config = configs.from_json(configs.to_json(config))
     laid_out = stack(base.params) if config.model.scan_layers else unstack(base.params)
     params = paths.union(laid_out, paths.nested(tuned))
-    return dataclasses.replace(base, config=config, model=methods.model_of(config), params=params)
+    linen, tokenizer = methods.model_of(config), prompts.seen(base.tokenizer, config)
+    return dataclasses.replace(base, config=config, model=linen, params=params, tokenizer=tokenizer)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

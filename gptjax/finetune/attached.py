@@ -8,6 +8,7 @@ itself. Which modules have them is decided elsewhere (gptjax.finetune.methods): 
     ia3_kv [G, 2, K], ia3_in [F]    factors of keys and values, and of what an MLP's last product reads
     adapter_down [D, m], adapter_up [m, D], and biases    a small MLP after a sublayer, or beside it
     prefix_k, prefix_v [P, G, K]    keys and values that every token reads
+    prompt [P, D]                   of the table of tokens: rows of the P ids behind its own
 
 Experts' and stacked layers' have their axes before these.
 """
@@ -23,7 +24,7 @@ from flax import linen as nn
 from gptjax.models.attention import Attention
 from gptjax.models.cells import Kernel
 from gptjax.models.kernels.plain import Prefix, Sight
-from gptjax.models.layers import Linear
+from gptjax.models.layers import Linear, TokenEmbedding
 from gptjax.models.mlp import MLP, ExpertLinear, Experts
 
 LORA = ("lora_a", "lora_b", "lora_e", "dora")
@@ -36,6 +37,7 @@ class Attached:
     scale: float = 1.0  # of what LoRA adds: alpha / r, or alpha / sqrt(r)
     dropout: float = 0.0  # of what LoRA's first product reads
     parallel: bool = False  # adapters read what the sublayer reads, not what it gives
+    more_ids: int = 0  # P: how many ids behind the vocabulary are read
 
     def __call__(self, call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         """What the method gives, with the module's additions."""
@@ -156,6 +158,17 @@ def sight(how: Attached, module: Attention, call: Callable[..., Any], *args: Any
     return call(*args) if k_PGK is None else call(*args)._replace(prefix=Prefix(k_PGK, v_PGK))
 
 
+def embedded(how: Attached, module: TokenEmbedding, call: Callable[..., Any], ids_BT: jax.Array) -> jax.Array:
+    """The table's rows of its own ids, and a tuned prompt's of those behind them (arXiv 2104.08691 section 2)."""
+    prompt_PD = own(module, "prompt")
+    if prompt_PD is None:
+        return call(ids_BT)
+    place_BT = ids_BT - module.vocabulary
+    x_BTD = call(jnp.where(place_BT < 0, ids_BT, 0))
+    rows_BTD = prompt_PD[jnp.maximum(place_BT, 0)].astype(x_BTD.dtype)
+    return jnp.where(place_BT[..., None] < 0, x_BTD, rows_BTD)
+
+
 # By module and method.
 CHANGES: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
     (Linear, "__call__"): product,
@@ -166,4 +179,5 @@ CHANGES: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
     (Attention, "sight"): sight,
     (MLP, "__call__"): mlp,
     (Experts, "__call__"): mlp,
+    (TokenEmbedding, "__call__"): embedded,
 }

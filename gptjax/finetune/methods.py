@@ -1,8 +1,8 @@
 """Ways to fine-tune: which of a model's parameters train, and which small ones are added to it, by rules of paths.
 
-A method reads the base's paths and shapes alone, so that it goes on every model of the house; what additions do there
-is in gptjax.finetune.attached. Before the first step each of them leaves the base's answers as they are, but for
-prefixes, which are there to be read.
+A method reads the base's paths and shapes, and a prompt the table of tokens, so that it goes on every model of the
+house; what additions do there is in gptjax.finetune.attached. Before the first step each of them leaves the base's
+answers as they are, but for prefixes and prompts, which are there to be read.
 """
 
 import math
@@ -30,7 +30,7 @@ class Method(NamedTuple):
 
     Attributes:
       trains: of the base's own paths, those that train: `(shapes by path, config.finetune) -> paths`.
-      adds: what is added, at first: `(shapes by path, config, key) -> arrays by path`.
+      adds: what is added, at first: `(base by path, config, key) -> arrays by path`.
     """
 
     trains: Callable[[Flat, Any], Iterable[str]]
@@ -172,6 +172,14 @@ def prefix(base: Flat, config: Any, key: jax.Array) -> Flat:
     return found or _refused("prefix", "attention of a sequence to itself")
 
 
+def prompt(base: Flat, config: Any, key: jax.Array) -> Flat:
+    """Vectors before each text, at first the embeddings of tokens drawn at random (arXiv 2104.08691 section 3.1)."""
+    table_VD, P = base["tokens/embedding"], config.finetune.length
+    V = table_VD.shape[0]
+    # A copy: what is tuned and what is frozen are given up apart from each other.
+    return {"tokens/prompt": jnp.array(table_VD[jax.random.choice(key, V, (P,), replace=V < P)])}
+
+
 def _refused(method: str, what: str) -> Flat:
     raise ConfigError(f"finetune.method={method} adds to {what}, and this model has none")
 
@@ -187,6 +195,7 @@ METHODS: dict[str, Method] = {
     "ia3": Method(none, ia3),
     "adapter": Method(none, adapters),
     "prefix": Method(none, prefix),
+    "prompt": Method(none, prompt),
 }
 
 
@@ -197,7 +206,8 @@ def attachment(options: Any) -> Attached | None:
         return None
     rank = options.adalora.first_rank if options.method == "adalora" else options.rank
     scale = options.alpha / (math.sqrt(rank) if options.rank_stabilised else rank)  # arXiv 2312.03732 eq. 6
-    return Attached(scale, options.dropout, options.parallel)
+    more_ids = options.length if options.method == "prompt" else 0
+    return Attached(scale, options.dropout, options.parallel, more_ids)
 
 
 def model_of(config: Any, divided: Collection[str] = ()) -> nn.Module:
@@ -250,8 +260,8 @@ def folded(params: Mapping[str, Any], how: Attached) -> dict[str, Any]:
     """
     leaves = paths.flat(params)
     for path in leaves:
-        if re.search(r"(adapter_|prefix_)", path):
-            raise ConfigError(f"{path} is no part of a matrix: adapters and prefixes cannot be merged")
+        if re.search(r"(adapter_|prefix_|tokens/prompt$)", path):
+            raise ConfigError(f"{path} is no part of a matrix: adapters, prefixes and prompts cannot be merged")
     own = {path: leaf for path, leaf in leaves.items() if not ADDED.search(path)}
     for name in sorted({path.rsplit("/", 1)[0] for path in leaves if ADDED.search(path)}):
         parts = {

@@ -117,6 +117,11 @@ def kind(model: nn.Module) -> str:
     return found
 
 
+def readable(model: nn.Module) -> int:
+    """How many ids it reads: those of its vocabulary, which it may say too, and those of what is attached to it."""
+    return int(model.config.vocabulary + getattr(model.attached, "more_ids", 0))  # type: ignore[attr-defined]
+
+
 def is_recurrent(config: Any) -> bool:
     """Whether what `config.model` describes keeps a state of all tokens that it has read: none can be taken back."""
     return config.arch == "recurrent" or (config.arch == "seq2seq" and config.decoder in CELLS)

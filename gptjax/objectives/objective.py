@@ -19,7 +19,7 @@ class Reading(NamedTuple):
     sentinels: Sequence[int]  # ids that stand for spans that are left out, in order
     begin: tuple[int, ...]  # ids that documents begin with
     end: int | None  # the id that ends a document
-    is_text_V: np.ndarray  # whether an id stands for text, bool; as the two below as long as the vocabulary
+    is_text_V: np.ndarray  # whether an id stands for text, bool; the three are as long as there are ids
     begins_word_V: np.ndarray  # whether a word begins with that id
     ends_sentence_V: np.ndarray  # whether a sentence ends with that id
     elsewhere: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]  # ids of a text with other ids, so many

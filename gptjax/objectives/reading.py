@@ -24,7 +24,7 @@ def reading(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: Toke
       options: `config.objective`.
       tokens: the set.
     """
-    texts = [b""] * specials.vocabulary
+    texts = [b""] * max([specials.vocabulary, *(token + 1 for token in tokenizer.begin)])
     for token in range(tokenizer.n_vocab):
         if not tokenizer.is_special_token(token):
             with suppress(KeyError):

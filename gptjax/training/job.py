@@ -18,10 +18,10 @@ from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, UserError
 from gptjax.data import batches, chat, forms, layouts, sources, tokenizers
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.decode import prompts
+from gptjax.decode.prompts import prompt_ids
 from gptjax.decode.settings import Settings
 from gptjax.evals import held_out
-from gptjax.finetune import methods
+from gptjax.finetune import methods, prompts
 from gptjax.objectives.objective import Loss
 from gptjax.sharding import checks, processes
 from gptjax.training import folders, origins
@@ -49,7 +49,9 @@ CHOICES = (
 def check(config: ConfigDict) -> None:
     """Raises ConfigError for the first thing that makes a config, resolved, one that cannot be trained here."""
     kind = models.MODELS[config.model.arch].kind if config.model.arch in models.MODELS else ""
-    more = itertools.chain(checks.problems(config, jax.device_count()), objectives.problems(config, kind))
+    more = itertools.chain(
+        checks.problems(config, jax.device_count()), objectives.problems(config, kind), prompts.problems(config, kind)
+    )
     configs.check(config, CHOICES, more)
 
 
@@ -97,7 +99,9 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     """
     exists = workdirs.is_run(workdir)
     home = workdir if exists else origin
-    loaded = data.load(config.data, tokenizers.load(home / "tokenizer") if home else None)
+    prompts.check_raw(config)
+    kept = tokenizers.load(home / "tokenizer") if home else None
+    loaded = data.load(config.data, kept and prompts.seen(kept, config))
     config = configs.with_vocabulary(config, objectives.special_ids(config, loaded.tokenizer).vocabulary)
     prepare = objectives.preparing(config, loaded.tokenizer)
     sample_settings = check_sample(config, loaded.tokenizer)
@@ -125,7 +129,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     processes.meet("all have looked at the run's directory")
     if not exists:
         fill = partial(begin_with, config, origin, loaded.tokenizer)
-        make = partial(workdirs.create, workdir, config, loaded.tokenizer, facts, fill)
+        make = partial(workdirs.create, workdir, config, kept or loaded.tokenizer, facts, fill)
         processes.first_does(make, "the run's directory is made")
     elif not goes_on or mixings != known:
         begin = partial(workdirs.begin_training, workdir, config, facts)
@@ -186,7 +190,7 @@ def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> Settings:
     settings = Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
     try:
         settings.check(config.model.vocabulary)
-        prompts.prompt_ids(tokenizer, config.sample.prompt, 0)
+        prompt_ids(tokenizer, config.sample.prompt, 0)
     except UserError as error:
         raise ConfigError(f"the sample at the end cannot be drawn: {error}; change --config.sample") from error
     return settings

@@ -314,7 +314,7 @@ def finish(job: Job, state: TrainState) -> dict[str, Any]:
         quality = job.held_out_quality(params, every, advance=advance)
     if not math.isfinite(quality["loss"]):
         raise Diverged(f"training diverged: the held-out loss is {quality['loss']}; try a lower learning rate")
-    if "bits_per_byte" in quality:
+    if "bits_per_byte" in quality and not c.data.examples.form:  # of which answers alone are predicted
         quality |= held_out.compressors(job.data.held_out_text)
     params = processes.by_all(params)
     sample = samples.sample(job, params)

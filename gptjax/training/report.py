@@ -67,7 +67,7 @@ def plot(workdir: Path, summary: dict[str, Any]) -> None:
     axes.plot(steps, losses, color="tab:blue", linewidth=1, alpha=0.6, label="training")
     axes.plot(*zip(*looks, strict=True), color="tab:orange", marker="o", markersize=3, label="held-out sample")
     top, low = min(max(losses), statistics.median(losses) * 2), min([*losses, summary["val_loss"]])
-    if "val_bits_per_byte" in summary:
+    if "gzip_bits_per_byte" in summary:
         low = min(low, _beside_compressors(axes, summary, top))
     else:
         axes.set_title(f"held-out loss: {summary['val_loss']:.3f}", fontsize=11)

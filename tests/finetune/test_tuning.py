@@ -185,7 +185,7 @@ def test_by_commands_it_becomes_an_adapter_or_a_run_of_its_own(call, tune, train
         np.testing.assert_allclose(run.logits(ids), there, atol=1e-5)
     assert "exists; give another --to" in call(convert, f"--from={workdir}", f"--to={merged}", "--merge").refusal()
     refused = call(convert, f"--from={tune('adapter')}", f"--to={tmp_path / 'x'}", "--merge").refusal()
-    assert "adapters and prefixes cannot be merged" in refused and not (tmp_path / "x").exists()
+    assert "adapters, prefixes and prompts cannot be merged" in refused and not (tmp_path / "x").exists()
     assert "give --from=RUN --to=adapter:FOLDER" in call(convert, f"--from={workdir}", "--to=x", "--base=y").refusal()
 
 
