@@ -194,7 +194,7 @@ def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Row
         start, stop = (int(at) for at in records_M2[document])
         ids = tokens.read(start, stop)[:context]
         if augment.any():
-            rng, opening = np.random.default_rng((seed, epoch, start)), int(openings_M[document])
+            rng, opening = np.random.default_rng((seed, epoch, start)), max(int(openings_M[document]) - 1, 0)
             text = augmented(ids[opening:], augment, tokens, rng)
             ids = np.concatenate([ids[:opening], text])[:context]
         found = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}

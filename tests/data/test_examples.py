@@ -450,8 +450,12 @@ def test_tokens_that_are_said_what_they_are_are_not_augmented():
         layouts.examples(set_of(RECORDS, config), 64, 0, Augment(delete=0.5), "")
     config = settings_of(form="classes", labels=("no", "yes"), context=20)
     tokens = set_of(RECORDS, config)
-    rows = [layouts.examples(tokens, 20, 0, augment, "").row(0, 0) for augment in (Augment(), Augment(delete=0.5))]
-    assert rows[1]["segments_BT"].sum() < rows[0]["segments_BT"].sum() and rows[1]["labels_B"] == rows[0]["labels_B"]
+    plain, shorter = (layouts.examples(tokens, 20, 0, augment, "") for augment in (Augment(), Augment(delete=0.5)))
+    for k in range(10):
+        (row, own), size = ((rows.row(0, k) for rows in (plain, shorter))), 8 + (k > 9)
+        assert own["inputs_BT"][0] == row["inputs_BT"][0] == END and own["labels_B"] == row["labels_B"]
+        assert own["segments_BT"].sum() <= row["segments_BT"].sum() == size
+    assert any(shorter.row(0, k)["segments_BT"].sum() < 8 for k in range(10))
 
 
 def test_sentiment_of_films(tmp_path):
