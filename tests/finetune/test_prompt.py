@@ -266,7 +266,7 @@ def test_an_adapter_of_it_goes_beside_its_base(tuned, base_run, tmp_path):
 )
 def test_objectives_that_corrupt_text_leave_the_prompt_alone(lines_file, tmp_path, objective, arch, layout):
     given = dict(data_path=lines_file, model_arch=arch, data_layout=layout, train_objective=objective, train_steps=4)
-    given |= dict(objective_corruption="infilling")
+    given |= dict(objective_corruption="infilling", sample_prompt="the")
     train(tiny_config(**given), tmp_path / "base")
     train(tuning(tmp_path / "base", **given), tmp_path / "run")
     run, base = (gptjax.load(tmp_path / name) for name in ("run", "base"))
