@@ -221,7 +221,7 @@ def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: s
         )
     if len({len(several) for several in kept}) > 1:
         raise DataError(f"{name}: some have {len(kept[0])} choices and others more or fewer; all need as many")
-    return _joined(kept, around, form, name)
+    return _joined(kept, around, form, name, around.opening if tokenizer.prompt else ())
 
 
 def _say_long(long: Sequence[Record], found: Sequence[Record], config: Any, name: str) -> None:
@@ -231,7 +231,9 @@ def _say_long(long: Sequence[Record], found: Sequence[Record], config: Any, name
     console.say(f"examples   {of} and are {'cut' if c.too_long == 'cut' else 'left out'}")
 
 
-def _joined(kept: list[list[Encoded]], around: Borders, form: Form, name: str) -> TokenSet:
+def _joined(
+    kept: list[list[Encoded]], around: Borders, form: Form, name: str, again: Sequence[int]
+) -> TokenSet:
     each = [one for several in kept for one in several]
     whole = [np.array([*around.opening, *one.ids, *around.ending], np.int32) for one in each]
     answers = dict[str, np.ndarray]()
@@ -244,7 +246,7 @@ def _joined(kept: list[list[Encoded]], around: Borders, form: Form, name: str) -
         answers["spans_B2"] = answers["spans_B2"] + len(around.opening)
     ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
     prompts_M = np.full(len(whole), len(around.opening))  # of which none is predicted
-    return TokenSet([Part(np.concatenate(whole), ends_M, prompts_M)], around.closing, name, answers, len(kept[0]))
+    return TokenSet([Part(np.concatenate(whole), ends_M, prompts_M)], around.closing, name, answers, len(kept[0]), again)
 
 
 def _with_borders(key: str, one: Encoded, around: Borders, learns: bool) -> np.ndarray:
@@ -267,7 +269,7 @@ def balanced(tokens: TokenSet) -> TokenSet:
     counts = np.bincount(labels_M)
     weights_M = len(labels_M) / (np.count_nonzero(counts) * counts[labels_M])
     answers = tokens.answers | {"weights_B": weights_M.astype(np.float32)}
-    return TokenSet(tokens.own_parts(), tokens.closing, tokens.name, answers, tokens.per_row)
+    return TokenSet(tokens.own_parts(), tokens.closing, tokens.name, answers, tokens.per_row, tokens.again)
 
 
 def check_labels(found: Sequence[Record], config: Any) -> None:

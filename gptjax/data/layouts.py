@@ -123,7 +123,8 @@ def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpr
             here = slice(at, at + len(ids) - 1)
             counts = 1 if counts_N is None else counts_N[start : start + length]
             inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], counts, number
-            targets[at : at + known], weights[at : at + known] = 0, 0
+            weights[at : at + known] = 0
+            targets[at : at + min(known, len(again))] = 0  # ids that no head knows
             at += length
         if augment.any():
             segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
@@ -159,7 +160,7 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
             ids = np.concatenate([ids[: max(prompt - 1, 0)], text])[: context + 1]
         batch = padded(ids, context, counts)
         batch["weights_BT"][: max(prompt - 1, 0)] = 0
-        batch["targets_BT"][: max(prompt - 1, 0)] = 0  # they may be ids that no head knows
+        batch["targets_BT"][: max(min(prompt - 1, len(tokens.again)), 0)] = 0  # ids that no head knows
         return batch
 
     return Rows(len(usable), row)

@@ -260,6 +260,26 @@ def test_an_adapter_of_it_goes_beside_its_base(tuned, base_run, tmp_path):
     assert base.tokenizer.begin == () and beside.tokenizer.begin == run.tokenizer.begin
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("objective", "arch", "layout"), [("masked", "encoder", "packed"), ("denoising", "seq2seq", "examples")]
+)
+def test_objectives_that_corrupt_text_leave_the_prompt_alone(lines_file, tmp_path, objective, arch, layout):
+    given = dict(data_path=lines_file, model_arch=arch, data_layout=layout, train_objective=objective, train_steps=4)
+    given |= dict(objective_corruption="infilling", sample_prompt="the")
+    train(tiny_config(**given), tmp_path / "base")
+    train(tuning(tmp_path / "base", **given), tmp_path / "run")
+    run, base = (gptjax.load(tmp_path / name) for name in ("run", "base"))
+    V = run.config.model.vocabulary
+    assert run.tokenizer.prompt == (V, V + 1, V + 2)
+    first = methods.parted(base.params, run.config, gptjax.random.key(0, "finetune"), base.params).tuned
+    now = np.asarray(run.params["tokens"]["prompt"])
+    assert np.isfinite(now).all() and (now != first["tokens"]["prompt"]).any(1).all(), "all of it is read"
+    if arch == "encoder":
+        filled = run.fill("the [MASK]ext")
+        assert filled.text.startswith("the ") and len(filled.masks) == 1
+
+
 def test_translation_reads_it_before_the_source(tmp_path):
     for split, count in (("train", 24), ("val", 4)):
         for language, offset in (("en", 0), ("de", 1)):
@@ -300,7 +320,7 @@ def test_what_cannot_be_is_one_line(changes, told):
     assert "\n" not in str(refused.value)
 
 
-def test_what_would_disturb_the_prompt_is_refused(call, tuned, tmp_path):
+def test_what_would_disturb_the_prompt_is_refused(call, tuned, tmp_path, monkeypatch):
     config = tuning("somewhere")
     with config.unlocked():
         config.data.augment.insert = 0.1
@@ -308,4 +328,7 @@ def test_what_would_disturb_the_prompt_is_refused(call, tuned, tmp_path):
         check(config)
     merged = call(convert, f"--from={tuned}", f"--to={tmp_path / 'merged'}", "--merge").refusal()
     assert "prompts cannot be merged" in merged
+    monkeypatch.setattr("gptjax.data.shards.is_prepared", lambda folder: True)
+    with pytest.raises(ConfigError, match="is a prepared set, without a prompt"):
+        prompts.check_raw(tuning("somewhere", data_path=tmp_path))
     assert "was tuned by prompt" in call(convert, f"--from={tuned}", f"--to=peft:{tmp_path / 'peft'}").refusal()
