@@ -21,7 +21,7 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import prompts
 from gptjax.decode.settings import Settings
 from gptjax.evals import held_out
-from gptjax.finetune import methods
+from gptjax.finetune import methods, quantised
 from gptjax.objectives.objective import Loss
 from gptjax.sharding import checks, processes
 from gptjax.training import folders, origins
@@ -38,6 +38,7 @@ CHOICES = (
         "data.layout": layouts.LAYOUTS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
+        "finetune.quantise": quantised.HOWS,
         "optimizer.name": optim.OPTIMIZERS,
         "schedule.name": optim.SCHEDULES,
     }
@@ -49,6 +50,8 @@ def check(config: ConfigDict) -> None:
     kind = models.MODELS[config.model.arch].kind if config.model.arch in models.MODELS else ""
     more = itertools.chain(checks.problems(config, jax.device_count()), objectives.problems(config, kind))
     configs.check(config, CHOICES, more)
+    if config.finetune.quantise != "none":
+        quantised.library(config.finetune.quantise)
 
 
 class Job(NamedTuple):

@@ -140,7 +140,8 @@ def begin_from(origin: Path, job: Job) -> TrainState:
     if origins.is_part(job.config):
         origins.know_base(job.workdir, base)
     there = sharding.of_state(job.mesh, shapes_of(job))
-    return jax.jit(begins_from(job), out_shardings=there, donate_argnums=0)(base)
+    given = () if job.config.finetune.quantise != "none" else 0  # else of no use: nothing becomes as large as they are
+    return jax.jit(begins_from(job), out_shardings=there, donate_argnums=given)(base)
 
 
 def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
