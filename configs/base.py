@@ -141,6 +141,7 @@ def get_config() -> ConfigDict:
     adalora.beta2 = 0.85  # decay of its uncertainty, per step
     finetune.bottleneck = 16  # of adapter: columns between its two matrices
     finetune.parallel = False  # of adapter: beside a sublayer, not behind it
+    finetune.quantise = "none"  # none, int8 or nf4: how the base's matrices that do not train are kept
     finetune.length = 16  # of prefix: keys and values before a text's own; of prompt: vectors before its tokens
     finetune.layer_decay = 1.0  # a block's learning rate is that many times the next one's; the tables' least of all
     finetune.rates = ()  # ((regular expression of paths, factor of the learning rate), ...), the first that matches

@@ -403,6 +403,11 @@ def _finetune_problems(config: ConfigDict) -> Iterator[str]:
         yield f"finetune.ewc={options.ewc} remembers the text of another run; give --config.init_from=RUN"
     if options.method == "rule" and not options.rule:
         yield "finetune.method=rule needs a regular expression of paths; give --config.finetune.rule"
+    if options.quantise != "none" and options.method in ("full", "rule", "top"):
+        yield (
+            f"finetune.quantise={options.quantise} is for methods that add to a frozen base, such as lora; "
+            f"with finetune.method={options.method} leave it out"
+        )
     for key in ("rank", "alpha", "bottleneck", "length", "b_rate", "layer_decay", "fisher_rows"):
         if options[key] <= 0:
             yield f"finetune.{key} is {options[key]}; it must be more than 0"

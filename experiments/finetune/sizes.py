@@ -1,4 +1,4 @@
-"""What each way to fine-tune a GPT-2 small trains and keeps: parameters, optimizer bytes, bytes of a checkpoint.
+"""What each way to fine-tune a GPT-2 small trains and keeps: parameters, optimizer bytes, a checkpoint's, frozen ones.
 
 python experiments/finetune/sizes.py --out=experiments/finetune/sizes.json
 
@@ -22,6 +22,7 @@ from gptjax.training.state import TrainState, parameter_count, starting_from
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"rule": {"rule": "attention/"}, "top": {"top_layers": 2}}
+ROWS = [(method, "none") for method in METHODS] + [("lora", "int8"), ("lora", "nf4")]
 
 
 def state_of(config: Any, base: Any) -> TrainState:
@@ -36,9 +37,10 @@ def state_of(config: Any, base: Any) -> TrainState:
     return state.replace(params=own, opt_state=opt_state)
 
 
-def measured(method: str, recipe: str, base: Any) -> dict[str, Any]:
+def measured(method: str, quantise: str, recipe: str, base: Any) -> dict[str, Any]:
     """One row of the table."""
-    flags = [f"--config.finetune.{key}={value}" for key, value in OPTIONS.get(method, {}).items()]
+    flags = [f"--config.finetune.quantise={quantise}"]
+    flags += [f"--config.finetune.{key}={value}" for key, value in OPTIONS.get(method, {}).items()]
     config = configs.resolve(configs.read(recipe, [f"--config.finetune.method={method}", *flags]))
     config = configs.with_vocabulary(config, 50257)
     state = state_of(config, base)
@@ -49,8 +51,10 @@ def measured(method: str, recipe: str, base: Any) -> dict[str, Any]:
         written = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return {
         "method": method,
+        "quantise": quantise,
         "trained": parameter_count(state.params),
-        "frozen": parameter_count(state.frozen),
+        "frozen": parameter_count(state.answering_shapes()) - parameter_count(state.params),
+        "frozen_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.frozen)),
         "optimizer_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state)),
         "checkpoint_bytes": written,
     }
@@ -60,12 +64,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     whole = rows[0]["trained"]
     lines = [
-        f"| {row['method']} | {row['trained']:,} | {row['trained'] / whole:.2%} | {row['optimizer_bytes'] / 1e6:,.1f} "
-        f"| {row['checkpoint_bytes'] / 1e6:,.1f} |"
+        f"| {named(row)} | {row['trained']:,} | {row['trained'] / whole:.2%} | {row['optimizer_bytes'] / 1e6:,.1f} "
+        f"| {row['checkpoint_bytes'] / 1e6:,.1f} | {row['frozen_bytes'] / 1e6:,.1f} |"
         for row in rows
     ]
-    head = "| finetune.method | trained | of full | optimizer, MB | checkpoint, MB |\n|---|---|---|---|---|"
-    return "\n".join([head, *lines])
+    head = "| finetune.method | trained | of full | optimizer, MB | checkpoint, MB | frozen, MB |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *lines])
+
+
+def named(row: dict[str, Any]) -> str:
+    """A row's method, and how its base is kept where that is in few bits."""
+    return row["method"] + ("" if row["quantise"] == "none" else f", {row['quantise']}")
 
 
 def main() -> None:
@@ -77,7 +86,7 @@ def main() -> None:
     config = configs.with_vocabulary(configs.resolve(configs.read(flags.config)), 50257)
     model = models.build(config.model)
     base = jax.jit(lambda: models.init(model, random.key(0, "init")))()
-    rows = [measured(method, flags.config, base) for method in METHODS]
+    rows = [measured(*row, flags.config, base) for row in ROWS]
     if flags.out:
         flags.out.write_text(json.dumps(rows, indent=2) + "\n")
     print(table(rows))

@@ -231,9 +231,7 @@ def _say_long(long: Sequence[Record], found: Sequence[Record], config: Any, name
     console.say(f"examples   {of} and are {'cut' if c.too_long == 'cut' else 'left out'}")
 
 
-def _joined(
-    kept: list[list[Encoded]], around: Borders, form: Form, name: str, again: Sequence[int]
-) -> TokenSet:
+def _joined(kept: list[list[Encoded]], around: Borders, form: Form, name: str, again: Sequence[int]) -> TokenSet:
     each = [one for several in kept for one in several]
     whole = [np.array([*around.opening, *one.ids, *around.ending], np.int32) for one in each]
     answers = dict[str, np.ndarray]()
@@ -246,7 +244,9 @@ def _joined(
         answers["spans_B2"] = answers["spans_B2"] + len(around.opening)
     ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
     prompts_M = np.full(len(whole), len(around.opening))  # of which none is predicted
-    return TokenSet([Part(np.concatenate(whole), ends_M, prompts_M)], around.closing, name, answers, len(kept[0]), again)
+    return TokenSet(
+        [Part(np.concatenate(whole), ends_M, prompts_M)], around.closing, name, answers, len(kept[0]), again
+    )
 
 
 def _with_borders(key: str, one: Encoded, around: Borders, learns: bool) -> np.ndarray:

@@ -18,7 +18,7 @@ from gptjax import config as configs
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, DataError
 from gptjax.files import appearing, is_free
-from gptjax.finetune import methods, paths, prompts
+from gptjax.finetune import methods, paths, prompts, quantised
 from gptjax.finetune.paths import Flat
 from gptjax.models.stacking import stack, unstack
 from gptjax.training import origins
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FACTS, TENSORS = "adapter.json", "adapter.safetensors"
 # What the model's additions need to know of `config.finetune`, for adapters that came from elsewhere.
-PLAIN: dict[str, Any] = dict(rank_stabilised=False, dropout=0.0, parallel=False)
+PLAIN: dict[str, Any] = dict(rank_stabilised=False, dropout=0.0, parallel=False, quantise="none")
 
 
 def save(of: "Run", folder: Path) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
     if not origins.is_part(of.config):
         raise ConfigError(f"{of.workdir} has tuned all of its model: there is no adapter apart from it")
     base = paths.flat(origins.base_of(workdirs.base(of.config, of.workdir), of.config))
-    tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, base.get(path))}
+    kept = paths.flat(quantised.as_kept(paths.nested(base), of.config.finetune.quantise))
+    tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, kept.get(path))}
     facts = {
         "base": origins.fingerprint(paths.nested(base)),
         "init_from": of.config.init_from,
@@ -66,7 +67,7 @@ def load(base: "Run", folder: str | Path) -> "Run":
 
     Raises:
       DataError: no adapter, or one that is damaged.
-      ConfigError: it belongs to another base.
+      ConfigError: it belongs to another base, or its base was quantised, and what does that is not installed.
     """
     facts, tuned = read(Path(folder))
     own = origins.fingerprint(base.params)
@@ -92,7 +93,8 @@ def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, 
     config.init_from = str(base.workdir.absolute())
     config = configs.from_json(configs.to_json(config))
     laid_out = stack(base.params) if config.model.scan_layers else unstack(base.params)
-    params = paths.union(laid_out, paths.nested(tuned))
+    frozen = paths.nested({path: leaf for path, leaf in paths.flat(laid_out).items() if path not in tuned})
+    params = paths.union(quantised.as_kept(frozen, config.finetune.quantise), paths.nested(tuned))
     linen, tokenizer = methods.model_of(config), prompts.seen(base.tokenizer, config)
     return dataclasses.replace(base, config=config, model=linen, params=params, tokenizer=tokenizer)
 

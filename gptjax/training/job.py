@@ -21,7 +21,7 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode.prompts import prompt_ids
 from gptjax.decode.settings import Settings
 from gptjax.evals import held_out
-from gptjax.finetune import methods, prompts
+from gptjax.finetune import methods, prompts, quantised
 from gptjax.objectives.objective import Loss
 from gptjax.sharding import checks, processes
 from gptjax.training import folders, origins
@@ -40,6 +40,7 @@ CHOICES = (
         "data.examples.form": {"": None} | forms.FORMS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
+        "finetune.quantise": quantised.HOWS,
         "optimizer.name": optim.OPTIMIZERS,
         "schedule.name": optim.SCHEDULES,
     }
@@ -53,6 +54,8 @@ def check(config: ConfigDict) -> None:
         checks.problems(config, jax.device_count()), objectives.problems(config, kind), prompts.problems(config, kind)
     )
     configs.check(config, CHOICES, more)
+    if config.finetune.quantise != "none":
+        quantised.library(config.finetune.quantise)
 
 
 class Job(NamedTuple):

@@ -170,7 +170,8 @@ def remember(memory: remembering.Memory, job: Job, base: Any) -> Flat:
 def begin_from(base: Any, job: Job) -> TrainState:
     """The first state of a run that begins with these parameters, whose memory it takes."""
     there = sharding.of_state(job.mesh, shapes_of(job))
-    return jax.jit(begins_from(job), out_shardings=there, donate_argnums=0)(base)
+    given = () if job.config.finetune.quantise != "none" else 0  # else of no use: nothing becomes as large as they are
+    return jax.jit(begins_from(job), out_shardings=there, donate_argnums=given)(base)
 
 
 def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:

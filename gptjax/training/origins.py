@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from gptjax import models, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import CheckpointError, ConfigError, is_foreign
-from gptjax.finetune import methods, paths
+from gptjax.finetune import methods, paths, quantised
 from gptjax.models.stacking import stack, unstack
 from gptjax.sharding import processes
 from gptjax.training.checkpoints import Checkpoints, shapes_on
@@ -67,6 +67,7 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
 
     Raises:
       CheckpointError: no run, no such checkpoint, none that is not damaged, or its base is gone or another one.
+      ConfigError: its base was quantised, and what does that is not installed.
     """
     config = read_config(workdir)
     shapes = models.shapes(methods.model_of(config))
@@ -78,6 +79,7 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
     tuned, frozen = parted_shapes(origin, config, shapes)
     known = paths.flat(base)
     kept = paths.nested({path: known[path] for path in paths.flat(frozen)})
+    kept = quantised.as_kept(kept, config.finetune.quantise)
     return paths.union(kept, Checkpoints(workdir).restore_params(on(tuned, mesh), step))
 
 

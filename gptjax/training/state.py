@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from gptjax import models, optim, random
 from gptjax.finetune.methods import parted
 from gptjax.finetune.paths import union
+from gptjax.finetune.quantised import dequantised, quantised
 from gptjax.training import guard as guards
 from gptjax.training.guard import Guard
 
@@ -24,7 +25,8 @@ class TrainState(flax.struct.PyTreeNode):
       params: the model's parameters that train, float32.
       opt_state: the optimizer's own.
       guard: what tells bad steps from others.
-      frozen: the model's other parameters, which no step changes; in fine-tuning alone there are any.
+      frozen: the model's other parameters, which no step changes, as `finetune.quantise` keeps them; in fine-tuning
+        alone there are any.
     """
 
     step: jax.Array
@@ -35,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     def answering(self) -> Any:
         """All parameters, as evaluation, samples and whoever loads the run read them."""
-        return union(self.frozen, optim.answering(self.opt_state, self.params))
+        return union(dequantised(self.frozen), optim.answering(self.opt_state, self.params))
 
     def answering_shapes(self) -> Any:
         """The shapes of these; of a state, or of its shapes."""
@@ -53,11 +55,11 @@ def starting_from(
     """The state at step 0 of a run of this config that begins with a base's parameters; pure, too.
 
     Raises:
-      ConfigError: as of gptjax.finetune.methods.parted.
+      ConfigError: as of gptjax.finetune.methods.parted and gptjax.finetune.quantised.quantised.
     """
     fresh = models.init(model, random.key(config.seed, "init"))
     tuned, frozen = parted(base, config, random.key(config.seed, "finetune"), fresh)
-    return starting_with(tuned, optimizer, frozen)
+    return starting_with(tuned, optimizer, quantised(frozen, config.finetune.quantise))
 
 
 def starting_with(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from gptjax import random, sharding
 from gptjax.finetune.paths import union
+from gptjax.finetune.quantised import dequantised
 from gptjax.models import kernels
 from gptjax.objectives import shared_out
 from gptjax.objectives.objective import Loss
@@ -75,7 +76,7 @@ def loss_of_slice(
 
 def beside(objective: Loss, frozen: Any) -> Loss:
     """The objective as a function of what trains alone, beside what does not."""
-    return lambda tuned, batch, rng: objective(union(frozen, tuned), batch, rng)
+    return lambda tuned, batch, rng: objective(union(dequantised(frozen), tuned), batch, rng)
 
 
 def train_step(

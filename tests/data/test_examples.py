@@ -452,7 +452,7 @@ def test_tokens_that_are_said_what_they_are_are_not_augmented():
     tokens = set_of(RECORDS, config)
     plain, shorter = (layouts.examples(tokens, 20, 0, augment, "") for augment in (Augment(), Augment(delete=0.5)))
     for k in range(10):
-        (row, own), size = ((rows.row(0, k) for rows in (plain, shorter))), 8 + (k > 9)
+        (row, own), size = (rows.row(0, k) for rows in (plain, shorter)), 8 + (k > 9)
         assert own["inputs_BT"][0] == row["inputs_BT"][0] == END and own["labels_B"] == row["labels_B"]
         assert own["segments_BT"].sum() <= row["segments_BT"].sum() == size
     assert any(shorter.row(0, k)["segments_BT"].sum() < 8 for k in range(10))

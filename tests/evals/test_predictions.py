@@ -49,7 +49,8 @@ def flags(folder, arch, form, **more):
         data_path=folder, data_layout="examples", model_arch=arch, model_task=TASKS[form],
         train_objective=TASKS[form],
         model_width=32, model_context=32, model_pooling="mean", train_steps=200, eval_every_steps=200,
-        data_batch_size=16,        checkpoint_every_steps=200, log_every_steps=50, optimizer_learning_rate=5e-3, eval_batches=10,
+        data_batch_size=16, checkpoint_every_steps=200, log_every_steps=50, optimizer_learning_rate=5e-3,
+        eval_batches=10,
     )  # fmt: skip
     of_examples = {"form": form, "labels": labels.get(form, "()")}
     if form == "spans":

@@ -24,11 +24,12 @@ def writes(tmp_path_factory):
         for i in range(16)
         for colour in ("red", "blue")
     ]
-    for split, own in (("train", records), ("val", records[::5] + [{"text": "red " * 60, "label": "is red"}])):
+    for split, own in (("train", records), ("val", [*records[::5], {"text": "red " * 60, "label": "is red"}])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
     changes = dict(
-        data_path=folder, data_layout="examples", model_context=64, model_width=32, train_steps=150, eval_every_steps=150,
-        data_batch_size=16, optimizer_learning_rate=1e-2, checkpoint_every_steps=150, model_positions="rotary",
+        data_path=folder, data_layout="examples", model_context=64, model_width=32, train_steps=150,
+        eval_every_steps=150, data_batch_size=16, optimizer_learning_rate=1e-2,
+        checkpoint_every_steps=150, model_positions="rotary",
     )  # fmt: skip
     flags = [*overrides(**changes), "--config.data.examples.form=text", "--config.data.examples.template={text}|"]
     loop.train(configs.read(BASE, flags), folder / "run")
