@@ -16,9 +16,9 @@ from gptjax import config as configs
 from gptjax import console, data, models, objectives, optim, random, sharding
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, UserError
-from gptjax.data import batches, chat, forms, layouts, sources, tokenizers
+from gptjax.data import batches, chat, forms, layouts, pairs, sources, tokenizers
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.decode.prompts import prompt_ids
+from gptjax.decode.prompts import checked_source, prompt_ids
 from gptjax.decode.settings import Settings
 from gptjax.evals import held_out
 from gptjax.finetune import methods, prompts, quantised
@@ -193,7 +193,10 @@ def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> Settings:
     settings = Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
     try:
         settings.check(config.model.vocabulary)
-        prompt_ids(tokenizer, config.sample.prompt, 0)
+        if config.model.arch == "seq2seq":
+            checked_source(pairs.source_ids(tokenizer, config.sample.prompt), config.model.context)
+        else:
+            prompt_ids(tokenizer, config.sample.prompt, 0)
     except UserError as error:
         raise ConfigError(f"the sample at the end cannot be drawn: {error}; change --config.sample") from error
     return settings

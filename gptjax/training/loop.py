@@ -5,7 +5,7 @@ Everything a run leaves behind goes to its directory. Messages go to the console
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -180,15 +180,21 @@ def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
     now = batches.stage_of(int(state.step) + 1, job.stages)
     compiled: dict[tuple[int, int], Step] = {}
     for stage in job.stages[job.stages.index(now) :]:
-        shape = stage.batch_size, stage.context
+        batch = placed(job, max(stage.start, int(state.step)))
+        shape = shape_of(batch)
         if shape in compiled:
             continue
         start = time.monotonic()
-        batch = placed(job, max(stage.start, int(state.step)))
         compiled[shape] = step.lower(state, batch).compile()
         of_shape = f" for {shape[0]} x {shape[1]} tokens" if len(job.stages) > 1 else ""
         console.say(f"compiled   in {time.monotonic() - start:.1f} s{of_shape}")
     return compiled
+
+
+def shape_of(batch: Mapping[str, jax.Array]) -> tuple[int, int]:
+    """[B, T] of what a batch's model reads, which an objective may have made shorter than data.context."""
+    B, *_, T = batch["inputs_BT"].shape
+    return B, T
 
 
 def placed(job: Job, index: int) -> dict[str, jax.Array]:
@@ -207,8 +213,7 @@ def advanced(
     """The state after a step, whose batch is None where it is left out, and the step's metrics."""
     if batch is None:
         return recovery.passed_over(state)
-    B, *_, T = batch["inputs_BT"].shape
-    return step_fns[B, T](recovery.entering(job, state, step), batch)
+    return step_fns[shape_of(batch)](recovery.entering(job, state, step), batch)
 
 
 def take_all_steps(

@@ -79,6 +79,24 @@ def test_a_run_learns(tmp_path, text_file):
     assert looks == sorted(looks, reverse=True) and summary["val_bits_per_byte"] < 2.2
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("corruption", ["spans", "infilling"])
+def test_an_encoder_decoder_learns_from_rows_that_its_objective_made_shorter(
+    tmp_path, text_file, corruption, call_train
+):
+    changes = dict(model_arch="seq2seq", train_objective="denoising", objective_corruption=corruption, train_steps=3)
+    result = call_train(tmp_path / "run", data_path=text_file, sample_prompt="the", eval_every_steps=3, **changes)
+    assert result.code == 0 and json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3, result.err
+
+
+def test_a_source_too_long_for_the_sample_is_refused_before_training(tmp_path, text_file, call_train):
+    changes = dict(model_arch="seq2seq", train_objective="denoising", sample_prompt="more than sixteen bytes")
+    refusal = call_train(tmp_path / "run", data_path=text_file, **changes).refusal()
+    assert (
+        "the sample at the end cannot be drawn: the source has 24 tokens" in refusal and not (tmp_path / "run").exists()
+    )
+
+
 @pytest.mark.parametrize(
     "changes, told",
     [
