@@ -1,6 +1,7 @@
 """Dialogues: a pretrained decoder learns to answer (DailyDialog), with loss on the second speaker's turns alone.
 
-data.path is a directory of {train,val,test}.jsonl, or a file, of {"messages": [{"role": ..., "content": ...}, ...]}.
+data.path is a directory of {train,val,test}.jsonl, or a file, of {"messages": [{"role": ..., "content": ...}, ...]};
+experiments/finetune/dialogues.py makes one of DailyDialog's lines.
 
 python -m gptjax.train --config=configs/finetune/dialogue.py --config.data.path=dialogues --config.init_from=runs/novels
 python -m gptjax.generate --workdir=runs/dialogue --chat

@@ -1,6 +1,6 @@
 """DailyDialog's lines as dialogues that gptjax reads: {train,val,test}.jsonl of messages, two speakers in turn.
 
-python experiments/finetune/data.py --dialogues=dailydialog --to=dialogues
+python experiments/finetune/dialogues.py --dialogues=dailydialog --to=dialogues
 
 The training part of the set is not among its public mirrors' files everywhere: where dialogues_train.txt is absent, the
 first nine tenths of the validation part are learnt from.
