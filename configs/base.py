@@ -95,9 +95,7 @@ def get_config() -> ConfigDict:
     data.columns = (0, 1)  # where that is one tab-separated file: which columns are source and target, from 0
     data.examples = examples = ConfigDict()  # of records with fields at data.path, .jsonl .json .csv .tsv .parquet, or
     # a directory of train, val (dev) and test: what a record is to the model
-    examples.form = (
-        ""  # text, instructions (Alpaca's), chat; with a head: classes, values, choices, tags, spans; "": none
-    )
+    examples.form = ""  # text, instructions (Alpaca's), chat; for a head: classes, values, choices, tags, spans
     examples.template = "{text}"  # what is read of a record, with its fields in braces
     examples.second = ""  # the same of a second text, read together with it; of spans: the text that has the answer
     examples.answer = "{label}"  # of text: what is learnt behind it, "": the template; of spans: what the answer says

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from gptjax.config import recurs
+from gptjax.config_problems import recurs
 from gptjax.sharding import COMPUTED, sizes
 
 
