@@ -10,6 +10,7 @@ from gptjax import objectives
 from gptjax.config import ConfigError
 from gptjax.interop import translation
 from gptjax.sharding import checks
+from gptjax.training import job
 from gptjax.training.job import CHOICES
 
 
@@ -192,6 +193,11 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
             assert "  # " in lines[node.lineno - 1], lines[node.lineno - 1]
     for recipe in (ROOT / "configs").glob("*.py"):
         configs.check(configs.resolve(configs.read(str(recipe))), CHOICES)
+    for recipe in (ROOT / "configs" / "finetune").glob("*.py"):
+        ways = [] if recipe.stem == "ways" else ["full", "lora"]  # ways.py is none, and they share it
+        for way in ways:
+            config = configs.read(f"{recipe}:{way}", ["--config.init_from=runs/base", "--config.model.context=512"])
+            job.check(configs.resolve(config))
 
 
 def test_a_hugging_face_model_has_every_key_of_base():
