@@ -104,7 +104,7 @@ def test_translations_come_in_the_order_of_the_sources_and_long_ones_are_cut(tra
 
 
 def test_what_cannot_be_asked_is_one_line(translator, trained, call):
-    assert "has no encoder" in call(evaluate, f"--workdir={trained}", "--test=test_a").refusal()
+    assert "leave --test out" in call(evaluate, f"--workdir={trained}", "--test=test_a").refusal()
     assert "has no encoder" in call(evaluate, f"--workdir={trained}", "--beams=4").refusal()
     assert "there are test_a (de en)" in call(evaluate, f"--workdir={translator}", "--test=test_b").refusal()
     assert "beams" in call(evaluate, f"--workdir={translator}", "--beams=0").refusal()
