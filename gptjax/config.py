@@ -1,7 +1,7 @@
 """Configs: read from a recipe and the command line, checked, resolved, saved and compared.
 
-The keys and their meanings are in configs/base.py; what is impossible together is gptjax.config_problems' part. Reads no
-data and touches no device.
+The keys and their meanings are in configs/base.py; what is impossible together is gptjax.config_problems' part. Reads
+no data and touches no device.
 """
 
 import difflib
