@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     examples.balanced = False  # labels weigh the same together, however many texts each has
     examples.shots = 0  # so many examples of each label, or in all where there are none, to learn from; 0: all
     examples.shot_seed = 0  # by which they are drawn
+    data.seed = placeholder(int)  # of the order of batches, and of what is drawn for them; None: the run's
     data.batch_size = 16  # sequences per optimizer step, over all devices
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: model.context
     data.augment = augment = ConfigDict()  # shares of training tokens, drawn anew each epoch (arXiv 1901.11196)

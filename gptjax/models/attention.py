@@ -11,7 +11,7 @@ from gptjax.models import axes, cache
 from gptjax.models.cache import LayerCache
 from gptjax.models.kernels import KERNELS, plain
 from gptjax.models.kernels.plain import Relative, Sight
-from gptjax.models.layers import Linear, RMSNorm, residual_std
+from gptjax.models.layers import Dropout, Linear, RMSNorm, is_off, residual_std
 from gptjax.models.positions import Places
 
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (RMSNorm(False, c.norm_epsilon, c.kernels) for _ in range(2))
         if c.value_residual and not self.crosses:
             self.first_value_share = axes.parameter(self, "first_value_share", nn.initializers.constant(0.5), ())
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
         self.out = Linear(c.width, c.use_bias, residual_std(c), self.dtype, c.kernels)
 
     def __call__(
@@ -151,7 +151,7 @@ class Attention(nn.Module):
         return Memory(LayerCache(k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)), memory.segments_BS)
 
     def _drop(self, deterministic: bool) -> Any:
-        return partial(self.drop, deterministic=False) if self.config.dropout and not deterministic else None
+        return partial(self.drop, deterministic=False) if not (deterministic or is_off(self.config.dropout)) else None
 
     def _written(self, mixed_BTHK: jax.Array) -> jax.Array:
         B, T, H, K = mixed_BTHK.shape

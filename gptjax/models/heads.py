@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models import axes
-from gptjax.models.layers import Linear
+from gptjax.models.layers import Dropout, Linear
 
 
 def first(x_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ class TaskHead(nn.Module):
                 answer = jnp.tanh(pooler(answer))
         if head.outputs == 0:
             return answer.astype(jnp.float32)
-        answer = nn.Dropout(c.dropout, deterministic=deterministic)(answer)
+        answer = Dropout(c.dropout)(answer, deterministic)
         shape = c.width, head.outputs or c.labels
         kernel = axes.parameter(self, "kernel", nn.initializers.normal(c.init_std), shape)
         bias = axes.parameter(self, "bias", nn.initializers.zeros, shape[1:])

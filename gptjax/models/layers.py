@@ -71,6 +71,25 @@ class Linear(nn.Module):
         return y
 
 
+def is_off(rate: Any) -> bool:
+    """Whether a rate is known to be 0 before the program runs; a traced one, which another run may have, never is."""
+    return not isinstance(rate, jax.core.Tracer) and not rate
+
+
+class Dropout(nn.Module):
+    """Sets a share of x to 0, and scales the rest so that its mean stays (arXiv 1207.0580); the rate may be traced."""
+
+    rate: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or is_off(self.rate):
+            return x
+        keep = 1 - self.rate
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis (arXiv 1607.06450, eq. 4), statistics in float32."""
 

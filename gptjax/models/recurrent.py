@@ -17,6 +17,7 @@ from gptjax.models.attention import Memory
 from gptjax.models.cache import Cache
 from gptjax.models.cells import CELLS, Kernel, Layer, State
 from gptjax.models.kernels.plain import pair_mask
+from gptjax.models.layers import Dropout
 from gptjax.models.loops import Loop, Product, scan
 from gptjax.models.model import Model
 
@@ -46,7 +47,7 @@ class RecurrentEncoder(nn.Module):
             for way in self.ways:
                 reads = c.width * (len(self.ways) if i else 1)
                 setattr(self, f"{way}_{i}", Layer(c, self.dtype, self.cell, reads))
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def __call__(self, x_BSD: jax.Array, segments_BS: jax.Array, deterministic: bool = True) -> jax.Array:
         """What the decoder reads; dropout is of what each layer reads and of what the last one gives (1409.2329)."""
@@ -115,7 +116,7 @@ class RecurrentDecoder(nn.Module):
             feeds = ATTENTIONS[c.attention].feeds(c.width, M)
         for i in range(c.layers):
             setattr(self, f"layer_{i}", Layer(c, self.dtype, self.cell, c.width, 0 if i else feeds))
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ from flax import linen as nn
 from gptjax.models import axes, cache
 from gptjax.models.attention import Attention, Memory
 from gptjax.models.cache import LayerCache
-from gptjax.models.layers import NORMS
+from gptjax.models.layers import NORMS, Dropout
 from gptjax.models.mlp import MLPS
 from gptjax.models.positions import POSITIONS, Places, places, restarting
 
@@ -71,7 +71,7 @@ class Block(nn.Module):
         if self.crosses:
             self.cross, self.cross_norm = Attention(c, self.dtype, crosses=True), norm()
         self.mlp, self.mlp_norm = MLPS[c.mlp](c, self.dtype), norm()
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def __call__(
         self, stream: Stream, layer: Layer, places: Places, deterministic: bool, memory: Memory | None = None
@@ -126,7 +126,7 @@ class Trunk(nn.Module):
             self.relative = scheme.relative(c)
         if c.embedding_norm:
             self.embedding_norm = NORMS[c.norm](c.use_bias, c.norm_epsilon, c.kernels)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, policy=REMATS[c.remat], prevent_cse=not c.scan_layers, static_argnums=(4,))

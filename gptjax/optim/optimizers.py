@@ -14,6 +14,7 @@ from optax import contrib
 
 from gptjax import random
 from gptjax.finetune.updates import tuning
+from gptjax.models.layers import is_off
 from gptjax.optim.averaging import averaged
 from gptjax.optim.schedules import Schedule, schedule
 
@@ -169,6 +170,6 @@ def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
     Its `update` may be told `obj_fn`, the step's loss as a function of the parameters; only "sophia" needs it.
     """
     clip = config.optimizer.clip_norm
-    clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    clipping = optax.identity() if is_off(clip) else optax.clip_by_global_norm(clip)
     whole = tuning(config, optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
     return averaged(whole, config.optimizer.ema) if config.optimizer.ema else whole

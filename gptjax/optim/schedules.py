@@ -1,56 +1,70 @@
 """Schedules by name: the learning rate as a function of the step, made from `config.schedule`.
 
-Each takes the peak, `config.schedule` and the run's steps, and rises linearly from zero over `warmup_steps`.
+Each takes the peak, `config.schedule` and the run's steps, and rises linearly from zero over `warmup_steps`. All that
+they read of these may be traced, so that runs which differ in it can be one program (gptjax.training.members).
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import optax
 
 Schedule = Callable[[Any], Any]
 
 
-def warmed_up(peak: float, steps: int, after: Schedule) -> Schedule:
+def line(start: Any, end: Any, steps: Any) -> Schedule:
+    """Straight from start to end in so many steps, at least one, then the end."""
+
+    def at(count: Any) -> Any:
+        left = 1 - jnp.clip(count / jnp.maximum(steps, 1), 0, 1)
+        return (start - end) * left + end
+
+    return at
+
+
+def warmed_up(peak: Any, steps: Any, after: Schedule) -> Schedule:
     """Linear from zero to the peak over `steps`, then `after`, which counts from there; no warm-up for 0 steps."""
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), after], [steps])
+    rising = line(0.0, peak, steps)
+    return lambda count: jnp.where(count < steps, rising(count), after(count - steps))
 
 
-def last_step(config: Any, steps: int) -> int:
+def last_step(config: Any, steps: int) -> Any:
     """The step at which the decay ends: `decay_steps`, but never before the warm-up is over."""
-    return max(config.decay_steps or steps, config.warmup_steps + 1)
+    ends = steps if config.decay_steps is None else config.decay_steps
+    return jnp.maximum(ends, config.warmup_steps + 1)
 
 
-def cosine(peak: float, config: Any, steps: int) -> Schedule:
+def cosine(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up to the peak, half a cosine down to its final fraction (arXiv 1608.03983, eq. 5), then that."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak, config.warmup_steps, last_step(config, steps), peak * config.final_fraction
-    )
+    decay, final = last_step(config, steps) - config.warmup_steps, config.final_fraction
+
+    def after(since: Any) -> Any:
+        falls = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(since / decay, 1)))
+        return peak * ((1 - final) * falls + final)
+
+    return warmed_up(peak, config.warmup_steps, after)
 
 
-def linear(peak: float, config: Any, steps: int) -> Schedule:
+def linear(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up to the peak, a straight line down to its final fraction (arXiv 1810.04805, A.2), then that."""
     decay = last_step(config, steps) - config.warmup_steps
-    return warmed_up(peak, config.warmup_steps, optax.linear_schedule(peak, peak * config.final_fraction, decay))
+    return warmed_up(peak, config.warmup_steps, line(peak, peak * config.final_fraction, decay))
 
 
-def wsd(peak: float, config: Any, steps: int) -> Schedule:
+def wsd(peak: Any, config: Any, steps: int) -> Schedule:
     """Warm-up, stable, decay: a trapezoid (arXiv 2404.06395, section 4.2; linear decay as in arXiv 2405.18392, eq. 1).
 
     The last `cooldown_fraction` of the decay's steps go linearly from the peak to its final fraction.
     """
     end = last_step(config, steps)
-    begin = max(end - round(config.cooldown_fraction * end), config.warmup_steps)
-    decay = optax.linear_schedule(
-        peak, peak * config.final_fraction, max(end - begin, 1), transition_begin=begin - config.warmup_steps
-    )
-    return warmed_up(peak, config.warmup_steps, decay)
+    begin = jnp.maximum(end - jnp.round(config.cooldown_fraction * end), config.warmup_steps)
+    falling = line(peak, peak * config.final_fraction, end - begin)
+    return warmed_up(peak, config.warmup_steps, lambda since: falling(since - (begin - config.warmup_steps)))
 
 
-def inverse_sqrt(peak: float, config: Any, steps: int) -> Schedule:
+def inverse_sqrt(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up, then peak * sqrt(warmup / step) (arXiv 1706.03762, eq. 3); without warm-up peak / sqrt(step)."""
-    scale = max(config.warmup_steps, 1)
+    scale = jnp.maximum(config.warmup_steps, 1)
 
     def after(since: Any) -> Any:
         return peak * jnp.sqrt(scale / jnp.maximum(since + config.warmup_steps, scale))
@@ -58,12 +72,12 @@ def inverse_sqrt(peak: float, config: Any, steps: int) -> Schedule:
     return warmed_up(peak, config.warmup_steps, after)
 
 
-def constant(peak: float, config: Any, steps: int) -> Schedule:
+def constant(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up, then the peak to the end."""
-    return warmed_up(peak, config.warmup_steps, optax.constant_schedule(peak))
+    return warmed_up(peak, config.warmup_steps, lambda since: peak)
 
 
-SCHEDULES: dict[str, Callable[[float, Any, int], Schedule]] = {
+SCHEDULES: dict[str, Callable[[Any, Any, int], Schedule]] = {
     "cosine": cosine,
     "linear": linear,
     "wsd": wsd,
@@ -72,7 +86,7 @@ SCHEDULES: dict[str, Callable[[float, Any, int], Schedule]] = {
 }
 
 
-def schedule(config: Any, peak: float | None = None) -> Schedule:
+def schedule(config: Any, peak: Any = None) -> Schedule:
     """Learning rate as a function of the step, for a whole run's config.
 
     Args:

@@ -4,7 +4,7 @@ No file elsewhere names a mesh axis, but for plans, which compare meshes (gptjax
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,6 +135,41 @@ def over_rows(objective: Loss, mesh: Mesh) -> Loss:
         )(params, batch, rng)
 
     return whole
+
+
+def of_members(count: int) -> NamedSharding:
+    """Of arrays [M, ...] of a population's members: each lies on one device, which has as many as the others."""
+    return NamedSharding(_member_mesh(count), P("member"))
+
+
+def of_all_members(count: int) -> NamedSharding:
+    """Of what all members of such a population read."""
+    return NamedSharding(_member_mesh(count), P())
+
+
+def over_members(f: Callable[..., Any], count: int, shared: Sequence[int] = ()) -> Callable[..., Any]:
+    """A function of arrays [M, ...] of all members, of which each device works on its own members.
+
+    Args:
+      f: of the members of one device; nothing in it may want another device.
+      count: M.
+      shared: which of its arguments all members have.
+    """
+    mesh = _member_mesh(count)
+    if mesh.size == 1:
+        return f
+
+    def whole(*arguments: Any) -> Any:
+        specs = tuple(P() if i in shared else P("member") for i in range(len(arguments)))
+        return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P("member"), check_vma=False)(*arguments)
+
+    return whole
+
+
+def _member_mesh(count: int) -> Mesh:
+    """As many devices as divide the members evenly."""
+    devices = max(size for size in range(1, jax.device_count() + 1) if count % size == 0)
+    return jax.make_mesh((devices,), ("member",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def place(batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, parts: int = 1) -> dict[str, jax.Array]:

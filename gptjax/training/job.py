@@ -86,7 +86,13 @@ class Job(NamedTuple):
         return held_out.quality_of(self.eval_step, params, some, objective, bytes_V, **kwargs)
 
 
-def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | None = None) -> Job:
+def make_job(
+    config: ConfigDict,
+    workdir: Path,
+    started: float,
+    origin: Path | None = None,
+    loaded: data.Data | None = None,
+) -> Job:
     """Reads the data, builds what trains on it, and makes the run directory where there is none.
 
     Args:
@@ -95,6 +101,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
       started: time.monotonic() when the command began.
       origin: the run whose tokenizer and parameters this one begins with; of a Hugging Face model it moves into the
         directory that is made.
+      loaded: the data of these `config.data`, where they are read already.
 
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
@@ -104,7 +111,8 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     home = workdir if exists else origin
     prompts.check_raw(config)
     kept = tokenizers.load(home / "tokenizer") if home else None
-    loaded = data.load(config.data, kept and prompts.seen(kept, config))
+    known_already = loaded is not None
+    loaded = loaded or data.load(config.data, kept and prompts.seen(kept, config))
     config = configs.with_vocabulary(config, objectives.special_ids(config, loaded.tokenizer).vocabulary)
     prepare = objectives.preparing(config, loaded.tokenizer)
     sample_settings = check_sample(config, loaded.tokenizer)
@@ -117,7 +125,7 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
     mesh = sharding.make_mesh(**config.mesh)
     teach = teaching(config, loaded.tokenizer, mesh)
     train_batches = batches.Batches(
-        loaded.rows(config.data, random.integer(config.seed, "batches"), prepare),
+        loaded.rows(config.data, random.integer(order_seed(config), "batches"), prepare),
         stages,
         mixings,
         batches.Share(*sharding.own_rows(mesh)),
@@ -139,7 +147,8 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         processes.first_does(begin, "the run's facts are written")
     if goes_on and mixings != known:
         console.say(f"mixture    another one after step {step:,}")
-    say_what_is_read(config, loaded)
+    if not known_already:
+        say_what_is_read(config, loaded)
     objective = objectives.loss(config, model)
     return Job(
         config=config,
@@ -161,6 +170,11 @@ def make_job(config: ConfigDict, workdir: Path, started: float, origin: Path | N
         memory=to_remember,
         left_out=workdirs.left_out(workdir),
     )
+
+
+def order_seed(config: ConfigDict) -> int:
+    """Of the batches."""
+    return int(config.seed if config.data.seed is None else config.data.seed)
 
 
 def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, unfinished: Path) -> None:

@@ -268,8 +268,7 @@ def take_steps(
                 if evaluates:
                     with clock.during("eval"):
                         found = job.held_out_quality(state.answering(), sample, advance=beat)
-                shown = [name for name in found if name not in held_out.COUNTS]
-                recorder.write(line | {f"val/{name}": found[name] for name in shown})
+                recorder.write(line | shown(found))
                 good = step == steps or not recorder.verdicts.bad_in_a_row
                 saves = good and (saves or checkpoints.is_among_best(found.get("loss")))
                 if saves:
@@ -281,6 +280,11 @@ def take_steps(
         with clock.during("save"):
             checkpoints.finish(state)
     return state
+
+
+def shown(found: Mapping[str, float]) -> dict[str, float]:
+    """What a line of metrics says of a look at held-out text."""
+    return {f"val/{name}": value for name, value in found.items() if name not in held_out.COUNTS}
 
 
 def is_due(due: Due, step: int, checkpoints: Checkpoints) -> bool:
@@ -313,11 +317,20 @@ def leave(number: int, job: Job, step: int, state: TrainState, checkpoints: Chec
 
 def finish(job: Job, state: TrainState) -> dict[str, Any]:
     """Reads all held-out text, writes samples, plot and summary, and returns the summary."""
-    c = job.config
     params = state.answering()
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance, job.clock.during("eval"):
         quality = job.held_out_quality(params, every, advance=advance)
+    return written(job, params, quality)
+
+
+def written(job: Job, params: Any, quality: dict[str, float]) -> dict[str, Any]:
+    """Writes samples, plot and summary of a run that ends with these parameters, and returns the summary.
+
+    Raises:
+      Diverged: it is of no use.
+    """
+    c = job.config
     if not math.isfinite(quality["loss"]):
         raise Diverged(f"training diverged: the held-out loss is {quality['loss']}; try a lower learning rate")
     if "bits_per_byte" in quality and not c.data.examples.form:  # of which answers alone are predicted

@@ -13,6 +13,7 @@ from gptjax import random, sharding
 from gptjax.finetune.paths import union
 from gptjax.finetune.quantised import dequantised
 from gptjax.models import kernels
+from gptjax.models.layers import is_off
 from gptjax.objectives import shared_out
 from gptjax.objectives.objective import Loss
 from gptjax.training import guard as guards
@@ -27,6 +28,8 @@ def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
     def cut(x: jax.Array) -> jax.Array:
         # Slice a takes rows a, a + A, ...: rows stay on the devices that have them.
         x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
+        if mesh.size == 1:  # also a part of a larger one, which has members of a population on its devices
+            return x
         return jax.lax.with_sharding_constraint(x, sharding.of_batch(mesh, leading=1))
 
     return jax.tree.map(cut, batch)
@@ -129,7 +132,7 @@ def train_step(
 
 def drops_out(config: ConfigDict) -> bool:
     """Whether a step of this config draws what is dropped: of the model, or of what fine-tuning adds to it."""
-    return bool(config.model.dropout > 0 or config.finetune.dropout > 0)
+    return not (is_off(config.model.dropout) and is_off(config.finetune.dropout))
 
 
 def of_config(
