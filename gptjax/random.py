@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-STREAMS = {"init": 0, "batches": 1, "dropout": 2, "sample": 3, "hessian": 4, "finetune": 5}
+STREAMS = {"init": 0, "batches": 1, "dropout": 2, "sample": 3, "hessian": 4, "finetune": 5, "evolution": 6}
 
 
 def key(seed: int, stream: str, step: int | jax.Array | None = None) -> jax.Array:

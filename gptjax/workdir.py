@@ -2,7 +2,7 @@
 
 config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json  profile/
 base/ where it began with a Hugging Face model; fisher.safetensors where it is to remember a text
-clock.json while it is unfinished; hang.txt where it hung
+clock.json while it is unfinished; hang.txt where it hung; lineage.jsonl of a member of a population that evolves
 """
 
 import fcntl

@@ -17,14 +17,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import console, models, sharding, wakeful
+from gptjax import console, models, random, sharding, wakeful
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, Interrupted
 from gptjax.data import batches
 from gptjax.evals import held_out
 from gptjax.models import kernels
+from gptjax.training import evolution as evolutions
 from gptjax.training import folders, goodput, integrity, interrupts, loop, members, metrics, report, watchdog
 from gptjax.training.checkpoints import Checkpoints, shapes_on
+from gptjax.training.evolution import Evolution
 from gptjax.training.job import Job, make_job, order_seed
 from gptjax.training.members import Members, Values
 from gptjax.training.recorders import OnMembersLine, Recorders, of_member
@@ -39,6 +41,7 @@ class Population(NamedTuple):
     jobs: list[Job]
     shared: bool  # whether all members read the same batches
     look: held_out.Look  # at all members' parameters
+    evolution: Evolution | None
 
     @property
     def first(self) -> Job:
@@ -51,6 +54,7 @@ def train(
     all_workdirs: Sequence[Path],
     on_line: OnMembersLine = lambda member, line: None,
     started: float | None = None,
+    evolution: Evolution | None = None,
 ) -> list[dict[str, Any] | None]:
     """Trains the runs of these configs in their directories, or goes on with them; returns their summaries.
 
@@ -59,6 +63,7 @@ def train(
       all_workdirs: one each; absent, empty, or that config's own.
       on_line: gets each line of each member's metrics.jsonl, after the member's number.
       started: time.monotonic() at the start of the process, where its imports are to count; default: now.
+      evolution: how members take each other's places and vary their values on the way; None: they do not.
 
     Returns:
       a summary of each member, as gptjax.training.loop.train gives it; None for one that diverged.
@@ -70,13 +75,15 @@ def train(
     started = time.monotonic() if started is None else started
     resolved = [loop.resolved(config, where, None) for config, where in zip(all_configs, all_workdirs, strict=True)]
     check(resolved, all_configs)
+    if evolution:
+        evolutions.check(evolution, members.of(resolved).values, len(resolved))
     for config, where in zip(resolved, all_workdirs, strict=True):
         workdirs.check_free(where, config)
     done = [report.read_summary(where) for where in all_workdirs]
     if all(done):
         return list(done)
     with ExitStack() as stack:
-        population = made(resolved, all_workdirs, started)
+        population = made(resolved, all_workdirs, started, evolution)
         clock = population.first.clock
         for job in population.jobs:
             stack.enter_context(workdirs.lock(job.workdir))
@@ -111,7 +118,9 @@ def check(resolved: Sequence[ConfigDict], asked: Sequence[ConfigDict]) -> None:
         raise ConfigError("members of a population lie on one device each; leave config.mesh or --vmap out")
 
 
-def made(resolved: Sequence[ConfigDict], all_workdirs: Sequence[Path], started: float) -> Population:
+def made(
+    resolved: Sequence[ConfigDict], all_workdirs: Sequence[Path], started: float, evolution: Evolution | None
+) -> Population:
     """The jobs of all members, which share one reading of the data, and go on from one step."""
     first = make_job(on_one_device(resolved[0]), all_workdirs[0], started)
     others = [
@@ -122,7 +131,7 @@ def made(resolved: Sequence[ConfigDict], all_workdirs: Sequence[Path], started: 
     step = common_step([job.workdir for job in jobs])
     jobs = [job._replace(clock=first.clock, eval_step=first.eval_step, resumes_at=step) for job in jobs]
     shared = len({order_seed(job.config) for job in jobs}) == 1
-    return Population(members.of([job.config for job in jobs]), jobs, shared, looking(first, len(jobs)))
+    return Population(members.of([job.config for job in jobs]), jobs, shared, looking(first, len(jobs)), evolution)
 
 
 def on_one_device(config: ConfigDict) -> ConfigDict:
@@ -178,8 +187,10 @@ def begin(population: Population, written: Sequence[Checkpoints]) -> TrainState:
 
 
 def values_of(population: Population) -> Values:
-    """What differs, on the devices."""
-    return jax.device_put(population.members.values, sharding.of_members(len(population.jobs)))
+    """What differs, on the devices, as it is at the step at which the members go on."""
+    where, own = [job.workdir for job in population.jobs], population.members.values
+    now = evolutions.values_at(population.first.resumes_at, where, own) if population.evolution else own
+    return jax.device_put(now, sharding.of_members(len(population.jobs)))
 
 
 def compiled_steps(population: Population, values: Values, states: TrainState) -> dict[tuple[int, int], Any]:
@@ -249,7 +260,8 @@ def take_steps(
             recorders.write(recorders.take())
             recorders.push(step, said)
             beat()
-            evaluates, saves = step % c.eval.every_steps == 0 or step == steps, due(step)
+            evolves, saves = is_selected(population.evolution, step, steps), due(step)
+            evaluates = evolves or step % c.eval.every_steps == 0 or step == steps
             found: list[dict[str, float]] = []
             if evaluates or saves:
                 lines = recorders.take(due=evaluates)
@@ -257,6 +269,8 @@ def take_steps(
                     with clock.during("eval"):
                         found = qualities(population, states, lambda: sample, beat)
                 recorders.write(lines, list(map(loop.shown, found)) or None)
+                if evolves:
+                    values, states = select(population, step, values, states, recorders, found)
                 if saves:
                     save(population, step, states, written, recorders.alive, found)
                     due.restart()
@@ -271,6 +285,37 @@ def take_steps(
             for m in alive_ones(recorders.alive):
                 written[m].finish(of_member(states, m))
     return states, recorders.alive
+
+
+def is_selected(evolution: Evolution | None, step: int, steps: int) -> bool:
+    """Whether there is a selection after a step."""
+    return evolution is not None and step % evolution.every_steps == 0 and step < steps
+
+
+def select(
+    population: Population,
+    step: int,
+    values: Values,
+    states: TrainState,
+    recorders: Recorders,
+    found: Sequence[dict[str, float]],
+) -> tuple[Values, TrainState]:
+    """Values and states after a selection by held-out loss, which is noted in each replaced member's directory."""
+    assert population.evolution
+    job, there = population.first, sharding.of_members(len(population.jobs))
+    key = random.key(job.config.seed, "evolution", step)
+    choose = jax.jit(partial(evolutions.evolved, population.evolution), donate_argnums=(2, 3), out_shardings=None)
+    losses_M = jax.device_put(np.array([own["loss"] for own in found], np.float32), there)
+    values, states, source_M = choose(key, losses_M, values, states)
+    values, states = jax.device_put((values, states), there)
+    now = jax.device_get(values)
+    for m, source in enumerate(np.asarray(source_M).tolist()):
+        if m != source:
+            own, parent = population.jobs[m], population.jobs[source].workdir.name
+            evolutions.write(own.workdir, step, parent, of_member(now, m))
+            recorders.goes_on_with(m, members.with_values(own.config, of_member(now, m)), source)
+            console.say(f"evolved    {own.workdir.name} goes on with {parent}'s state after step {step:,}")
+    return values, states
 
 
 def alive_ones(alive: Sequence[bool]) -> list[int]:

@@ -10,9 +10,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from gptjax import console
+from gptjax.optim import schedule
 from gptjax.training.job import Job
 from gptjax.training.recorder import Recorder
 from gptjax.training.recovery import BadRun
@@ -72,6 +75,13 @@ class Recorders:
             dead = {"diverged": f"{self.alive.count(False)}"} if not all(self.alive) else {}
             self.advance(0, best=f"{losses[best]:.3f} ({self.jobs[best].workdir.name})", **dead)
         return lines
+
+    def goes_on_with(self, member: int, config: ConfigDict, source: int) -> None:
+        """Has a member's lines tell of the learning rate of another config from now on, and of the state it took."""
+        own, other = self.each[member], self.each[source]
+        own.learning_rates = np.asarray(jax.vmap(schedule(config))(jnp.arange(config.train.steps)))
+        own.smooth_loss = other.smooth_loss
+        self.alive[member] = self.alive[source]
 
     def _line(self, m: int, step: int, said: Mapping[str, Any], due: bool) -> Line:
         self.each[m].push(step, dict(said))

@@ -118,6 +118,7 @@ def test_finished_members_are_not_trained_again(text_file, tmp_path):
     assert (where[1] / "metrics.jsonl").read_bytes() == written
 
 
+@pytest.mark.slow
 def test_killed_population_goes_on(text_file, tmp_path):
     """Killed after a checkpoint, whose second member is then damaged, it ends as one that was not."""
     settings = dict(train_steps=12, log_every_steps=1, optimizer_learning_rate=0.01)
