@@ -11,8 +11,6 @@ import numpy as np
 from gptjax.sweeps.results import DONE, PRUNED, Result
 from gptjax.sweeps.space import Range, Space, is_log
 
-MANY = 12  # different numbers of a key, above which their median is taken over neighbours
-
 
 class Scale(NamedTuple):
     """How a key's values lie on an axis.
@@ -20,10 +18,12 @@ class Scale(NamedTuple):
     Attributes:
       kind: log, linear, or names: one place after the other.
       names: of kind names: the values, in order.
+      is_range: whether values were drawn from a range, so that hardly two are the same.
     """
 
     kind: str
     names: list[Any]
+    is_range: bool = False
 
     def at(self, value: Any) -> float:
         """Where a value is."""
@@ -45,7 +45,7 @@ def scale(key: str, space: Space, values: Sequence[Any]) -> Scale:
         return Scale("names", sorted(set(values), key=values.index))
     axis = space.get(key)
     log = axis.kind == "log" if isinstance(axis, Range) else key != "seed" and is_log(values)
-    return Scale("log" if log else "linear", [])
+    return Scale("log" if log else "linear", [], isinstance(axis, Range))
 
 
 def write(folder: Path, space: Space, results: Sequence[Result]) -> None:
@@ -69,10 +69,11 @@ def against(key: str, on: Scale, results: Sequence[Result], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     done = points(key, on, results, DONE)
-    axes.plot(*zip(*medians(done), strict=True), color="tab:orange", zorder=1, label="median") if done else None
+    pruned = points(key, on, results, PRUNED)
+    low, high = limits([loss for _, loss in (*done, *pruned)])
+    axes.plot(*columns(medians(done, on.is_range)), color="tab:orange", marker=".", zorder=1, label="median")
     axes.plot(*columns(done), "o", color="tab:blue", markersize=5, alpha=0.7, label="trial")
-    low, high = limits([loss for _, loss in done])
-    if pruned := points(key, on, results, PRUNED):
+    if pruned:
         kept = [(x, min(loss, high)) for x, loss in pruned]
         axes.plot(*columns(kept), "o", color="tab:blue", fillstyle="none", markersize=5, label="stopped early")
     if failed := [on.at(one.values[key]) for one in results if one.loss is None]:
@@ -109,13 +110,13 @@ def columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[flo
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def medians(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The median loss at each place; where there are many places, at the middles of about sqrt(n) equal parts."""
+def medians(pairs: Sequence[tuple[float, float]], is_range: bool) -> list[tuple[float, float]]:
+    """The median loss at each place; of a range, at the middles of about sqrt(n) parts with as many trials each."""
     pairs = sorted(pairs)
     by_place: dict[float, list[float]] = {}
     for x, loss in pairs:
         by_place.setdefault(x, []).append(loss)
-    if len(by_place) <= MANY:
+    if not is_range or not pairs:
         return [(x, statistics.median(losses)) for x, losses in by_place.items()]
     parts = np.array_split(np.array(pairs), round(math.sqrt(len(pairs))))
     return [(float(np.median(part[:, 0])), float(np.median(part[:, 1]))) for part in parts]
@@ -153,7 +154,7 @@ def parallel(scales: Mapping[str, Scale], results: Sequence[Result], path: Path)
     axes.set(ylim=(-0.05, 1.05), yticks=[], xlim=(-0.2, len(scales) + 0.5))
     for side in ("left", "right", "top", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.set_title(f"{len(done)} trials; the darker the line, the lower the loss", fontsize=11)
+    axes.set_title(f"{len(done)} trials that are done; the darker the line, the lower the loss", fontsize=11)
     save(figure, path)
 
 
