@@ -26,6 +26,27 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def quiet() -> Iterator[Callable[[str], None]]:
+    """Keeps the block from telling anything; yields a `say` that still tells, unless nothing was to be told before."""
+    before = _speaks[0]
+    _speaks[0] = False
+
+    def still(message: str) -> None:
+        if before:
+            print(message, file=sys.stderr, flush=True)
+
+    try:
+        yield still
+    finally:
+        _speaks[0] = before
+
+
+def is_watched() -> bool:
+    """Whether a person sees stderr as it comes, on a terminal."""
+    return sys.stderr.isatty() and _speaks[0]
+
+
 def duration(seconds: float) -> str:
     """1:05 or 2:01:05."""
     minutes, s = divmod(int(seconds + 0.5), 60)
@@ -43,7 +64,7 @@ def bar(label: str, total: float | None, done: float = 0, unit: str = "") -> Ite
       done: where it starts, not counted in the time left.
       unit: "B" for bytes, whose rate is shown.
     """
-    draw = _terminal_bar if sys.stderr.isatty() and _speaks[0] else _plain_lines
+    draw = _terminal_bar if is_watched() else _plain_lines
     with draw(label, total, done, unit) as advance:
         yield advance
 

@@ -1,6 +1,7 @@
-"""Writing a file or a folder whole or not at all, and what to tell of a file system that fails."""
+"""Writing a file or a folder whole or not at all, locks, and what to tell of a file system that fails."""
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -66,3 +67,18 @@ def appearing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Locks a file that exists while the block runs; yields whether it could: False, where another process has it.
+
+    The lock ends with the process, however that ends.
+    """
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

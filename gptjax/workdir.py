@@ -5,7 +5,6 @@ base/ where it began with a Hugging Face model; fisher.safetensors where it is t
 clock.json while it is unfinished; hang.txt where it hung; lineage.jsonl of a member of a population that evolves
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data import TEXT, tokenizers
 from gptjax.data.batches import Mixing
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.files import appearing, is_free, write_atomic
+from gptjax.files import appearing, is_free, locked, write_atomic
 
 BASE = "base"  # in a run that began with a Hugging Face model: that, as a run
 TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` about a task head
@@ -147,11 +146,9 @@ def lock(workdir: Path) -> Iterator[None]:
     Raises:
       ConfigError: another process has it.
     """
-    with open(workdir / "config.json", "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another process is training in {workdir}") from error
+    with locked(workdir / "config.json") as ours:
+        if not ours:
+            raise ConfigError(f"another process is training in {workdir}")
         yield
 
 

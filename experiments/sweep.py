@@ -1,0 +1,111 @@
+"""Sweeps keys of a config: a run for each choice, a table of what became of them, and the best as a recipe.
+
+python experiments/sweep.py --config=configs/base.py --set optimizer.learning_rate=1e-4,3e-4,1e-3 --set seed=0,1,2
+python experiments/sweep.py --config=configs/base.py --set optimizer.learning_rate=log:1e-4..1e-2 --random=20
+python experiments/sweep.py --config=configs/base.py --files=small.json,configs/modern.py --set seed=0,1
+python experiments/sweep.py --config=configs/base.py --set optimizer.learning_rate=log:1e-4..1e-2 --optuna=50
+
+Other keys go as to gptjax.train (--config.KEY=VALUE) and are all trials'. A trial is an ordinary run in the sweep's
+trials/. The same command goes on where a sweep was cut short, and repeats nothing; with --optuna several processes, on
+one host or many, work on one study when they are given the same --storage and --study.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptjax import command, runtime
+from gptjax.config import ConfigError
+from gptjax.sweeps import space
+from gptjax.sweeps.results import Result, as_object
+from gptjax.sweeps.trials import Search
+
+
+def searched(flags: argparse.Namespace, overrides: Sequence[str]) -> Search:
+    """What the flags ask for.
+
+    Raises:
+      ConfigError: flags that do not go together, or a space that cannot be.
+    """
+    asked = {"random": flags.random, "files": flags.files, "optuna": flags.optuna}
+    ways = [name for name, given in asked.items() if given is not None]
+    if len(ways) > 1:
+        raise ConfigError(f"--{ways[0]} and --{ways[1]} do not go together; give one of them")
+    how = ways[0] if ways else "grid"
+    if how != "optuna" and (flags.storage or flags.study):
+        raise ConfigError("--storage and --study are for --optuna=N")
+    wanted = flags.optuna or flags.random or 0
+    found = space.read(flags.set, flags.config, overrides)
+    files = flags.files or ()
+    return Search(flags.config, overrides, found, how, wanted, flags.sweep_seed, files)
+
+
+def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Result]:
+    """Trains what is not trained yet."""
+    runtime.start()
+    from gptjax.sweeps import sweep
+    from gptjax.train import check_model_flags
+
+    check_model_flags([f"--config.{key}" for key in search.space] + [*search.overrides], search.config(), folder)
+    tell = (lambda result: print_json(as_object(result))) if flags.json else lambda result: None
+    if search.how == "optuna":
+        storage = sweep.Storage(flags.storage or "", flags.study or folder.name)
+        return sweep.run_study(search, folder, storage, tell)
+    return sweep.run(search, folder, on_result=tell)
+
+
+def print_json(found: Any) -> None:
+    """One object, on a line of its own."""
+    print(json.dumps(found), flush=True)
+
+
+def name_of(recipe: str) -> str:
+    """A directory's name for the sweeps of a recipe."""
+    path, _, argument = recipe.partition(":")
+    return "-".join(filter(None, [Path(path).stem, argument.replace("/", "-")]))
+
+
+def at_least_one(text: str) -> int:
+    """A flag's number of trials."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of trials")
+    return int(text)
+
+
+def listed(text: str) -> list[str]:
+    """A flag's list of files."""
+    if not text or not all(text.split(",")):
+        raise argparse.ArgumentTypeError("the list is empty, or a file in it is")
+    return text.split(",")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, and reports."""
+    parser = command.Parser(prog="python experiments/sweep.py", description=__doc__)
+    parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
+    about = "what is swept: a list, or log:LOW..HIGH, lin:LOW..HIGH, int:LOW..HIGH; may be given again"
+    parser.add_argument("--set", metavar="KEY=VALUES", action="append", default=[], help=about)
+    parser.add_argument("--workdir", type=Path, help="the sweep's directory; default: sweeps/ and the recipe's name")
+    chosen = parser.add_argument_group("how trials are chosen; default: every combination of the lists")
+    chosen.add_argument("--random", type=at_least_one, metavar="N", help="N draws")
+    chosen.add_argument("--files", type=listed, metavar="A,B", help="JSON objects of key: value, or recipes")
+    chosen.add_argument("--optuna", type=at_least_one, metavar="N", help="N trials by TPE; ASHA stops the worse ones")
+    chosen.add_argument(
+        "--sweep-seed", type=int, default=0, metavar="SEED", help="of --random and --optuna; default: 0"
+    )
+    chosen.add_argument("--storage", help="of Optuna: a journal file or a database's URL; default: in the workdir")
+    chosen.add_argument("--study", help="of Optuna: the study's name there; default: the workdir's")
+    flags, overrides = parser.parse_known_args(argv)
+    folder = flags.workdir or Path("sweeps") / name_of(flags.config)
+    search = searched(flags, overrides)
+    results = train(search, folder, flags)
+    from gptjax.sweeps import report
+
+    summary = report.write(folder, search, results)
+    print_json(summary) if flags.json else print(report.readable(folder, results))
+
+
+if __name__ == "__main__":
+    command.run(main)

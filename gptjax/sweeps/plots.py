@@ -1,0 +1,191 @@
+"""Pictures of a sweep: held-out loss against each swept key, and all keys together. Reads results, trains nothing."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptjax.sweeps.results import DONE, PRUNED, Result
+from gptjax.sweeps.space import Range, Space, is_log
+
+
+class Scale(NamedTuple):
+    """How a key's values lie on an axis.
+
+    Attributes:
+      kind: log, linear, or names: one place after the other.
+      names: of kind names: the values, in order.
+      is_range: whether values were drawn from a range, so that hardly two are the same.
+    """
+
+    kind: str
+    names: list[Any]
+    is_range: bool = False
+
+    def at(self, value: Any) -> float:
+        """Where a value is."""
+        return float(self.names.index(value)) if self.kind == "names" else float(value)
+
+    def share(self, value: Any, values: Sequence[Any]) -> float:
+        """Where it is between the least and the greatest of some values, 0 to 1; 0.5 where they are one."""
+        move = math.log if self.kind == "log" else float
+        low, high, here = (move(self.at(one)) for one in (*self._ends(values), value))
+        return (here - low) / (high - low) if high > low else 0.5
+
+    def _ends(self, values: Sequence[Any]) -> tuple[Any, Any]:
+        return min(values, key=self.at), max(values, key=self.at)
+
+
+def scale(key: str, space: Space, values: Sequence[Any]) -> Scale:
+    """The scale of a key whose trials have these values."""
+    if any(type(value) not in (int, float) for value in values):
+        return Scale("names", sorted(set(values), key=values.index))
+    axis = space.get(key)
+    log = axis.kind == "log" if isinstance(axis, Range) else key != "seed" and is_log(values)
+    return Scale("log" if log else "linear", [], isinstance(axis, Range))
+
+
+def write(folder: Path, space: Space, results: Sequence[Result]) -> None:
+    """A picture for each swept key, KEY.png, and parallel.png where there are several keys."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+    folder.mkdir(exist_ok=True)
+    keys = list(dict.fromkeys(key for one in results for key in one.values))
+    for key in keys:
+        against(key, scale(key, space, [one.values[key] for one in results]), results, folder / f"{key}.png")
+    if len(keys) > 1 and any(one.status == DONE for one in results):
+        scales = {key: scale(key, space, [one.values[key] for one in results]) for key in keys}
+        parallel(scales, results, folder / "parallel.png")
+
+
+def against(key: str, on: Scale, results: Sequence[Result], path: Path) -> None:
+    """Held-out loss against a key: a point for each trial, and the median of those with the same value, as a line."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    done = points(key, on, results, DONE)
+    pruned = points(key, on, results, PRUNED)
+    low, high = limits([loss for _, loss in (*done, *pruned)])
+    axes.plot(*columns(medians(done, on.is_range)), color="tab:orange", marker=".", zorder=1, label="median")
+    axes.plot(*columns(done), "o", color="tab:blue", markersize=5, alpha=0.7, label="trial")
+    if pruned:
+        kept = [(x, min(loss, high)) for x, loss in pruned]
+        axes.plot(*columns(kept), "o", color="tab:blue", fillstyle="none", markersize=5, label="stopped early")
+    if failed := [on.at(one.values[key]) for one in results if one.loss is None]:
+        axes.plot(failed, [high] * len(failed), "x", color="tab:red", label="diverged or impossible", clip_on=False)
+    axes.set(xlabel=key, ylabel="held-out loss (nats per token)", ylim=(low, high))
+    if on.kind == "names":
+        axes.set_xticks(range(len(on.names)), [label(name) for name in on.names])
+        axes.set_xlim(-0.5, len(on.names) - 0.5)
+    else:
+        number_axis(axes, on, [one.values[key] for one in results])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, path)
+
+
+def number_axis(axes: Any, on: Scale, values: Sequence[Any]) -> None:
+    """Scales an axis of numbers; where there are few, each has its tick."""
+    from matplotlib import ticker
+
+    axes.set_xscale(on.kind)
+    few = sorted(set(values))
+    if len(few) <= 7:
+        axes.set_xticks(few, [f"{value:g}" for value in few])
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def points(key: str, on: Scale, results: Sequence[Result], status: str) -> list[tuple[float, float]]:
+    """Place and loss of the trials of a status."""
+    return [(on.at(one.values[key]), one.loss) for one in results if one.status == status and one.loss is not None]
+
+
+def columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Pairs as two lists, which may be empty."""
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def medians(pairs: Sequence[tuple[float, float]], is_range: bool) -> list[tuple[float, float]]:
+    """The median loss at each place; of a range, at the middles of about sqrt(n) parts with as many trials each."""
+    pairs = sorted(pairs)
+    by_place: dict[float, list[float]] = {}
+    for x, loss in pairs:
+        by_place.setdefault(x, []).append(loss)
+    if not is_range or not pairs:
+        return [(x, statistics.median(losses)) for x, losses in by_place.items()]
+    parts = np.array_split(np.array(pairs), round(math.sqrt(len(pairs))))
+    return [(float(np.median(part[:, 0])), float(np.median(part[:, 1]))) for part in parts]
+
+
+def limits(losses: Sequence[float]) -> tuple[float, float]:
+    """What of the losses an axis shows: all, but for outliers far above the median, which would flatten the others."""
+    if not losses:
+        return 0.0, 1.0
+    low, middle = min(losses), statistics.median(losses)
+    high = min(max(losses), middle + 5 * max(middle - low, 0.02))
+    room = 0.06 * max(high - low, 1e-3)
+    return low - room, high + room
+
+
+def parallel(scales: Mapping[str, Scale], results: Sequence[Result], path: Path) -> None:
+    """Parallel coordinates: each done trial is a line through its values and its loss, dark where that is low."""
+    from matplotlib import colormaps
+    from matplotlib import pyplot as plt
+
+    done = [one for one in results if one.status == DONE and one.loss is not None]
+    losses = [one.loss or 0.0 for one in done]
+    low, high = min(losses), min(max(losses), limits(losses)[1])
+    figure, axes = plt.subplots(figsize=(2.2 + 2.2 * len(scales), 4.5), layout="constrained")
+    all_of = {key: [one.values[key] for one in done] for key in scales}
+    for one in sorted(done, key=lambda one: -(one.loss or 0.0)):
+        share = min(((one.loss or 0.0) - low) / (high - low), 1.0) if high > low else 0.0
+        heights = [on.share(one.values[key], all_of[key]) for key, on in scales.items()]
+        axes.plot([*heights, share], color=colormaps["viridis"](0.9 * share), alpha=0.8, linewidth=2.5 - 1.5 * share)
+    for place, (key, on) in enumerate(scales.items()):
+        ticks(axes, place, {label(value): on.share(value, all_of[key]) for value in sparse(all_of[key], on)})
+    of_loss = {f"{low + part * (high - low):.3f}": part for part in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    ticks(axes, len(scales), of_loss)
+    axes.set_xticks(range(len(scales) + 1), [*(key.rsplit(".", 1)[-1] for key in scales), "held-out loss"])
+    axes.set(ylim=(-0.05, 1.05), yticks=[], xlim=(-0.2, len(scales) + 0.5))
+    for side in ("left", "right", "top", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.set_title(f"{len(done)} trials that are done; the darker the line, the lower the loss", fontsize=11)
+    save(figure, path)
+
+
+def ticks(axes: Any, place: float, shares: Mapping[str, float]) -> None:
+    """A vertical axis with its labels."""
+    axes.axvline(place, color="black", linewidth=1)
+    white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    for text, share in shares.items():
+        axes.plot([place, place + 0.03], [share, share], color="black", linewidth=1)
+        axes.text(place + 0.05, share, text, fontsize=8, va="center", bbox=white, zorder=5)
+
+
+def sparse(values: Sequence[Any], on: Scale) -> list[Any]:
+    """The values to label on an axis: all where they are few, else five that lie evenly among them."""
+    found = sorted(set(values), key=on.at)
+    if len(found) <= 8:
+        return found
+    return [found[round(part * (len(found) - 1))] for part in (0, 0.25, 0.5, 0.75, 1)]
+
+
+def label(value: Any) -> str:
+    """A value at a tick."""
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 24 else f"...{text[-21:]}"
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a picture whole or not at all."""
+    from matplotlib import pyplot as plt
+
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+    temporary.replace(path)

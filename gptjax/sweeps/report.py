@@ -1,0 +1,123 @@
+"""What a sweep shows at its end: results.csv, seeds.csv, plots/, best.py, summary.json, and the same for the eye."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptjax.files import write_atomic
+from gptjax.sweeps import plots, recipe
+from gptjax.sweeps import results as outcomes
+from gptjax.sweeps import space as spaces
+from gptjax.sweeps.results import Result
+from gptjax.sweeps.trials import Search
+from gptjax.sweeps.watch import shown, words
+
+SHOWN = 8  # trials, or settings, in what is printed
+
+
+def write(folder: Path, search: Search, results: Sequence[Result]) -> dict[str, Any]:
+    """Writes all files of a sweep's end; returns what summary.json says.
+
+    Args:
+      folder: the sweep's.
+      search: what was swept.
+      results: at least one.
+    """
+    outcomes.write_csv(folder, results)
+    plots.write(folder / "plots", search.space, results)
+    best = outcomes.best(results)
+    if best:
+        write_atomic(folder / "best.py", best_recipe(search, best, results))
+    summary = summarised(folder, best, results)
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def best_recipe(search: Search, best: Result, results: Sequence[Result]) -> str:
+    """The best trial's config as a recipe."""
+    config = spaces.with_values(search.config(), best.values)
+    how = f"held-out loss {best.loss:.4f}"
+    if outcomes.over_seeds(results):
+        group = outcomes.groups(results)[0]
+        how += f"; over {len(group.losses)} seeds {spread(group)}"
+    recipe_name = search.recipe.replace("\\", "/").replace('"', "'")
+    title = f"{recipe_name} with the best of {len(results)} trials of a sweep: {how}."
+    return recipe.as_recipe(config, title, best.values)
+
+
+def spread(group: outcomes.Group) -> str:
+    """The mean loss of a setting, and of several seeds the standard deviation."""
+    deviation = "" if group.deviation is None else f" ± {group.deviation:.4f}"
+    return f"{group.mean:.4f}{deviation}"
+
+
+def summarised(folder: Path, best: Result | None, results: Sequence[Result]) -> dict[str, Any]:
+    """The sweep's figures by name."""
+    summary: dict[str, Any] = {
+        "trials": len(results),
+        "by_status": dict(Counter(one.status for one in results)),
+        "seconds": round(sum(one.seconds for one in results), 3),
+        "best": outcomes.as_object(best) | {"workdir": str(folder / "trials" / best.name)} if best else None,
+    }
+    if outcomes.over_seeds(results):
+        summary["settings"] = [
+            {
+                "values": one.values,
+                "mean_loss": one.mean if math.isfinite(one.mean) else None,
+                "deviation": one.deviation,
+                "done": len(one.losses),
+                "seeds": len(one.results),
+            }
+            for one in outcomes.groups(results)
+        ]
+    return summary
+
+
+def readable(folder: Path, results: Sequence[Result]) -> str:
+    """The best trials, or over seeds the best settings, and where everything is."""
+    if outcomes.over_seeds(results):
+        rows = [
+            [*map(shown, one.values.values()), spread(one), f"{len(one.losses)} of {len(one.results)}"]
+            for one in outcomes.groups(results)
+        ]
+        names = [*outcomes.groups(results)[0].values, "held-out loss", "seeds done"]
+    else:
+        rows = [
+            [*map(shown, one.values.values()), "" if one.loss is None else f"{one.loss:.4f}", one.status]
+            for one in outcomes.ranked(results)
+        ]
+        names = [*results[0].values, "held-out loss", ""]
+    lines = aligned([names, *rows[:SHOWN]])
+    lines += [f"... {len(rows) - SHOWN} more in results.csv"] if len(rows) > SHOWN else []
+    counts = Counter(one.status for one in results)
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    best, files = outcomes.best(results), ["results.csv", "summary.json", "plots/", "trials/"]
+    lines += ["", f"trials          {told}"]
+    if outcomes.over_seeds(results):
+        files.insert(1, "seeds.csv")
+    if best:
+        files.insert(1, "best.py")
+        lines += [f"best            {best_in_words(best, results)}"]
+    lines += [f"files           {folder}/ {' '.join(files)}"]
+    lines += [f"go on with      python -m gptjax.train --config={folder / 'best.py'}"] if best else []
+    return "\n".join(lines)
+
+
+def best_in_words(best: Result, results: Sequence[Result]) -> str:
+    """The trial, or of several seeds the setting, whose config best.py has."""
+    if not outcomes.over_seeds(results):
+        return f"{words(best.values)}: held-out loss {best.loss:.4f}"
+    group = outcomes.groups(results)[0]
+    where = f"{words(group.values)}: " if group.values else ""
+    return (
+        f"{where}held-out loss {spread(group)} over {len(group.losses)} seeds; best.py has seed {best.values['seed']}"
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of the same length as lines with columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,145 @@
+"""What became of trials: kept as files, ranked, grouped over seeds, written as tables. Trains and draws nothing."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptjax.files import write_atomic
+from gptjax.sweeps.space import Values
+
+DONE, DIVERGED, PRUNED, IMPOSSIBLE = "done", "diverged", "pruned", "impossible"
+SEED = "seed"
+
+
+class Result(NamedTuple):
+    """What became of a trial.
+
+    Attributes:
+      name: of its directory below trials/.
+      values: of the swept keys.
+      status: done, diverged, pruned (stopped early, for others were better), impossible (its config cannot be).
+      loss: of all held-out text, nats per token; pruned: of the sample at its last evaluation; else None.
+      steps: that it took.
+      seconds: that it trained for, over all processes.
+      tokens_per_second: median; None where it is not known.
+      note: why it is impossible, or has diverged.
+    """
+
+    name: str
+    values: Values
+    status: str
+    loss: float | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float | None = None
+    note: str = ""
+
+
+class Group(NamedTuple):
+    """Trials that differ in their seed alone.
+
+    Attributes:
+      values: of the other swept keys.
+      results: one for each seed.
+    """
+
+    values: Values
+    results: list[Result]
+
+    @property
+    def losses(self) -> list[float]:
+        """Of the trials that are done."""
+        return [one.loss for one in self.results if one.status == DONE and one.loss is not None]
+
+    @property
+    def mean(self) -> float:
+        """Of the losses; infinite where a seed is not done, since what fails for one seed is no choice."""
+        return statistics.fmean(self.losses) if len(self.losses) == len(self.results) else math.inf
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation of the losses; None of fewer than two."""
+        return statistics.stdev(self.losses) if len(self.losses) > 1 else None
+
+
+def keep(folder: Path, result: Result) -> None:
+    """Notes down what became of a trial, so that it is not repeated."""
+    (folder / "outcomes").mkdir(exist_ok=True)
+    write_atomic(folder / "outcomes" / f"{result.name}.json", json.dumps(result._asdict(), indent=2) + "\n")
+
+
+def kept(folder: Path, name: str, values: Values) -> Result | None:
+    """What became of a trial; None where it is not finished, or its note is damaged (it is asked for again then)."""
+    try:
+        return Result(**json.loads((folder / "outcomes" / f"{name}.json").read_text()))._replace(values=values)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def ranked(results: Sequence[Result]) -> list[Result]:
+    """Those that are done, the least loss first, then the others."""
+    return sorted(results, key=lambda one: (one.status != DONE, math.inf if one.loss is None else one.loss))
+
+
+def groups(results: Sequence[Result]) -> list[Group]:
+    """Trials that differ in their seed alone, together; the least mean loss first."""
+    found: dict[str, Group] = {}
+    for one in results:
+        values = {key: value for key, value in one.values.items() if key != SEED}
+        found.setdefault(json.dumps(values), Group(values, [])).results.append(one)
+    return sorted(found.values(), key=lambda group: group.mean)
+
+
+def over_seeds(results: Sequence[Result]) -> bool:
+    """Whether there is a setting that was tried with several seeds."""
+    return any(len(group.results) > 1 for group in groups(results))
+
+
+def best(results: Sequence[Result]) -> Result | None:
+    """The trial with the least loss; where seeds are swept, the first seed's of the setting with the least mean.
+
+    None where no trial is done.
+    """
+    group = groups(results)[0] if results else None
+    if group is not None and math.isfinite(group.mean) and over_seeds(results):
+        return group.results[0]
+    first = ranked(results)[:1]
+    return first[0] if first and first[0].status == DONE else None
+
+
+def as_object(result: Result) -> dict[str, Any]:
+    """A result for --json."""
+    return {"trial": result.name, **{key: value for key, value in result._asdict().items() if key != "name"}}
+
+
+def write_csv(folder: Path, results: Sequence[Result]) -> None:
+    """results.csv, a line for each trial, the best first; and seeds.csv, where there are several seeds."""
+    keys = list(dict.fromkeys(key for one in results for key in one.values))
+    facts = ["status", "loss", "steps", "seconds", "tokens_per_second", "note"]
+    rows = [
+        {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in facts}} for one in ranked(results)
+    ]
+    write_atomic(folder / "results.csv", table(["trial", *keys, *facts], rows))
+    if over_seeds(results):
+        of_seeds = [
+            {**one.values, "mean_loss": one.mean, "deviation": one.deviation, "done": len(one.losses)}
+            | {"seeds": len(one.results), "losses": " ".join(map(str, one.losses))}
+            for one in groups(results)
+        ]
+        other = [key for key in keys if key != SEED]
+        facts = ["mean_loss", "deviation", "done", "seeds", "losses"]
+        write_atomic(folder / "seeds.csv", table([*other, *facts], of_seeds))
+
+
+def table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as comma-separated values; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
