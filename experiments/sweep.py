@@ -4,10 +4,14 @@ python experiments/sweep.py --config=configs/base.py --set optimizer.learning_ra
 python experiments/sweep.py --config=configs/base.py --set optimizer.learning_rate=log:1e-4..1e-2 --random=20
 python experiments/sweep.py --config=configs/base.py --files=small.json,configs/modern.py --set seed=0,1
 python experiments/sweep.py --config=configs/base.py --set optimizer.learning_rate=log:1e-4..1e-2 --optuna=50
+python experiments/sweep.py --config=configs/base.py --set optimizer.learning_rate=1e-3,3e-3,1e-2,3e-2 --vmap
+python experiments/sweep.py --config=configs/base.py --set optimizer.learning_rate=log:1e-4..1e-1 --random=9 --evolve=50
 
 Other keys go as to gptjax.train (--config.KEY=VALUE) and are all trials'. A trial is an ordinary run in the sweep's
 trials/. The same command goes on where a sweep was cut short, and repeats nothing; with --optuna several processes, on
-one host or many, work on one study when they are given the same --storage and --study.
+one host or many, work on one study when they are given the same --storage and --study. With --vmap all trials are one
+compiled program, spread over the devices there are; they may differ in numbers that change no shape (rates, decays,
+betas, warm-up, clipping, dropout, seeds). --evolve is population-based training (arXiv 1711.09846) in that program.
 """
 
 import argparse
@@ -45,15 +49,18 @@ def searched(flags: argparse.Namespace, overrides: Sequence[str]) -> Search:
 def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Result]:
     """Trains what is not trained yet."""
     runtime.start()
-    from gptjax.sweeps import sweep
+    from gptjax.sweeps import sweep, training
     from gptjax.train import check_model_flags
 
     check_model_flags([f"--config.{key}" for key in search.space] + [*search.overrides], search.config(), folder)
     tell = (lambda result: print_json(as_object(result))) if flags.json else lambda result: None
     if search.how == "optuna":
+        if flags.vmap or flags.evolve:
+            raise ConfigError("--optuna chooses a trial by those before it; leave --vmap and --evolve out")
         storage = sweep.Storage(flags.storage or "", flags.study or folder.name)
         return sweep.run_study(search, folder, storage, tell)
-    return sweep.run(search, folder, on_result=tell)
+    way = training.together(flags.evolve or 0) if flags.vmap or flags.evolve else training.ONE_AFTER_THE_OTHER
+    return sweep.run(search, folder, way, tell)
 
 
 def print_json(found: Any) -> None:
@@ -68,9 +75,9 @@ def name_of(recipe: str) -> str:
 
 
 def at_least_one(text: str) -> int:
-    """A flag's number of trials."""
+    """A flag's number."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of trials")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
     return int(text)
 
 
@@ -97,6 +104,10 @@ def main(argv: Sequence[str]) -> None:
     )
     chosen.add_argument("--storage", help="of Optuna: a journal file or a database's URL; default: in the workdir")
     chosen.add_argument("--study", help="of Optuna: the study's name there; default: the workdir's")
+    together = parser.add_argument_group("all trials at once")
+    together.add_argument("--vmap", action="store_true", help="as one compiled program")
+    every = "the same, in which every N steps the worst take the best ones' places and vary their values"
+    together.add_argument("--evolve", type=at_least_one, metavar="N", help=every)
     flags, overrides = parser.parse_known_args(argv)
     folder = flags.workdir or Path("sweeps") / name_of(flags.config)
     search = searched(flags, overrides)

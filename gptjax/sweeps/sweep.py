@@ -11,6 +11,7 @@ from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import study as studies
 from gptjax.sweeps import training, trials
 from gptjax.sweeps.results import Result
+from gptjax.sweeps.training import ONE_AFTER_THE_OTHER, Way
 from gptjax.sweeps.trials import Search
 from gptjax.sweeps.watch import watching, words
 
@@ -30,14 +31,14 @@ class Storage(NamedTuple):
 
 
 def run(
-    search: Search, folder: Path, how: str = "one after the other", on_result: OnResult = lambda result: None
+    search: Search, folder: Path, way: Way = ONE_AFTER_THE_OTHER, on_result: OnResult = lambda result: None
 ) -> list[Result]:
     """Trains all trials of a grid, of random draws or of files; those that are finished are not repeated.
 
     Args:
       search: what is swept, and how; not by Optuna.
       folder: the sweep's, absent, empty or this sweep's own.
-      how: a name in gptjax.sweeps.training.HOW.
+      way: how trials are trained.
       on_result: gets each result as it comes.
 
     Returns:
@@ -51,11 +52,12 @@ def run(
     for trial in chosen:
         if why := training.problem(trial.config):
             raise ConfigError(f"the trial {words(trial.values)} cannot be: {why}")
+    way.check(chosen)
     folders.begin(folder, search)
     with folders.alone(folder), watching(len(chosen)) as watch:
         found = {trial.name: outcomes.kept(folder, trial.name, trial.values) for trial in chosen}
         watch.known([one for one in found.values() if one])
-        for result in training.HOW[how]([trial for trial in chosen if not found[trial.name]], watch):
+        for result in way.train([trial for trial in chosen if not found[trial.name]], watch):
             outcomes.keep(folder, result)
             found[result.name] = result
             watch.end(result)

@@ -1,20 +1,21 @@
-"""Trains trials: HOW names the ways. What is to be trained comes in, results go out; who chose them does not matter.
+"""Trains trials in one way or another. What is to be trained comes in, results go out; who chose them does not matter.
 
-In this process, one run of gptjax.training.loop after the other: a trial then costs no new start of Python and jax,
-what goes wrong has its type and its words, and a trial that is worse than others is stopped from its own listener. The
-price is that a crash of the machinery ends the sweep; the same command then goes on.
+In this process, as one program or one run of gptjax.training.loop after the other: a trial then costs no new start of
+Python and jax, what goes wrong has its type and its words, and a trial that is worse than others is stopped by its
+listener. The price is that a crash of the machinery ends the sweep; the same command then goes on.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from gptjax import config as configs
 from gptjax import console
 from gptjax.config import ConfigError, Diverged
 from gptjax.sweeps.results import DIVERGED, DONE, PRUNED, Result
 from gptjax.sweeps.trials import Trial
-from gptjax.sweeps.watch import Watch
+from gptjax.sweeps.watch import Watch, words
 
 Line = dict[str, Any]
 
@@ -86,4 +87,71 @@ def one_after_the_other(trials: Sequence[Trial], watch: Watch) -> Iterator[Resul
         yield train(trial, watch)
 
 
-HOW: dict[str, Callable[[Sequence[Trial], Watch], Iterator[Result]]] = {"one after the other": one_after_the_other}
+def as_one_program(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -> Iterator[Result]:
+    """Each trial's result once all are trained, by gptjax.training.population; members evolve every so many steps."""
+    from gptjax.training import population
+    from gptjax.training.evolution import Evolution
+
+    last: list[Line] = [{} for _ in trials]
+
+    def listen(member: int, line: Line) -> None:
+        last[member].update(line)
+        watch.trial = trials[member]
+        watch.line(trials[member], line)
+
+    if not trials:
+        return
+    watch.begin(trials[0])
+    evolution = Evolution(every_steps) if every_steps else None
+    with console.quiet():
+        found = population.train(
+            [trial.config for trial in trials], [trial.workdir for trial in trials], listen, evolution=evolution
+        )
+    for trial, summary, line in zip(trials, found, last, strict=True):
+        steps, seconds, rate = line.get("step", 0), line.get("seconds", 0.0), line.get("tokens_per_second")
+        if summary:
+            seconds, note = summary["seconds"], varied(trial)
+            yield Result(trial.name, trial.values, DONE, summary["val_loss"], summary["steps"], seconds, rate, note)
+        else:
+            yield Result(trial.name, trial.values, DIVERGED, None, steps, seconds, rate, "its steps went bad for good")
+
+
+def varied(trial: Trial) -> str:
+    """What became of the values of a member that took another's place; "" of one that has those it began with."""
+    from gptjax.training import evolution
+
+    lines = evolution.lines(trial.workdir)
+    return f"evolved: {words(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
+
+
+def nothing_more(trials: Sequence[Trial]) -> None:
+    """Trials that are possible each by itself can be trained one after the other."""
+
+
+def one_program(every_steps: int, trials: Sequence[Trial]) -> None:
+    """Raises ConfigError for trials that cannot be one program, or whose members cannot evolve."""
+    from gptjax.training import population
+    from gptjax.training.evolution import Evolution
+
+    evolution = Evolution(every_steps) if every_steps else None
+    population.check([configs.resolve(trial.config) for trial in trials], [trial.config for trial in trials], evolution)
+
+
+class Way(NamedTuple):
+    """How trials are trained.
+
+    Attributes:
+      train: gives each trial's result.
+      check: raises ConfigError where it cannot.
+    """
+
+    train: Callable[[Sequence[Trial], Watch], Iterator[Result]]
+    check: Callable[[Sequence[Trial]], None]
+
+
+ONE_AFTER_THE_OTHER = Way(one_after_the_other, nothing_more)
+
+
+def together(every_steps: int = 0) -> Way:
+    """All as one program, whose members evolve every so many steps; 0: they do not."""
+    return Way(partial(as_one_program, every_steps=every_steps), partial(one_program, every_steps))

@@ -74,9 +74,7 @@ def train(
     """
     started = time.monotonic() if started is None else started
     resolved = [loop.resolved(config, where, None) for config, where in zip(all_configs, all_workdirs, strict=True)]
-    check(resolved, all_configs)
-    if evolution:
-        evolutions.check(evolution, members.of(resolved).values, len(resolved))
+    check(resolved, all_configs, evolution)
     for config, where in zip(resolved, all_workdirs, strict=True):
         workdirs.check_free(where, config)
     done = [report.read_summary(where) for where in all_workdirs]
@@ -104,9 +102,11 @@ def train(
             raise Interrupted.after(error, f"interrupted; {there}") from None
 
 
-def check(resolved: Sequence[ConfigDict], asked: Sequence[ConfigDict]) -> None:
+def check(resolved: Sequence[ConfigDict], asked: Sequence[ConfigDict] = (), evolution: Evolution | None = None) -> None:
     """Raises ConfigError for what one program of several members cannot do."""
-    members.of(resolved, asked)
+    found = members.of(resolved, asked)
+    if evolution:
+        evolutions.check(evolution, found.values, len(resolved))
     c = resolved[0]
     if c.init_from:
         raise ConfigError("a population begins with random parameters; leave init_from or --vmap out")
@@ -169,11 +169,11 @@ def begin(population: Population, written: Sequence[Checkpoints]) -> TrainState:
         found = [checkpoints.restore(shapes, job.resumes_at) for checkpoints in written]
         states = jax.device_put(jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *found), there)
         console.say(f"resuming   {count} members at step {job.resumes_at:,} of {job.config.train.steps:,}")
-        for checkpoints in written:
-            checkpoints.drop_after(job.resumes_at)
     else:
         make = jax.vmap(partial(members.state_of, job.config), axis_size=count)
         states = jax.jit(make, out_shardings=there)(values_of(population))
+    for checkpoints in written:
+        checkpoints.drop_after(job.resumes_at)  # of which others have none
     of_one = parameter_count(states.params) // count
     arch, dtype, kind = job.config.model.arch, job.config.train.dtype, jax.devices()[0].device_kind
     console.say(f"members    {count} of {arch}, {of_one:,} parameters each, {dtype}, on {there.mesh.size} {kind}")
