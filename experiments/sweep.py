@@ -7,7 +7,8 @@ python experiments/sweep.py --config=configs/base.py --set optimizer.learning_ra
 
 Other keys go as to gptjax.train (--config.KEY=VALUE) and are all trials'. A trial is an ordinary run in the sweep's
 trials/. The same command goes on where a sweep was cut short, and repeats nothing; with --optuna several processes, on
-one host or many, work on one study when they are given the same --storage and --study.
+one host or many, work on one study when they are given the same --storage and --study. --json prints an object for
+each trial as it ends and then one for the sweep.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from gptjax.config import ConfigError
 from gptjax.sweeps import space
 from gptjax.sweeps.results import Result, as_object
 from gptjax.sweeps.trials import Search
+from gptjax.train import check_model_flags, name_of
 
 
 def searched(flags: argparse.Namespace, overrides: Sequence[str]) -> Search:
@@ -46,7 +48,6 @@ def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Resul
     """Trains what is not trained yet."""
     runtime.start()
     from gptjax.sweeps import sweep
-    from gptjax.train import check_model_flags
 
     check_model_flags([f"--config.{key}" for key in search.space] + [*search.overrides], search.config(), folder)
     tell = (lambda result: print_json(as_object(result))) if flags.json else lambda result: None
@@ -59,12 +60,6 @@ def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Resul
 def print_json(found: Any) -> None:
     """One object, on a line of its own."""
     print(json.dumps(found), flush=True)
-
-
-def name_of(recipe: str) -> str:
-    """A directory's name for the sweeps of a recipe."""
-    path, _, argument = recipe.partition(":")
-    return "-".join(filter(None, [Path(path).stem, argument.replace("/", "-")]))
 
 
 def at_least_one(text: str) -> int:
