@@ -12,6 +12,7 @@ trials/. The same command goes on where a sweep was cut short, and repeats nothi
 one host or many, work on one study when they are given the same --storage and --study. With --vmap all trials are one
 compiled program, spread over the devices there are; they may differ in numbers that change no shape (rates, decays,
 betas, warm-up, clipping, dropout, seeds). --evolve is population-based training (arXiv 1711.09846) in that program.
+--json prints an object for each trial as it ends and then one for the sweep.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from gptjax.config import ConfigError
 from gptjax.sweeps import space
 from gptjax.sweeps.results import Result, as_object
 from gptjax.sweeps.trials import Search
+from gptjax.train import check_model_flags, name_of
 
 
 def searched(flags: argparse.Namespace, overrides: Sequence[str]) -> Search:
@@ -50,7 +52,6 @@ def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Resul
     """Trains what is not trained yet."""
     runtime.start()
     from gptjax.sweeps import sweep, training
-    from gptjax.train import check_model_flags
 
     check_model_flags([f"--config.{key}" for key in search.space] + [*search.overrides], search.config(), folder)
     tell = (lambda result: print_json(as_object(result))) if flags.json else lambda result: None
@@ -66,12 +67,6 @@ def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Resul
 def print_json(found: Any) -> None:
     """One object, on a line of its own."""
     print(json.dumps(found), flush=True)
-
-
-def name_of(recipe: str) -> str:
-    """A directory's name for the sweeps of a recipe."""
-    path, _, argument = recipe.partition(":")
-    return "-".join(filter(None, [Path(path).stem, argument.replace("/", "-")]))
 
 
 def at_least_one(text: str) -> int:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     from gptjax.training import loop
 
     processes.start(processes.Place(flags.coordinator, flags.processes, flags.process), flags.heartbeat)
-    workdir = flags.workdir or Path("runs") / _name(flags.config)
+    workdir = flags.workdir or Path("runs") / name_of(flags.config)
     check_model_flags(overrides, chosen, workdir)
     on_line = _print_json if flags.json and processes.is_first() else lambda line: None
     summary = loop.train(chosen, workdir, on_line, started)
@@ -64,7 +64,8 @@ def check_model_flags(overrides: Sequence[str], chosen: "ConfigDict", workdir: P
             raise ConfigError(f"{key} is decided by {where}, where the model comes from; leave the flag out")
 
 
-def _name(recipe: str) -> str:
+def name_of(recipe: str) -> str:
+    """A directory's name for what is made by a recipe."""
     path, _, argument = recipe.partition(":")
     return "-".join(filter(None, [Path(path).stem, argument.replace("/", "-")]))
 

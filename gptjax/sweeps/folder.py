@@ -33,10 +33,7 @@ def begin(folder: Path, search: Search) -> dict[str, Any]:
     if workdirs.is_run(folder):
         raise ConfigError(f"{folder} is a run, and no sweep; give another --workdir")
     if is_free(folder):
-        own = identity(search) | {"home": secrets.token_hex(8)}
-        with appearing(folder) as unfinished:
-            (unfinished / OWN).write_text(json.dumps(own, indent=2) + "\n")
-        return own
+        make(folder, search)
     if not (folder / OWN).is_file():
         raise ConfigError(f"{folder} exists and is no sweep; give another --workdir")
     try:
@@ -45,6 +42,17 @@ def begin(folder: Path, search: Search) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / OWN} is damaged: {error}") from error
     return own
+
+
+def make(folder: Path, search: Search) -> None:
+    """Makes a sweep's directory, unless another process of the same sweep has just made it."""
+    own = identity(search) | {"home": secrets.token_hex(8)}
+    try:
+        with appearing(folder) as unfinished:
+            (unfinished / OWN).write_text(json.dumps(own, indent=2) + "\n")
+    except OSError:
+        if not (folder / OWN).is_file():
+            raise
 
 
 def check_same(own: dict[str, Any], search: Search, where: str) -> None:

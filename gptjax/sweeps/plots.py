@@ -1,6 +1,7 @@
 """Pictures of a sweep: held-out loss against each swept key, and all keys together. Reads results, trains nothing."""
 
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,7 +186,7 @@ def save(figure: Any, path: Path) -> None:
     """Writes a picture whole or not at all."""
     from matplotlib import pyplot as plt
 
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # workers on one study may draw at the same time
     figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
     temporary.replace(path)

@@ -1,6 +1,7 @@
 """An Optuna study as a sweep's chooser, with trials whose loss is a formula in place of a run."""
 
 import math
+import sys
 
 import pytest
 from conftest import BASE, overrides
@@ -129,6 +130,13 @@ def test_another_sweeps_study_and_a_storage_that_is_none_are_refused(tmp_path, f
     with pytest.raises(ConfigError, match="the database cannot be opened") as refused:
         run(search, tmp_path / "c", "nosuch://me:secret@host/db")
     assert "secret" not in str(refused.value)
+
+
+def test_without_optuna_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'gptjax\[sweeps\]'"):
+        run(searched(f"{RATE}=log:1e-5..1", wanted=1), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_cannot_be_is_a_result(tmp_path, formula):

@@ -112,6 +112,14 @@ def test_one_process_sweeps_at_a_time(tmp_path):
         pass
 
 
+def test_of_two_processes_that_begin_a_sweep_at_once_one_makes_its_directory(tmp_path, monkeypatch):
+    search = Search(BASE, overrides(), {"seed": (0,)})
+    own = folders.begin(tmp_path / "sweep", search)
+    monkeypatch.setattr(folders, "is_free", lambda folder: True)  # as the other one saw it
+    assert folders.begin(tmp_path / "sweep", search) == own
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
 def test_the_best_over_seeds_has_the_least_mean_and_no_seed_that_fails():
     losses = {0.1: (1.0, 3.0), 0.01: (1.8, 1.9), 0.001: (0.5, None)}
     results = [
@@ -160,7 +168,7 @@ def test_a_sweep_that_is_killed_in_the_middle_ends_with_the_same_results(tmp_pat
     cut, whole = tmp_path / "sweep", tmp_path / "whole" / "sweep"
     assert start(whole, text_file, *more).wait() == 0
     process = start(cut, text_file, *more)
-    wait_for(lambda: len(list((cut / "trials").glob("*/checkpoints/20"))) == 2, process)
+    wait_for(lambda: len({path.parent for path in (cut / "trials").glob("*/checkpoints/*0")}) == 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (cut / "results.csv").exists()
