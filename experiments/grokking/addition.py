@@ -33,7 +33,8 @@ SETTINGS: dict[str, Any] = {
     "data.examples.template": "{a}{b}=", "data.examples.answer": "{c}",
     "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 1.0, "optimizer.beta2": 0.98,
     "schedule.name": "constant", "schedule.warmup_steps": 10,
-    "eval.batches": 1, "checkpoint.keep": 1, "log.every_steps": 10, "sample.max_tokens": 1, "sample.prompt": chr(FIRST) * 2 + "=",
+    "eval.batches": 1, "checkpoint.keep": 1, "log.every_steps": 10,
+    "sample.max_tokens": 1, "sample.prompt": chr(FIRST) * 2 + "=",
 }  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def embedding(workdir: Path, step: int, p: int) -> np.ndarray:
 
     run = gptjax.load(workdir, step)
     rows = tokenizers.encode(run.tokenizer, "".join(letters(np.arange(p))))
-    return np.asarray(run.params["embed"]["embedding"])[rows]
+    return np.asarray(run.params["tokens"]["embedding"])[rows]
 
 
 def measure(flags: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
