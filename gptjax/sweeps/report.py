@@ -60,7 +60,7 @@ def summarised(folder: Path, best: Result | None, results: Sequence[Result]) -> 
         "trials": len(results),
         "by_status": dict(Counter(one.status for one in results)),
         "seconds": round(sum(one.seconds for one in results), 3),
-        "best": outcomes.as_object(best) | {"workdir": str(folder / "trials" / best.name)} if best else None,
+        "best": outcomes.as_object(best) | trained_here(folder, best) if best else None,
     }
     if outcomes.over_seeds(results):
         summary["settings"] = [
@@ -74,6 +74,12 @@ def summarised(folder: Path, best: Result | None, results: Sequence[Result]) -> 
             for one in outcomes.groups(results)
         ]
     return summary
+
+
+def trained_here(folder: Path, result: Result) -> dict[str, str]:
+    """Where a trial's run is, unless another worker has it in a directory of its own."""
+    workdir = folder / "trials" / result.name
+    return {"workdir": str(workdir)} if workdir.is_dir() else {}
 
 
 def readable(folder: Path, results: Sequence[Result]) -> str:
