@@ -1,4 +1,4 @@
-"""Scaling laws fitted to finished runs: IsoFLOP parabolas and L(N, D) = E + A / N^a + B / D^b. Pure functions of arrays.
+"""Scaling laws fitted to finished runs: IsoFLOP parabolas, L(N, D) = E + A / N^a + B / D^b. Pure functions of arrays.
 
 Method: arXiv 2203.15556, section 3, approaches 2 and 3. N counts parameters, D tokens, C FLOPs, L nats per token.
 """

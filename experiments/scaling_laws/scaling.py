@@ -5,9 +5,9 @@ python experiments/scaling_laws/scaling.py
 python experiments/scaling_laws/scaling.py --scale=gpu --data="text/*.txt" --out=runs/laws_gpu
 python experiments/scaling_laws/scaling.py --redraw
 
-Runs of one budget of FLOPs share it between parameters and tokens. When all but the largest are finished, its loss is
-predicted and written to prediction.json, which is not changed again; then it is trained. Finished runs are not repeated.
-Writes results.json and laws.png to --out. Keys of the config go as to gptjax.train (--config.KEY=VALUE).
+Runs of one budget of FLOPs divide it between parameters and tokens. When all but the largest are finished, its loss is
+predicted and written to prediction.json, which is not changed again; then it is trained. What is finished is not done
+again. Writes results.json and laws.png to --out. Keys of the config go as to gptjax.train (--config.KEY=VALUE).
 """
 
 import json
@@ -48,14 +48,14 @@ SCALES = {
     "cpu": Scale(
         sizes=((2, 64), (3, 96), (4, 128), (5, 160), (6, 192), (7, 224)),
         budgets=(3e12, 1e13, 3e13),
-        held_out=(6, 192, 1e14),
+        held_out=(8, 256, 1e14),
         tokenizer="bpe:1024", vocabulary=1024, context=128, batch_size=16, dtype="float32",
         steps=(150, 12_000), flops_per_second=100e9,
     ),
     "gpu": Scale(
         sizes=((4, 256), (6, 384), (8, 512), (10, 640), (12, 768), (16, 1024)),
         budgets=(1e17, 3e17, 1e18),
-        held_out=(14, 896, 6e18),
+        held_out=(18, 1152, 6e18),
         tokenizer="bpe:16384", vocabulary=16_384, context=1024, batch_size=64, dtype="bfloat16",
         steps=(300, 60_000), flops_per_second=3e14,
     ),
@@ -81,7 +81,7 @@ class Rung(NamedTuple):
 
 
 def ladder(name: str) -> list[Rung]:
-    """The runs of a scale: for each budget the sizes that can spend it in a fitting number of steps; the largest last."""
+    """The runs of a scale: for each budget the sizes that can spend it in as many steps as it may; the largest last."""
     scale = SCALES[name]
     found = [rung(scale, *size, budget, False) for budget in scale.budgets for size in scale.sizes]
     least, most = scale.steps
@@ -117,8 +117,10 @@ def recipe(name: str, one: Rung, data: Path, overrides: Sequence[str]) -> Any:
 def prepared(text: str, tokenizer: str, folder: Path) -> Path:
     """The set of the text, made once."""
     if not (folder / "index.json").exists():
-        arguments = ["--input", text, "--tokenizer", tokenizer, "--held_out", "0.01", "--output", str(folder)]
-        done = subprocess.run([sys.executable, "-m", "gptjax.prepare", *arguments], stdout=sys.stderr, cwd=ROOT)
+        arguments = ["--input", text, "--tokenizer", tokenizer, "--held_out", "0.03", "--output", str(folder)]
+        done = subprocess.run(
+            [sys.executable, "-m", "gptjax.prepare", *arguments], stdout=sys.stderr, cwd=ROOT, check=False
+        )
         if done.returncode:
             raise DataError(f"{text} could not be prepared; see above")
     return folder
@@ -264,7 +266,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
             right.errorbar([at], [run["loss"]], xerr=spread, fmt="D", color="tab:red", label="largest, predicted first")
         ends = [losses.min() * 0.95, losses.max() * 1.02]
         right.plot(ends, ends, color="gray", linewidth=1, linestyle=":")
-        right.set(xlabel="loss by the law", ylabel="loss measured", title="L(N, D) = E + A / N^α + B / D^β")
+        right.set(xlabel="loss by the law", ylabel="loss measured", title="$E + A / N^\\alpha + B / D^\\beta$")
         right.legend()
     left.legend()
     for axes in (left, right):
