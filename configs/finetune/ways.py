@@ -6,11 +6,11 @@ from gptjax.config import pick
 
 # Learning rate at the peak, and keys of `config.finetune`; what trains less of a model wants more.
 WAYS = {
-    "full": (5e-4, {}),
+    "full": (1e-3, {}),
     "top": (1e-3, {"top_layers": 2}),
     "lora": (3e-3, {"rank": 8, "alpha": 16.0}),
     "dora": (3e-3, {"rank": 8, "alpha": 16.0}),
-    "adalora": (3e-3, {"rank": 8, "alpha": 16.0}),
+    "adalora": (1e-2, {"rank": 8, "alpha": 16.0}),
     "adapter": (3e-3, {"bottleneck": 16}),
     "ia3": (1e-2, {}),
     "prefix": (1e-2, {"length": 16}),
