@@ -197,7 +197,7 @@ def compiled_steps(population: Population, values: Values, states: TrainState) -
     """The step of all members by [B, T] of a batch, `(values, states, batch) -> (states, metrics)`, compiled."""
     job, count = population.first, len(population.jobs)
     of_batch = None if population.shared else 0
-    every = jax.vmap(partial(members.step_of, job.config, job.mesh), in_axes=(0, 0, of_batch), axis_size=count)
+    every = jax.vmap(partial(members.step_of, job.config, job.mesh), in_axes=(0, 0, of_batch))
     shared = (2,) if population.shared else ()
     options = kernels.compiler_options(job.config.model, job.config.train.dtype)
     step = jax.jit(sharding.over_members(every, count, shared), donate_argnums=1, compiler_options=options or None)
