@@ -74,6 +74,10 @@ def get_config() -> ConfigDict:
     model.labels = 2  # of classification and tagging: how many there are
     model.pooling = "last"  # what stands for a whole text in a task head: first, last, mean, or BERT's pooler
     model.init_std = 0.02  # of embeddings and matrices at first; recurrent: of embeddings alone, and 0.1 serves better
+    model.parametrization = "standard"  # mup: what is right at base_width stays right at any width (arXiv 2203.03466)
+    model.base_width = placeholder(int)  # of mup: the width at which learning rates are found
+    model.base_head_width = placeholder(int)  # of mup: the head_width there; the same one where heads are added
+    model.base_layers = placeholder(int)  # the layers there; residual branches get sqrt(base_layers / layers); None: 1
     model.residual_init = "scaled"  # matrices that write to the residual stream: plain, scaled (1/sqrt(2L)) or zero
     model.dropout = 0.0  # fraction dropped from embeddings, attention weights and each residual branch
 

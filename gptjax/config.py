@@ -7,6 +7,7 @@ no data and touches no device.
 import difflib
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -169,6 +170,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
         # Two thirds, to the next multiple of 8, of what is not gated: a gated MLP has three matrices instead of two.
         gated = "glu" in model.activation
         model.mlp_width = model.mlp_width or (-(-model.width // 3) * 8 if gated else 4 * model.width)
+        if model.parametrization == "mup" and model.attention_scale is None and model.base_head_width:
+            # Of query-key products: falls as the head's width, not as its root (arXiv 2203.03466, definition 4.1).
+            same = model.base_head_width == model.head_width
+            model.attention_scale = None if same else math.sqrt(model.base_head_width) / model.head_width
         model.qkv_bias = model.use_bias if model.qkv_bias is None else model.qkv_bias
         model.windows, model.never = tuple(model.windows), tuple(model.never)
         config.data.stages = tuple(config.data.stages)

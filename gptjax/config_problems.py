@@ -34,6 +34,7 @@ def problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
         if value <= 0:
             yield f"{key} is {value}; it must be more than 0"
     yield from model_problems(model)
+    yield from parametrization_problems(config)
     if data.context > model.context:
         yield f"data.context={data.context} is longer than the {model.context} positions of model.context"
     yield from stage_problems(config)
@@ -50,6 +51,25 @@ def problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
         yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
     yield from profile_problems(config.log.profile_steps, train.steps)
     yield from unknown_choices(config, choices)
+
+
+def parametrization_problems(config: ConfigDict) -> Iterator[str]:
+    """Of how numbers change with width and depth."""
+    model, name = config.model, config.optimizer.name
+    mup, deep = model.parametrization == "mup", model.base_layers is not None
+    for key in ("base_width", "base_head_width"):
+        if mup and model[key] is None:
+            of = key.removeprefix("base_")
+            yield f"model.parametrization=mup needs model.{key}: the {of} at which learning rates are found"
+        if not mup and model[key] is not None:
+            yield f"model.{key} is for model.parametrization=mup, not {model.parametrization}"
+    for key in ("base_width", "base_head_width", "base_layers"):
+        if model[key] is not None and model[key] < 1:
+            yield f"model.{key} is {model[key]}; it must be at least 1"
+    if (mup or deep) and model.arch == "recurrent":
+        yield "model.parametrization=mup and model.base_layers are for Transformers; model.arch is recurrent"
+    if (mup or deep) and name in ("adafactor", "sophia"):
+        yield f"optimizer.name={name} has no known rule of widths; take adamw, lion, schedule_free or muon"
 
 
 def stage_problems(config: ConfigDict) -> Iterator[str]:

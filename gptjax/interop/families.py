@@ -89,6 +89,8 @@ def meaning(model: Mapping[str, Any]) -> dict[str, Any]:
     flat = flatten(dict(model, attention_scale=model["attention_scale"] or 1 / math.sqrt(model["head_width"])))
     flat["windows"] = each_layer(model)
     unused = r"objective|dropout|init_std|residual_init|scan_layers|remat|kernels"
+    if model["parametrization"] == "standard" and not model["base_layers"]:
+        unused += r"|parametrization|base_.*"
     if model["positions"] != "rotary":
         unused += r"|rotary\..*"
     elif model["rotary"]["scaling"] == "none":

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from gptjax.models import parametrization
 from gptjax.models.alignment import ATTENTIONS
 from gptjax.models.cache import Cache
 from gptjax.models.cells import CELLS
@@ -55,6 +56,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "model.mlp": MLPS,
     "model.activation": ACTIVATIONS | GATES,
     "model.residual_init": RESIDUAL_INITS,
+    "model.parametrization": dict.fromkeys(parametrization.PARAMETRIZATIONS),
     "model.remat": REMATS,
     "model.kernels": {"auto": None} | {name: own for name, own in KERNELS.items() if not own.turned},
 }
@@ -103,7 +105,8 @@ def init(model: nn.Module, key: jax.Array) -> Any:
         return model.asked(features), model.table(), answers, ahead
 
     read: Any = example(model)
-    return model.init(key, **read, method=all_of_it)["params"]
+    params = model.init(key, **read, method=all_of_it)["params"]
+    return parametrization.drawn(params, model.config)
 
 
 def shapes(model: nn.Module) -> Any:

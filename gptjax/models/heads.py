@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes
+from gptjax.models import axes, parametrization
 from gptjax.models.layers import Dropout, Linear
 
 
@@ -82,7 +82,7 @@ class TaskHead(nn.Module):
                 answer = jnp.tanh(pooler(answer))
         if head.outputs == 0:
             return answer.astype(jnp.float32)
-        answer = Dropout(c.dropout)(answer, deterministic)
+        answer = Dropout(c.dropout)(answer * parametrization.multiplier(c), deterministic)
         shape = c.width, head.outputs or c.labels
         kernel = axes.parameter(self, "kernel", nn.initializers.normal(c.init_std), shape)
         bias = axes.parameter(self, "bias", nn.initializers.zeros, shape[1:])

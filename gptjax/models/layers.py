@@ -48,7 +48,7 @@ RESIDUAL_INITS: dict[str, Callable[[float, int], float]] = {
 
 def residual_std(config: Any) -> float:
     """The standard deviation that `config.residual_init` (of `config.model`) gives."""
-    return RESIDUAL_INITS[config.residual_init](config.init_std, config.layers)
+    return RESIDUAL_INITS[config.residual_init](config.init_std, config.base_layers or config.layers)
 
 
 class Linear(nn.Module):

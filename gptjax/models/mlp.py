@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes
+from gptjax.models import axes, parametrization
 from gptjax.models.kernels import KERNELS
 from gptjax.models.layers import ACTIVATIONS, GATES, Linear, residual_std
 
@@ -179,6 +179,7 @@ class Experts(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
         scores_BTE = Linear(c.experts, use_bias=False, init_std=c.init_std, name="router")(x_BTD)
+        scores_BTE = scores_BTE * parametrization.multiplier(c)
         share_BTk, expert_BTk = route(scores_BTE, c.experts_per_token)
         self._record("load_balance", load_balance(scores_BTE, expert_BTk), c.load_balance_loss)
         self._record("router_z", router_z(scores_BTE), c.router_z_loss)

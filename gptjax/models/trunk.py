@@ -17,6 +17,7 @@ from gptjax.models.attention import Attention, Memory
 from gptjax.models.cache import LayerCache
 from gptjax.models.layers import NORMS, Dropout
 from gptjax.models.mlp import MLPS
+from gptjax.models.parametrization import depth_factor
 from gptjax.models.positions import POSITIONS, Places, places, restarting
 
 Sublayer = Callable[[jax.Array], jax.Array]
@@ -77,23 +78,26 @@ class Block(nn.Module):
         self, stream: Stream, layer: Layer, places: Places, deterministic: bool, memory: Memory | None = None
     ) -> tuple[Stream, Any]:
         """The stream after this block, and its cache."""
-        add, drop = RESIDUALS[self.config.norm_position], partial(self.drop, deterministic=deterministic)
+        add, deep = RESIDUALS[self.config.norm_position], depth_factor(self.config)
         first_v, kept = stream.first_v_BTGK, layer.kept
         window = layer.window if self.window is None else self.window
+
+        def branch(y: jax.Array) -> jax.Array:
+            return self.drop(y if deep == 1 else y * jnp.asarray(deep, y.dtype), deterministic=deterministic)
 
         def read(x: jax.Array) -> jax.Array:
             nonlocal first_v, kept
             mixed, first_v, kept = self.attention(x, places, window, layer.number == 0, first_v, deterministic, kept)
-            return drop(mixed)
+            return branch(mixed)
 
         def listen(x: jax.Array) -> jax.Array:
             heard: Any = layer.memory or memory
-            return drop(self.cross.across(x, places.segments_BT, heard, deterministic))
+            return branch(self.cross.across(x, places.segments_BT, heard, deterministic))
 
         x_BTD = axes.constrain(add(stream.x_BTD, read, self.attention_norm), "BTD")
         if self.crosses:
             x_BTD = axes.constrain(add(x_BTD, listen, self.cross_norm), "BTD")
-        x_BTD = axes.constrain(add(x_BTD, lambda x: drop(self.mlp(x)), self.mlp_norm), "BTD")
+        x_BTD = axes.constrain(add(x_BTD, lambda x: branch(self.mlp(x)), self.mlp_norm), "BTD")
         return Stream(x_BTD, first_v), kept
 
     def remembered(self, memory: Memory) -> Memory:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes
+from gptjax.models import axes, parametrization
 from gptjax.models.layers import Head, TokenEmbedding
 
 NEVER = -1e9  # a logit's bias that keeps its id out
@@ -55,8 +55,9 @@ class Words(nn.Module):
 
     def asked(self, x_BTD: jax.Array) -> jax.Array:
         """What the table is multiplied with: x times `logit_scale`, and with a bias, a one for its column."""
-        if self.config.logit_scale != 1:
-            x_BTD = x_BTD * jnp.asarray(self.config.logit_scale, x_BTD.dtype)
+        scale = self.config.logit_scale * parametrization.multiplier(self.config)
+        if scale != 1:
+            x_BTD = x_BTD * jnp.asarray(scale, x_BTD.dtype)
         if not self.config.head_bias:
             return x_BTD
         return jnp.concatenate([x_BTD, jnp.ones((*x_BTD.shape[:-1], 1), x_BTD.dtype)], axis=-1)

@@ -15,6 +15,7 @@ from optax import contrib
 from gptjax import random
 from gptjax.finetune.updates import tuning
 from gptjax.models.layers import is_off
+from gptjax.models.parametrization import rate_factors
 from gptjax.optim.averaging import averaged
 from gptjax.optim.schedules import Schedule, schedule
 
@@ -53,15 +54,30 @@ def layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.partition({"stacked": optax.GradientTransformation(init, update), "single": inner}, labels)
 
 
-def decayed(config: Any, rate: Schedule) -> list[optax.GradientTransformation]:
+def by_width(config: Any, orthogonal: bool = False) -> optax.GradientTransformation:
+    """Updates times what the model's parametrisation asks for each parameter.
+
+    Weight decay comes behind it, and is per unit of the rate that is not so changed: the product of the two is to be
+    the same at any width (arXiv 2309.14322, section 3.2.1; so does the authors' own package, mup).
+    """
+
+    def scaled(updates: Any, params: Any = None) -> Any:
+        factors = rate_factors(updates, config.model, orthogonal)
+        return updates if factors is None else jax.tree.map(lambda factor, u: factor * u, factors, updates)
+
+    return optax.stateless(scaled)
+
+
+def decayed(config: Any, rate: Schedule, orthogonal: bool = False) -> list[optax.GradientTransformation]:
     """The end of a chain: p - rate * (update + weight_decay * p), with decay on matrices only."""
-    return [optax.add_decayed_weights(config.optimizer.weight_decay, matrices), optax.scale_by_learning_rate(rate)]
+    decay = optax.add_decayed_weights(config.optimizer.weight_decay, matrices)
+    return [by_width(config, orthogonal), decay, optax.scale_by_learning_rate(rate)]
 
 
 def adamw_on(config: Any, rate: Schedule) -> optax.GradientTransformation:
     """AdamW at a rate of one's own."""
     c = config.optimizer
-    return optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.epsilon, weight_decay=c.weight_decay, mask=matrices)
+    return optax.chain(optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon), *decayed(config, rate))
 
 
 def adamw(config: Any) -> optax.GradientTransformation:
@@ -82,7 +98,7 @@ def muon(config: Any) -> optax.GradientTransformation:
     by_matrix = contrib.scale_by_muon(beta=c.momentum, weight_dimension_numbers=last_two_axes)
     # Not contrib.muon: its AdamW part would be NAdam, and would decay either norms and biases too, or nothing.
     parts = {
-        "muon": optax.chain(by_matrix, optax.stateless(like_adam), *decayed(config, schedule(config))),
+        "muon": optax.chain(by_matrix, optax.stateless(like_adam), *decayed(config, schedule(config), orthogonal=True)),
         "adamw": adamw_on(config, adam_rate),
     }
     return optax.partition(
@@ -103,7 +119,7 @@ def like_adam(updates: Any, params: Any) -> Any:
 def lion(config: Any) -> optax.GradientTransformation:
     """Lion (arXiv 2302.06675, program 1): the sign of a mean of gradients. Memory: one copy of the parameters."""
     c = config.optimizer
-    return optax.lion(schedule(config), b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=matrices)
+    return optax.chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2), *decayed(config, schedule(config)))
 
 
 def adafactor(config: Any) -> optax.GradientTransformation:

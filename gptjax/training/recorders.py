@@ -5,7 +5,7 @@ Also knows which members still learn: one whose steps were bad too often in a ro
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -86,7 +86,8 @@ class Recorders:
     def _line(self, m: int, step: int, said: Mapping[str, Any], due: bool) -> Line:
         self.each[m].push(step, dict(said))
         try:
-            return self.each[m].take(due)
+            with console.quiet() if m else nullcontext():  # what all members have to say the first one says
+                return self.each[m].take(due)
         except BadRun as bad:
             self.alive[m] = False
             console.say(f"diverged   {self.jobs[m].workdir}: {bad}; it stays as it is, the others go on")
