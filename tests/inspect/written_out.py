@@ -29,11 +29,13 @@ def made(**changes):
 
 def normed(x, of):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * of["scale"] + of.get("bias", 0)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * np.asarray(
+        of["scale"], np.float64
+    ) + of.get("bias", 0)
 
 
 def linear(x, of):
-    return x @ of["kernel"] + of.get("bias", 0)
+    return x @ np.asarray(of["kernel"], np.float64) + of.get("bias", 0)
 
 
 def written_out(params, ids_BT):
