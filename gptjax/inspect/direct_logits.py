@@ -1,7 +1,7 @@
 """Direct logit attribution: a logit as a sum of what each head, each MLP and the embedding write into the stream.
 
-The last norm's statistics are taken as they are, so that what is behind the stream is linear (arXiv 2211.00593
-section 3). Of decoders and encoders whose norms come before the sublayers. Pure functions of (model, params, ids).
+The last norm's statistics are taken as they are, so that what is behind the stream is linear (as in arXiv
+2211.00593). Of decoders and encoders whose norms come before the sublayers. Pure functions of (model, params, ids).
 """
 
 from typing import Any

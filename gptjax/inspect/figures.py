@@ -30,7 +30,7 @@ def words(tokenizer: Tokenizer, ids_T: Any) -> list[str]:
 def attention(weights_HTT: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     """A heat map a head of one layer: what reads goes down, what is read goes across; shades from 0 to 1."""
     weights = np.asarray(weights_HTT)
-    across = min(len(weights), 4)
+    across = min(len(weights), 4 if len(tokens) <= 12 else 2)
     down = -(-len(weights) // across)
     side = WIDTH / across
     figure, panels = _panels(down, across, side * down + 0.6)
@@ -99,6 +99,7 @@ def losses(nats_T: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     axes.set_xticks(range(len(tokens)), tokens, rotation=0 if len(tokens) <= 40 else 90, fontsize=_size(tokens, WIDTH))
     axes.set(ylabel="loss (nats)", xlabel="token that comes next", title=title, xlim=(-0.6, len(tokens) - 0.4))
     axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
     return figure
 
 

@@ -1,6 +1,6 @@
 """What the head would say of the residual stream before the last layer, and how much each token surprises.
 
-The logit lens (nostalgebraist 2020; arXiv 2303.08112 section 2, eq. 3): the stream after any block goes through the
+The logit lens (nostalgebraist 2020; arXiv 2303.08112 section 2): the stream after any block goes through the
 last norm and the head as if no block came after. Pure functions of (model, params, ids); of decoders and encoders.
 """
 

@@ -1,6 +1,6 @@
 """What of one text's computation makes the difference to another's: activations put from one pass into another.
 
-Activation patching (causal tracing, arXiv 2202.05262 section 2.1) and path patching (arXiv 2304.05969 section 2;
+Activation patching (causal tracing, arXiv 2202.05262 section 2.1) and path patching (arXiv 2304.05969;
 arXiv 2211.00593 appendix B). Both texts have as many tokens. Pure functions of (model, params, ids).
 """
 

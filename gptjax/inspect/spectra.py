@@ -25,7 +25,7 @@ def singular_values(params: Any, where: str = ".*/kernel") -> dict[str, np.ndarr
 
 
 def effective_rank(singular: np.ndarray) -> np.ndarray:
-    """exp of the entropy of singular values that are made to add up to one (Roy and Vetterli 2007, definition 1)."""
+    """exp of the entropy of singular values that are made to add up to one (Roy and Vetterli 2007)."""
     share = singular / singular.sum(-1, keepdims=True)
     return np.asarray(np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(-1)))
 
