@@ -1,5 +1,6 @@
 """What a measure loses when a head or a sublayer adds nothing, of a decoder or an encoder. See gptjax.inspect.sites."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ def without_heads(model: nn.Module, heads: list[tuple[int, int]]) -> dict[str, s
     keep_L: dict[int, jax.Array] = {}
     for layer, head in heads:
         keep_L[layer] = keep_L.get(layer, jnp.ones(())) * (1 - columns(model, head))
-    return {heads_site(layer): (lambda x, keep=keep: x * keep) for layer, keep in keep_L.items()}
+    return {heads_site(layer): partial(jnp.multiply, keep) for layer, keep in keep_L.items()}
 
 
 def without_layers(layers: list[int]) -> dict[str, sites.Change]:

@@ -141,7 +141,7 @@ def _panels(down: int, across: int, height: float) -> "tuple[Figure, list[Axes]]
 def _colours(count: int) -> Any:
     from matplotlib import colormaps
 
-    return colormaps["tab10"].colors[:count] if count <= 10 else colormaps[SHADES](np.linspace(0, 0.95, count))
+    return colormaps["tab10"](np.arange(count)) if count <= 10 else colormaps[SHADES](np.linspace(0, 0.95, count))
 
 
 def _size(labels: Sequence[str], inches: float) -> float:
