@@ -18,9 +18,9 @@ def get_config(way: str = "full") -> ConfigDict:
     config.model.dropout = 0.1
     config.data.update(source="text", layout="packed", batch_size=16, context=256)
     config.data.examples.update(form="chat", chat_template="plain")
-    config.train.steps = 300
+    config.train.steps = 200
     config.eval.update(every_steps=50, batches=20)
-    config.checkpoint.every_steps = 300
+    config.checkpoint.every_steps = 200
     config.sample.update(prompt="User: How are you ?\nAssistant:", max_tokens=40)
     by_way(config, way)
     return config

@@ -22,7 +22,7 @@ def get_config(way: str = "full") -> ConfigDict:
         held_out=0.15,
     )
     config.data.examples.update(form="text", template="{review}", answer="")
-    config.train.steps = 1500 if way == "base" else 600
+    config.train.steps = 1200 if way == "base" else 300
     config.eval.every_steps = config.checkpoint.every_steps = config.train.steps // 5
     config.sample.update(prompt="房间", max_tokens=60)
     if way == "base":

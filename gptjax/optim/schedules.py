@@ -1,7 +1,8 @@
 """Schedules by name: the learning rate as a function of the step, made from `config.schedule`.
 
 Each takes the peak, `config.schedule` and the run's steps, and rises linearly from zero over `warmup_steps`. All that
-they read of these may be traced, so that runs which differ in it can be one program (gptjax.training.members).
+they read of these may be traced, so that runs which differ in it can be one program (gptjax.training.members). Making a
+schedule allocates nothing: all is computed where a step is asked for.
 """
 
 from collections.abc import Callable
@@ -36,9 +37,10 @@ def last_step(config: Any, steps: int) -> Any:
 
 def cosine(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up to the peak, half a cosine down to its final fraction (arXiv 1608.03983, eq. 5), then that."""
-    decay, final = last_step(config, steps) - config.warmup_steps, config.final_fraction
+    final = config.final_fraction
 
     def after(since: Any) -> Any:
+        decay = last_step(config, steps) - config.warmup_steps
         falls = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(since / decay, 1)))
         return peak * ((1 - final) * falls + final)
 
@@ -47,8 +49,11 @@ def cosine(peak: Any, config: Any, steps: int) -> Schedule:
 
 def linear(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up to the peak, a straight line down to its final fraction (arXiv 1810.04805, A.2), then that."""
-    decay = last_step(config, steps) - config.warmup_steps
-    return warmed_up(peak, config.warmup_steps, line(peak, peak * config.final_fraction, decay))
+
+    def after(since: Any) -> Any:
+        return line(peak, peak * config.final_fraction, last_step(config, steps) - config.warmup_steps)(since)
+
+    return warmed_up(peak, config.warmup_steps, after)
 
 
 def wsd(peak: Any, config: Any, steps: int) -> Schedule:
@@ -56,17 +61,20 @@ def wsd(peak: Any, config: Any, steps: int) -> Schedule:
 
     The last `cooldown_fraction` of the decay's steps go linearly from the peak to its final fraction.
     """
-    end = last_step(config, steps)
-    begin = jnp.maximum(end - jnp.round(config.cooldown_fraction * end), config.warmup_steps)
-    falling = line(peak, peak * config.final_fraction, end - begin)
-    return warmed_up(peak, config.warmup_steps, lambda since: falling(since - (begin - config.warmup_steps)))
+
+    def after(since: Any) -> Any:
+        end = last_step(config, steps)
+        begin = jnp.maximum(end - jnp.round(config.cooldown_fraction * end), config.warmup_steps)
+        return line(peak, peak * config.final_fraction, end - begin)(since - (begin - config.warmup_steps))
+
+    return warmed_up(peak, config.warmup_steps, after)
 
 
 def inverse_sqrt(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up, then peak * sqrt(warmup / step) (arXiv 1706.03762, eq. 3); without warm-up peak / sqrt(step)."""
-    scale = jnp.maximum(config.warmup_steps, 1)
 
     def after(since: Any) -> Any:
+        scale = jnp.maximum(config.warmup_steps, 1)
         return peak * jnp.sqrt(scale / jnp.maximum(since + config.warmup_steps, scale))
 
     return warmed_up(peak, config.warmup_steps, after)
