@@ -225,6 +225,7 @@ def get_config() -> ConfigDict:
 
     config.log = log = ConfigDict()
     log.every_steps = 10  # steps between lines of metrics.jsonl
+    log.statistics = 0  # steps between norms of parameters and updates, by group, in metrics.jsonl; 0: none
     log.writers = ()  # besides metrics.jsonl: "tensorboard", "wandb"
     log.profile_steps = ()  # first and last step, such as (10, 13), of a trace in the run's profile/; (): no trace
 

@@ -50,6 +50,8 @@ def problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     if train.dtype not in ("float32", "bfloat16"):
         yield f"train.dtype is {train.dtype}; it must be float32 or bfloat16"
     yield from profile_problems(config.log.profile_steps, train.steps)
+    if config.log.every_steps > 0 and config.log.statistics % config.log.every_steps:
+        yield f"log.statistics={config.log.statistics} must be a multiple of log.every_steps={config.log.every_steps}"
     yield from unknown_choices(config, choices)
 
 

@@ -94,6 +94,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
         ),
         (["--config.schedule.cooldown_fraction=2"], 1, "schedule.cooldown_fraction is 2.0; it must be at most 1"),
         (["--config.log.writers=('csv',)"], 1, "log.writers has no choice 'csv'"),
+        (["--config.log.statistics=15"], 1, "log.statistics=15 must be a multiple of log.every_steps=10"),
         (
             ["--config.log.profile_steps=10"],
             1,

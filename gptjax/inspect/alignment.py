@@ -4,9 +4,8 @@ The picture of arXiv 1409.0473, figure 3. Reads a run; trains nothing and writes
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +13,7 @@ from gptjax import models
 from gptjax.config import ConfigError
 from gptjax.data import pairs
 from gptjax.data.specials import text_of
+from gptjax.inspect import attention
 
 if TYPE_CHECKING:
     from gptjax.run import Run
@@ -47,28 +47,12 @@ def alignment(of: "Run", source: str, target: str | None = None) -> Alignment:
     start = of.tokenizer.end if of.config.model.start is None else of.config.model.start
     ids_1T, source_1S = (jnp.asarray([ids], jnp.int32) for ids in ([start, *said[:-1]], read))
     arrays = {"ids_BT": ids_1T, "source_BS": source_1S, "source_segments_BS": jnp.ones_like(source_1S)}
-    model, params = models.unrolled(of.model, of.params)
-
-    @jax.jit
-    def attended(params: Any) -> Any:
-        def features(model: Any) -> Any:
-            return model.features(**arrays)
-
-        return model.apply({"params": params}, method=features, mutable=["attention"])[1]
-
-    layers = jax.tree_util.tree_leaves_with_path(attended(params))
-    weights = [np.asarray(leaf)[0] for _, leaf in sorted(layers, key=lambda pair: _number(pair[0]))]
+    weights = [np.asarray(leaf)[0] for leaf in attention.weights(of.model, of.params, arrays, "weights_BHTS")]
 
     def words(ids: list[int]) -> list[str]:
         return ["end" if token == of.tokenizer.end else text_of(of.tokenizer, [token]) for token in ids]
 
     return Alignment(np.stack(weights), words(said), words(read))
-
-
-def _number(path: Any) -> int:
-    """Of the block that something was kept in; 0 where there are no blocks."""
-    found = [key.key for key in path if str(getattr(key, "key", "")).startswith("block_")]
-    return int(found[0].removeprefix("block_")) if found else 0
 
 
 def plot(found: Alignment, path: Path, each_layer: bool = False) -> None:

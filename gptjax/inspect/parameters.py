@@ -1,4 +1,4 @@
-"""A tree of parameters as a table: shapes, counts and norms, as text and for a notebook (treescope)."""
+"""A tree of parameters as a table: shapes, counts and norms, as text and for a notebook; where they lie (treescope)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -82,3 +82,10 @@ def as_html(params: Any, title: str) -> str:
     import treescope
 
     return treescope.render_to_html(Table(params, title))
+
+
+def sharding_html(array: Any) -> str:
+    """A picture for a notebook of which device has which part of an array of JAX."""
+    import treescope
+
+    return str(treescope.render_array_sharding(array)._repr_html_())

@@ -91,6 +91,8 @@ class Attention(nn.Module):
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
         q, k, v = axes.constrain(q, "BTHK"), axes.constrain(k, "BSGK"), axes.constrain(v, "BSGK")
         sight = self.sight(places, window, deterministic)
+        if kept is None and self.is_mutable_collection("attention"):  # for pictures
+            self.sow("attention", "weights_BHTT", plain.self_weights(q, k, sight))
         if kept is None:
             mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, sight)
         else:

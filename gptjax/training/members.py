@@ -115,5 +115,5 @@ def step_of(
     own = with_values(config, values)
     limits, slices = guards.Limits(**own.guard), own.train.grad_accumulation
     objective, optimizer = loss(own, methods.model_of(own)), optim.optimizer(own)
-    step = train_step(objective, optimizer, mesh, own.seed, drops_out(own), slices, limits)
+    step = train_step(objective, optimizer, mesh, own.seed, drops_out(own), slices, limits, own.log.statistics)
     return step(state, batch)

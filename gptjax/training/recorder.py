@@ -12,7 +12,7 @@ from gptjax import console
 from gptjax.data.batches import stage_of
 from gptjax.optim import schedule
 from gptjax.sharding import processes
-from gptjax.training import goodput, guard, metrics, writers
+from gptjax.training import goodput, guard, metrics, statistics, writers
 from gptjax.training.job import Job
 from gptjax.training.recovery import GOOD, LEFT_OUT, Verdicts
 from gptjax.training.state import TrainState
@@ -98,13 +98,13 @@ class Recorder:
         self.count_anew()
         mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.job.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
-        others = ("loss", "grad_norm", *guard.METRICS)
-        own = {f"train/{name}": float(value) for name, value in values.items() if name not in others}
+        own = {f"train/{name}": float(value) for name, value in values.items() if _is_a_mean(name)}
         updates = step - self.verdicts.skipped - (verdict == GOOD)  # before this step
         return {
             "step": step,
             "train/loss": loss,
             **own,
+            **statistics.due(values, step, self.config.log.statistics),
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(self.learning_rates[updates]),
             "skipped_steps": self.verdicts.skipped,
@@ -122,6 +122,11 @@ class Recorder:
         for writer in self.writers:
             writer.write(line)
         self.on_line(line)
+
+
+def _is_a_mean(name: str) -> bool:
+    """Whether a step's metric is one of the objective's beside the loss."""
+    return name not in ("loss", "grad_norm", *guard.METRICS) and not name.startswith(statistics.PREFIX)
 
 
 def _has_no_json(value: object) -> bool:

@@ -17,6 +17,7 @@ from gptjax.models.layers import is_off
 from gptjax.objectives import shared_out
 from gptjax.objectives.objective import Loss
 from gptjax.training import guard as guards
+from gptjax.training import statistics
 from gptjax.training.state import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -90,6 +91,7 @@ def train_step(
     dropout: bool = False,
     slices: int = 1,
     limits: guards.Limits = guards.DEFAULT,
+    statistics_every: int = 0,
 ) -> Step:
     """The step that training repeats.
 
@@ -101,10 +103,11 @@ def train_step(
       dropout: whether the objective gets a random key.
       slices: A, how many pieces of the batch are differentiated one after the other.
       limits: which steps are bad and leave parameters and optimizer as they were.
+      statistics_every: steps between those that measure parameters and updates; 0: none does.
 
     Returns:
-      `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update, and
-      those of `guard.judged`.
+      `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update,
+      those of `guard.judged`, and those of `statistics.of_step`.
     """
 
     objective = sharding.over_rows(objective, mesh)
@@ -124,8 +127,9 @@ def train_step(
             norm = optax.tree.norm(grads)
             bad, guard, verdict = guards.judged(state.guard, metrics["loss"], norm, limits)
             params, opt_state = guards.unless(bad, update, (state.params, state.opt_state), grads)
+            measured = statistics.of_step(state.params, params, state.step + 1, statistics_every)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard)
-        return state, metrics | {"grad_norm": norm} | verdict
+        return state, metrics | {"grad_norm": norm} | verdict | measured
 
     return step
 
@@ -146,7 +150,8 @@ def of_config(
     dropout, slices = drops_out(c), c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
     limits = guards.Limits(**c.guard)
-    return jitted(train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits), mesh, shapes, options)
+    step = train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits, c.log.statistics)
+    return jitted(step, mesh, shapes, options)
 
 
 def jitted(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:

@@ -65,3 +65,8 @@ def test_ids_that_cannot_be_are_refused(run, ids, expected):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"is no run: it has no config.json"):
         gptjax.load(tmp_path)
+
+
+def test_where_an_array_lies_is_a_picture():
+    shown = parameters.sharding_html(jax.numpy.zeros((4, 8)))
+    assert "<" in shown and len(shown) > 200

@@ -197,6 +197,19 @@ def attention_weights(q_BTHK: jax.Array, k_BSGK: jax.Array, mask_BTS: jax.Array,
     return masked_attend(q_BTHK, k_BSGK, one_hot_BSGS, mask_BTS[:, None], scale).swapaxes(1, 2)
 
 
+def self_weights(q_BTHK: jax.Array, k_BTGK: jax.Array, sight: Sight) -> jax.Array:
+    """How much each query reads of each key of its own sequence, float32 [B, H, T, T]: what `attend` mixes values by.
+
+    Without dropout; what goes to a prefix is left out, so that rows then add up to less than one.
+    """
+    B, T, G, _ = k_BTGK.shape
+    one_hot_BTGT = jnp.broadcast_to(jnp.eye(T)[None, :, None], (B, T, G, T))
+    if sight.prefix is not None:
+        k_PGK = sight.prefix.k_PGK
+        sight = sight._replace(prefix=Prefix(k_PGK, jnp.zeros((*k_PGK.shape[:2], T))))
+    return attend(q_BTHK, k_BTGK, one_hot_BTGT, sight._replace(drop=None)).swapaxes(1, 2)
+
+
 def pair_mask(segments_BT: jax.Array | None, segments_BS: jax.Array) -> jax.Array:
     """mask_BTS of a target's tokens that read a source: what is of their own segment; None: of segment 1.
 
