@@ -15,12 +15,12 @@ def get_config(way: str = "full") -> ConfigDict:
     config = base.get_config()
     config.model.dropout = 0.1
     config.data.update(
-        path="../shared/data/alpaca_5000/alpaca_5000.json", layout="packed", batch_size=16, context=256, held_out=0.1
+        path="../shared/data/alpaca_5000/alpaca_5000.json", layout="packed", batch_size=8, context=256, held_out=0.1
     )
     config.data.examples.form = "instructions"
-    config.train.steps = 200
+    config.train.steps = 150
     config.eval.update(every_steps=50, batches=20)
-    config.checkpoint.every_steps = 200
+    config.checkpoint.every_steps = 150
     config.sample.update(prompt="### Instruction:\nName three animals.\n\n### Response:\n", max_tokens=60)
     by_way(config, way)
     return config

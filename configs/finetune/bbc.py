@@ -22,9 +22,9 @@ def get_config(way: str = "full") -> ConfigDict:
         held_out=0.15,
     )
     config.data.examples.update(form="text", template="{article}\n\nSummary:\n", answer="{summary}")
-    config.train.steps = 250
+    config.train.steps = 150
     config.eval.update(every_steps=50, batches=10)
-    config.checkpoint.every_steps = 250
+    config.checkpoint.every_steps = 150
     config.sample.update(prompt="", max_tokens=100)
     by_way(config, way)
     return config

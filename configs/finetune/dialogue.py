@@ -16,11 +16,11 @@ from configs.finetune.ways import by_way
 def get_config(way: str = "full") -> ConfigDict:
     config = base.get_config()
     config.model.dropout = 0.1
-    config.data.update(source="text", layout="packed", batch_size=16, context=256)
+    config.data.update(source="text", layout="packed", batch_size=8, context=256)
     config.data.examples.update(form="chat", chat_template="plain")
-    config.train.steps = 200
+    config.train.steps = 150
     config.eval.update(every_steps=50, batches=20)
-    config.checkpoint.every_steps = 200
+    config.checkpoint.every_steps = 150
     config.sample.update(prompt="User: How are you ?\nAssistant:", max_tokens=40)
     by_way(config, way)
     return config
