@@ -21,8 +21,8 @@ NEUTRAL: dict[str, Any] = dict(
     ),
     norm="layernorm", norm_position="pre", norm_epsilon=1e-5, mlp="dense", activation="gelu_tanh", experts=8,
     experts_per_token=2, load_balance_loss=0.01, router_z_loss=0.001, use_bias=True, qkv_bias=True, tied_head=True,
-    logit_softcap=0.0, init_std=0.02, residual_init="plain", dropout=0.0, scan_layers=False, remat="none",
-    kernels="auto",
+    logit_softcap=0.0, init_std=0.02, residual_init="plain", parametrization="standard", base_width=None,
+    base_head_width=None, base_layers=None, dropout=0.0, scan_layers=False, remat="none", kernels="auto",
 )  # fmt: skip
 
 
