@@ -77,9 +77,8 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="where the executed notebook goes; default: into its place")
     flags = parser.parse_args()
     try:
-        import nbformat
-
         import nbclient  # noqa: F401
+        import nbformat
     except ImportError:
         print("notebooks are executed by nbclient: pip install -e '.[notebooks]'", file=sys.stderr)
         raise SystemExit(2) from None
