@@ -60,6 +60,8 @@ def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Resul
             raise ConfigError("--optuna chooses a trial by those before it; leave --vmap and --evolve out")
         storage = sweep.Storage(flags.storage or "", flags.study or folder.name)
         return sweep.run_study(search, folder, storage, tell)
+    if flags.vmap or flags.evolve:
+        runtime.processors_as_devices()  # members lie side by side on them
     way = training.together(flags.evolve or 0) if flags.vmap or flags.evolve else training.ONE_AFTER_THE_OTHER
     return sweep.run(search, folder, way, tell)
 

@@ -7,6 +7,7 @@ JAX_COMPILATION_CACHE_DIR    where compiled programs are kept; default ~/.cache/
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,6 +21,22 @@ def start() -> None:
     keep_freed_memory()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def processors_as_devices() -> None:
+    """Lets jax have a CPU device for each processor, so that work of several devices takes place side by side.
+
+    Operations of small models keep one processor busy, not several. Does nothing where somebody has said how many
+    there are to be, or once jax has begun. Without effect on GPUs and TPUs.
+    """
+    import jax
+
+    by_flag = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    said = by_flag or "JAX_NUM_CPU_DEVICES" in os.environ
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not said:
+        with suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", there)
 
 
 def keep_freed_memory() -> bool:

@@ -58,3 +58,33 @@ def test_a_users_own_cache_wins(tmp_path):
             [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+    ],
+)
+def test_each_processor_is_a_device_unless_somebody_has_said_how_many(variables, expected):
+    script = "from gptjax import runtime; runtime.processors_as_devices(); import jax; print(jax.device_count())"
+    env = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    env |= variables | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == expected
+
+
+def test_devices_are_left_as_they_are_once_jax_has_begun():
+    script = """
+import jax
+jax.numpy.ones(1)
+from gptjax import runtime
+runtime.processors_as_devices()
+print(jax.device_count())
+"""
+    env = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    env |= {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1

@@ -87,7 +87,7 @@ def measure(flags: argparse.Namespace, tasks: dict[str, str], overrides: Sequenc
     """Trains and measures what is not there yet; results.json grows run by run."""
     runtime.start()
     of_run = scorer(flags.base, tasks, flags.steps, overrides)
-    settings = {"base": str(flags.base.absolute()), "tasks": tasks, "steps": flags.steps, "overrides": [*overrides]}
+    settings = {"base": str(flags.base), "tasks": tasks, "steps": flags.steps, "overrides": [*overrides]}
     found = begun(flags.out, settings)
     if not found["base"]:
         found["base"] = of_run(flags.base)

@@ -4,7 +4,8 @@ Method: arXiv 2203.15556, section 3, approaches 2 and 3. N counts parameters, D 
 """
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -56,16 +57,24 @@ def huber(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, log_l: np.nda
 
 
 def parametric(n: np.ndarray, d: np.ndarray, losses: np.ndarray, starts: list[tuple[float, ...]] | None = None) -> Law:
-    """The law with the least Huber loss, by L-BFGS from each start (log A, log B, log E, alpha, beta)."""
+    """The law with the least Huber loss, by L-BFGS from each start (log A, log B, log E, alpha, beta).
+
+    From all starts a few steps are taken, and from the best ten of them as many as it takes: the surface has few
+    valleys, each long and flat.
+    """
     logs = np.log(n), np.log(d), np.log(losses)
     # Scaled, so that the optimizer's tolerances, which are absolute, do not end it early.
     scaled = lambda theta: tuple(x / DELTA**2 for x in huber(theta, *logs))
-    options = {"maxiter": 2000, "ftol": 1e-12, "gtol": 1e-9}
+
+    def lowered(starts: Iterable[Any], steps: int) -> list[Any]:
+        options = {"maxiter": steps, "ftol": 1e-12, "gtol": 1e-9}
+        found = [optimize.minimize(scaled, start, jac=True, method="L-BFGS-B", options=options) for start in starts]
+        return sorted((one for one in found if np.isfinite(one.fun)), key=lambda one: float(one.fun))
+
     with np.errstate(over="ignore"):
-        tried = [
-            optimize.minimize(scaled, start, jac=True, method="L-BFGS-B", options=options) for start in starts or STARTS
-        ]
-    a, b, e, alpha, beta = min((one for one in tried if np.isfinite(one.fun)), key=lambda one: one.fun).x
+        begun = lowered(starts or STARTS, 50)
+        best = lowered((one.x for one in begun[:10]), 2000)[0]
+    a, b, e, alpha, beta = best.x
     return Law(*map(float, (np.exp(e), np.exp(a), np.exp(b), alpha, beta)))
 
 

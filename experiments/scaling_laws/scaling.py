@@ -148,6 +148,7 @@ def predicted(out: Path, runs: Sequence[dict[str, Any]], largest: Rung, times: i
     path = out / "prediction.json"
     if not path.exists():
         n, d, losses = columns(runs)
+        console.say(f"fitting    the law of {len(runs)} runs, and of {times} draws of them")
         law = fits.parametric(n, d, losses)
         several = fits.bootstrap(n, d, losses, law, times)
         at = largest.parameters, largest.tokens

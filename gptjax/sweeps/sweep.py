@@ -9,11 +9,11 @@ from gptjax.config import ConfigError
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import study as studies
-from gptjax.sweeps import training, trials
+from gptjax.sweeps import trials
 from gptjax.sweeps.results import Result
 from gptjax.sweeps.training import ONE_AFTER_THE_OTHER, Way
 from gptjax.sweeps.trials import Search
-from gptjax.sweeps.watch import watching, words
+from gptjax.sweeps.watch import watching
 
 OnResult = Callable[[Result], None]
 
@@ -49,9 +49,6 @@ def run(
       Interrupted: by a signal; the trial in hand is saved.
     """
     chosen = trials.chosen(search, folder)
-    for trial in chosen:
-        if why := training.problem(trial.config):
-            raise ConfigError(f"the trial {words(trial.values)} cannot be: {why}")
     way.check(chosen)
     folders.begin(folder, search)
     with folders.alone(folder), watching(len(chosen)) as watch:

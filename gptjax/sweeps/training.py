@@ -37,6 +37,13 @@ def problem(config: Any) -> str:
     return ""
 
 
+def check(trials: Sequence[Trial], as_trained: Callable[[Any], Any] = lambda config: config) -> None:
+    """Raises ConfigError for trials of which one cannot be; `as_trained`: what training makes of a config."""
+    for trial in trials:
+        if why := problem(as_trained(trial.config)):
+            raise ConfigError(f"the trial {words(trial.values)} cannot be: {why}")
+
+
 def train(trial: Trial, watch: Watch, on_line: Callable[[Line], None] = lambda line: None) -> Result:
     """Trains a trial, goes on with it, or finds it finished.
 
@@ -124,15 +131,12 @@ def varied(trial: Trial) -> str:
     return f"evolved: {words(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
 
 
-def nothing_more(trials: Sequence[Trial]) -> None:
-    """Trials that are possible each by itself can be trained one after the other."""
-
-
 def one_program(every_steps: int, trials: Sequence[Trial]) -> None:
     """Raises ConfigError for trials that cannot be one program, or whose members cannot evolve."""
     from gptjax.training import population
     from gptjax.training.evolution import Evolution
 
+    check(trials, population.on_one_device)
     evolution = Evolution(every_steps) if every_steps else None
     population.check([configs.resolve(trial.config) for trial in trials], [trial.config for trial in trials], evolution)
 
@@ -149,7 +153,7 @@ class Way(NamedTuple):
     check: Callable[[Sequence[Trial]], None]
 
 
-ONE_AFTER_THE_OTHER = Way(one_after_the_other, nothing_more)
+ONE_AFTER_THE_OTHER = Way(one_after_the_other, check)
 
 
 def together(every_steps: int = 0) -> Way:
