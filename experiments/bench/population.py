@@ -3,10 +3,10 @@
     python experiments/bench/population.py --data=input.txt
     python experiments/bench/population.py --members=4 --steps=50 --rounds=1 --json
 
-Both sides are experiments/sweep.py on configs/shakespeare.py with so many learning rates, from the start of the process
-to its end: data, compiling, steps, checkpoints, evaluations, samples and plots. Each has a compilation cache of its own,
-empty at first. Sides take turns; ratios are medians over rounds. The last line of --json has `ratio`, one program by one
-after the other, and with --out it goes to a file.
+Both sides are experiments/sweep.py on configs/shakespeare.py with so many learning rates, from the process's start to
+its end: data, compiling, steps, checkpoints, evaluations, samples and plots. Each has a compilation cache of its own,
+empty at first. Sides take turns; ratios are medians over rounds. The last line of --json has `ratio`, one program by
+one after the other, and with --out it goes to a file.
 """
 
 import argparse
