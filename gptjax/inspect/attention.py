@@ -25,7 +25,7 @@ def maps(model: nn.Module, params: Any, ids_BT: Any, **more: Any) -> jax.Array:
     """
     if models.kind(model) == "seq2seq" or models.is_recurrent(model.config):  # type: ignore[attr-defined]
         raise ConfigError("attention maps are of a decoder or an encoder with attention; see gptjax.inspect.alignment")
-    return jnp.stack(weights(model, params, {"ids_BT": ids_BT, **more}, "weights_BHTT"))
+    return jnp.stack(weights(model, params, {"ids_BT": jnp.asarray(ids_BT), **more}, "weights_BHTT"))
 
 
 def weights(model: nn.Module, params: Any, read: Mapping[str, Any], name: str) -> list[jax.Array]:

@@ -63,6 +63,7 @@ def guesses(logits_LTV: Any) -> Guesses:
 
 def token_loss(model: nn.Module, params: Any, ids_BT: Any, **more: Any) -> jax.Array:
     """Nats that a decoder needs for each token after the first, float32 [B, T - 1]."""
+    ids_BT = jnp.asarray(ids_BT)
     logits_BTV = jax.jit(lambda params: models.logits(model, params, ids_BT, **more))(params)
     return nats(logits_BTV, ids_BT)
 

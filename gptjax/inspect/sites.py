@@ -80,7 +80,7 @@ def forward(
         return x
 
     watched: Any = model.clone(attached=watching(at, model.attached))  # type: ignore[attr-defined]
-    logits_BTV = watched.apply({"params": params}, ids_BT, **more)
+    logits_BTV = watched.apply({"params": params}, jnp.asarray(ids_BT), **more)
     missing = [site for site in changes if site not in named] + ([] if kept or not keep else [keep])
     if missing:
         near = difflib.get_close_matches(missing[0], named, n=3, cutoff=0)
