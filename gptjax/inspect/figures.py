@@ -49,11 +49,20 @@ def attention(weights_HTT: Any, tokens: Sequence[str], title: str = "") -> "Figu
 
 
 def grid(
-    values: Any, rows: Sequence[str], columns: Sequence[str], label: str, title: str = "", across: str = "position"
+    values: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    title: str = "",
+    across: str = "position",
+    most: float | None = None,
 ) -> "Figure":
-    """A heat map of numbers of both signs, white for 0: patches by site and position, heads by layer and number."""
+    """A heat map of numbers of both signs, white for 0: patches by site and position, heads by layer and number.
+
+    `most` is the number of the darkest shade; None: the largest there is.
+    """
     values = np.asarray(values)
-    most = float(np.abs(values).max()) or 1.0
+    most = most or float(np.abs(values).max()) or 1.0
     figure, (axes,) = _panels(1, 1, 1.6 + 0.32 * len(rows))
     image = axes.imshow(values, cmap=BOTH_WAYS, vmin=-most, vmax=most, aspect="auto")
     _ticks(axes, rows, columns, WIDTH)
@@ -62,13 +71,14 @@ def grid(
     return figure
 
 
-def heads(values_LH: Any, label: str, title: str = "") -> "Figure":
-    """A number for each head, such as its induction score, written into its cell."""
+def heads(values_LH: Any, label: str, title: str = "", most: float | None = None) -> "Figure":
+    """A number for each head, such as its induction score, written into its cell; `most` as of `grid`."""
     values = np.asarray(values_LH)
+    most = most or float(np.abs(values).max()) or 1.0
     names = [f"layer {i}" for i in range(len(values))], [f"{h}" for h in range(values.shape[1])]
-    figure = grid(values, *names, label, title, across="head")
+    figure = grid(values, *names, label, title, "head", most)
     if values.shape[1] <= 16:
-        _written(figure.axes[0], [[f"{x:.2f}" for x in row] for row in values], values / (np.abs(values).max() or 1))
+        _written(figure.axes[0], [[f"{x:.2f}" for x in row] for row in values], values / most)
     return figure
 
 
