@@ -103,6 +103,33 @@ def losses(nats_T: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     return figure
 
 
+def curves(
+    lines: Mapping[str, tuple[Any, Any]], across: str, label: str, title: str = "", scale: str = "linear"
+) -> "Figure":
+    """Lines of x and y by name; what has few points has dots. `scale`: of what is drawn upwards, linear or log."""
+    figure, (axes,) = _panels(1, 1, 3.8)
+    for (name, (x, y)), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+        axes.plot(x, y, label=name, color=colour, linewidth=1.3, marker="o" if len(x) <= 30 else "", markersize=3.5)
+    axes.set(xlabel=across, ylabel=label, title=title, yscale=scale)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def bars(values: Mapping[str, float], label: str, title: str = "") -> "Figure":
+    """A bar across for each name, the first at the top, with its number beside it."""
+    figure, (axes,) = _panels(1, 1, 1 + 0.22 * len(values))
+    drawn = axes.barh(list(values), list(values.values()), color="tab:blue")
+    axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.01)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel=label, title=title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure
+
+
 def spectra(values: Mapping[str, Any], title: str = "") -> "Figure":
     """Singular values of each matrix, the largest first, both scales logarithmic."""
     figure, (axes,) = _panels(1, 1, 4.2)
