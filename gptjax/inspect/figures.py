@@ -96,7 +96,7 @@ def losses(nats_T: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     """How much each token of a text surprises, a bar each; `tokens` are those after the first."""
     figure, (axes,) = _panels(1, 1, 3.2)
     axes.bar(range(len(tokens)), np.asarray(nats_T), color="tab:blue")
-    axes.set_xticks(range(len(tokens)), tokens, rotation=0 if len(tokens) <= 40 else 90, fontsize=_size(tokens, WIDTH))
+    _names_across(axes, tokens, WIDTH)
     axes.set(ylabel="loss (nats)", xlabel="token that comes next", title=title, xlim=(-0.6, len(tokens) - 0.4))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
@@ -168,7 +168,9 @@ def _panels(down: int, across: int, height: float) -> "tuple[Figure, list[Axes]]
 def _colours(count: int) -> Any:
     from matplotlib import colormaps
 
-    return colormaps["tab10"](np.arange(count)) if count <= 10 else colormaps[SHADES](np.linspace(0, 0.95, count))
+    if count <= 20:
+        return colormaps["tab10" if count <= 10 else "tab20"](np.arange(count))
+    return colormaps[SHADES](np.linspace(0, 0.95, count))
 
 
 def _size(labels: Sequence[str], inches: float) -> float:
@@ -176,10 +178,14 @@ def _size(labels: Sequence[str], inches: float) -> float:
     return float(np.clip(72 * inches / max(len(labels), 1) * 0.6, 4, 9))
 
 
-def _ticks(axes: "Axes", rows: Sequence[str] | None, columns: Sequence[str], inches: float) -> None:
+def _names_across(axes: "Axes", columns: Sequence[str], inches: float) -> None:
     longest = max((len(name) for name in columns), default=1)
     turn = 0 if longest * len(columns) < 9 * inches else 90
     axes.set_xticks(range(len(columns)), columns, rotation=turn, fontsize=_size(columns, inches))
+
+
+def _ticks(axes: "Axes", rows: Sequence[str] | None, columns: Sequence[str], inches: float) -> None:
+    _names_across(axes, columns, inches)
     if rows is None:
         axes.set_yticks([])
     else:
