@@ -27,6 +27,11 @@ def words(tokenizer: Tokenizer, ids_T: Any) -> list[str]:
     return ["".join(map(seen, text_of(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
 
 
+def words_beside(tokenizer: Tokenizer, ids_T: Any, numbers_T: Any, form: str = ".2f") -> str:
+    """One line of tokens, each with its number."""
+    return "  ".join(f"{word} {x:{form}}" for word, x in zip(words(tokenizer, ids_T), numbers_T, strict=True))
+
+
 def attention(weights_HTT: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     """A heat map a head of one layer: what reads goes down, what is read goes across; shades from 0 to 1."""
     weights = np.asarray(weights_HTT)

@@ -19,6 +19,8 @@ def saved(figure):
 
 def test_words_can_be_seen():
     assert WORDS == ["a", "␣", "c", "a", "t", "⏎"]
+    shown = figures.words_beside(tokenizers.build("bytes", []), list(b"a b"), [0.5, 1, 2], ".1f")
+    assert shown == "a 0.5  ␣ 1.0  b 2.0"
 
 
 def test_each_picture_is_drawn_with_labels():
