@@ -27,6 +27,11 @@ def words(tokenizer: Tokenizer, ids_T: Any) -> list[str]:
     return ["".join(map(seen, text_of(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
 
 
+def words_beside(tokenizer: Tokenizer, ids_T: Any, numbers_T: Any, form: str = ".2f") -> str:
+    """One line of tokens, each with its number."""
+    return "  ".join(f"{word} {x:{form}}" for word, x in zip(words(tokenizer, ids_T), numbers_T, strict=True))
+
+
 def attention(weights_HTT: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     """A heat map a head of one layer: what reads goes down, what is read goes across; shades from 0 to 1."""
     weights = np.asarray(weights_HTT)
@@ -106,9 +111,36 @@ def losses(nats_T: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     """How much each token of a text surprises, a bar each; `tokens` are those after the first."""
     figure, (axes,) = _panels(1, 1, 3.2)
     axes.bar(range(len(tokens)), np.asarray(nats_T), color="tab:blue")
-    axes.set_xticks(range(len(tokens)), tokens, rotation=0 if len(tokens) <= 40 else 90, fontsize=_size(tokens, WIDTH))
+    _names_across(axes, tokens, WIDTH)
     axes.set(ylabel="loss (nats)", xlabel="token that comes next", title=title, xlim=(-0.6, len(tokens) - 0.4))
     axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def curves(
+    lines: Mapping[str, tuple[Any, Any]], across: str, label: str, title: str = "", scale: str = "linear"
+) -> "Figure":
+    """Lines of x and y by name; what has few points has dots. `scale`: of what is drawn upwards, linear or log."""
+    figure, (axes,) = _panels(1, 1, 3.8)
+    for (name, (x, y)), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+        axes.plot(x, y, label=name, color=colour, linewidth=1.3, marker="o" if len(x) <= 30 else "", markersize=3.5)
+    axes.set(xlabel=across, ylabel=label, title=title, yscale=scale)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def bars(values: Mapping[str, float], label: str, title: str = "") -> "Figure":
+    """A bar across for each name, the first at the top, with its number beside it."""
+    figure, (axes,) = _panels(1, 1, 1 + 0.22 * len(values))
+    drawn = axes.barh(list(values), list(values.values()), color="tab:blue")
+    axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.01)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel=label, title=title)
+    axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     return figure
 
@@ -151,7 +183,9 @@ def _panels(down: int, across: int, height: float) -> "tuple[Figure, list[Axes]]
 def _colours(count: int) -> Any:
     from matplotlib import colormaps
 
-    return colormaps["tab10"](np.arange(count)) if count <= 10 else colormaps[SHADES](np.linspace(0, 0.95, count))
+    if count <= 20:
+        return colormaps["tab10" if count <= 10 else "tab20"](np.arange(count))
+    return colormaps[SHADES](np.linspace(0, 0.95, count))
 
 
 def _size(labels: Sequence[str], inches: float) -> float:
@@ -159,10 +193,14 @@ def _size(labels: Sequence[str], inches: float) -> float:
     return float(np.clip(72 * inches / max(len(labels), 1) * 0.6, 4, 9))
 
 
-def _ticks(axes: "Axes", rows: Sequence[str] | None, columns: Sequence[str], inches: float) -> None:
+def _names_across(axes: "Axes", columns: Sequence[str], inches: float) -> None:
     longest = max((len(name) for name in columns), default=1)
     turn = 0 if longest * len(columns) < 9 * inches else 90
     axes.set_xticks(range(len(columns)), columns, rotation=turn, fontsize=_size(columns, inches))
+
+
+def _ticks(axes: "Axes", rows: Sequence[str] | None, columns: Sequence[str], inches: float) -> None:
+    _names_across(axes, columns, inches)
     if rows is None:
         axes.set_yticks([])
     else:

@@ -18,8 +18,8 @@ class Row(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """ "128 x 384" of an array; nothing of a folder."""
-        return "" if isinstance(self.node, Mapping) else " x ".join(map(str, self.node.shape))
+        """ "128 x 384" of an array, "one" of a single number; nothing of a folder."""
+        return "" if isinstance(self.node, Mapping) else " x ".join(map(str, self.node.shape)) or "one"
 
 
 def rows(node: Any, path: tuple[str, ...] = ()) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from gptjax import workdir as workdirs
 from gptjax.config import DataError
 from gptjax.data import batches, tokenizers
 from gptjax.finetune import methods
-from gptjax.training import metrics, report, writers
+from gptjax.training import metrics, report, statistics, writers
 
 AXES = {"step": "step", "tokens": "tokens", "seconds": "seconds", "flops": "FLOPs"}  # what a curve is drawn over
 MEASURES = {"loss": "held-out loss (nats per token)", "bits_per_byte": "held-out bits per byte"}
@@ -95,6 +95,22 @@ def read(workdir: Path) -> Table:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
+
+
+def norms(workdir: Path, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What `log.statistics` wrote down, {group: (steps, values)}; empty where a run was trained without.
+
+    Args:
+      workdir: the run's.
+      name: one of gptjax.training.statistics.NAMES: "parameters", "updates" or "ratio".
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in writers.read_metrics(workdir):
+        for key, value in line.items():
+            if key.startswith(statistics.PREFIX) and key.endswith(f"/{name}"):
+                group = key.removeprefix(statistics.PREFIX).removesuffix(f"/{name}")
+                found.setdefault(group, []).append((line["step"], _number(value)))
+    return {group: (np.array(own)[:, 0], np.array(own)[:, 1]) for group, own in found.items()}
 
 
 def tokens_until(config: ConfigDict, steps_N: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Parameters by themselves: spectra of matrices, and which tokens' vectors are near one another. Runs no model."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ def singular_values(params: Any, where: str = ".*/kernel") -> dict[str, np.ndarr
     return {
         name: np.linalg.svd(leaf.astype(np.float64), compute_uv=False) for name, leaf in matrices(params, where).items()
     }
+
+
+def unit(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each divided by its root mean square, so that shapes can be seen beside one another; none may be all zero."""
+    return {name: x / np.sqrt(np.mean(np.square(x))) for name, x in arrays.items()}
 
 
 def effective_rank(singular: np.ndarray) -> np.ndarray:

@@ -5,12 +5,16 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gptjax.sweeps.results import DONE, PRUNED, Result
 from gptjax.sweeps.space import Range, Space, is_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Scale(NamedTuple):
@@ -51,24 +55,23 @@ def scale(key: str, space: Space, values: Sequence[Any]) -> Scale:
 
 def write(folder: Path, space: Space, results: Sequence[Result]) -> None:
     """A picture for each swept key, KEY.png, and parallel.png where there are several keys."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-
     folder.mkdir(exist_ok=True)
+    on = scales(space, results)
+    for key in on:
+        save(against(key, on[key], results), folder / f"{key}.png")
+    if len(on) > 1 and any(one.status == DONE for one in results):
+        save(parallel(on, results), folder / "parallel.png")
+
+
+def scales(space: Space, results: Sequence[Result]) -> dict[str, Scale]:
+    """The scale of each swept key."""
     keys = list(dict.fromkeys(key for one in results for key in one.values))
-    for key in keys:
-        against(key, scale(key, space, [one.values[key] for one in results]), results, folder / f"{key}.png")
-    if len(keys) > 1 and any(one.status == DONE for one in results):
-        scales = {key: scale(key, space, [one.values[key] for one in results]) for key in keys}
-        parallel(scales, results, folder / "parallel.png")
+    return {key: scale(key, space, [one.values[key] for one in results]) for key in keys}
 
 
-def against(key: str, on: Scale, results: Sequence[Result], path: Path) -> None:
+def against(key: str, on: Scale, results: Sequence[Result]) -> "Figure":
     """Held-out loss against a key: a point for each trial, and the median of those with the same value, as a line."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = drawn(7)
     done = points(key, on, results, DONE)
     pruned = points(key, on, results, PRUNED)
     low, high = limits([loss for _, loss in (*done, *pruned)])
@@ -87,7 +90,15 @@ def against(key: str, on: Scale, results: Sequence[Result], path: Path) -> None:
         number_axis(axes, on, [one.values[key] for one in results])
     axes.grid(alpha=0.3)
     axes.legend()
-    save(figure, path)
+    return figure
+
+
+def drawn(width: float) -> "tuple[Figure, Axes]":
+    """An empty picture so many inches wide."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 4.5), layout="constrained", dpi=100)
+    return figure, figure.subplots()
 
 
 def number_axis(axes: Any, on: Scale, values: Sequence[Any]) -> None:
@@ -133,15 +144,14 @@ def limits(losses: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def parallel(scales: Mapping[str, Scale], results: Sequence[Result], path: Path) -> None:
+def parallel(scales: Mapping[str, Scale], results: Sequence[Result]) -> "Figure":
     """Parallel coordinates: each done trial is a line through its values and its loss, dark where that is low."""
     from matplotlib import colormaps
-    from matplotlib import pyplot as plt
 
     done = [one for one in results if one.status == DONE and one.loss is not None]
     losses = [one.loss or 0.0 for one in done]
     low, high = min(losses), min(max(losses), limits(losses)[1])
-    figure, axes = plt.subplots(figsize=(2.2 + 2.2 * len(scales), 4.5), layout="constrained")
+    figure, axes = drawn(2.2 + 2.2 * len(scales))
     all_of = {key: [one.values[key] for one in done] for key in scales}
     for one in sorted(done, key=lambda one: -(one.loss or 0.0)):
         share = min(((one.loss or 0.0) - low) / (high - low), 1.0) if high > low else 0.0
@@ -156,7 +166,7 @@ def parallel(scales: Mapping[str, Scale], results: Sequence[Result], path: Path)
     for side in ("left", "right", "top", "bottom"):
         axes.spines[side].set_visible(False)
     axes.set_title(f"{len(done)} trials that are done; the darker the line, the lower the loss", fontsize=11)
-    save(figure, path)
+    return figure
 
 
 def ticks(axes: Any, place: float, shares: Mapping[str, float]) -> None:
@@ -184,9 +194,6 @@ def label(value: Any) -> str:
 
 def save(figure: Any, path: Path) -> None:
     """Writes a picture whole or not at all."""
-    from matplotlib import pyplot as plt
-
     temporary = path.with_name(f".{os.getpid()}-{path.name}")  # workers on one study may draw at the same time
     figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
     temporary.replace(path)

@@ -14,6 +14,7 @@ from gptjax.sweeps import space as spaces
 from gptjax.sweeps.results import Result
 from gptjax.sweeps.trials import Search
 from gptjax.sweeps.watch import shown, words
+from gptjax.tables import aligned
 
 SHOWN = 8  # trials, or settings, in what is printed
 
@@ -121,9 +122,3 @@ def best_in_words(best: Result, results: Sequence[Result]) -> str:
     return (
         f"{where}held-out loss {spread(group)} over {len(group.losses)} seeds; best.py has seed {best.values['seed']}"
     )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of the same length as lines with columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,5 +1,6 @@
 """What became of trials: kept as files, ranked, grouped over seeds, written as tables. Trains and draws nothing."""
 
+import ast
 import csv
 import io
 import json
@@ -9,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax.config import DataError
 from gptjax.files import write_atomic
 from gptjax.sweeps.space import Values
 
 DONE, DIVERGED, PRUNED, IMPOSSIBLE = "done", "diverged", "pruned", "impossible"
 SEED = "seed"
+FACTS = ("status", "loss", "steps", "seconds", "tokens_per_second", "note")  # columns of results.csv behind the keys
 
 
 class Result(NamedTuple):
@@ -120,11 +123,10 @@ def as_object(result: Result) -> dict[str, Any]:
 def write_csv(folder: Path, results: Sequence[Result]) -> None:
     """results.csv, a line for each trial, the best first; and seeds.csv, where there are several seeds."""
     keys = list(dict.fromkeys(key for one in results for key in one.values))
-    facts = ["status", "loss", "steps", "seconds", "tokens_per_second", "note"]
     rows = [
-        {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in facts}} for one in ranked(results)
+        {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in FACTS}} for one in ranked(results)
     ]
-    write_atomic(folder / "results.csv", table(["trial", *keys, *facts], rows))
+    write_atomic(folder / "results.csv", table(["trial", *keys, *FACTS], rows))
     if over_seeds(results):
         of_seeds = [
             {**one.values, "mean_loss": one.mean, "deviation": one.deviation, "done": len(one.losses)}
@@ -134,6 +136,34 @@ def write_csv(folder: Path, results: Sequence[Result]) -> None:
         other = [key for key in keys if key != SEED]
         facts = ["mean_loss", "deviation", "done", "seeds", "losses"]
         write_atomic(folder / "seeds.csv", table([*other, *facts], of_seeds))
+
+
+def read_csv(folder: Path) -> list[Result]:
+    """The results of a sweep that has ended, the best first, as a notebook wants them.
+
+    Raises:
+      DataError: no sweep has ended there.
+    """
+    path = folder / "results.csv"
+    if not path.is_file():
+        raise DataError(f"{folder} has no results.csv: give a sweep's directory, and let the sweep end")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [_read_row(row) for row in rows]
+
+
+def _read_row(row: dict[str, str]) -> Result:
+    facts: dict[str, Any] = {fact: None if row[fact] == "" else _value(row[fact]) for fact in FACTS}
+    values = {key: _value(text) for key, text in row.items() if key not in ("trial", *FACTS)}
+    return Result(row["trial"], values, **facts | {"status": row["status"], "note": row["note"]})
+
+
+def _value(text: str) -> Any:
+    """What a cell stands for: a number, a tuple or the like, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,8 @@ def saved(figure):
 
 def test_words_can_be_seen():
     assert WORDS == ["a", "␣", "c", "a", "t", "⏎"]
+    shown = figures.words_beside(tokenizers.build("bytes", []), list(b"a b"), [0.5, 1, 2], ".1f")
+    assert shown == "a 0.5  ␣ 1.0  b 2.0"
 
 
 def test_each_picture_is_drawn_with_labels():
@@ -30,6 +32,8 @@ def test_each_picture_is_drawn_with_labels():
         figures.heads(table, "score"),
         figures.lens(Guesses(np.zeros((3, T), int), table), [WORDS] * 3, WORDS),
         figures.losses(table[0], WORDS),
+        figures.curves({"one": ([1, 2], [3.0, 4.0]), "two": ([1], [2.0])}, "step", "loss", scale="log"),
+        figures.bars({"one": 0.25, "two": -1.0}, "share"),
         figures.spectra({"one": np.array([3.0, 2, 1]), "two": np.array([1.0, 0.1])}),
         figures.histogram({"one": rng.normal(size=100), "none": np.zeros(3)}),
     ]
@@ -38,4 +42,6 @@ def test_each_picture_is_drawn_with_labels():
         assert axes.get_xlabel() and (axes.get_ylabel() or [label.get_text() for label in axes.get_yticklabels()])
         assert saved(figure) > 3000
     assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == WORDS
+    bars = drawn[6].axes[0]
+    assert [text.get_text() for text in bars.texts] == ["0.25", "-1"] and bars.yaxis_inverted()
     assert "".join(text.get_text() for text in drawn[3].axes[0].texts) == "".join(WORDS * 3)

@@ -26,6 +26,14 @@ def test_rows_have_shape_count_and_norm_and_folders_their_sum():
     ]
 
 
+def test_a_single_number_has_its_line():
+    text = parameters.as_text({"share": np.array(0.5, "f"), "w": np.ones(3, "f")})
+    assert [line.split() for line in text.splitlines()[1:3]] == [
+        ["share", "one", "1", "0.500"],
+        ["w", "3", "3", "1.732"],
+    ]
+
+
 def test_a_run_shows_itself_as_text(run):
     lines = repr(run).splitlines()
     total = sum(p.size for p in jax.tree.leaves(run.params))

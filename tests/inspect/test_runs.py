@@ -44,6 +44,26 @@ def test_a_table_has_the_lines_and_what_was_spent_until_each(trained):
     assert table.end("loss") == json.loads((trained / "summary.json").read_text())["val_loss"]
 
 
+def test_norms_are_found_by_group(tmp_path):
+    lines = [
+        {"step": 1, "train/loss": 2.0},
+        {
+            "step": 2,
+            "statistics/block_0/mlp/ratio": 0.5,
+            "statistics/tokens/ratio": 0.25,
+            "statistics/tokens/updates": 1,
+        },
+        {"step": 4, "statistics/block_0/mlp/ratio": None, "statistics/tokens/ratio": 0.125},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = runs.norms(tmp_path, "ratio")
+    assert {group: (*steps, *values[:1]) for group, (steps, values) in found.items()} == {
+        "block_0/mlp": (2, 4, 0.5),
+        "tokens": (2, 4, 0.25),
+    }
+    assert math.isnan(found["block_0/mlp"][1][1]) and runs.norms(tmp_path, "parameters") == {}
+
+
 def test_stages_count_with_their_own_batches(text_file):
     config = tiny_config(data_path=text_file, data_stages="((3, 8, 4),)")
     counted = runs.tokens_until(config, np.array([2, 3, 5]))

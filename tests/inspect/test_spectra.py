@@ -17,6 +17,12 @@ def test_singular_values_are_those_of_each_layer():
     np.testing.assert_allclose(spectra.effective_rank(np.array([3.0, 0, 0])), 1)
 
 
+def test_unit_arrays_have_a_mean_square_of_one():
+    found = spectra.unit({"a": np.array([[3.0, 4.0]]), "b": np.array([-2.0])})
+    np.testing.assert_allclose(found["a"], np.array([[3, 4]]) / np.sqrt(12.5))
+    assert found["b"].tolist() == [-1.0]
+
+
 def test_neighbours_point_the_same_way():
     table = np.array([[1, 0], [5, 0.5], [0, 1], [-1, 0], [0, 0]], np.float32)
     ids, cosines = spectra.neighbours(table, [0, 3], k=2)

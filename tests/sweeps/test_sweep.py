@@ -12,7 +12,7 @@ import pytest
 from conftest import BASE, ROOT, overrides, train
 
 from gptjax import config as configs
-from gptjax.config import ConfigError
+from gptjax.config import ConfigError, DataError
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import space, training
@@ -133,6 +133,17 @@ def test_the_best_over_seeds_has_the_least_mean_and_no_seed_that_fails():
     assert last.mean == float("inf") and last.losses == [0.5]
     assert outcomes.best(results) == results[2]
     assert outcomes.best(results[4:5]) == results[4] and outcomes.best([]) is None
+
+
+def test_a_notebook_reads_what_a_sweep_ended_with(tmp_path):
+    results = [
+        Result("b", {RATE: 1e-3, "model.windows": (8, 0), "optimizer.name": "lion"}, DONE, 2.5, 8, 1.5, 900.0),
+        Result("a", {RATE: 0.1, "model.windows": (0,), "optimizer.name": "adamw"}, DIVERGED, None, 3, 0.5, note="1e5"),
+    ]
+    outcomes.write_csv(tmp_path, results)
+    assert outcomes.read_csv(tmp_path) == results
+    with pytest.raises(DataError, match=r"has no results\.csv"):
+        outcomes.read_csv(tmp_path / "nothing")
 
 
 def test_medians_and_limits_of_plots():
