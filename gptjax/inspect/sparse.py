@@ -53,8 +53,8 @@ def trained(
 ) -> tuple[Autoencoder, Progress]:
     """An autoencoder trained by Adam, and what came of each step, [steps].
 
-    The loss is mean squared error of a vector, in units of the activations' variance per vector, plus l1 times the sum
-    of its features (section 2), in units of their root.
+    The loss is mean squared error of a vector plus l1 times the sum of its features (section 2), both of activations
+    scaled to a variance of 1 a vector, so that rates and l1 mean the same for any layer.
 
     Args:
       key: of the first directions and of the batches.
@@ -66,13 +66,14 @@ def trained(
       learning_rate: of Adam.
     """
     optimizer = optax.adam(learning_rate)
-    variance = ((x_ND - x_ND.mean(0)) ** 2).sum(-1).mean()
+    x_ND = jnp.asarray(x_ND)
+    scale = jnp.sqrt(((x_ND - x_ND.mean(0)) ** 2).sum(-1).mean())
+    x_ND = x_ND / scale
 
     def loss(coder: Autoencoder, x_bD: jax.Array) -> tuple[jax.Array, Progress]:
         f_bF = encoded(coder, x_bD)
-        unexplained = ((decoded(coder, f_bF) - x_bD) ** 2).sum(-1).mean() / variance
-        penalty = l1 * f_bF.sum(-1).mean() / jnp.sqrt(variance)
-        return unexplained + penalty, Progress(unexplained, (f_bF > 0).sum(-1).mean())
+        unexplained = ((decoded(coder, f_bF) - x_bD) ** 2).sum(-1).mean()
+        return unexplained + l1 * f_bF.sum(-1).mean(), Progress(unexplained, (f_bF > 0).sum(-1).mean())
 
     def step(
         carry: tuple[Autoencoder, optax.OptState], key: jax.Array
@@ -89,7 +90,8 @@ def trained(
         begin, draws = jax.random.split(key)
         coder = first(begin, features, x_ND)
         (coder, _), progress = jax.lax.scan(step, (coder, optimizer.init(coder)), jax.random.split(draws, steps))
-        return coder, progress
+        encoder_bias_F, bias_D = scale * coder.encoder_bias_F, scale * coder.bias_D
+        return coder._replace(encoder_bias_F=encoder_bias_F, bias_D=bias_D), progress
 
     return train(key)
 
