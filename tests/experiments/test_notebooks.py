@@ -25,6 +25,19 @@ TINY_VALUES = {
         "question": "again softly",
     },
     "2_parameters.ipynb": {"run": "{run}", "watched": "{run}"},
+    "3_attention_and_induction.ipynb": {
+        "run": "{run}",
+        "sentence": "a word, a word",
+        "steps": 4,
+        "every": 2,
+        "changes": (
+            "--config.model.width=16",
+            "--config.model.heads=2",
+            "--config.model.context=16",
+            "--config.data.batch_size=4",
+        ),
+        "vocabulary": 16,
+    },
     "5_reading_a_sweep.ipynb": {
         "sweep": "{out}/sweep",
         "rates": "1e-3,1e-2",
