@@ -38,6 +38,18 @@ TINY_VALUES = {
         ),
         "vocabulary": 16,
     },
+    "4_logit_lens_and_patching.ipynb": {
+        "run": "{run}",
+        "right": "h",
+        "wrong": "s",
+        "clean": "one word",
+        "corrupted": "two word",
+        "rows": 8,
+        "tokens": 16,
+        "lens_steps": 2,
+        "code_steps": 4,
+        "features": 16,
+    },
     "5_reading_a_sweep.ipynb": {
         "sweep": "{out}/sweep",
         "rates": "1e-3,1e-2",
