@@ -32,6 +32,17 @@ def words_beside(tokenizer: Tokenizer, ids_T: Any, numbers_T: Any, form: str = "
     return "  ".join(f"{word} {x:{form}}" for word, x in zip(words(tokenizer, ids_T), numbers_T, strict=True))
 
 
+def examples(tokenizer: Tokenizer, ids_BT: Any, rows: Any, positions: Any, before: int = 4) -> str:
+    """Places in texts on one line: each token in brackets, behind those before it; of one neuron's `Examples`."""
+    ids_BT = np.asarray(ids_BT)
+
+    def place(row: int, position: int) -> str:
+        *led, last = words(tokenizer, ids_BT[row, max(position - before, 0) : position + 1])
+        return f"{''.join(led)}[{last}]"
+
+    return " | ".join(place(*at) for at in zip(rows, positions, strict=True))
+
+
 def attention(weights_HTT: Any, tokens: Sequence[str], title: str = "") -> "Figure":
     """A heat map a head of one layer: what reads goes down, what is read goes across; shades from 0 to 1."""
     weights = np.asarray(weights_HTT)

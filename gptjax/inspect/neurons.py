@@ -1,4 +1,4 @@
-"""What a neuron answers to: the places in some texts where it is largest. A pure function of (model, params, ids)."""
+"""What a neuron answers to: the places in some texts where it is largest. Pure functions."""
 
 from typing import Any, NamedTuple
 
@@ -35,13 +35,19 @@ def top_examples(
     Raises:
       DataError: no such site.
     """
-    columns, T = jnp.ravel(jnp.asarray(neurons)), jnp.shape(ids_BT)[1]
+    columns = jnp.ravel(jnp.asarray(neurons))
 
     @jax.jit
-    def found(params: Any) -> tuple[jax.Array, jax.Array]:
+    def captured(params: Any) -> jax.Array:
         x_BTF = sites.capture(model, params, ids_BT, site.replace(".", r"\."), **more)[site]
-        best: tuple[jax.Array, jax.Array] = jax.lax.top_k(x_BTF.reshape(-1, x_BTF.shape[-1]).T[columns], k)
-        return best
+        return x_BTF.reshape(*jnp.shape(ids_BT), -1)[..., columns]
 
-    values, places = (np.asarray(x) for x in found(params))
+    return largest(captured(params), k)
+
+
+def largest(x_BTF: Any, k: int = 10) -> Examples:
+    """The k places where each column is largest: neurons, or features that gptjax.inspect.sparse has encoded."""
+    x_BTF = jnp.asarray(x_BTF)
+    _, T, F = x_BTF.shape
+    values, places = (np.asarray(x) for x in jax.lax.top_k(x_BTF.reshape(-1, F).T, k))
     return Examples(values, places // T, places % T)

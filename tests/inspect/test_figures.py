@@ -23,6 +23,12 @@ def test_words_can_be_seen():
     assert shown == "a 0.5  ␣ 1.0  b 2.0"
 
 
+def test_places_are_shown_behind_what_comes_before_them():
+    ids_BT = [list(b"a cat"), list(b"a dog")]
+    shown = figures.examples(tokenizers.build("bytes", []), ids_BT, [1, 0], [4, 1], before=2)
+    assert shown == "do[g] | a[␣]"
+
+
 def test_each_picture_is_drawn_with_labels():
     rng = np.random.default_rng(0)
     T, table = len(WORDS), rng.random((3, len(WORDS)))

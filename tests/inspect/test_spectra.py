@@ -39,3 +39,12 @@ def test_a_neuron_is_largest_where_it_says():
         np.testing.assert_allclose(
             values[found.rows[number], found.positions[number], column], found.values[number], atol=1e-3
         )
+
+
+def test_columns_of_any_array_are_searched():
+    x_BTF = np.zeros((2, 3, 2))
+    x_BTF[1, 0, 0], x_BTF[0, 2, 0], x_BTF[1, 2, 1], x_BTF[0, 1, 1] = 5, 4, 3, 2
+    found = neurons.largest(x_BTF, k=2)
+    np.testing.assert_array_equal(found.values, [[5, 4], [3, 2]])
+    np.testing.assert_array_equal(found.rows, [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(found.positions, [[0, 2], [2, 1]])
