@@ -129,6 +129,7 @@ def main(argv: Sequence[str]) -> None:
     rates = [2.0**power for power in range(low, high + 1)]
     if not flags.redraw:
         runtime.start()
+        runtime.processors_as_devices()  # members lie side by side on them
     for name in () if flags.redraw else PARAMETRIZATIONS:
         for width in widths:
             known = {(row["parametrization"], row["width"], row["rate"]) for row in rows}
