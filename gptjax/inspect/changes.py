@@ -43,7 +43,7 @@ def moves(before: Any, after: Any) -> dict[str, Move]:
         old, new = (np.asarray(x, np.float64).ravel() for x in (leaf, other))
         both = float(np.linalg.norm(old) * np.linalg.norm(new))
         cosine = float(old @ new) / both if both else 0.0
-        name = "/".join(str(key.key) for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         found[name] = Move(float(np.linalg.norm(old)), float(np.linalg.norm(new - old)), cosine)
     return found
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptjax.inspect import runs
+from gptjax.inspect.figures import colours
 from gptjax.tables import Rows, aligned
 
 if TYPE_CHECKING:
@@ -17,17 +18,14 @@ if TYPE_CHECKING:
 
 def curves(groups: Sequence[runs.Group], measure: str) -> "Figure":
     """A panel for each axis: what was held out as dots and lines, a colour for each group."""
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained", dpi=100)
     panels = figure.subplots(2, 2, sharey=True)
-    colours = colormaps["tab10" if len(groups) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     values = np.concatenate([run.columns[f"val/{measure}"] for group in groups for run in group.runs])
     values = values[~np.isnan(values)]
     for axes, (axis, label) in zip(panels.flat, runs.AXES.items(), strict=True):
-        for number, group in enumerate(groups):
-            colour = colours[number % len(colours)]
+        for group, colour in zip(groups, colours(len(groups)), strict=True):
             for i, run in enumerate(group.runs):
                 at = run.looks(measure)
                 x, y = run.columns[axis][at], run.columns[f"val/{measure}"][at]

@@ -12,31 +12,18 @@ from ml_collections import ConfigDict
 
 from gptjax import config as configs
 from gptjax import models, objectives, optim, random, sharding
-from gptjax.models.attention import Attention
-from gptjax.models.mlp import MLP
+from gptjax.inspect import sites
 from gptjax.training.state import initial
 from gptjax.training.step import train_step
 
-LOGITS = "logits"
+LOGITS = sites.LOGITS
+MOVING = r"block_\d+/(attention|mlp)"  # what adds to the stream
 
 
 def activations(model: nn.Module, params: Any, ids_BT: jax.Array) -> dict[str, np.ndarray]:
     """What each attention and MLP gives, [B, T, D], by its path, and the logits."""
-    kept = model.apply(
-        {"params": params},
-        ids_BT,
-        capture_intermediates=lambda module, method: method == "__call__" and isinstance(module, Attention | MLP),
-        mutable=["intermediates"],
-    )
-    logits, said = kept
-    found = {LOGITS: np.asarray(logits)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-        said["intermediates"], is_leaf=lambda x: isinstance(x, tuple)
-    ):
-        value = leaf[0]
-        name = "/".join(key.key for key in path if key.key != "__call__")
-        found[name] = np.asarray(value[0] if isinstance(value, tuple) else value)
-    return found
+    seen = sites.forward(model, params, ids_BT, MOVING)
+    return {name: np.asarray(x) for name, x in {LOGITS: seen.logits_BTV, **seen.kept}.items()}
 
 
 def movements(config: ConfigDict, batch: Mapping[str, Any], steps: int) -> dict[str, list[float]]:

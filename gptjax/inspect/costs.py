@@ -210,7 +210,7 @@ def parameters_by_part(params: Any) -> Counter[str]:
     """How many numbers each part has, of a tree of arrays or shapes."""
     total: Counter[str] = Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        total[parts.part_of("/".join(key.key for key in path))] += leaf.size
+        total[parts.part_of(jax.tree_util.keystr(path, simple=True, separator="/"))] += leaf.size
     return total
 
 

@@ -134,11 +134,11 @@ def curves(
 ) -> "Figure":
     """Lines of x and y by name; what has few points has dots. `scale`: of what is drawn upwards, linear or log."""
     figure, (axes,) = _panels(1, 1, 3.8)
-    for (name, (x, y)), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+    for (name, (x, y)), colour in zip(lines.items(), colours(len(lines)), strict=True):
         axes.plot(x, y, label=name, color=colour, linewidth=1.3, marker="o" if len(x) <= 30 else "", markersize=3.5)
     axes.set(xlabel=across, ylabel=label, title=title, yscale=scale)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _names_beside(axes)
     return figure
 
 
@@ -159,12 +159,11 @@ def bars(values: Mapping[str, float], label: str, title: str = "") -> "Figure":
 def spectra(values: Mapping[str, Any], title: str = "") -> "Figure":
     """Singular values of each matrix, the largest first, both scales logarithmic."""
     figure, (axes,) = _panels(1, 1, 4.2)
-    colours = _colours(len(values))
-    for (name, own), colour in zip(values.items(), colours, strict=True):
+    for (name, own), colour in zip(values.items(), colours(len(values)), strict=True):
         axes.plot(np.arange(1, len(own) + 1), own, label=name, color=colour, linewidth=1.3)
     axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="singular value", title=title)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _names_beside(axes)
     return figure
 
 
@@ -174,14 +173,23 @@ def histogram(values: Mapping[str, Any], label: str = "value", title: str = "", 
     low, high = np.quantile(np.concatenate(list(flat.values())), [0.001, 0.999])
     edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
     figure, (axes,) = _panels(1, 1, 3.8)
-    for (name, own), colour in zip(flat.items(), _colours(len(flat)), strict=True):
+    for (name, own), colour in zip(flat.items(), colours(len(flat)), strict=True):
         counts, _ = np.histogram(own, edges)
         density = counts / (own.size * np.diff(edges))
         axes.stairs(density, edges, label=name, color=colour, linewidth=1.3)
     axes.set(xlabel=label, ylabel="density", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _names_beside(axes)
     return figure
+
+
+def colours(count: int) -> Any:
+    """For so many lines, [count, 4]: those that are easily told apart while there are enough of them."""
+    from matplotlib import colormaps
+
+    if count <= 20:
+        return colormaps["tab10" if count <= 10 else "tab20"](np.arange(count))
+    return colormaps[SHADES](np.linspace(0, 0.95, count))
 
 
 def _panels(down: int, across: int, height: float) -> "tuple[Figure, list[Axes]]":
@@ -191,17 +199,13 @@ def _panels(down: int, across: int, height: float) -> "tuple[Figure, list[Axes]]
     return figure, list(figure.subplots(down, across, squeeze=False).flat)
 
 
-def _colours(count: int) -> Any:
-    from matplotlib import colormaps
-
-    if count <= 20:
-        return colormaps["tab10" if count <= 10 else "tab20"](np.arange(count))
-    return colormaps[SHADES](np.linspace(0, 0.95, count))
-
-
 def _size(labels: Sequence[str], inches: float) -> float:
     """Of letters that fit side by side on an axis of so many inches."""
     return float(np.clip(72 * inches / max(len(labels), 1) * 0.6, 4, 9))
+
+
+def _names_beside(axes: "Axes") -> None:
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _names_across(axes: "Axes", columns: Sequence[str], inches: float) -> None:

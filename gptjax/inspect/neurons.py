@@ -39,7 +39,7 @@ def top_examples(
 
     @jax.jit
     def captured(params: Any) -> jax.Array:
-        x_BTF = sites.capture(model, params, ids_BT, site.replace(".", r"\."), **more)[site]
+        x_BTF = sites.capture(model, params, ids_BT, site, **more)[site]
         return x_BTF.reshape(*jnp.shape(ids_BT), -1)[..., columns]
 
     return largest(captured(params), k)

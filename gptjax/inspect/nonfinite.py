@@ -80,7 +80,7 @@ def finite_by_path(tree: Any) -> dict[str, bool]:
 
     finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), by_block(tree)))(tree)
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(finite))
-    return {"/".join(key.key for key in path): bool(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): bool(leaf) for path, leaf in leaves}
 
 
 def forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) -> list[tuple[str, bool]]:

@@ -35,7 +35,7 @@ def by_position(
 
     @jax.jit
     def measured(params: Any) -> jax.Array:
-        other = sites.forward(model, params, from_ids_BT, _any_of(where), **more).kept
+        other = sites.forward(model, params, from_ids_BT, "|".join(where), **more).kept
 
         def at_site(site: str) -> jax.Array:
             def patched(position: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ def heads(model: nn.Module, params: Any, ids_BT: Any, from_ids_BT: Any, measure:
 
     @jax.jit
     def measured(params: Any) -> jax.Array:
-        other = sites.forward(model, params, from_ids_BT, _any_of([heads_site(i) for i in range(L)]), **more).kept
+        other = sites.forward(model, params, from_ids_BT, "|".join(map(heads_site, range(L))), **more).kept
 
         def patched(number: jax.Array) -> jax.Array:
             def change(layer: int) -> sites.Change:
@@ -113,13 +113,13 @@ def along_path(
     @jax.jit
     def patched(params: Any) -> jax.Array:
         sent = sites.forward(model, params, from_ids_BT, name, **more).kept[name]
-        was = sites.forward(model, params, ids_BT, _any_of(sublayers), **more).kept
+        was = sites.forward(model, params, ids_BT, "|".join(sublayers), **more).kept
 
         def send(x: jax.Array) -> jax.Array:
             return sent if isinstance(sender, str) else jnp.where(columns(model, sender[1]) > 0, sent, x)
 
         frozen = {site: x for site, x in was.items() if not name.startswith(site)}
-        heard = sites.forward(model, params, ids_BT, _any_of(receivers), frozen | {name: send}, **more).kept
+        heard = sites.forward(model, params, ids_BT, "|".join(receivers), frozen | {name: send}, **more).kept
         told = {site: heard.get(site, jnp.zeros(())) for site in receivers}  # one that is nowhere is refused there
         return sites.forward(model, params, ids_BT, changes=told, **more).logits_BTV
 
@@ -129,7 +129,3 @@ def along_path(
 def recovered(patched: jax.Array, corrupted: jax.Array, clean: jax.Array) -> jax.Array:
     """Which part of the way from the corrupted text's measure to the clean one's a patch goes: 0 none, 1 all."""
     return (patched - corrupted) / (clean - corrupted)
-
-
-def _any_of(names: Sequence[str]) -> str:
-    return "|".join(name.replace(".", r"\.") for name in names)

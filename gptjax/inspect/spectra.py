@@ -14,7 +14,7 @@ from gptjax.models.stacking import unstack
 def matrices(params: Any, where: str = ".*/kernel") -> dict[str, np.ndarray]:
     """Parameters with two axes or more by path, of those whose whole path the expression matches, layers one by one."""
     leaves = jax.tree_util.tree_leaves_with_path(unstack(params))
-    named = [("/".join(str(key.key) for key in path), np.asarray(leaf)) for path, leaf in leaves]
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf)) for path, leaf in leaves]
     return {name: leaf for name, leaf in named if leaf.ndim >= 2 and re.fullmatch(where, name)}
 
 

@@ -46,7 +46,7 @@ def flat_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _path(keys: Any) -> str:
-    return "/".join(key.key for key in keys)
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def expected(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:

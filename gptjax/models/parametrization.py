@@ -101,4 +101,4 @@ def rate_factors(params: Any, config: Any, orthogonal: bool = False) -> Any | No
 
 
 def _joined(path: Any) -> str:
-    return "/".join(key.key for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
