@@ -206,15 +206,18 @@ def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: s
     if form.objective:  # what follows a text is not read where no next token is asked for
         around = around._replace(closing=())
     room = config.context + (not form.objective) - sum(map(len, around))
-    kept, long = list[list[Encoded]](), list[Record]()
+    kept, long, without = list[list[Encoded]](), list[Record](), 0
     with console.bar(label, len(found)) as advance:
         for one in found:
             own, is_long = form.encoded(one, c, tokenizer, room)
             long += [one] if is_long else []
+            without += not (own or is_long)
             kept += [own] if own and not (is_long and c.too_long == "leave_out") else []
             advance(1)
     if long:
         _say_long(long, found, config, name)
+    if without:
+        console.say(f"examples   {without:,} of {len(found):,} of {name} are without text or answer and are left out")
     if not kept:
         raise DataError(
             f"{name}: nothing is left of {len(found):,} examples within data.context={config.context} tokens"

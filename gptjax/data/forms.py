@@ -44,8 +44,8 @@ class Form(NamedTuple):
 
     Attributes:
       pieces: of a record, `(record, options, tokenizer)`; all of its text.
-      encoded: `(record, options, tokenizer, room)`: its texts (several of choices, none of what cannot be answered), of
-        at most `room` ids each, and whether something had to be cut for that.
+      encoded: `(record, options, tokenizer, room)`: its texts (several of choices, none of what has no text or no
+        answer), of at most `room` ids each, and whether something had to be cut for that.
       arrays: which ones it makes.
       objective: of those that ask a task head, the one that learns from it; "": tokens are learnt.
       labelled: whether labels have names, which `examples.labels` lists.
@@ -272,7 +272,7 @@ def labelled(name: str, answer: Callable[[Record, Any], Any], dtype: str, object
         names = named(c.template + c.second)
         record, is_long = shortened(record, names, lambda record: len(read(record).ids), room)
         one = cut(read(record), room)
-        return [one._replace(arrays=one.arrays | own)], is_long
+        return ([one._replace(arrays=one.arrays | own)] if one.ids else []), is_long
 
     return Form(labelled_text, made, (name, "weights_B", "types_BT"), objective, has_names)
 

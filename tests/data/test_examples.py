@@ -210,6 +210,15 @@ def test_what_is_too_long_is_cut_left_out_or_refused_and_counted(capsys):
         set_of(records, settings_of(form="text", template="{text}:", context=40, too_long="refuse"))
 
 
+@pytest.mark.parametrize("form", [dict(form="classes", labels=("no", "yes")), dict(form="text", answer="{text}")])
+def test_what_is_without_text_or_answer_is_left_out_and_counted(form, capsys):
+    records = [{"text": text, "label": "yes"} for text in ("", "some", "", "more")]
+    config = settings_of(template="{text}", **form)
+    tokens = set_of(records, config)
+    assert tokens.documents == 2 and len(rows_of(tokens, config)) == 2
+    assert "2 of 4 of some are without text or answer and are left out" in capsys.readouterr().err
+
+
 def test_an_encoder_decoder_gets_pairs():
     config = settings_of(layout="pairs", form="text", template="say {text}", answer="{label}", context=40)
     row = rows_of(set_of(RECORDS[:1], config), config)[0]
