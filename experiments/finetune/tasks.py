@@ -184,8 +184,9 @@ def plot(rows: Sequence[dict[str, Any]], task: Task, path: Path) -> None:
         if way in ONCE:
             axes.axvline(scores[0], color="C2", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(ways)), ways)
-    axes.invert_yaxis()
-    axes.set(xlabel=f"{task.score}, {'more' if task.more else 'less'} is better; a dot a seed, a bar their mean")
+    axes.set_ylim(len(ways) - 0.5, -0.5)
+    unit = " (nats per token)" if task.score == "loss" else ""
+    axes.set(xlabel=f"{task.score}{unit}, {'more' if task.more else 'less'} is better; a dot a seed, a bar their mean")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
