@@ -98,7 +98,7 @@ def remembered(known: Memory, config: ConfigDict, base: Any, trained: Any, workd
         found = {path: leaf + like(before[path], leaf) if before else leaf for path, leaf in estimated.items()}
     count, among = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (found, trained))
     console.say(f"ewc        {count:,} of {among:,} numbers that train are held by {known.rows:,} rows of text")
-    whole = {path: np.ascontiguousarray(leaf, np.float32) for path, leaf in processes.by_all(found).items()}
+    whole = {path: np.asarray(leaf, np.float32, order="C") for path, leaf in processes.by_all(found).items()}
     processes.first_does(lambda: write_atomic(workdir / FISHER, save(whole)), "what is remembered is written")
     return found
 

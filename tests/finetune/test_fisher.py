@@ -168,6 +168,15 @@ def test_what_the_origin_had_to_remember_is_added_in_any_layout(tune, trained):
         np.testing.assert_allclose(stacked[f"blocks/{name}"], both, rtol=1e-3, atol=1e-5 * both.max())
 
 
+def test_single_numbers_are_remembered_too(tune, text_file, tmp_path):
+    base = tmp_path / "base"
+    loop.train(tiny_config(data_path=text_file, model_value_residual=True), base)
+    first = tune(base, finetune_ewc=1.0, train_steps=2, model_value_residual=True)
+    after = read(tune(first, finetune_ewc=1.0, train_steps=2, model_value_residual=True))
+    for path, leaf in paths.flat(gptjax.load(base).params).items():
+        assert read(first)[path].shape == after[path].shape == leaf.shape, path
+
+
 def test_only_what_trains_and_is_the_bases_is_held(tune, trained):
     wanted = by_hand(trained)
     own = {path: leaf for path, leaf in wanted.items() if path.startswith(("block_1/", "final_norm/"))}

@@ -220,3 +220,17 @@ def test_an_adapter_of_stacked_layers_goes_on_a_base_of_single_ones(trained, tex
     taken = adapters.load(gptjax.load(trained), tmp_path / "adapter")
     assert "blocks" in taken.params and "block_0" not in taken.params
     np.testing.assert_array_equal(taken.logits(ids), run.logits(ids))
+
+
+def test_single_numbers_are_part_of_an_adapter(text_file, tmp_path):
+    from gptjax.training import loop
+
+    changes = dict(data_path=text_file, train_steps=2, model_value_residual=True)
+    loop.train(tiny_config(**changes), tmp_path / "base")
+    rule = dict(finetune_method="rule", finetune_rule="first_value_share")
+    loop.train(from_run(tmp_path / "base", **changes, **rule), tmp_path / "run")
+    run, ids = gptjax.load(tmp_path / "run"), np.arange(10)[None]
+    assert adapters.save(run, tmp_path / "adapter")["parameters"] == 1  # the second layer's: the first mixes nothing
+    taken = adapters.load(gptjax.load(tmp_path / "base"), tmp_path / "adapter")
+    np.testing.assert_array_equal(taken.logits(ids), run.logits(ids))
+    assert taken.params["block_1"]["attention"]["first_value_share"].shape == ()
