@@ -39,6 +39,7 @@ class Scale(NamedTuple):
     vocabulary: int
     context: int
     batch_size: int
+    rate: float  # the learning rate times the root of the steps
     dtype: str
     steps: tuple[int, int]  # the fewest and the most that a run may have
     flops_per_second: float  # what training reaches, for the plan
@@ -46,17 +47,17 @@ class Scale(NamedTuple):
 
 SCALES = {
     "cpu": Scale(
-        sizes=((2, 64), (3, 96), (4, 128), (5, 160), (6, 192), (7, 224)),
+        sizes=((1, 32), (2, 48), (2, 64), (3, 80), (3, 96), (4, 128), (5, 160)),
         budgets=(3e12, 1e13, 3e13),
-        held_out=(8, 256, 1e14),
-        tokenizer="bpe:1024", vocabulary=1024, context=128, batch_size=16, dtype="float32",
-        steps=(150, 12_000), flops_per_second=100e9,
+        held_out=(4, 144, 1e14),
+        tokenizer="bpe:1024", vocabulary=1024, context=128, batch_size=4, rate=0.24, dtype="float32",
+        steps=(1_500, 52_000), flops_per_second=80e9,
     ),
     "gpu": Scale(
         sizes=((4, 256), (6, 384), (8, 512), (10, 640), (12, 768), (16, 1024)),
         budgets=(1e17, 3e17, 1e18),
         held_out=(18, 1152, 6e18),
-        tokenizer="bpe:16384", vocabulary=16_384, context=1024, batch_size=64, dtype="bfloat16",
+        tokenizer="bpe:16384", vocabulary=16_384, context=1024, batch_size=64, rate=0.06, dtype="bfloat16",
         steps=(300, 60_000), flops_per_second=3e14,
     ),
 }  # fmt: skip
@@ -98,14 +99,14 @@ def rung(scale: Scale, layers: int, width: int, budget: float, held_out: bool) -
 
 
 def recipe(name: str, one: Rung, data: Path, overrides: Sequence[str]) -> Any:
-    """The config of a run: the base recipe's, its learning rate with the root of the width."""
+    """The config of a run: the base recipe's, its learning rate by how many steps it has."""
     from gptjax import config as configs
 
     scale = SCALES[name]
     keys = {
         "model.layers": one.layers, "model.width": one.width, "model.heads": max(one.width // 32, 1),
         "model.context": scale.context, "data.path": data, "data.batch_size": scale.batch_size,
-        "optimizer.learning_rate": 6e-3 * (128 / one.width) ** 0.5, "train.dtype": scale.dtype,
+        "optimizer.learning_rate": scale.rate / one.steps**0.5, "train.dtype": scale.dtype,
         "train.steps": one.steps, "schedule.warmup_steps": max(one.steps // 20, 1),
         "eval.every_steps": max(one.steps // 5, 1), "checkpoint.every_steps": max(one.steps // 4, 1),
         "checkpoint.keep": 1, "sample.max_tokens": 20, "sample.prompt": "The ",
