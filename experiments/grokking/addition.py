@@ -244,7 +244,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--p", type=int, default=59, help="the modulus, a prime")
     parser.add_argument("--share", type=float, default=0.35, help="of the pairs, to learn from")
     parser.add_argument("--seed", type=int, default=0, help="by which these are drawn")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "grokking", help="where pairs and run go")
     parser.add_argument("--out", type=Path, default=HERE, help="where results.json and the figures go")
     parser.add_argument("--redraw", action="store_true", help="the figures of the results that are there")

@@ -71,7 +71,7 @@ def plot(workdir: Path, summary: dict[str, Any]) -> None:
         low = min(low, _beside_compressors(axes, summary, top))
     else:
         axes.set_title(f"held-out loss: {summary['val_loss']:.3f}", fontsize=11)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(low * 0.95, top * 1.02), xlim=(0, None))
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(low * 0.95, top * 1.02 or None), xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     temporary = workdir / ".loss.png"
