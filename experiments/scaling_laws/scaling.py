@@ -39,7 +39,8 @@ class Scale(NamedTuple):
     vocabulary: int
     context: int
     batch_size: int
-    rate: float  # the learning rate times the root of the steps
+    rate: float  # the learning rate
+    beta2: float  # of Adam; the fewer tokens a batch has, the nearer to 1 (arXiv 2507.07101)
     dtype: str
     steps: tuple[int, int]  # the fewest and the most that a run may have
     flops_per_second: float  # what training reaches, for the plan
@@ -50,14 +51,14 @@ SCALES = {
         sizes=((1, 32), (2, 48), (2, 64), (3, 80), (3, 96), (4, 128), (5, 160)),
         budgets=(3e12, 1e13, 3e13),
         held_out=(4, 144, 1e14),
-        tokenizer="bpe:1024", vocabulary=1024, context=128, batch_size=4, rate=0.24, dtype="float32",
+        tokenizer="bpe:1024", vocabulary=1024, context=128, batch_size=4, rate=2e-3, beta2=0.999, dtype="float32",
         steps=(1_500, 52_000), flops_per_second=80e9,
     ),
     "gpu": Scale(
         sizes=((4, 256), (6, 384), (8, 512), (10, 640), (12, 768), (16, 1024)),
         budgets=(1e17, 3e17, 1e18),
         held_out=(18, 1152, 6e18),
-        tokenizer="bpe:16384", vocabulary=16_384, context=1024, batch_size=64, rate=0.06, dtype="bfloat16",
+        tokenizer="bpe:16384", vocabulary=16_384, context=1024, batch_size=64, rate=1e-3, beta2=0.95, dtype="bfloat16",
         steps=(300, 60_000), flops_per_second=3e14,
     ),
 }  # fmt: skip
@@ -69,7 +70,7 @@ class Rung(NamedTuple):
     layers: int
     width: int
     budget: float
-    parameters: int  # without position embeddings
+    parameters: int
     steps: int
     tokens: int
     flops: float  # as gptjax.training.metrics.flops_per_token counts them
@@ -89,9 +90,15 @@ def ladder(name: str) -> list[Rung]:
     return [one for one in found if least <= one.steps <= most] + [rung(scale, *scale.held_out, True)]
 
 
+def heads(width: int) -> int:
+    """Of 32 numbers each, or a little more."""
+    return max(width // 32, 1)
+
+
 def rung(scale: Scale, layers: int, width: int, budget: float, held_out: bool) -> Rung:
     """A run of that size with so many steps as spend the budget."""
-    parameters = 12 * layers * width**2 + (2 * layers + 1) * width + scale.vocabulary * width  # one table, tied
+    norms = (2 * layers + 1) * width + 2 * layers * (width // heads(width))  # of the stream, of queries and keys
+    parameters = 12 * layers * width**2 + norms + scale.vocabulary * width  # one table, tied
     each = 6.0 * parameters + 12 * layers * width * scale.context
     batch = scale.batch_size * scale.context
     steps = max(round(budget / each / batch), 1)
@@ -99,15 +106,16 @@ def rung(scale: Scale, layers: int, width: int, budget: float, held_out: bool) -
 
 
 def recipe(name: str, one: Rung, data: Path, overrides: Sequence[str]) -> Any:
-    """The config of a run: the base recipe's, its learning rate by how many steps it has."""
+    """The config of a run: the base recipe's, with rotary positions and normed queries and keys, for even training."""
     from gptjax import config as configs
 
     scale = SCALES[name]
     keys = {
-        "model.layers": one.layers, "model.width": one.width, "model.heads": max(one.width // 32, 1),
-        "model.context": scale.context, "data.path": data, "data.batch_size": scale.batch_size,
-        "optimizer.learning_rate": scale.rate / one.steps**0.5, "train.dtype": scale.dtype,
-        "train.steps": one.steps, "schedule.warmup_steps": max(one.steps // 20, 1),
+        "model.layers": one.layers, "model.width": one.width, "model.heads": heads(one.width),
+        "model.context": scale.context, "model.positions": "rotary", "model.qk_norm": True,
+        "data.path": data, "data.batch_size": scale.batch_size, "train.dtype": scale.dtype, "train.steps": one.steps,
+        "optimizer.learning_rate": scale.rate, "optimizer.beta2": scale.beta2,
+        "schedule.warmup_steps": max(one.steps // 20, 1),
         "eval.every_steps": max(one.steps // 5, 1), "checkpoint.every_steps": max(one.steps // 4, 1),
         "checkpoint.keep": 1, "sample.max_tokens": 20, "sample.prompt": "The ",
     }  # fmt: skip
@@ -132,7 +140,7 @@ def trained(one: Rung, config: Any, workdir: Path) -> dict[str, Any]:
     from gptjax.training import loop
 
     summary = loop.train(config, workdir)
-    if summary["parameters"] - config.model.context * one.width != one.parameters:
+    if summary["parameters"] != one.parameters:
         raise DataError(f"{workdir} has {summary['parameters']:,} parameters, not those that its budget counts")
     own = {key: summary[key] for key in ("seconds", "tokens_per_second")}
     return one._asdict() | {"loss": summary["val_loss"], "bits_per_byte": summary["val_bits_per_byte"]} | own
