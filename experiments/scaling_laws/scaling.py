@@ -51,7 +51,7 @@ SCALES = {
         sizes=((1, 32), (2, 48), (2, 64), (3, 80), (3, 96), (4, 128), (5, 160)),
         budgets=(3e12, 1e13, 3e13),
         held_out=(4, 144, 1e14),
-        tokenizer="bpe:1024", vocabulary=1024, context=128, batch_size=4, rate=2e-3, beta2=0.999, dtype="float32",
+        tokenizer="bpe:1024", vocabulary=1024, context=128, batch_size=4, rate=4e-3, beta2=0.999, dtype="float32",
         steps=(1_500, 52_000), flops_per_second=80e9,
     ),
     "gpu": Scale(
