@@ -77,6 +77,7 @@ def test_a_truncated_checkpoint_is_refused_by_every_command(damaged, text_file, 
     assert snapshot(damaged) == before
 
 
+@pytest.mark.slow
 def test_from_a_damaged_checkpoint_every_command_goes_back_to_the_one_before(damaged, trained, text_file, call):
     shutil.rmtree(damaged / "checkpoints" / "4")
     shutil.copytree(trained / "checkpoints" / "4", damaged / "checkpoints" / "4")

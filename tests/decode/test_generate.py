@@ -94,6 +94,7 @@ def constrained(grammar, prompt="x", n=1000, max_tokens=110):
     return [sample for _, sample in decoding.generate(of, asks, How(rows=64, grammar=grammar))]
 
 
+@pytest.mark.slow
 def test_a_thousand_texts_under_a_schema_all_validate():
     pytest.importorskip("llguidance", reason="the constraints extra is not installed")
     samples = constrained(constraints.json_schema(SCHEMA))
@@ -259,6 +260,7 @@ def test_options_and_ids_that_there_are_not(run):
             next(run.answers([Ask(ids, Settings(), jax.random.key(0))]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("search", [dict(beams=Beams(3, best=2)), dict(contrastive=Contrastive(0.5, 3))], ids=str)
 def test_searches_of_several_prompts_are_those_of_each(run, search):
     wanted = [("the", 4), ("a", 4), ("model reads", 4), ("the", 6)]

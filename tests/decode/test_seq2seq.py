@@ -220,6 +220,7 @@ def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
     same(found[2], [(one.ids, one.score) for one in alone[0]], 1e-5)
 
 
+@pytest.mark.slow
 def test_a_forced_first_id_counts_in_scores():
     """As in transformers, where it is generated with probability 1."""
     of = made(**KINDS["relative"])

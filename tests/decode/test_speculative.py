@@ -246,6 +246,7 @@ def test_sampled_text_follows_the_models_distribution(proposer, optimised):
     assert 0.1 < got.accepted_B.sum() / got.proposed_B.sum() < 0.9
 
 
+@pytest.mark.slow
 def test_lookup_draws_what_plain_sampling_draws():
     settings = Settings(temperature=0.9, top_k=8, repetition_penalty=1.1, frequency_penalty=0.2)
     target, prompts = reader(loud=6), prompts_of(3, 1, 17)

@@ -20,6 +20,7 @@ def test_rows_repeat_themselves_after_periods_of_their_own():
     assert min(periods) >= 4 and max(periods) <= 16 and len(set(periods)) > 5
 
 
+@pytest.mark.slow
 def test_looks_are_of_the_model_that_is_given_back(monkeypatch):
     monkeypatch.chdir(ROOT)
     config, told = repetition.recipe(TINY, vocabulary=8), []

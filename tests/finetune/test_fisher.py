@@ -118,6 +118,7 @@ def same(found, wanted):
         np.testing.assert_allclose(found[path], leaf, rtol=1e-3, atol=1e-5 * leaf.max(), err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_estimates_it_on_its_origins_text_when_it_begins(tune, trained):
     same(read(tune(finetune_ewc=1.0)), by_hand(trained))
     assert not (tune() / remembering.FISHER).exists()
@@ -158,6 +159,7 @@ def test_cut_short_it_goes_on_to_the_same_bits_and_estimates_nothing_again(
         np.testing.assert_array_equal(leaf, whole[path])
 
 
+@pytest.mark.slow
 def test_what_the_origin_had_to_remember_is_added_in_any_layout(tune, trained):
     first = tune(finetune_ewc=1.0)
     wanted = {path: leaf + read(first)[path] for path, leaf in by_hand(first).items()}
@@ -168,6 +170,7 @@ def test_what_the_origin_had_to_remember_is_added_in_any_layout(tune, trained):
         np.testing.assert_allclose(stacked[f"blocks/{name}"], both, rtol=1e-3, atol=1e-5 * both.max())
 
 
+@pytest.mark.slow
 def test_single_numbers_are_remembered_too(tune, text_file, tmp_path):
     base = tmp_path / "base"
     loop.train(tiny_config(data_path=text_file, model_value_residual=True), base)
@@ -177,6 +180,7 @@ def test_single_numbers_are_remembered_too(tune, text_file, tmp_path):
         assert read(first)[path].shape == after[path].shape == leaf.shape, path
 
 
+@pytest.mark.slow
 def test_only_what_trains_and_is_the_bases_is_held(tune, trained):
     wanted = by_hand(trained)
     own = {path: leaf for path, leaf in wanted.items() if path.startswith(("block_1/", "final_norm/"))}

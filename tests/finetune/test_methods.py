@@ -64,6 +64,7 @@ def cases(some):
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "method"), cases(ADDITIVE))
 def test_before_the_first_step_what_is_added_changes_nothing(name, method):
     base, tuned, frozen, model, plain = built(name, method)
@@ -73,6 +74,7 @@ def test_before_the_first_step_what_is_added_changes_nothing(name, method):
     np.testing.assert_array_equal(there, jax.jit(lambda params: models.logits(plain, params, **read))(base))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "method"), cases(FOLDS))
 def test_what_is_merged_answers_as_what_was_added(name, method):
     base, tuned, frozen, model, plain = built(name, method)
@@ -84,6 +86,7 @@ def test_what_is_merged_answers_as_what_was_added(name, method):
     np.testing.assert_allclose(there, models.logits(plain, merged, **read), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "method"), cases(("adapter", "prefix", "lora")))
 def test_cached_decoding_reads_what_was_added(name, method):
     _, tuned, frozen, model, plain = built(name, method)

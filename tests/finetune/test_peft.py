@@ -58,6 +58,7 @@ def logits_of(model):
         return model(torch.tensor(IDS)).logits.numpy()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("method", "stabilised"), [("lora", False), ("lora", True), ("dora", False)])
 def test_peft_gives_the_same_logits(base, tmp_path, method, stabilised):
     run, theirs = base

@@ -77,6 +77,7 @@ def read_by(model, length=9):
     return {"ids_BT": ids, "source_BS": with_prompt, "source_segments_BS": jnp.ones_like(with_prompt)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
 def test_a_prompt_is_read_as_rows_of_a_longer_table_would_be(name):
     params, model, longer, reference = built(name)
@@ -86,6 +87,7 @@ def test_a_prompt_is_read_as_rows_of_a_longer_table_would_be(name):
     np.testing.assert_allclose(found, models.logits(reference, longer, **read)[..., :V], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["decoder", "rotary", "seq2seq", "lstm"])
 def test_cached_decoding_reads_the_prompt(name):
     params, model, _, _ = built(name)
@@ -207,6 +209,7 @@ def test_training_lowers_the_loss_and_changes_the_prompt_alone(tuned, base_run):
     assert large == [(P, 16), (P, 16)] and [leaf.shape for leaf in jax.tree.leaves(state.params)] == [(P, 16)]
 
 
+@pytest.mark.slow
 def test_what_it_writes_follows_the_prompt_and_never_has_it(call, tuned, lines_file):
     run = gptjax.load(tuned)
     assert json.loads((tuned / "tokenizer" / "facts.json").read_text())["begin"] == [], "the plain one is kept"
@@ -280,6 +283,7 @@ def test_objectives_that_corrupt_text_leave_the_prompt_alone(lines_file, tmp_pat
         assert filled.text.startswith("the ") and len(filled.masks) == 1
 
 
+@pytest.mark.slow
 def test_translation_reads_it_before_the_source(tmp_path):
     for split, count in (("train", 24), ("val", 4)):
         for language, offset in (("en", 0), ("de", 1)):

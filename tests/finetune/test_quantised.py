@@ -150,6 +150,7 @@ def test_matrices_of_the_inside_alone_are_quantised_and_no_step_changes_them(how
     assert losses[-1] < losses[0] - 0.02
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", HOWS)
 def test_what_is_loaded_is_what_training_ended_with(how, tuned, trained):
     workdir, params = tuned(how)
@@ -203,6 +204,7 @@ def test_plans_count_the_same_parameters_in_fewer_bytes(call, trained, text_file
     assert small["memory"]["parameters"] < plain["memory"]["parameters"]
 
 
+@pytest.mark.slow
 def test_divided_among_devices_it_is_the_same_run(tuned, trained, text_file, tmp_path):
     """Columns of matrices and rows of them on four of eight devices."""
     flags = [flag for flag in overrides(data_path=text_file) if "model." not in flag and "tokenizer" not in flag]

@@ -43,6 +43,7 @@ def tune(trained, text_file, tmp_path_factory):
     return run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["lora", "top", "adapter", "prefix"])
 def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, trained, method):
     changes = {"top_layers": 1} if method == "top" else {}
@@ -129,6 +130,7 @@ def test_a_base_that_has_changed_is_refused(tune, trained):
         (workdir / "data.json").write_text(json.dumps(facts))
 
 
+@pytest.mark.slow
 def test_one_run_can_tune_what_another_has_tuned(tune, trained, text_file, tmp_path):
     from gptjax.training import loop
 
@@ -210,6 +212,7 @@ def test_plans_count_what_is_added_and_not_what_is_frozen(call, trained):
     assert tuned["memory"]["optimizer"] < whole["memory"]["optimizer"]
 
 
+@pytest.mark.slow
 def test_an_adapter_of_stacked_layers_goes_on_a_base_of_single_ones(trained, text_file, tmp_path):
     from gptjax.training import loop
 
@@ -222,6 +225,7 @@ def test_an_adapter_of_stacked_layers_goes_on_a_base_of_single_ones(trained, tex
     np.testing.assert_array_equal(taken.logits(ids), run.logits(ids))
 
 
+@pytest.mark.slow
 def test_single_numbers_are_part_of_an_adapter(text_file, tmp_path):
     from gptjax.training import loop
 

@@ -147,6 +147,7 @@ def test_a_plan_for_a_chip_is_a_table_or_one_object(call):
     assert "fits 80.0 GB" in text and "one device: 1 x NVIDIA H100" in text and "60% of the bf16 peak" in text
 
 
+@pytest.mark.slow
 def test_the_best_meshes_of_a_search_are_compiled(call):
     told = json.loads(foreseen(call, "--chip=v5e", "--search", "--devices=1", "--json"))
     (ranked,), (compiled,) = told["ranked"], told["compiled"]
@@ -161,6 +162,7 @@ def alone():
     return built.step.trace(built.shapes, costs.batch_shapes(config))
 
 
+@pytest.mark.slow
 def test_here_the_forecast_is_compared_with_a_run(call):
     told = json.loads(foreseen(call, "--chip=here", "--measure", "--steps=2", "--json"))
     assert told["error"]["step"] == pytest.approx(told["predicted"]["step"] / told["measured"]["step"] - 1)

@@ -68,6 +68,7 @@ def read_of(run):
     return {"ids_BT": ids} | ({"source_BS": ids + 9} if run.config.model.arch == "seq2seq" else {})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", RUNS)
 def test_export_and_import_are_bit_exact(kind, tmp_path):
     run = random_run(tmp_path, **RUNS[kind])
@@ -198,6 +199,7 @@ def test_a_familys_tokenizer_frames_texts_as_transformers_does(family, tmp_path)
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["bert", "bart", "marian", "t5"])
 def test_a_converted_run_says_what_the_model_that_it_came_from_says(family, tmp_path):
     pytest.importorskip("transformers", reason="the parity extra is not installed")

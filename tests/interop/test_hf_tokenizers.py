@@ -258,6 +258,7 @@ def test_text_that_the_pattern_leaves_out(tmp_path, behavior, invert, kind):
     assert tokenizer.encode_ordinary("abc 1 再") == peer.encode("abc 1 再").ids
 
 
+@pytest.mark.slow
 def test_a_possessive_count(tmp_path):
     """`{1,3}+` is possessive to tiktoken, and one or more times `{1,3}` to the library."""
     ranks = {bytes([value]): value for value in range(256)} | {b"34": 256, b"12": 257, b"123": 258}

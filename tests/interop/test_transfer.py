@@ -89,6 +89,7 @@ def refused(folder, workdir, **changes):
     return str(caught.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_export_and_import_are_bit_exact(family, tmp_path):
     run = random_run(tmp_path, **FAMILIES[family])
@@ -277,6 +278,7 @@ def test_a_folder_without_a_tokenizer_needs_one_by_name(folder, tmp_path):
     assert gptjax.load(tmp_path / "run").tokenizer.name == "bytes"
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_a_run_like_any_other(call, exported, text_file, tmp_path):
     """Converted, read, evaluated on a file, trained in place, killed off early, gone on with, and trained elsewhere."""
     workdir = tmp_path / "run"
@@ -355,6 +357,7 @@ def test_a_run_begins_with_a_hugging_face_folder_directly(call, exported, text_f
     assert "base is no run" in call(generate, f"--workdir={moved}").refusal()
 
 
+@pytest.mark.slow
 def test_cut_short_it_goes_on_from_its_base_inside(exported, text_file, tmp_path, monkeypatch):
     recipe = tiny_config(data_path=text_file, train_steps=4, finetune_method="lora", finetune_rank=2)
     with recipe.unlocked():

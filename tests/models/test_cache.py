@@ -85,6 +85,7 @@ def compared(kind, logits, begins=(0, 0, 0)):
     return max(errors)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_uncached_forward(kind, record_property):
     """Rows of different lengths, with different counts in each call, until rings of slots have wrapped many times."""

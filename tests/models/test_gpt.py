@@ -56,6 +56,7 @@ MEMBERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", MEMBERS.values(), ids=MEMBERS)
 def test_causality_through_gradients(changes):
     model, params = build(**changes)
@@ -203,6 +204,7 @@ def test_stacking_blocks_and_back_is_bit_exact():
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(lambda s: s.shape, models.shapes(model))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("windows, reach", [((3,), 4), ((4, 2), 4), ((1, 1), 0), ((2, 0), 99)])
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_windows_bound_how_far_a_layer_reaches(windows, reach, scan_layers):

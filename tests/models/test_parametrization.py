@@ -73,6 +73,7 @@ def trained(config, steps=3):
     return state, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon", "lion", "schedule_free"])
 def test_at_the_base_it_is_the_standard_one_to_the_bit(name):
     flags = dict(optimizer_name=name, schedule_warmup__steps=1, model_tied__head=False)

@@ -77,6 +77,7 @@ def each_alone(member):
     return params, *logits_and_gradients(model, params, batches(member)[1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("member, changes", CASES, ids=["-".join([m, *map(str, c.values())]) for m, c in CASES])
 def test_packed_documents_equal_each_alone(member, changes):
     params, expected, expected_gradients = each_alone(member)

@@ -35,6 +35,7 @@ def params():
     return jax.jit(lambda: initial(models.build(config_of("adamw").model), optax.identity(), 0))().params
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_it_learns_and_goes_on_exactly_from_a_checkpoint(name, tmp_path, params):
     """Sophia with dropout and two slices: its second derivative goes through those too."""

@@ -17,6 +17,7 @@ def rows(folder):
     return {row[RATE]: row for row in csv.DictReader((folder / "results.csv").open())}
 
 
+@pytest.mark.slow
 def test_one_program_vs_one_after_the_other(text_file, tmp_path, call):
     own = overrides(data_path=text_file, guard_patience=1)
     command = [f"--config={BASE}", *own, "--set", f"{RATE}=1e-3,1e-2,1e30"]

@@ -53,6 +53,7 @@ def test_what_is_lost_is_no_more_of_the_kind_that_it_was():
     assert (found["step"], found["save"], found["lost"], found["down"]) == pytest.approx((10, 0, 8, 7), abs=0.01)
 
 
+@pytest.mark.slow
 def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch):
     """Three looks, three saves and every step take a while longer; what they are called is what grows."""
     slower = {}

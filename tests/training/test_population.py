@@ -97,6 +97,7 @@ def test_fifty_steps_vs_alone(flags, text_file, tmp_path):
     compared(tmp_path / "alone", tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_diverged_member_harms_none(text_file, tmp_path):
     """A member that diverges stays as it is, has no summary, and the others are as without it."""
     made = of_key(text_file, "optimizer.learning_rate", (0.01, 1e20, 0.01), optimizer_clip_norm=0, guard_patience=2)

@@ -161,6 +161,7 @@ MODERN = dict(
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes, context",
     [
