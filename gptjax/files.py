@@ -1,13 +1,99 @@
-"""Writing a file or a folder whole or not at all, locks, and what to tell of a file system that fails."""
+"""Reading text and JSON, writing a file or a folder whole or not at all, locks, and lines for a failing file system.
+
+Every text file of gptjax is read and written as UTF-8, whatever the locale is: by these functions, or by an `open`
+that names its encoding.
+"""
 
 import errno
 import fcntl
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from gptjax.config import DataError
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file.
+
+    Raises:
+      DataError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def decode(raw: bytes, where: str) -> str:
+    """UTF-8 text without its byte order mark, line ends as they are.
+
+    Args:
+      raw: bytes of a whole file.
+      where: name of the file, for the message.
+
+    Raises:
+      DataError: it is not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{where} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line:,}") from error
+
+
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file without its byte order mark, line ends as they are.
+
+    Raises:
+      DataError: it is missing, cannot be read, or is not UTF-8.
+    """
+    return decode(read_bytes(path), str(path))
+
+
+def parse_json(text: str | bytes, where: str, finite: bool = True) -> Any:
+    """Value of a JSON text.
+
+    Args:
+      text: whole; bytes are UTF-8, with or without a byte order mark.
+      where: file, and line or record where there are several, for the message.
+      finite: whether NaN and infinity, which JSON does not have but Python writes, are refused.
+
+    Raises:
+      DataError: it is not JSON, it is nested too deeply, or it has a number that is not finite.
+    """
+
+    def number(literal: str) -> float:
+        value = float(literal)
+        if finite and not math.isfinite(value):
+            raise DataError(f"{where} has the number {literal[:40]}, which is not finite")
+        return value
+
+    text = decode(text, where) if isinstance(text, bytes) else text
+    try:
+        return json.loads(text, parse_float=number, parse_constant=number)
+    except RecursionError as error:
+        raise DataError(f"{where} is nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+
+
+def read_json(path: Path, finite: bool = True) -> dict[str, Any]:
+    """Object of a JSON file; `finite` as of `parse_json`.
+
+    Raises:
+      DataError: it is missing, cannot be read, is not JSON, or holds something else than an object.
+    """
+    found = parse_json(read_bytes(path), str(path), finite)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no JSON object")
+    return found
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
