@@ -70,8 +70,8 @@ def spellings(value: Any) -> tuple[str, ...]:
         case Integral():
             return (str(int(value)),)
         case Real() if math.isfinite(value):
-            whole = (str(int(value)),) if float(value).is_integer() and abs(value) < 2**53 else ()
-            return (repr(float(value)), *whole)
+            number = float(value)
+            return (repr(number), *([str(int(number))] if number.is_integer() and abs(number) < 2**53 else []))
     return ()
 
 
