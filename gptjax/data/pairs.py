@@ -146,7 +146,7 @@ def splits(folder: Path) -> dict[str, list[str]]:
     """Which languages each split of a directory of parallel text has, by name."""
     found: dict[str, set[str]] = {}
     for path in folder.iterdir():
-        named = re.fullmatch(r"(.+)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
+        named = re.fullmatch(r"(.+?)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
         if named and named[2] not in ("gz", "zst", "txt") and path.is_file():
             found.setdefault(named[1], set()).add(named[2])
     return {split: sorted(languages) for split, languages in found.items()}
