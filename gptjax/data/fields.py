@@ -106,7 +106,7 @@ def value_of(record: Record, c: Any) -> float:
         number = math.nan if isinstance(found, bool) or "_" in str(found) else float(found)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not abs(number) <= np.finfo(np.float32).max:
+    if not abs(number) <= float(np.finfo(np.float32).max):
         what = "too large" if number > 0 or number < 0 else "no number"
         raise DataError(f"{record.where} has {c.label!r} that is {what}: {found!r}")
     return number
