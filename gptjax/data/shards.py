@@ -190,7 +190,7 @@ def open_set(folder: Path) -> Prepared:
             TokenSet([_part(folder, shard) for shard in index["splits"][split]], closing, f"{folder} ({split})")
             for split in SPLITS
         ]
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{folder / 'index.json'} is damaged ({error}); prepare the set anew") from error
     return Prepared(folder, index, sides[0], sides[1], hashlib.sha256(raw).hexdigest())
 
