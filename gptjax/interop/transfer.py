@@ -336,7 +336,10 @@ def _ids(tokenizer: tokenizers.Tokenizer, hf_config: Mapping[str, Any], arch: st
     known, end = tokenizers.special_tokens(tokenizer), tokenizer.end
     start = hf_config.get("decoder_start_token_id")
     padding = next((known[name] for name in PADDING if name in known), end if start is None else start)
-    ids = dict(bos_token_id=next(iter(tokenizer.begin), end), eos_token_id=end)
+    ends = list(tokenizers.eos_token_ids(tokenizer))
+    ids: dict[str, Any] = dict(
+        bos_token_id=next(iter(tokenizer.begin), end), eos_token_id=ends if len(ends) > 1 else end
+    )
     if arch == "seq2seq":
         ids |= dict(decoder_start_token_id=end if start is None else start)
     return ids if arch == "gpt" else ids | dict(pad_token_id=padding)
