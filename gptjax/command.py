@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from gptjax import limits
 from gptjax.config import Diverged, Interrupted, UserError
 from gptjax.files import disk_trouble
 
@@ -27,6 +28,29 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
+def number(
+    kind: type[int] | type[float] = int, least: float | None = None, most: float | None = None
+) -> Callable[[str], int | float]:
+    """A type for a flag that is a number, as `add_argument` takes it.
+
+    Args:
+      kind: int or float.
+      least, most: both included; by default what int32 has room for, or float32.
+    """
+
+    def read(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text[:40]!r}") from None
+        wrong = limits.fault(value, least, most)
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{wrong}, not {text[:40]}")
+        return value
+
+    return read
+
+
 def add_step(parser: Parser) -> None:
     """Adds --step, the checkpoint that a command reads."""
     text = "of the checkpoint, or best: the one with the least held-out loss; default: the newest"
@@ -36,7 +60,7 @@ def add_step(parser: Parser) -> None:
 def _step(text: str) -> int | str:
     if text != "best" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor best")
-    return text if text == "best" else int(text)
+    return text if text == "best" else int(number(int, 0)(text))
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:

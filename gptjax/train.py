@@ -28,9 +28,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, help="the run's directory; default: runs/ and the recipe's name")
     several = parser.add_argument_group("several processes, where neither SLURM nor Open MPI starts them")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-    several.add_argument("--heartbeat", type=int, metavar="SECONDS", default=60, help="of silence: dead; default: 60")
+    several.add_argument("--processes", type=command.number(least=1), metavar="N", help="how many there are")
+    several.add_argument("--process", type=command.number(least=0), metavar="I", help="which one this is, from 0")
+    several.add_argument(
+        "--heartbeat", type=command.number(least=1), metavar="SECONDS", default=60, help="of silence: dead; default: 60"
+    )
     flags, overrides = parser.parse_known_args(argv)
     chosen = config.read(flags.config, overrides)
     runtime.start()
