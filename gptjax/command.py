@@ -5,6 +5,7 @@ nothing heavy, so that a misspelt flag is answered at once.
 """
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +81,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except BrokenPipeError:
         sys.stdout = None  # whoever read our output has gone; there is nobody to tell
     except Exception as error:
-        message = machine_trouble(error)
+        message = machine_trouble(error) or memory_trouble(error)
         if not message:
             raise
         code = 2
@@ -115,5 +116,24 @@ def machine_trouble(error: BaseException) -> str:
             seen, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
         ):
             return f"{seen.strerror}: {seen.filename}"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+# What Python, C++ and XLA say where memory runs out.
+EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED|out of memory|std::bad_alloc|failed to allocate", re.IGNORECASE)
+
+
+def memory_trouble(error: BaseException) -> str:
+    """One line for memory that ran out, wherever in the chain of causes that is; "" for any other failure."""
+    seen: BaseException | None = error
+    while seen is not None:
+        wanted = re.search(r"allocat\w* (\d+) bytes", str(seen))
+        if isinstance(seen, MemoryError) or (isinstance(seen, RuntimeError) and EXHAUSTED.search(str(seen))):
+            size = f" ({int(wanted[1]) / 2**30:,.1f} GiB more were asked for)" if wanted else ""
+            return (
+                f"out of memory{size}; make a batch (data.batch_size, --rows), the context or the model smaller, "
+                "or train with more train.grad_accumulation or --config.model.remat=full"
+            )
         seen = seen.__cause__ or seen.__context__
     return ""

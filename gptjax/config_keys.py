@@ -26,8 +26,8 @@ mesh: context data expert fsdp tensor; eval: batches every_steps; checkpoint: ev
 guard: patience warmup_steps; log: every_steps statistics; sample: max_tokens top_k
 """)
 WHOLE_OR_NONE = _named("""
-model: base_head_width base_layers base_width encoder_layers forced_first head_width kv_heads mlp_width start vocabulary;
-data: context seed; schedule: decay_steps
+model: base_head_width base_layers base_width encoder_layers forced_first head_width kv_heads mlp_width start
+vocabulary; data: context seed; schedule: decay_steps
 """)
 REAL = _named("""
 model: dropout embedding_scale init_std load_balance_loss logit_scale logit_softcap norm_epsilon router_z_loss;
@@ -45,8 +45,8 @@ data.examples: balanced; finetune: parallel rank_stabilised; objective: permute_
 """)
 TRUTH_OR_NONE = _named("model: qkv_bias")
 TEXT = _named("""
-: init_from; model: activation arch attention cell decoder encoder kernels mlp norm norm_position parametrization pooling
-positions remat residual_init task; model.rotary: scaling; data: layout path sha256 source tokenizer;
+: init_from; model: activation arch attention cell decoder encoder kernels mlp norm norm_position parametrization
+pooling positions remat residual_init task; model.rotary: scaling; data: layout path sha256 source tokenizer;
 data.examples: answer chat_template choices form label second template too_long;
 finetune: also method quantise rule targets; optimizer: name; schedule: name;
 objective: adversarial corruption masking teacher; train: dtype objective; sample: prompt

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(found))
         return
     print("\n".join(report.table(found)))
-    print(f"\ntrain with      python -m gptjax.train --config=configs/base.py --config.data.path={flags.output}")
+    path = shlex.quote(str(flags.output))
+    print(f"\ntrain with      python -m gptjax.train --config=configs/base.py --config.data.path={path}")
 
 
 def parser() -> command.Parser:
