@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax import console
+from gptjax import console, schema
 from gptjax.config import ConfigError, DataError
 from gptjax.data import cleaning, documents, duplicates, formats, shards, token_sets, tokenizers
 from gptjax.data.documents import Chunk, Outcome, Task, texts_of, work_on
 from gptjax.data.report import Report
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.workers import Workers
-from gptjax.files import write_atomic
+from gptjax.files import read_json, write_atomic
 
 CHUNK = 2**20  # bytes of documents that go to a worker at once
 
@@ -112,6 +112,15 @@ class Progress(NamedTuple):
     report: dict[str, Any]
 
 
+COUNTED = {"step": str, "documents_in": int, "documents_out": int, "bytes_in": int, "bytes_out": int, "changed": int}
+PROGRESS = {
+    "position": schema.Row(int, int),
+    "documents": int,
+    "splits": {"train": [shards.SHARD], "held_out": [shards.SHARD]},
+    "report": {"steps": [COUNTED], "reasons": {str: {"documents": int, "example": str}}},
+}
+
+
 def prepare(settings: Settings, output: Path, workers: int, restart: bool = False) -> dict[str, Any]:
     """Makes the prepared set `output`, or goes on with it where an earlier preparation was cut short.
 
@@ -150,7 +159,7 @@ def _named(folder: Path, output: Path) -> dict[str, Any]:
     for name in ("settings.json", "progress.json", "seen.sqlite", "seen.sqlite-wal", "seen.sqlite-shm"):
         (folder / name).unlink(missing_ok=True)
     os.rename(folder, output)
-    return json.loads((output / "report.json").read_text())
+    return read_json(output / "report.json")
 
 
 def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart: bool) -> Progress:
@@ -159,7 +168,7 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart:
     begun = (folder / "settings.json").exists()
     if not begun and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
         raise ConfigError(f"{folder} exists and is no unfinished preparation; move it away, or give another --output")
-    same = begun and json.loads((folder / "settings.json").read_text()) == made
+    same = begun and read_json(folder / "settings.json") == made
     if begun and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
         if not same:
             raise ConfigError(
@@ -174,8 +183,8 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart:
         write_atomic(folder / "settings.json", json.dumps(made, indent=1))
     if not (folder / "progress.json").exists():
         return Progress(Position(), 0, {split: [] for split in shards.SPLITS}, {})
-    kept = json.loads((folder / "progress.json").read_text())
-    return Progress(**kept | {"position": Position(*kept["position"])})
+    kept = schema.read(folder / "progress.json", PROGRESS)
+    return Progress(Position(*kept["position"]), kept["documents"], kept["splits"], kept["report"])
 
 
 def _tokenizer(settings: Settings, sources: Sequence[Source], folder: Path, pool: Workers) -> Tokenizer:
