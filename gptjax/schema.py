@@ -15,7 +15,14 @@ from gptjax.files import parse_json, read_json, read_text
 
 Schema = Any
 
-NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", None: "null", dict: "an object"}
+NAMES = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    None: "null",
+    dict: "an object",
+}
 
 
 class Row(tuple[Schema, ...]):

@@ -222,7 +222,9 @@ def _part(folder: Path, shard: dict[str, Any]) -> Part:
     kinds = zip(shard["files"], sizes, (TOKENS, ENDS, PROMPTS), strict=False)
     arrays = [_mapped(folder / facts["file"], facts["bytes"], size, dtypes) for facts, size, dtypes in kinds]
     if len(arrays) < 2:
-        raise DataError(f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set anew")
+        raise DataError(
+            f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set anew"
+        )
     return Part(*arrays)
 
 

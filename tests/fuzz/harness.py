@@ -62,7 +62,9 @@ def run(main, arguments):
         place = signature_of(sys.exc_info()[2])
         raise Broken(f"hangs at {place}", traceback.format_exc()[-3000:]) from None
     except BaseException as error:
-        raise Broken(f"{type(error).__name__} at {signature_of(error.__traceback__)}", traceback.format_exc()[-6000:]) from None
+        raise Broken(
+            f"{type(error).__name__} at {signature_of(error.__traceback__)}", traceback.format_exc()[-6000:]
+        ) from None
     finally:
         sys.argv = argv
     raise Broken("no exit", "")
@@ -70,7 +72,11 @@ def run(main, arguments):
 
 def signature_of(trace):
     """File and line of the innermost frame of gptjax."""
-    frames = [frame for frame in traceback.extract_tb(trace) if "/gptjax/" in frame.filename or "/experiments/" in frame.filename]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(trace)
+        if "/gptjax/" in frame.filename or "/experiments/" in frame.filename
+    ]
     frame = (frames or traceback.extract_tb(trace))[-1]
     return f"{os.path.basename(frame.filename)}:{frame.name}: {frame.line}"
 
@@ -116,7 +122,11 @@ def check(name, main, arguments, folder, may_write=()):
         raise Broken("a traceback on stderr", err)
     after = digests(folder)
     allowed = tuple(os.path.join(folder, one) for one in may_write) if code != 2 else ()
-    lost = [path for path, digest in before.items() if after.get(path) != digest and not (allowed and path.startswith(allowed))]
+    lost = [
+        path
+        for path, digest in before.items()
+        if after.get(path) != digest and not (allowed and path.startswith(allowed))
+    ]
     if lost:
         raise Broken(f"changed with exit code {code}: {os.path.relpath(lost[0], folder)}", f"{lost}\n{err}")
     COUNTS[name][KINDS[code]] += 1
