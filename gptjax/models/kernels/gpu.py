@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from gptjax.models import axes
 from gptjax.models.kernels import head, plain
 from gptjax.models.kernels.plain import Sight
 
@@ -59,15 +60,17 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight
     why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, dropped, isinstance(window, int), packed)
     if why or sight.is_plain or not isinstance(window, int):
         return plain.attend(q_BTHK, k_BTGK, v_BTGK, sight)
-    return jax.nn.dot_product_attention(
-        q_BTHK,
-        k_BTGK,
-        v_BTGK,
+    flash = partial(
+        jax.nn.dot_product_attention,
         scale=sight.scale,
         is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",
     )
+    layout = axes.current()
+    if layout is None:
+        return flash(q_BTHK, k_BTGK, v_BTGK)
+    return layout.per_device(flash, ("BTHK", "BSGK", "BSGK"), q_BTHK, k_BTGK, v_BTGK)
 
 
 def attention_plan(config: Any, dtype: str, packed: bool) -> str:
