@@ -48,6 +48,11 @@ def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> j
     return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=out_dtype)
 
 
+def ragged_product(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """x_MD @ kernel of the expert that each row is of, [M, F]: rows come expert by expert, sizes_E of each."""
+    return jax.lax.ragged_dot(x_MD, kernel_EDF, sizes_E)
+
+
 def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) -> jax.Array:
     """x @ y of two matrices, summed up in float32, either transposed first."""
     return jnp.dot(x.T if turn_x else x, y.T if turn_y else y, preferred_element_type=jnp.float32)

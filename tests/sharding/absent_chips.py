@@ -1,0 +1,90 @@
+"""Compiles train steps by the compilers of chips that are not here and prints what came of it, a line each: run by
+test_chips.py in a process of its own, which takes itself for one on a machine of such chips.
+
+The compilers are those of the wheels in the folder GPTJAX_CHIP_COMPILERS. They say memory, kernels, collectives and
+dtypes, and not speed: without a chip there is no autotuning.
+"""
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+WHEELS = Path(os.environ["GPTJAX_CHIP_COMPILERS"])
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_LIBRARY_PATH": str(WHEELS / "libtpu" / "libtpu.so"),
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+sys.path[:0] = [str(WHEELS), "tests"]
+
+import jax
+from conftest import tiny_config
+from jax._src import xla_bridge
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.experimental import topologies
+
+from gptjax import config as configs
+from gptjax import sharding
+from gptjax.inspect import scale
+from gptjax.inspect.chips import CHIPS
+from gptjax.models import kernels
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 patch: 0 } device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def devices(chip, count):
+    """So many H100s of one host, or a slice of v5e of two columns."""
+    if chip == "h100":
+        found = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}")
+    else:
+        found = topologies.get_topology_desc(f"v5e:2x{count // 2}", "tpu", chips_per_host_bounds=[2, 2, 1])
+    return found.devices
+
+
+def as_if_on(chip, count):
+    """From here on JAX says that it runs on such devices, and cuDNN that it is there."""
+    found = devices(chip, count)
+    jax.devices = lambda *of: list(found)
+    jax.device_count = lambda *of: len(found)
+    jax.default_backend = lambda: CHIPS[chip].platform
+    cudnn.check_cudnn_version = lambda: 90800
+    cudnn.check_compute_capability = lambda least: float(least) <= 9.0
+    cudnn.is_cuda_compute_capability_equal = lambda that: float(that) == 9.0
+    return found
+
+
+def compiled(chip, count, mesh, changes):
+    """What the tests ask of a step."""
+    as_if_on(chip, count)
+    config = scale.with_mesh(configs.with_vocabulary(tiny_config(**changes), 512), mesh)
+    built = scale.program(config, CHIPS[chip])
+    plan = kernels.attention_plan(built.config.model, config.train.dtype)
+    program, seconds = scale.compiled(built)
+    text = program.as_text()
+    if path := os.environ.get("DUMP"):
+        Path(path).write_text(text)
+    return {
+        "plan": plan,
+        "seconds": seconds,
+        "temporaries": program.memory_analysis().temp_size_in_bytes,
+        "calls": Counter(re.findall(r'custom_call_target="(__cudnn[^"]*)"', text)),
+        "collectives": Counter(re.findall(r" (all-\w+|reduce-scatter|collective-permute)(?:-start)?\(", text)),
+    }
+
+
+if __name__ == "__main__":
+    for case in json.loads(sys.argv[1]):
+        print(json.dumps(compiled(*case)), flush=True)
