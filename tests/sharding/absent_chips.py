@@ -1,8 +1,7 @@
 """Compiles train steps by the compilers of chips that are not here and prints what came of it, a line each: run by
 test_chips.py in a process of its own, which takes itself for one on a machine of such chips.
 
-The compilers are those of the wheels in the folder GPTJAX_CHIP_COMPILERS. They say memory, kernels, collectives and
-dtypes, and not speed: without a chip there is no autotuning.
+They say memory, kernels, collectives and dtypes, and not speed: without a chip there is no autotuning.
 """
 
 import json
@@ -12,24 +11,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-WHEELS = Path(os.environ["GPTJAX_CHIP_COMPILERS"])
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_LIBRARY_PATH": str(WHEELS / "libtpu" / "libtpu.so"),
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-sys.path[:0] = [str(WHEELS), "tests"]
-
 import jax
-from conftest import tiny_config
-from jax._src import xla_bridge
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from gptjax import config as configs
-from gptjax import sharding
-from gptjax.inspect import scale
+from gptjax.inspect import costs, scale
 from gptjax.inspect.chips import CHIPS
 from gptjax.models import kernels
 
@@ -66,22 +53,20 @@ def as_if_on(chip, count):
     return found
 
 
-def compiled(chip, count, mesh, changes):
-    """What the tests ask of a step."""
+def compiled(chip, count, recipe, flags):
+    """What the tests ask of the step of a recipe with these flags."""
     as_if_on(chip, count)
-    config = scale.with_mesh(configs.with_vocabulary(tiny_config(**changes), 512), mesh)
-    built = scale.program(config, CHIPS[chip])
-    plan = kernels.attention_plan(built.config.model, config.train.dtype)
+    built = scale.program(costs.planned(configs.read(recipe, flags)), CHIPS[chip])
     program, seconds = scale.compiled(built)
     text = program.as_text()
-    if path := os.environ.get("DUMP"):
-        Path(path).write_text(text)
+    if "DUMP" in os.environ:
+        Path(os.environ["DUMP"]).write_text(text)
     return {
-        "plan": plan,
+        "plan": kernels.attention_plan(built.config.model, built.config.train.dtype),
         "seconds": seconds,
         "temporaries": program.memory_analysis().temp_size_in_bytes,
         "calls": Counter(re.findall(r'custom_call_target="(__cudnn[^"]*)"', text)),
-        "collectives": Counter(re.findall(r" (all-\w+|reduce-scatter|collective-permute)(?:-start)?\(", text)),
+        "collectives": Counter(re.findall(r" (all-[\w-]+?|reduce-scatter|collective-permute)(?:-start)?\(", text)),
     }
 
 

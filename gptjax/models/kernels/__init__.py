@@ -76,10 +76,9 @@ def resolved(name: str, divided: Collection[str] = (), platform: str = "") -> st
     """
     if name != "auto":
         return name
-    # Where a kernel joins or slices an axis that is divided, XLA would bring it together first.
-    able = {"cpu": set[str](), "gpu": {"products"}, "tpu": {"products", "sequences"}}
+    # Those of CPUs join and slice axes that are divided, which XLA would bring together first.
     backend = platform or jax.default_backend()
-    return backend if set(divided) <= able.get(backend, set()) and backend in able else "plain"
+    return "plain" if backend not in KERNELS or (backend == "cpu" and divided) else backend
 
 
 def attention_plan(config: Any, dtype: str, packed: bool = False) -> str:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gptjax.models import axes
+
 Elementwise = Callable[..., jax.Array]
 
 
@@ -177,6 +179,8 @@ def masked_attend(
 
 def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
     """Attention of a sequence to itself -> [B, T, H, K]; see `masked_attend`."""
+    # Each query reads all keys: devices that divide sequences gather them (arXiv 2407.21783 section 3.3.2).
+    k_BTGK, v_BTGK = axes.constrain(k_BTGK, "BSGK"), axes.constrain(v_BTGK, "BSGK")
     positions_T = jnp.arange(q_BTHK.shape[1])
     mask = visible(positions_T, positions_T, sight.window, sight.causal)
     if sight.ahead_BT is not None:

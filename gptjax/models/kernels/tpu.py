@@ -22,9 +22,9 @@ def tile(size: int, most: int) -> int:
     return next((n for n in range(most - most % LANES, 0, -LANES) if size % n == 0), 0)
 
 
-def tiling(M: int, K: int, N: int, itemsize: int) -> dict[str, str]:
-    """What XLA is told of a product [M, K] x [K, N] of numbers of so many bytes; nothing where no tile divides it."""
-    columns = COLUMNS * 2 // max(itemsize, 2)
+def tiling(x_MK: jax.Array, N: int) -> dict[str, str]:
+    """What XLA is told of a product of x and some [K, N]; nothing where no tile divides it."""
+    (M, K), columns = x_MK.shape, COLUMNS * 2 // max(x_MK.dtype.itemsize, 2)
     tiles = tile(M, ROWS), tile(K, columns), tile(N, columns)
     return {"ragged_dot_tiling": ",".join(map(str, tiles))} if all(tiles) else {}
 
@@ -32,7 +32,7 @@ def tiling(M: int, K: int, N: int, itemsize: int) -> dict[str, str]:
 @jax.custom_vjp
 def ragged_product(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """As gptjax.models.kernels.plain.ragged_product, of operands of one dtype."""
-    with set_xla_metadata(**tiling(*x_MD.shape, kernel_EDF.shape[-1], x_MD.dtype.itemsize)):
+    with set_xla_metadata(**tiling(x_MD, kernel_EDF.shape[-1])):
         return jax.lax.ragged_dot_general(x_MD, kernel_EDF, sizes_E, _ROWS_OF_AN_EXPERT)
 
 
@@ -43,7 +43,7 @@ def _forward(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> tupl
 def _backward(saved: Any, dy_MF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     x_MD, kernel_EDF, sizes_E = saved
     dx_MD = ragged_product(dy_MF, kernel_EDF.swapaxes(1, 2), sizes_E)
-    with set_xla_metadata(**tiling(*x_MD.shape, dy_MF.shape[-1], x_MD.dtype.itemsize)):
+    with set_xla_metadata(**tiling(x_MD, dy_MF.shape[-1])):
         return dx_MD, jax.lax.ragged_dot_general(x_MD, dy_MF, sizes_E, _OVER_ROWS), None
 
 
