@@ -138,7 +138,7 @@ def temporaries(config: ConfigDict, built: scale.Program, mesh: dict[str, int], 
     }[config.model.remat]
     V = config.model.vocabulary
     logits = 4 * s.tokens * V / (s.tensor if V % s.tensor == 0 else 1)
-    logits = min(logits, 2**30) if built.config.model.kernels == "gpu" and mesh["context"] == 1 else logits
+    logits = min(logits, 2**30) if built.config.model.kernels == "gpu" else logits
     gradients = parameters * (2 if config.train.grad_accumulation > 1 else 1)
     return kept + 3 * logits + gradients + gathered * (1 - of_blocks) * (s.item + 4)
 

@@ -16,7 +16,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from gptjax import config as configs
-from gptjax.inspect import costs, scale
+from gptjax.inspect import costs, hlo, scale
 from gptjax.inspect.chips import CHIPS
 from gptjax.models import kernels
 
@@ -30,6 +30,9 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 patch: 0 } device_description_str: "NVIDIA H100 80GB HBM3"
 """
+
+
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
 
 
 def devices(chip, count):
@@ -53,6 +56,14 @@ def as_if_on(chip, count):
     return found
 
 
+def products(text):
+    """How many products there are, by the dtypes of their operands."""
+    found = [one for body in hlo.computations(text)[0].values() for one in body]
+    dtypes = {one.name: hlo.shapes(one.type)[0].dtype for one in found if hlo.shapes(one.type)}
+    of_operands = [re.findall(r"%([\w.\-]+)", one.rest)[:2] for one in found if one.op in ("dot", "convolution")]
+    return Counter(" ".join(dtypes[name] for name in names) for names in of_operands)
+
+
 def compiled(chip, count, recipe, flags):
     """What the tests ask of the step of a recipe with these flags."""
     as_if_on(chip, count)
@@ -66,7 +77,10 @@ def compiled(chip, count, recipe, flags):
         "seconds": seconds,
         "temporaries": program.memory_analysis().temp_size_in_bytes,
         "calls": Counter(re.findall(r'custom_call_target="(__cudnn[^"]*)"', text)),
-        "collectives": Counter(re.findall(r" (all-[\w-]+?|reduce-scatter|collective-permute)(?:-start)?\(", text)),
+        "products": products(text),
+        "collectives": Counter(
+            re.findall(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(", text)
+        ),
     }
 
 

@@ -34,14 +34,20 @@ def token_loss(
     z_loss: float,
 ) -> TokenLoss:
     """As gptjax.models.kernels.plain.token_loss."""
-    f = plain.token_loss if _in_parts() else partial(head.token_loss, slicing=SLICING)
-    return f(x_BTD, table_VD, targets_BT, weights_BT, cap, smoothing, z_loss)
 
+    def sliced(x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> TokenLoss:
+        return head.token_loss(x_BTD, table_VD, targets_BT, weights_BT, cap, smoothing, z_loss, SLICING)
 
-def _in_parts() -> bool:
-    """Whether devices divide sequences, of which a slice would then have to be brought together."""
-    layout = axes.current()
-    return layout is not None and layout.is_divided(layout.computed["T"])
+    arrays, layout = (x_BTD, table_VD, targets_BT, weights_BT), axes.current()
+    if layout is None or layout.parts("T", x_BTD.shape[1]) == 1:
+        return sliced(*arrays)
+    of_sequence = layout.computed["T"]
+
+    def own(*arrays: jax.Array) -> TokenLoss:  # of the part of a sequence that a device has
+        return jax.lax.psum(sliced(*arrays), of_sequence)
+
+    found: TokenLoss = layout.per_device(own, ("BTD", "VD", "BT", "BT"), *arrays, out=("", ()), among=of_sequence)
+    return found
 
 
 def refusal(
@@ -99,11 +105,11 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight
     if layout is None:
         return flash(q_BTHK, k_BTGK, v_BTGK)
     # cuDNN's call can be divided neither by XLA nor along a sequence.
-    of_sequence = layout.computed["T"]
-    parts = layout.devices(of_sequence)
-    if parts > 1 and q_BTHK.shape[1] % parts == 0:
-        flash = partial(exchanging_heads, flash, of_sequence, parts)
-    return layout.per_device(flash, ("BTHK", "BTGK", "BTGK"), q_BTHK, k_BTGK, v_BTGK)
+    parts = layout.parts("T", q_BTHK.shape[1])
+    if parts > 1:
+        flash = partial(exchanging_heads, flash, layout.computed["T"], parts)
+    found: jax.Array = layout.per_device(flash, ("BTHK", "BTGK", "BTGK"), q_BTHK, k_BTGK, v_BTGK)
+    return found
 
 
 def exchanging_heads(
