@@ -31,8 +31,12 @@ def main(argv: Sequence[str]) -> None:
         "--rouge", action="store_true", help="of a run that learnt to write answers: ROUGE of what it writes"
     )
     translating = parser.add_argument_group("of an encoder-decoder, which translates")
-    translating.add_argument("--beams", type=int, metavar="N", help="kept at each step of the search; 1: greedy (4)")
-    translating.add_argument("--length_penalty", type=float, metavar="X", help="scores are divided by length ** X (1)")
+    translating.add_argument(
+        "--beams", type=command.number(), metavar="N", help="kept at each step of the search; 1: greedy (4)"
+    )
+    translating.add_argument(
+        "--length_penalty", type=command.number(float), metavar="X", help="scores are divided by length ** X (1)"
+    )
     flags = parser.parse_args(argv)
     runtime.start()
     from gptjax import models, run

@@ -32,14 +32,23 @@ class LibraryTokenizer:
       name: what it is called.
       begin: ids that every document and prompt starts with.
       end: the id after a document.
+      stop_token_ids: further ids that end a generated text.
 
     Raises:
       ValueError: the library cannot read the text.
     """
 
-    def __init__(self, text: str, name: str, begin: Sequence[int] = (), end: int | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        name: str,
+        begin: Sequence[int] = (),
+        end: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+    ) -> None:
         self.library = _library(text, plain=True)
         self.text, self.name, self.begin, self.end = text, name, tuple(begin), end
+        self.stop_token_ids = tuple(stop_token_ids)
         self.prompt: tuple[int, ...] = ()
         self.n_vocab = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._added = self.library.get_added_tokens_decoder()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax import console
+from gptjax import console, schema
 from gptjax.config import ConfigError, DataError
 from gptjax.data import cleaning, documents, duplicates, formats, shards, token_sets, tokenizers
 from gptjax.data.documents import Chunk, Outcome, Task, texts_of, work_on
@@ -112,6 +112,15 @@ class Progress(NamedTuple):
     report: dict[str, Any]
 
 
+COUNTED = {"step": str, "documents_in": int, "documents_out": int, "bytes_in": int, "bytes_out": int, "changed": int}
+PROGRESS = {
+    "position": schema.Row(int, int),
+    "documents": int,
+    "splits": {"train": [shards.SHARD], "held_out": [shards.SHARD]},
+    "report": {"steps": [COUNTED], "reasons": {str: {"documents": int, "example": str}}},
+}
+
+
 def prepare(settings: Settings, output: Path, workers: int, restart: bool = False) -> dict[str, Any]:
     """Makes the prepared set `output`, or goes on with it where an earlier preparation was cut short.
 
@@ -174,8 +183,8 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart:
         write_atomic(folder / "settings.json", json.dumps(made, indent=1))
     if not (folder / "progress.json").exists():
         return Progress(Position(), 0, {split: [] for split in shards.SPLITS}, {})
-    kept = read_json(folder / "progress.json")
-    return Progress(**kept | {"position": Position(*kept["position"])})
+    kept = schema.read(folder / "progress.json", PROGRESS)
+    return Progress(Position(*kept["position"]), kept["documents"], kept["splits"], kept["report"])
 
 
 def _tokenizer(settings: Settings, sources: Sequence[Source], folder: Path, pool: Workers) -> Tokenizer:
