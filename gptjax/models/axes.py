@@ -213,11 +213,11 @@ Move = Callable[[jax.Array], jax.Array]
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> jax.Array:
-    return gather(parameter.astype(dtype))
+    return _forward(parameter, gather, scatter, dtype)[0]
 
 
 def _forward(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> tuple[jax.Array, None]:
-    return _gathered(parameter, gather, scatter, dtype), None
+    return gather(parameter.astype(dtype)), None
 
 
 def _backward(gather: Move, scatter: Move, dtype: str, saved: None, gradient: jax.Array) -> tuple[jax.Array]:

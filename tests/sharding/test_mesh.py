@@ -148,7 +148,8 @@ def test_tensor_parallel_adds_up_activations_and_gathers_no_parameter_more_than_
 
 def test_context_parallel_gathers_keys_and_values_and_no_parameter(runs):
     gathered = of_more_than_scalars(runs["context"], "all-gather")
-    keys_and_values = [shape for shape, where in gathered if "attention/sharding_constraint" in where]
+    # By shape, since the operation that a gather is named after differs between versions of JAX.
+    keys_and_values = [shape for shape, where in gathered if "/attention/" in where and len(shape) == 4]
     assert keys_and_values == [[8, 16, 4, 8]] * 4
     assert not any("kernel" in where or "mlp" in where for _, where in gathered)
 

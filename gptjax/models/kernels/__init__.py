@@ -63,6 +63,9 @@ KERNELS: dict[str, Kernels] = {
 }
 KERNELS["cpu_few"] = KERNELS["cpu"]._replace(product=few.product, unembed=few.unembed, turned=True)
 
+# What a gradient that is differentiated again is computed with, where a platform's own kernels give only one.
+TWICE = {"gpu": "plain", "tpu": "plain"}
+
 FOR_FEW_ROWS = {"cpu": "cpu_few"}  # what a model that was built for training reads a few rows with
 
 
