@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from gptjax.files import repair
+
 # GPT-2's printable stand-ins for the bytes 0 to 255, which byte-level vocabularies are written in.
 _SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
@@ -118,11 +120,7 @@ def _library(text: str, plain: bool) -> Any:
 
 
 def _ids(library: Any, text: str) -> list[int]:
-    try:
-        return library.encode(text, add_special_tokens=False).ids
-    except TypeError:  # half a surrogate pair, which becomes U+FFFD as in tiktoken
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return library.encode(whole, add_special_tokens=False).ids
+    return library.encode(repair(text), add_special_tokens=False).ids  # as tiktoken does
 
 
 def _decoding(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:

@@ -21,7 +21,7 @@ import tiktoken
 from gptjax import console
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data.library_tokenizer import LibraryTokenizer, to_bytes
-from gptjax.files import write_atomic
+from gptjax.files import read_json, read_text, repair, write_atomic
 
 if TYPE_CHECKING:
     import tokenizers as hf_tokenizers
@@ -240,12 +240,12 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
       CheckpointError: it is missing or damaged.
     """
     try:
-        facts = json.loads((directory / "facts.json").read_text())
+        facts = read_json(directory / "facts.json")
         if facts["kind"] == "tokenizers":
-            text = (directory / "tokenizer.json").read_text()
+            text = read_text(directory / "tokenizer.json")
             stops = facts.get("stop_token_ids", ())
             return LibraryTokenizer(text, facts["name"], facts["begin"], facts["end"], stops)
-        lines = (directory / "vocabulary.tiktoken").read_text().splitlines()
+        lines = read_text(directory / "vocabulary.tiktoken").splitlines()
         ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
         if len(set(ranks.values())) < len(ranks):
             raise ValueError("two tokens have the same id")
@@ -258,7 +258,7 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
             end=facts["end"],
             stop_token_ids=facts.get("stop_token_ids", ()),
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+    except (DataError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error
 
 
@@ -277,11 +277,12 @@ def beginning_with(tokenizer: Tokenizer, prompt: Sequence[int], begin: Sequence[
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text; special tokens' names in it are plain text.
+    """The ids of a text; special tokens' names in it are plain text, and half of a surrogate pair is U+FFFD.
 
     Raises:
       DataError: a character that a `chars` tokenizer does not have.
     """
+    text = repair(text)
     if tokenizer.name == "chars" and isinstance(tokenizer, Encoding):
         unknown = sorted(set(text) - {token.decode() for token in tokenizer._mergeable_ranks})
         if unknown:
@@ -297,6 +298,7 @@ def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
       DataError: a character that a `chars` tokenizer does not have.
     """
+    text = repair(text)
     if isinstance(tokenizer, LibraryTokenizer):
         return tokenizer.encode_special(text)
     special = special_tokens(tokenizer)
@@ -326,6 +328,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 def encode_array(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The same as an array, uint32, which tiktoken makes without a list in between."""
+    text = repair(text)
     if isinstance(tokenizer, Encoding) and tokenizer.name == "bytes":
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
     if isinstance(tokenizer, Encoding) and tokenizer.name != "chars":

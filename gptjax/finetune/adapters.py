@@ -54,7 +54,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
         "model": of.config.model.to_dict(),
     }
     with appearing(folder) as unfinished:
-        (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         save_file({path: np.asarray(leaf, order="C") for path, leaf in tuned.items()}, unfinished / TENSORS)
     count = sum(leaf.size for leaf in tuned.values())
     return {"method": of.config.finetune.method, "parameters": count, "base": of.config.init_from}
