@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import tiktoken
 
-from gptjax import console
+from gptjax import console, schema
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data.library_tokenizer import LibraryTokenizer, to_bytes
-from gptjax.files import write_atomic
+from gptjax.files import read_text, write_atomic
 
 if TYPE_CHECKING:
     import tokenizers as hf_tokenizers
@@ -219,6 +219,10 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
     write_atomic(directory / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 
+COMMON = {"name": str, "begin": [int], "end": (int, None)}
+FACTS = ({**COMMON, "kind": str, "pattern": str, "special_tokens": {str: int}}, {**COMMON, "kind": str})
+
+
 def load(directory: Path) -> Encoding | LibraryTokenizer:
     """The tokenizer that `save` wrote.
 
@@ -226,11 +230,11 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
       CheckpointError: it is missing or damaged.
     """
     try:
-        facts = json.loads((directory / "facts.json").read_text())
+        facts = schema.read(directory / "facts.json", FACTS)
         if facts["kind"] == "tokenizers":
-            text = (directory / "tokenizer.json").read_text()
+            text = read_text(directory / "tokenizer.json")
             return LibraryTokenizer(text, facts["name"], facts["begin"], facts["end"])
-        lines = (directory / "vocabulary.tiktoken").read_text().splitlines()
+        lines = read_text(directory / "vocabulary.tiktoken").splitlines()
         ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
         if len(set(ranks.values())) < len(ranks):
             raise ValueError("two tokens have the same id")
@@ -242,7 +246,7 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
             begin=facts["begin"],
             end=facts["end"],
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+    except (DataError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error
 
 
