@@ -23,12 +23,11 @@ SMALL = {
 LORA = ["--config.finetune.method=lora", "--config.finetune.rank=2"]
 # Flags that may be given besides those of the command lines.
 OF_PREPARE = """--held_out --shard_tokens --text_key --prompt_key --separator --max_document --format --document_start
---blocklist --evaluation --near_threshold --min_words --clean""".split()
+--blocklist --evaluation --near_threshold --min_words --clean"""
 OF_TRAIN = """optimizer.name schedule.name data.mixture data.stages model.windows finetune.method log.writers mesh.data
-model.activation guard.spike_z optimizer.learning_rate seed""".split()
-OF_TRAIN = [f"--config.{key}" for key in OF_TRAIN]
+model.activation guard.spike_z optimizer.learning_rate seed"""
 OF_GENERATE = """--temperature --top_k --top_p --min_p --stop --seed --samples --regex --json_schema --choice --with
---weights --ngram --step --rows --logit_bias --no_repeat_ngram""".split()
+--weights --ngram --step --rows --logit_bias --no_repeat_ngram"""
 # What stands last on a command line, so that no odd value makes an example long.
 CAPS = [f"--config.{key}" for key in ("train.steps=4", "eval.batches=1", "data.batch_size=4", "data.prefetch=0")]
 
@@ -131,7 +130,7 @@ def commands(folder):
                 ["--verify=set"],
             ],
             [*documents, "text.txt", *under(folder, "set", "run/tokenizer")],
-            OF_PREPARE,
+            OF_PREPARE.split(),
         ),
         "train": Fuzzed(
             train,
@@ -152,7 +151,7 @@ def commands(folder):
                 [f"--config={BASE}", *few(folder), f"--config.init_from={here}/run", *LORA, "--workdir=lora"],
             ],
             ["text.txt", "recipe.py", *under(folder, "half", "run", "set", "lora")],
-            [*keys, *OF_TRAIN],
+            [*keys, *(f"--config.{key}" for key in OF_TRAIN.split())],
             ["half", "run", "lora"],
         ),
         "generate": Fuzzed(
@@ -166,7 +165,7 @@ def commands(folder):
                 ["--workdir=run", "--watermark=3", "--detect=text.txt"],
             ],
             ["prompts.txt", *under(folder, "run", "lora", "other")],
-            OF_GENERATE,
+            OF_GENERATE.split(),
         ),
         "evaluate": Fuzzed(
             evaluate,
