@@ -145,5 +145,5 @@ def load(workdir: str | Path, step: int | str | None = None) -> Run:
     if tokenizer.n_vocab > config.model.vocabulary or any(not 0 <= one < tokenizer.n_vocab for one in around):
         what = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
         raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {what}")
-    tokenizer = prompts.seen(tokenizer, config)
-    return Run(workdir, config, methods.model_of(config), origins.saved(workdir, step=step), tokenizer)
+    seen = prompts.seen(tokenizer, config)
+    return Run(workdir, config, methods.model_of(config), origins.saved(workdir, step=step), seen)
