@@ -92,13 +92,14 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         if not message:
             raise
         code = 2
-    try:
-        sys.stdout.flush()
-    except OSError:  # that is told already, and Python would try once more
-        sys.stdout = None
     if message:
         with suppress(OSError):
             print(f"gptjax: {' '.join(message.split())}", file=sys.stderr)
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:  # that is told where it can be, and Python would try once more and leave with another code
+            setattr(sys, name, None)
     sys.exit(code)
 
 
@@ -114,7 +115,8 @@ def open_closed_streams() -> None:
                 os.fstat(number)
             except OSError:
                 os.open(os.devnull, os.O_RDWR)  # gets the least number that is free
-            setattr(sys, name, open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))
+            stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -36,8 +36,8 @@ HEADER = 128  # bytes that numpy gives the header of a one-dimensional array, wh
 TOKENS, ENDS, PROMPTS = ("<u2", "<u4"), ("<i8",), ("<i4",)
 
 Index = dict[str, Any]
-SHARD = {"documents": int, "tokens": int, "text_bytes": int}
-SHARD |= {"files": [{"file": str, "bytes": int, "sha256": str}]}
+FILE = {"file": str, "bytes": int, "sha256": str}
+SHARD = {"documents": int, "tokens": int, "text_bytes": int, "files": [FILE]}
 INDEX = {
     "format": int,
     "tokenizer": {"name": str, "n_vocab": int, "closing": [int], "sha256": str},

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import tiktoken
 
-from gptjax import console
+from gptjax import console, schema
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data.library_tokenizer import LibraryTokenizer, to_bytes
-from gptjax.files import read_json, read_text, repair, write_atomic
+from gptjax.files import read_text, repair, write_atomic
 
 if TYPE_CHECKING:
     import tokenizers as hf_tokenizers
@@ -233,6 +233,10 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
     write_atomic(directory / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 
+COMMON = {"name": str, "begin": [int], "end": (int, None), "stop_token_ids?": [int]}
+FACTS = ({**COMMON, "kind": str, "pattern": str, "special_tokens": {str: int}}, {**COMMON, "kind": str})
+
+
 def load(directory: Path) -> Encoding | LibraryTokenizer:
     """The tokenizer that `save` wrote.
 
@@ -240,10 +244,10 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
       CheckpointError: it is missing or damaged.
     """
     try:
-        facts = read_json(directory / "facts.json")
+        facts = schema.read(directory / "facts.json", FACTS)
+        stops = facts.get("stop_token_ids", ())
         if facts["kind"] == "tokenizers":
             text = read_text(directory / "tokenizer.json")
-            stops = facts.get("stop_token_ids", ())
             return LibraryTokenizer(text, facts["name"], facts["begin"], facts["end"], stops)
         lines = read_text(directory / "vocabulary.tiktoken").splitlines()
         ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
@@ -256,7 +260,7 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
             special_tokens=facts["special_tokens"],
             begin=facts["begin"],
             end=facts["end"],
-            stop_token_ids=facts.get("stop_token_ids", ()),
+            stop_token_ids=stops,
         )
     except (DataError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error

@@ -321,10 +321,10 @@ def export_run(
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     with appearing(folder) as unfinished:
         text = json.dumps(hf_config | ids | {"dtype": dtype, "torch_dtype": dtype}, indent=2)
-        (unfinished / "config.json").write_text(text + "\n")
+        (unfinished / "config.json").write_text(text + "\n", encoding="utf-8")
         if model["arch"] == "seq2seq":
             decoding = {key: hf_config[key] for key in OF_DECODING if hf_config.get(key) is not None} | ids
-            (unfinished / GENERATION).write_text(json.dumps(decoding, indent=2) + "\n")
+            (unfinished / GENERATION).write_text(json.dumps(decoding, indent=2) + "\n", encoding="utf-8")
         original = run.workdir / "tokenizer" / "hf"
         if original.is_dir():
             _copy_tokenizer(original, unfinished)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from gptjax.decode import prompt_files
 
 ZSTD = pytest.importorskip("zstandard", reason="the data extra is not installed")
 PYARROW = pytest.importorskip("pyarrow", reason="the data extra is not installed")
+GZIP = partial(gzip.compress, mtime=0)  # names of tests are the same in every process
 FORMATS = ["json", "jsonl", "csv", "tsv", "parquet"]
-PACKINGS = {"": bytes, ".gz": lambda raw: gzip.compress(raw, mtime=0), ".zst": ZSTD.compress}
+PACKINGS = {"": bytes, ".gz": GZIP, ".zst": ZSTD.compress}
 
 
 def raw_of(format, fields):
@@ -116,8 +118,8 @@ CASES = [
     ("a.json", b"[" * 9000, "a.json is nested too deeply"),
     ("a.json", b'{"text": "a"}', "a.json is not a list of objects"),
     ("a.parquet", b"PAR1", "a.parquet is damaged"),
-    ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "a.jsonl.gz is damaged"),
-    ("a.jsonl.gz", gzip.compress(b"text")[:12] + b"\xff\xff\xff\xff", "a.jsonl.gz is damaged"),
+    ("a.jsonl.gz", GZIP(b'{"text": "a"}\n' * 99)[:-9], "a.jsonl.gz is damaged"),
+    ("a.jsonl.gz", GZIP(b"text")[:12] + b"\xff\xff\xff\xff", "a.jsonl.gz is damaged"),
     ("a.jsonl.zst", ZSTD.compress(b'{"text": "a"}\n' * 99)[:-2], "a.jsonl.zst is damaged"),
     ("a.jsonl.zst", ZSTD.compress(b'{"text": "a"}\n') + ZSTD.compress(b'{"text": "b"}\n'), ["a", "b"]),
     ("a.jsonl.zst", b"x\n", "a.jsonl.zst is damaged"),
@@ -228,7 +230,7 @@ def test_aligned_files_may_be_packed_by_zst(tmp_path):
         ("p.txt", b"caf\xe9\nb", ["caf\ufffd", "b"]),
         ("p.jsonl", '{"prompt": "a\\ud800"}\nplain', ["a\ufffd", "plain"]),
         ("p.jsonl", '{"prompt": "a"', "p.jsonl, line 1 is not JSON"),
-        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a"}'), ["a"]),
+        ("p.jsonl.gz", GZIP(b'{"prompt": "a"}'), ["a"]),
         ("p.csv", 'prompt,id\n"a\nb",1\n', ["a\nb"]),
         ("p.tsv", "text\na\n", "p.tsv, line 2 has no text 'prompt'; it has text"),
         ("p.json", '[{"prompt": "a"}, {"prompt": null}]', "p.json, record 2 has no text 'prompt'"),
@@ -358,7 +360,7 @@ def test_evaluation_files_are_read_as_records_are(tmp_path):
     ):
         with pytest.raises(DataError, match=says):
             list(cleaning.evaluation_items(str(file_of(tmp_path, name, raw))))
-    packed = file_of(tmp_path, "a.json.gz", gzip.compress(b'[{"a": ["x", {"b": "y"}]}, "z"]'))
+    packed = file_of(tmp_path, "a.json.gz", GZIP(b'[{"a": ["x", {"b": "y"}]}, "z"]'))
     assert list(cleaning.evaluation_items(str(packed))) == ["x", "y", "z"]
     path = file_of(tmp_path, "a.parquet", raw_of("parquet", [{"q": "x"}]))
     assert list(cleaning.evaluation_items(str(path))) == ["x"]

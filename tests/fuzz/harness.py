@@ -14,7 +14,7 @@ import traceback
 
 from gptjax import command
 
-SECONDS = 60  # after which a command counts as hung
+SECONDS = 180  # of wall time, after which a command counts as hung; a busy machine takes long for a short one
 COUNTS = collections.defaultdict(collections.Counter)  # outcomes by command
 KINDS = {0: "ok", 2: "refused", 3: "diverged"}
 
@@ -40,7 +40,7 @@ def guarded():
 
     before = signal.signal(signal.SIGALRM, hung)
     signal.alarm(SECONDS)
-    faulthandler.dump_traceback_later(4 * SECONDS, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:

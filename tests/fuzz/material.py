@@ -20,6 +20,14 @@ SMALL = {
     "sample_max_tokens": 2,
     "eval_batches": 1,
 }
+LORA = ["--config.finetune.method=lora", "--config.finetune.rank=2"]
+# Flags that may be given besides those of the command lines.
+OF_PREPARE = """--held_out --shard_tokens --text_key --prompt_key --separator --max_document --format --document_start
+--blocklist --evaluation --near_threshold --min_words --clean"""
+OF_TRAIN = """optimizer.name schedule.name data.mixture data.stages model.windows finetune.method log.writers mesh.data
+model.activation guard.spike_z optimizer.learning_rate seed"""
+OF_GENERATE = """--temperature --top_k --top_p --min_p --stop --seed --samples --regex --json_schema --choice --with
+--weights --ngram --step --rows --logit_bias --no_repeat_ngram"""
 # What stands last on a command line, so that no odd value makes an example long.
 CAPS = [f"--config.{key}" for key in ("train.steps=4", "eval.batches=1", "data.batch_size=4", "data.prefetch=0")]
 
@@ -56,7 +64,7 @@ def cut_short(folder):
 
 def tuned(folder):
     """A run that was fine-tuned by LoRA."""
-    lora = [f"--config.init_from={folder / 'run'}", "--config.finetune.method=lora", "--config.finetune.rank=2"]
+    lora = [f"--config.init_from={folder / 'run'}", *LORA]
     do(train, f"--config={BASE}", *lora, *few(folder), f"--workdir={folder / 'lora'}")
 
 
@@ -122,8 +130,7 @@ def commands(folder):
                 ["--verify=set"],
             ],
             [*documents, "text.txt", *under(folder, "set", "run/tokenizer")],
-            ["--held_out", "--shard_tokens", "--text_key", "--prompt_key", "--separator", "--max_document", "--format"]
-            + ["--document_start", "--blocklist", "--evaluation", "--near_threshold", "--min_words", "--clean"],
+            OF_PREPARE.split(),
         ),
         "train": Fuzzed(
             train,
@@ -141,24 +148,10 @@ def commands(folder):
                     *CAPS,
                 ],
                 [f"--config={BASE}", *few(folder), f"--config.init_from={here}/run", "--workdir=new", *CAPS],
-                [f"--config={BASE}", *few(folder), "--config.finetune.method=lora", "--config.finetune.rank=2"]
-                + [f"--config.init_from={here}/run", "--workdir=lora"],
+                [f"--config={BASE}", *few(folder), f"--config.init_from={here}/run", *LORA, "--workdir=lora"],
             ],
             ["text.txt", "recipe.py", *under(folder, "half", "run", "set", "lora")],
-            [
-                *keys,
-                "--config.optimizer.name",
-                "--config.schedule.name",
-                "--config.data.mixture",
-                "--config.data.stages",
-            ]
-            + ["--config.model.windows", "--config.finetune.method", "--config.log.writers", "--config.mesh.data"]
-            + [
-                "--config.model.activation",
-                "--config.guard.spike_z",
-                "--config.optimizer.learning_rate",
-                "--config.seed",
-            ],
+            [*keys, *(f"--config.{key}" for key in OF_TRAIN.split())],
             ["half", "run", "lora"],
         ),
         "generate": Fuzzed(
@@ -172,18 +165,7 @@ def commands(folder):
                 ["--workdir=run", "--watermark=3", "--detect=text.txt"],
             ],
             ["prompts.txt", *under(folder, "run", "lora", "other")],
-            [
-                "--temperature",
-                "--top_k",
-                "--top_p",
-                "--min_p",
-                "--stop",
-                "--seed",
-                "--samples",
-                "--regex",
-                "--json_schema",
-            ]
-            + ["--choice", "--with", "--weights", "--ngram", "--step", "--rows", "--logit_bias", "--no_repeat_ngram"],
+            OF_GENERATE.split(),
         ),
         "evaluate": Fuzzed(
             evaluate,

@@ -54,7 +54,7 @@ ODD_TEXT = [
     "a\0b",
 ]
 ODD_TEXT += ["()", "None", "True", "(1,", "{}", "[[", "../..", "hf:", "a,b", "bytes", "-", "@", "x@y", "%s", "{0}"]
-# Places: of the material's folder, which holds a loop of links, a pipe that nobody writes to and a name that is no text.
+# Places of the material's folder, which holds a loop of links, a pipe that nobody writes to and a name that is no text.
 PLACES = ["nowhere", "run", "set", "text.txt", "prompts.txt", "loop", "pipe", "empty", "empty.txt", "run/config.json"]
 PLACES += ["name-\udcff.txt", "x" * 300, "y/" * 3000, "run/checkpoints", "text.txt/below", "."]
 DEVICES = ["/dev/null", "/dev/full", "/proc/self/mem", "/"]
@@ -158,7 +158,7 @@ def spoil_bytes(raw, kind, *how):
 
 def spoil_json(path, kind, *how):
     """Changes a value of a JSON file, or of a line of one."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.splitlines() if path.suffix == ".jsonl" else [text]
     at = how[0] % len(lines) if lines else 0
     try:
