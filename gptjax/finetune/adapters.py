@@ -81,9 +81,8 @@ def load(base: "Run", folder: str | Path) -> "Run":
         )
     try:
         adapted = beside(base, tuned, facts["finetune"], facts["model"])
-        jax.eval_shape(
-            lambda params: adapted.model.apply({"params": params}, **models.example(adapted.model)), adapted.params
-        )
+        model: Any = adapted.model
+        jax.eval_shape(lambda params: model.apply({"params": params}, **models.example(model)), adapted.params)
     except (KeyError, TypeError, ValueError, AttributeError, FlaxError) as error:  # of a model made of what it says
         why = str(error).strip().splitlines()[0][:200]
         raise DataError(f"the adapter {folder} is damaged, or of another model than it says: {why}") from error
