@@ -59,6 +59,11 @@ class Layout(NamedTuple):
         of_rows = self.computed["B"]
         return tuple(axis for axis in self.mesh.axis_names if axis not in of_rows and self.mesh.shape[axis] > 1)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The mesh axes besides `rows`, those of one device too."""
+        return tuple(axis for axis in self.mesh.axis_names if axis not in self.rows)
+
     def is_divided(self, mesh_axes: Sequence[str]) -> bool:
         """Whether one of these axes of the mesh has several devices."""
         return self.devices(mesh_axes) > 1
@@ -96,7 +101,7 @@ class Layout(NamedTuple):
           letters: the axes of each argument, a tree like them.
           arrays: its arguments.
           out: (letters, shape) of what it gives; None: as of its first argument.
-          among: of the mesh axes inside a row, those along which arrays are a device's own; None: all of them.
+          among: the mesh axes, besides `rows`, along which arrays are a device's own; None: those inside a row.
         """
         axes = self.inner if among is None else among
         if not axes:

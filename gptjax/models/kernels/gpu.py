@@ -104,11 +104,13 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight
     layout = axes.current()
     if layout is None:
         return flash(q_BTHK, k_BTGK, v_BTGK)
-    # cuDNN's call can be divided neither by XLA nor along a sequence.
+    # JAX compiles cuDNN's call only where no axis of the mesh is left to XLA to divide, be it of one device; and a call
+    # reads whole sequences.
     parts = layout.parts("T", q_BTHK.shape[1])
     if parts > 1:
         flash = partial(exchanging_heads, flash, layout.computed["T"], parts)
-    found: jax.Array = layout.per_device(flash, ("BTHK", "BTGK", "BTGK"), q_BTHK, k_BTGK, v_BTGK)
+    letters = ("BTHK", "BTGK", "BTGK")
+    found: jax.Array = layout.per_device(flash, letters, q_BTHK, k_BTGK, v_BTGK, among=layout.others)
     return found
 
 
