@@ -5,11 +5,13 @@ nothing heavy, so that a misspelt flag is answered at once.
 """
 
 import argparse
+import io
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from gptjax import limits
@@ -66,10 +68,15 @@ def _step(text: str) -> int | str:
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command's `main(argv)` and leaves with its exit code; what a person can mend is one line on stderr."""
-    code, message = 0, ""
+    open_closed_streams()
+    code: Any = 0
+    message = ""
     try:
         with interruptible():
-            main(sys.argv[1:])
+            try:
+                main(sys.argv[1:])
+            except SystemExit as leaving:  # of --help
+                code = leaving.code
             sys.stdout.flush()
     except UserError as error:
         code, message = 2, str(error)
@@ -79,15 +86,41 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         interrupted = Interrupted.after(error, str(error) or "interrupted")
         code, message = 128 + interrupted.number, str(interrupted)
     except BrokenPipeError:
-        sys.stdout = None  # whoever read our output has gone; there is nobody to tell
+        pass  # whoever read our output has gone; there is nobody to tell
     except Exception as error:
         message = machine_trouble(error) or memory_trouble(error)
         if not message:
             raise
         code = 2
     if message:
-        print(f"gptjax: {' '.join(message.split())}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"gptjax: {' '.join(message.split())}", file=sys.stderr)
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:  # that is told where it can be, and Python would try once more and leave with another code
+            setattr(sys, name, None)
     sys.exit(code)
+
+
+def open_closed_streams() -> None:
+    """Makes the standard streams ones that can be used: the null device where whoever started us has closed one.
+
+    Without it the first file that is opened would get a closed stream's number, and what is printed. Input is UTF-8
+    whatever the locale says, and what the output's encoding lacks is written as a question mark.
+    """
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # gets the least number that is free
+            stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager
@@ -106,16 +139,24 @@ def interruptible() -> Iterator[None]:
 
 
 def machine_trouble(error: BaseException) -> str:
-    """One line for a failure of the file system, wherever in the chain of causes it is; "" for any other."""
+    """One line for a failure of the file system, wherever in the chain of causes it is; "" for any other.
+
+    That is every OSError about a path, and a path that no system call takes.
+    """
     trouble = disk_trouble(error)
     if trouble:
         return f"{trouble} and run the same command again: what was saved is whole"
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(
-            seen, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
-        ):
-            return f"{seen.strerror}: {seen.filename}"
+        match seen:
+            case OSError(strerror=str() as what, filename=str() | bytes() as name):
+                return f"{what}: {os.fsdecode(name)}"
+            case FileNotFoundError(filename=None):
+                return "the working directory is gone; change to another one"
+            case ValueError() if str(seen).startswith("embedded null"):
+                return "a path has a zero byte in it, which no path can have"
+            case UnicodeEncodeError() if seen.encoding == sys.getfilesystemencoding() != "utf-8":
+                return f"this locale has no file names with {seen.object[seen.start]!r}; set PYTHONUTF8=1"
         seen = seen.__cause__ or seen.__context__
     return ""
 

@@ -6,7 +6,7 @@ Everything here goes to stderr; a command's results go to stdout.
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -23,6 +23,11 @@ def speaks(wanted: bool) -> None:
 def say(message: str) -> None:
     """Prints one line."""
     if _speaks[0]:
+        _print(message)
+
+
+def _print(message: str) -> None:
+    with suppress(OSError):  # nobody reads it, or the disk is full on which it is kept: no reason to end what is done
         print(message, file=sys.stderr, flush=True)
 
 
@@ -34,7 +39,7 @@ def quiet() -> Iterator[Callable[[str], None]]:
 
     def still(message: str) -> None:
         if before:
-            print(message, file=sys.stderr, flush=True)
+            _print(message)
 
     try:
         yield still

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,29 @@ def read_bytes(path: Path) -> bytes:
     """Content of a file.
 
     Raises:
-      DataError: it is missing or cannot be read.
+      DataError: it is missing, cannot be read, or has no end.
     """
+    check_ends(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_ends(path: Path) -> None:
+    """Raises DataError for what could be read for ever: a named pipe, a socket or a device, but the null device.
+
+    A pipe of this process, such as the shell's `<(...)`, has a writer and is let through.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:
+        raise DataError(f"cannot read {str(path)!r}: a path has no zero byte") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    ours = str(path).startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or ours or os.path.samefile(path, os.devnull)):
+        raise DataError(f"cannot read {path}: it is a pipe or a device, and no file")
 
 
 def decode(raw: bytes, where: str) -> str:
@@ -46,6 +64,26 @@ def decode(raw: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{where} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line:,}") from error
+
+
+def decode_repaired(raw: bytes) -> tuple[str, bool]:
+    """UTF-8 text in which bytes that are no UTF-8 are U+FFFD, and whether there were any; for records among many."""
+    try:
+        return raw.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace"), True
+
+
+def repair(text: str) -> str:
+    """The same text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write.
+
+    Such halves come from JSON's escapes, and from arguments of the command line that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def read_text(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptjax import command, console, limits, printing, runtime, wakeful
 from gptjax.config import ConfigError, DataError
+from gptjax.files import decode, read_text, repair
 
 if TYPE_CHECKING:
     from gptjax.decode.engine import Sample
@@ -34,7 +35,7 @@ def flags_of(argv: Sequence[str]) -> Any:
     add("--workdir", type=Path, required=True, help="a run's directory")
     command.add_step(parser)
     add("--prompt", help="text to go on from (the start of a document), to translate, or whose [MASK]s to fill in")
-    add("--prompts", help="a file of prompts, one a line, or - for stdin; lines of JSON are strings or have a prompt")
+    add("--prompts", help="a file of prompts: one a line, JSON or not, or records with a prompt; - for stdin")
     add("--chat", action="store_true", help="a dialogue: a line from stdin, an answer; /reset forgets, /exit ends")
     add("--chat_template", type=Path, help="a file with a chat template, for a run that has none")
     add("--system", help="what a dialogue begins with")
@@ -238,31 +239,26 @@ def _grammar(flags: Any) -> Any:
 
 
 def _read(place: str) -> str:
-    try:
-        return sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place} is not UTF-8: {error}") from None
+    if place != "-":
+        return read_text(Path(place))
+    stdin = getattr(sys.stdin, "buffer", None)  # bytes, whatever the locale is
+    return sys.stdin.read() if stdin is None else decode(stdin.read(), "stdin")
 
 
 def _prompts(flags: Any) -> list[str]:
+    from gptjax.decode import prompt_files
+
     if flags.prompts is None:
-        return [flags.prompt or ""]
+        prompt = repair(flags.prompt or "")
+        if prompt != (flags.prompt or ""):
+            console.say("prompt     is not UTF-8 and is repaired with U+FFFD")
+        return [prompt]
     if flags.prompt is not None:
         raise ConfigError("--prompt and --prompts cannot be used together; leave out one of them")
-    found = [_prompt(line) for line in _read(flags.prompts).splitlines() if line.strip()]
+    found = list(prompt_files.read(flags.prompts))
     if not found:
         raise DataError(f"--prompts={flags.prompts} has no prompts; write one a line")
     return found
-
-
-def _prompt(line: str) -> str:
-    """A line's prompt: of JSON a string or what its "prompt" says, else the line itself."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return line
-    value = value.get("prompt") if isinstance(value, dict) else value
-    return value if isinstance(value, str) else line
 
 
 def answer(flags: Any, loaded: "Run") -> None:

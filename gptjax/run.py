@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from gptjax import inputs, models, random
-from gptjax.config import DataError
+from gptjax.config import CheckpointError, DataError
 from gptjax.data import tokenizers
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import filling
@@ -140,5 +140,10 @@ def load(workdir: str | Path, step: int | str | None = None) -> Run:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    tokenizer = prompts.seen(tokenizers.load(workdir / "tokenizer"), config)
-    return Run(workdir, config, methods.model_of(config), origins.saved(workdir, step=step), tokenizer)
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    around = [*tokenizer.begin, *([] if tokenizer.end is None else [tokenizer.end])]
+    if tokenizer.n_vocab > config.model.vocabulary or any(not 0 <= one < tokenizer.n_vocab for one in around):
+        what = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
+        raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {what}")
+    seen = prompts.seen(tokenizer, config)
+    return Run(workdir, config, methods.model_of(config), origins.saved(workdir, step=step), seen)

@@ -85,10 +85,11 @@ def _print_json(line: Any) -> None:
 
 def _readable(workdir: Path, summary: dict[str, Any]) -> str:
     from gptjax.console import duration
+    from gptjax.files import read_text
     from gptjax.workdir import read_config
 
     rate, prompt = summary["tokens_per_second"], read_config(workdir).sample.prompt
-    sample = (workdir / "samples.txt").read_text().rstrip()
+    sample = read_text(workdir / "samples.txt").rstrip()
     shown = f"{'-- sample ':-<70}\n{sample}\n{'':-<70}\n" if sample else ""
     writes, flag = sample and "val_accuracy" not in summary, f"--workdir={shlex.quote(str(workdir))}"
     goes_on = f"generate {flag} --prompt={shlex.quote(prompt)}" if writes else f"evaluate {flag}"

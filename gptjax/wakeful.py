@@ -28,7 +28,7 @@ def is_wanted() -> bool:
 
 def _is_virtual() -> bool:
     try:
-        return " hypervisor" in Path("/proc/cpuinfo").read_text()
+        return " hypervisor" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
 
@@ -37,7 +37,7 @@ def _has_limit() -> bool:
     files = (("cpu.max", "max"), ("cpu/cpu.cfs_quota_us", "-1"))
     for name, unlimited in files:
         try:
-            if not (Path("/sys/fs/cgroup") / name).read_text().startswith(unlimited):
+            if not (Path("/sys/fs/cgroup") / name).read_text(encoding="utf-8").startswith(unlimited):
                 return True
         except OSError:
             continue

@@ -15,14 +15,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
+from gptjax import schema
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data import TEXT, tokenizers
 from gptjax.data.batches import Mixing
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.files import appearing, is_free, locked, write_atomic
+from gptjax.files import appearing, is_free, locked, read_json, write_atomic
 
 BASE = "base"  # in a run that began with a Hugging Face model: that, as a run
 TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` about a task head
+# Shape of data.json: of a run that trains, and of one that was imported and has not been trained.
+MIXINGS = [schema.Row(int, {str: int})]
+ALWAYS = {"imported?": str, "base?": str, "left_out?": [schema.Row(int, int)]}
+DATA_FACTS = ({"fingerprints": {str: str}, "mixings": MIXINGS, **ALWAYS}, {"fingerprints": None, **ALWAYS})
 CHAT_TEMPLATE = Path("tokenizer", "chat_template.jinja")  # in a run that has one
 
 
@@ -104,8 +109,8 @@ def create(
     """
     with appearing(workdir) as unfinished:
         tokenizers.save(tokenizer, unfinished / "tokenizer")
-        (unfinished / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (unfinished / "config.json").write_text(configs.to_json(config))
+        (unfinished / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (unfinished / "config.json").write_text(configs.to_json(config), encoding="utf-8")
         fill(unfinished)
 
 
@@ -162,17 +167,23 @@ def read_config(workdir: Path) -> ConfigDict:
     if not is_run(workdir):
         raise CheckpointError(f"{workdir} is no run: it has no config.json")
     try:
-        return configs.from_json(path.read_text())
+        return configs.from_json(json.dumps(read_json(path)))
+    except DataError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def read_data_facts(workdir: Path) -> dict[str, Any]:
-    """What `create` was told about the run's data."""
+    """What `create` was told about the run's data.
+
+    Raises:
+      CheckpointError: it cannot be read, or is damaged.
+    """
     try:
-        return json.loads((workdir / "data.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{workdir / 'data.json'} cannot be read: {error}") from error
+        return schema.read(workdir / "data.json", DATA_FACTS)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:

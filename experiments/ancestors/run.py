@@ -79,9 +79,9 @@ def train(name: str, width: int, data: Path, workdir: Path, overrides: list[str]
     """Trains one of them as a process of its own, or finds it finished; its figures."""
     flags = flags_of(ANCESTORS[name], width, data, overrides)
     command = [sys.executable, "-m", "gptjax.train", *flags, f"--workdir={workdir}", "--json"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "name": name,
         "width": width,
@@ -143,7 +143,7 @@ def main() -> None:
     for name in flags.only.split(","):
         found.append(train(name, chosen[name], data, flags.runs / name, overrides))
         print(json.dumps({key: value for key, value in found[-1].items() if key != "looks"}), flush=True)
-        (flags.out / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+        (flags.out / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         plot(found, flags.out / "loss.png")
     print(table(found))
 

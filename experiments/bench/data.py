@@ -39,7 +39,7 @@ Figures = dict[str, Any]
 
 def resident_bytes() -> int:
     """Memory of this process that no file stands behind."""
-    fields = Path("/proc/self/status").read_text().split("RssAnon:")[1].split()
+    fields = Path("/proc/self/status").read_text(encoding="utf-8").split("RssAnon:")[1].split()
     return int(fields[0]) * 1024
 
 
@@ -156,7 +156,7 @@ def ready(task: Task, tokenizer: Path, seconds: float) -> None:
 def tokenizing(text: str, tokenizer: str, rounds: int, output: Path) -> Figures:
     """Preparing and tiktoken in turns: MB/s of each, the median ratio."""
     files = preparing.sources_of([text])
-    texts = [source.path.read_text() for source in files]
+    texts = [source.path.read_text(encoding="utf-8") for source in files]
     size, workers = sum(len(text.encode()) for text in texts), os.cpu_count() or 1
     pairs = []
     for number in range(rounds):
@@ -205,7 +205,7 @@ def main() -> None:
         "command": " ".join(["python experiments/bench/data.py", *(a for a in sys.argv[1:] if "--text" not in a)]),
     }
     if flags.save:
-        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result) if flags.json else readable(result))
 
 

@@ -196,7 +196,7 @@ def main() -> None:
         "command": " ".join(["python experiments/bench/decode.py", *(a for a in sys.argv[1:] if "--peer" not in a)]),
     }
     if flags.save:
-        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result) if flags.json else readable(result))
 
 

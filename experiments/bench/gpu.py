@@ -35,7 +35,7 @@ def run(batch: int, context: int, changes: list[str], flags: str = "", extra: tu
     command = [sys.executable, str(HERE / "train_step.py"), "--shape=gpt2", "--json", f"--batch={batch}"]
     command += [f"--context={context}", "--steps=10", "--device=cuda", *extra, *no_peer, "--set", BFLOAT16, *changes]
     environment = os.environ | {"XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), flags]).strip()}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     if results["beside PyTorch"]:
         print(f"ours / compiled PyTorch: {results['beside PyTorch']['ratio']}")
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "gpu.json").write_text(json.dumps(results, indent=2) + "\n")
+    (HERE / "results" / "gpu.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def seconds(side: str, flags: argparse.Namespace) -> tuple[float, list[float]]:
         command += [f"--config.eval.every_steps={flags.steps}", f"--config.checkpoint.every_steps={flags.steps}"]
         env = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/xla", "PYTHONPATH": str(ROOT)}
         begun = time.monotonic()
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", check=False)
         spent = time.monotonic() - begun
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -51,7 +51,7 @@ def start(workdir: Path) -> subprocess.Popen[str]:
     """The command, begun."""
     flags = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
     command = [sys.executable, "-m", "gptjax.train", "--config=configs/base.py", f"--workdir={workdir}", *flags]
-    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")
 
 
 def step_of(workdir: Path) -> int:
@@ -134,9 +134,9 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 def results(workdir: Path) -> dict[str, bytes]:
     """What a run ends with beside its arrays: the losses as they are written, and the sample."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     names = ("step", "train/loss", "grad_norm", "val/loss")
-    summary = json.loads((workdir / "summary.json").read_text())
+    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     return {
         "metrics": json.dumps([{name: line.get(name) for name in names} for line in lines]).encode(),
         "summary": json.dumps([summary["val_loss"], summary["val_bits_per_byte"]]).encode(),
@@ -190,7 +190,7 @@ def torture(folder: Path, rounds: int, seed: int) -> Figures:
     finish(tortured)
     wall = time.monotonic() - began
     found = compare(whole, tortured)
-    summary = json.loads((tortured / "summary.json").read_text())
+    summary = json.loads((tortured / "summary.json").read_text(encoding="utf-8"))
     times = {name: value for name, value in summary.items() if name.startswith("time/")}
     return {
         "ratio": None,
@@ -225,7 +225,7 @@ def main() -> None:
         "command": " ".join(["python experiments/bench/torture.py", *sys.argv[1:]]),
     }
     if flags.save:
-        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result) if flags.json else readable(result))
     if result["bytes_different"]:
         sys.exit(1)

@@ -119,7 +119,7 @@ class Ours:
         command = [sys.executable, script, "--work", json.dumps(work)]
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a GPU is shared with the peer
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPO, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", cwd=REPO, env=environment
         )
         self.facts = self._read()
         self.run(1)
@@ -149,7 +149,7 @@ class Peer:
 
     def run(self, steps: int) -> Figures:
         """Figures of so many steps, in a new process."""
-        process = subprocess.Popen([*self.command, "--steps", str(steps)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*self.command, "--steps", str(steps)], stdout=subprocess.PIPE, encoding="utf-8")
         assert process.stdout is not None
         lines = process.stdout.read().strip().splitlines()
         _, status, used = os.wait4(process.pid, 0)
@@ -188,7 +188,7 @@ def ratio(ours: list[Figures], theirs: list[Figures]) -> float:
 def machine() -> str:
     """What this runs on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
@@ -272,7 +272,7 @@ def main() -> None:
         ),
     }
     if flags.save:
-        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (HERE / "results" / f"{flags.save}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result) if flags.json else readable(result))
 
 

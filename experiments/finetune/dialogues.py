@@ -33,7 +33,7 @@ def main() -> None:
     read = {}
     for split in ("train", "validation", "test"):
         path = flags.dialogues / f"dialogues_{split}.txt"
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         read[split] = [found for line in lines if (found := messages(line))]
     if not read["validation"] or not read["test"]:
         print(f"{flags.dialogues} has no dialogues_validation.txt and dialogues_test.txt", file=sys.stderr)
@@ -44,7 +44,7 @@ def main() -> None:
     flags.to.mkdir(parents=True, exist_ok=True)
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         found = [json.dumps({"messages": one}, ensure_ascii=False) for one in read[split]]
-        (flags.to / f"{name}.jsonl").write_text("\n".join(found) + "\n")
+        (flags.to / f"{name}.jsonl").write_text("\n".join(found) + "\n", encoding="utf-8")
         print(f"{name:10} {len(found):,} dialogues in {flags.to / f'{name}.jsonl'}")
 
 

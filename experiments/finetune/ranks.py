@@ -89,8 +89,8 @@ def main() -> None:
     file = flags.out / "ranks.json"
     flags.out.mkdir(parents=True, exist_ok=True)
     if flags.workdir:
-        file.write_text(json.dumps(read(flags.workdir)) + "\n")
-    facts = json.loads(file.read_text())
+        file.write_text(json.dumps(read(flags.workdir)) + "\n", encoding="utf-8")
+    facts = json.loads(file.read_text(encoding="utf-8"))
     plot(facts, flags.out / "ranks.png")
     kept = facts["ranks"]
     print(f"{sum(kept.values())} ranks of {facts['schedule'][0]} in {len(kept)} matrices; {flags.out / 'ranks.png'}")

@@ -88,7 +88,7 @@ def main() -> None:
     base = jax.jit(lambda: models.init(model, random.key(0, "init")))()
     rows = [measured(*row, flags.config, base) for row in ROWS]
     if flags.out:
-        flags.out.write_text(json.dumps(rows, indent=2) + "\n")
+        flags.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
 
 

@@ -63,20 +63,20 @@ def trained(task: Task, way: str, seed: int, base: Path, runs: Path, flags: Sequ
     own = [f"--config={recipe}", f"--workdir={workdir}", *(f"--config.{key}" for key in keys), *flags]
     summary = said([sys.executable, "-m", "gptjax.train", "--json", *own])
     figures = said([sys.executable, "-m", "gptjax.evaluate", "--json", f"--workdir={workdir}", *task.measure])
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "score": figures[task.score],
         "figures": {name: value for name, value in figures.items() if name != "file"},
         "minutes": round(summary["seconds"] / 60, 2),
         "trained": 0 if way == "base" else tuned(read_config(workdir), origin),
-        "sample": (workdir / "samples.txt").read_text(),
+        "sample": (workdir / "samples.txt").read_text(encoding="utf-8"),
         "looks": [[line["step"], line["val/loss"]] for line in lines if "val/loss" in line],
     }
 
 
 def said(command: list[str]) -> dict[str, Any]:
     """The last object that a command prints; what it tells a person goes to the person."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -205,7 +205,7 @@ def main() -> None:
     flags, overrides = parser.parse_known_args()
     task, base, runs = TASKS[flags.task], flags.base.resolve(), flags.runs.resolve()
     file = flags.out / f"{flags.task}.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     chosen = flags.ways.split(",") if flags.ways else [way for way in task.ways if way != "lead"]
     wanted = [(way, int(seed)) for seed in flags.seeds.split(",") for way in chosen]
     for way, seed in [] if flags.redraw else wanted:
@@ -216,7 +216,7 @@ def main() -> None:
         found = words(task, overrides) if way == "words" else trained(task, way, seed, base, runs, overrides)
         rows.append(found | {"way": way, "seed": seed})
         flags.out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(rows, indent=1) + "\n")
+        file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     rows = [one for one in rows if one["way"] != "lead"] + lead(rows, task)
     print(table(rows, task))
     plot(rows, task, flags.out / f"{flags.task}.png")

@@ -182,7 +182,7 @@ def read(out: Path) -> dict[str, Any]:
       DataError: it is not there, or damaged.
     """
     try:
-        found: dict[str, Any] = json.loads((out / "results.json").read_text())
+        found: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{out / 'results.json'} cannot be read: {error}") from error
     return found

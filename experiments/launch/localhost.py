@@ -37,7 +37,7 @@ def start(command: Sequence[str], processes: int, devices: int, **options: objec
     place = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     return [
-        subprocess.Popen([*command, *place, f"--process={i}"], env=environment, text=True, **options)  # type: ignore[call-overload]
+        subprocess.Popen([*command, *place, f"--process={i}"], env=environment, encoding="utf-8", **options)  # type: ignore[call-overload]
         for i in range(processes)
     ]
 

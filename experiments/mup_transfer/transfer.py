@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     except ValueError:
         raise ConfigError("--widths is like 32,64,128 and --rates like -11,-4") from None
     file = flags.out / "results.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     rates = [2.0**power for power in range(low, high + 1)]
     if not flags.redraw:
         runtime.start()
@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
                 text = [f"--config.data.path={flags.data}", *overrides]
                 rows += trained(name, width, wanted, flags.runs, text)
                 flags.out.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(rows, indent=1) + "\n")
+                file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if not rows:
         raise ConfigError(f"{file} has no results; leave --redraw out")
     print(table(rows))

@@ -171,7 +171,7 @@ def predicted(out: Path, runs: Sequence[dict[str, Any]], largest: Rung, times: i
             "runs": len(runs),
         }
         write_atomic(path, json.dumps(found, indent=2) + "\n")
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     return dict(found)
 
 
@@ -292,7 +292,7 @@ def read(out: Path) -> dict[str, Any]:
       DataError: it is not there, or damaged.
     """
     try:
-        return dict(json.loads((out / "results.json").read_text()))
+        return dict(json.loads((out / "results.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise DataError(f"{out / 'results.json'} cannot be read: {error}") from error
 

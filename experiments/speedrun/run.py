@@ -29,7 +29,7 @@ def peer_rate(peer: Path, steps: int) -> float | None:
     if not peer.exists():
         return None
     command = [sys.executable, str(peer), "train", f"--steps={steps}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])["tokens_per_second"]
 
 
@@ -39,7 +39,7 @@ def one_run(data: Path, seed: int, overrides: list[str], cache: Path, workdir: P
     command += [f"--config.data.path={data}", f"--config.seed={seed}", f"--workdir={workdir}", "--json", *overrides]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     start, before = time.monotonic(), os.times()
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     wall, after = time.monotonic() - start, os.times()
     summary = json.loads(done.stdout.splitlines()[-1])
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
@@ -65,11 +65,11 @@ def main() -> None:
             figures = one_run(flags.data.resolve(), seed, overrides, cache, Path(folder) / f"run_{seed}")
             runs.append({"seed": seed, "cache": "cold", "peer_tokens_per_second": peer, **figures})
             print(json.dumps(runs[-1]), flush=True)
-            flags.out.write_text(json.dumps(results(runs), indent=2) + "\n")
+            flags.out.write_text(json.dumps(results(runs), indent=2) + "\n", encoding="utf-8")
         if flags.warm:
             figures = one_run(flags.data.resolve(), seed, overrides, cache, Path(folder) / "warm")
             runs.append({"seed": seed, "cache": "warm", "peer_tokens_per_second": None, **figures})
-    flags.out.write_text(json.dumps(results(runs), indent=2) + "\n")
+    flags.out.write_text(json.dumps(results(runs), indent=2) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in results(runs).items() if key != "runs"}))
 
 

@@ -5,7 +5,6 @@ function of a chunk. Only duplicates need to know what came before; they are dec
 the set is the same for any number of workers, and for a preparation that was cut short and started again.
 """
 
-import glob
 import json
 import os
 import shutil
@@ -16,14 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax import console
+from gptjax import console, schema
 from gptjax.config import ConfigError, DataError
 from gptjax.data import cleaning, documents, duplicates, formats, shards, token_sets, tokenizers
 from gptjax.data.documents import Chunk, Outcome, Task, texts_of, work_on
+from gptjax.data.records import Item
 from gptjax.data.report import Report
+from gptjax.data.sources import files_below, files_matching
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.workers import Workers
-from gptjax.files import write_atomic
+from gptjax.files import read_json, write_atomic
 
 CHUNK = 2**20  # bytes of documents that go to a worker at once
 
@@ -60,10 +61,9 @@ def sources_of(inputs: Sequence[str]) -> list[Source]:
     for named in inputs:
         path = Path(named).expanduser()
         if path.is_dir():
-            files = [p for p in path.rglob("*") if p.is_file() and formats.is_known(p)]
+            files = [p for p in files_below(path) if formats.is_known(p)]
         else:
-            named_files = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
-            files = [p for p in named_files if p.is_file()]
+            files = [path] if path.is_file() else files_matching(path)
         if not files:
             known = ", ".join(f".{name}" for name in formats.FORMATS)
             what = f"holds none of {known}" if path.is_dir() else "names no file"
@@ -86,7 +86,7 @@ def chunks(
 
     Where chunks begin depends on the files alone, as long as `begin` is a position that this gave.
     """
-    held: list[tuple[Path, int, Any]] = []
+    held: list[tuple[Path, Item]] = []
     size = 0
     for file in range(begin.file, len(sources)):
         path = sources[file].path
@@ -94,7 +94,7 @@ def chunks(
         for number, item in enumerate(formats.items(path, reading, advance), 1):
             if number <= skipped:
                 continue
-            held.append((path, number, item))
+            held.append((path, item))
             size += formats.size_of(item)
             if size >= CHUNK:
                 yield Chunk(held), Position(file, number)
@@ -110,6 +110,15 @@ class Progress(NamedTuple):
     documents: int  # read so far
     splits: dict[str, list[dict[str, Any]]]  # finished shards
     report: dict[str, Any]
+
+
+COUNTED = {"step": str, "documents_in": int, "documents_out": int, "bytes_in": int, "bytes_out": int, "changed": int}
+PROGRESS = {
+    "position": schema.Row(int, int),
+    "documents": int,
+    "splits": {"train": [shards.SHARD], "held_out": [shards.SHARD]},
+    "report": {"steps": [COUNTED], "reasons": {str: {"documents": int, "example": str}}},
+}
 
 
 def prepare(settings: Settings, output: Path, workers: int, restart: bool = False) -> dict[str, Any]:
@@ -150,7 +159,7 @@ def _named(folder: Path, output: Path) -> dict[str, Any]:
     for name in ("settings.json", "progress.json", "seen.sqlite", "seen.sqlite-wal", "seen.sqlite-shm"):
         (folder / name).unlink(missing_ok=True)
     os.rename(folder, output)
-    return json.loads((output / "report.json").read_text())
+    return read_json(output / "report.json")
 
 
 def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart: bool) -> Progress:
@@ -159,7 +168,7 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart:
     begun = (folder / "settings.json").exists()
     if not begun and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
         raise ConfigError(f"{folder} exists and is no unfinished preparation; move it away, or give another --output")
-    same = begun and json.loads((folder / "settings.json").read_text()) == made
+    same = begun and read_json(folder / "settings.json") == made
     if begun and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
         if not same:
             raise ConfigError(
@@ -174,8 +183,8 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart:
         write_atomic(folder / "settings.json", json.dumps(made, indent=1))
     if not (folder / "progress.json").exists():
         return Progress(Position(), 0, {split: [] for split in shards.SPLITS}, {})
-    kept = json.loads((folder / "progress.json").read_text())
-    return Progress(**kept | {"position": Position(*kept["position"])})
+    kept = schema.read(folder / "progress.json", PROGRESS)
+    return Progress(Position(*kept["position"]), kept["documents"], kept["splits"], kept["report"])
 
 
 def _tokenizer(settings: Settings, sources: Sequence[Source], folder: Path, pool: Workers) -> Tokenizer:

@@ -14,24 +14,35 @@ import hashlib
 import io
 import json
 import os
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax import console
+from gptjax import console, schema
 from gptjax.config import CheckpointError, DataError
 from gptjax.data import tokenizers
 from gptjax.data.token_sets import Part, TokenSet
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.files import write_atomic
+from gptjax.files import parse_json, read_bytes, write_atomic
 
 FORMAT = 1
 SPLITS = ("train", "held_out")
 HEADER = 128  # bytes that numpy gives the header of a one-dimensional array, whatever its length
 
+# Types of the numbers in a shard's files.
+TOKENS, ENDS, PROMPTS = ("<u2", "<u4"), ("<i8",), ("<i4",)
+
 Index = dict[str, Any]
+FILE = {"file": str, "bytes": int, "sha256": str}
+SHARD = {"documents": int, "tokens": int, "text_bytes": int, "files": [FILE]}
+INDEX = {
+    "format": int,
+    "tokenizer": {"name": str, "n_vocab": int, "closing": [int], "sha256": str},
+    "splits": {"train": [SHARD], "held_out": [SHARD]},
+}
 
 
 def unfinished(folder: Path) -> Path:
@@ -182,23 +193,24 @@ def open_set(folder: Path) -> Prepared:
     """
     raw = _read_index(folder)
     try:
-        index = json.loads(raw)
+        index = parse_json(raw, str(folder / "index.json"))
+        schema.check(index, INDEX, "the index")
         if index["format"] != FORMAT:
-            raise DataError(f"{folder} has format {index['format']}, not {FORMAT}; prepare it anew")
-        closing = index["tokenizer"]["closing"]
-        sides = [
-            TokenSet([_part(folder, shard) for shard in index["splits"][split]], closing, f"{folder} ({split})")
-            for split in SPLITS
-        ]
-    except (ValueError, LookupError, TypeError) as error:
+            raise DataError(f"it has format {index['format']}, not {FORMAT}")
+    except DataError as error:
         raise DataError(f"{folder / 'index.json'} is damaged ({error}); prepare the set anew") from error
+    closing = index["tokenizer"]["closing"]
+    sides = [
+        TokenSet([_part(folder, shard) for shard in index["splits"][split]], closing, f"{folder} ({split})")
+        for split in SPLITS
+    ]
     return Prepared(folder, index, sides[0], sides[1], hashlib.sha256(raw).hexdigest())
 
 
 def _read_index(folder: Path) -> bytes:
     path = folder / "index.json"
     if path.is_file():
-        return path.read_bytes()
+        return read_bytes(path)
     half = folder if folder.name.endswith(".unfinished") else unfinished(folder)
     if half.is_dir():
         raise DataError(f"{half} is of a prepare that has not finished; run the same command again to go on with it")
@@ -206,22 +218,32 @@ def _read_index(folder: Path) -> bytes:
 
 
 def _part(folder: Path, shard: dict[str, Any]) -> Part:
-    arrays = [_mapped(folder / facts["file"], facts["bytes"]) for facts in shard["files"]]
-    if len(arrays[0]) != shard["tokens"] or any(len(array) != shard["documents"] for array in arrays[1:]):
-        raise ValueError(f"{shard['files'][0]['file']} does not hold what the index says")
+    sizes = [shard["tokens"], *[shard["documents"]] * 2]
+    kinds = zip(shard["files"], sizes, (TOKENS, ENDS, PROMPTS), strict=False)
+    arrays = [_mapped(folder / facts["file"], facts["bytes"], size, dtypes) for facts, size, dtypes in kinds]
+    if len(arrays) < 2:
+        raise DataError(
+            f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set anew"
+        )
     return Part(*arrays)
 
 
-def _mapped(path: Path, size: int) -> np.ndarray:
+def _mapped(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.ndarray:
+    """A file of `size` bytes that holds `count` numbers of one of some types, of which nothing is read yet."""
     try:
         found = path.stat().st_size
         if found != size:
             raise DataError(f"{path} has {found:,} bytes, not the {size:,} of its index: it was cut short or changed")
-        return np.load(path, mmap_mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; prepare the set anew") from error
-    except ValueError as error:
+    # Of a damaged header; the last three are what Python's own parser raises, by version.
+    except (ValueError, TypeError, OverflowError, tokenize.TokenError, SyntaxError) as error:
         raise DataError(f"{path} is damaged ({error}); prepare the set anew") from error
+    if array.dtype.str not in dtypes or array.shape != (count,):
+        what = f"{array.shape} of {array.dtype.str}, not ({count},) of {' or '.join(dtypes)}"
+        raise DataError(f"{path} does not hold what the index says ({what}); prepare the set anew")
+    return array
 
 
 def load_tokenizer(folder: Path, index: Index) -> Tokenizer:

@@ -233,8 +233,8 @@ def resident(reset: bool = False) -> int:
     try:
         if reset:
             ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would be taken again without growing
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     except (OSError, AttributeError):
         return 0
     return int(lines["VmRSS" if reset else "VmHWM"].split()[0]) * 1024

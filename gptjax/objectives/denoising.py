@@ -40,6 +40,11 @@ def most(context: int, options: Any, around: int = 0) -> int:
     return next((n for n in lengths if sizes(n, options)[0] + around <= context >= sizes(n, options)[1]), 0)
 
 
+def sizes_of_rows(context: int, options: Any) -> tuple[int, int]:
+    """How long source and target are of rows of a context, span corruption's."""
+    return sizes(most(context, options), options)
+
+
 def sentinels(context: int, options: Any) -> int:
     """How many different sentinels rows of a context need: one for each span, and one that closes the target."""
     if options.corruption != "spans":

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from gptjax.config_problems import recurs
+from gptjax.objectives.denoising import sizes_of_rows
 from gptjax.sharding import COMPUTED, sizes
+
+
+def lengths(config: ConfigDict, context: int) -> tuple[int, ...]:
+    """How long source and target are that an objective makes of rows of a context; none where it leaves them so."""
+    options = config.objective
+    valid = options.mean_span >= 1 and 0 < options.mask_rate < 1  # else gptjax.objectives refuses it
+    if "denoising" not in config.train.objective or options.corruption != "spans" or not valid:
+        return ()
+    return sizes_of_rows(context, options)
 
 
 def problems(config: ConfigDict, devices: int) -> Iterator[str]:
@@ -42,7 +52,12 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
     if model.width % found["fsdp"]:
         yield f"mesh.fsdp={found['fsdp']} does not divide model.width={model.width}"
     for length in sorted({stage[2] for stage in config.data.stages} | {config.data.context}):
-        if length % context:
-            yield f"mesh.context={context} does not divide sequences of {length} tokens (data.context)"
+        divided = {length: f"sequences of {length} tokens (data.context)"}
+        divided |= {
+            size: f"rows of {size} tokens, which train.objective makes of {length}" for size in lengths(config, length)
+        }
+        yield from (
+            f"mesh.context={context} does not divide {what}" for size, what in divided.items() if size % context
+        )
     if expert > 1 and (model.mlp != "experts" or model.experts % expert):
         yield f"mesh.expert={expert} needs model.mlp=experts, and a multiple of {expert} as model.experts"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import config as configs
+from gptjax import schema
 from gptjax import workdir as workdirs
-from gptjax.config import CheckpointError, ConfigError
+from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.files import appearing, is_free, locked
 from gptjax.sweeps.trials import Search, shape_of
 
@@ -37,9 +38,9 @@ def begin(folder: Path, search: Search) -> dict[str, Any]:
     if not (folder / OWN).is_file():
         raise ConfigError(f"{folder} exists and is no sweep; give another --workdir")
     try:
-        own = json.loads((folder / OWN).read_text())
+        own = schema.read(folder / OWN, {"config": {}, "search": {str: str}, "home": str})
         check_same(own, search, str(folder))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (DataError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / OWN} is damaged: {error}") from error
     return own
 
@@ -49,7 +50,7 @@ def make(folder: Path, search: Search) -> None:
     own = identity(search) | {"home": secrets.token_hex(8)}
     try:
         with appearing(folder) as unfinished:
-            (unfinished / OWN).write_text(json.dumps(own, indent=2) + "\n")
+            (unfinished / OWN).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
     except OSError:
         if not (folder / OWN).is_file():
             raise

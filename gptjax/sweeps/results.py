@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax import schema
 from gptjax.config import DataError
 from gptjax.files import write_atomic
 from gptjax.sweeps.space import Values
@@ -41,6 +42,10 @@ class Result(NamedTuple):
     seconds: float = 0.0
     tokens_per_second: float | None = None
     note: str = ""
+
+
+RESULT = {"status": str, "loss": (float, None), "steps": int, "seconds": float, "tokens_per_second": (float, None)}
+RESULT |= {"values": {}, "note": str}  # shape of a result's file
 
 
 class Group(NamedTuple):
@@ -79,9 +84,10 @@ def keep(folder: Path, result: Result) -> None:
 def kept(folder: Path, name: str, values: Values) -> Result | None:
     """What became of a trial; None where it is not finished, or its note is damaged (it is asked for again then)."""
     try:
-        return Result(**json.loads((folder / "outcomes" / f"{name}.json").read_text()))._replace(values=values)
-    except (OSError, ValueError, TypeError):
+        found = schema.read(folder / "outcomes" / f"{name}.json", RESULT)
+    except DataError:
         return None
+    return Result(**{field: found[field] for field in Result._fields} | {"name": name, "values": values})
 
 
 def ranked(results: Sequence[Result]) -> list[Result]:
@@ -147,7 +153,7 @@ def read_csv(folder: Path) -> list[Result]:
     path = folder / "results.csv"
     if not path.is_file():
         raise DataError(f"{folder} has no results.csv: give a sweep's directory, and let the sweep end")
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [_read_row(row) for row in rows]
 

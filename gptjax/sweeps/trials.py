@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax.config import ConfigError, DataError
+from gptjax.config import ConfigError
+from gptjax.files import read_json
 from gptjax.sweeps import space as spaces
 from gptjax.sweeps.space import Range, Space, Values
 
@@ -118,13 +119,7 @@ def _values_of(path: str, overrides: Sequence[str], known: Mapping[str, Any]) ->
         if strange:
             raise ConfigError(f"{path} and --config do not have the same keys: {min(strange)}")
         return {key: value for key, value in theirs.items() if value != known[key]}
-    try:
-        read = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise DataError(f'{path} holds no object such as {{"optimizer.learning_rate": 0.001}}')
-    values = configs.flatten(read)
+    values = configs.flatten(read_json(Path(path)))
     try:
         configs.check_keys([f"--config.{key}=" for key in values], dict(known))
     except ConfigError as error:

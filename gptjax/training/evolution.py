@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax import schema
 from gptjax.config import ConfigError
 from gptjax.files import write_atomic
 from gptjax.training.members import Values
@@ -89,8 +90,7 @@ def write(workdir: Path, step: int, parent: str, values: Mapping[str, Any]) -> N
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
     """What was noted of a member, in order."""
-    path = workdir / LINEAGE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return schema.read_lines(workdir / LINEAGE, {"step": int, "from": str, "values": {str: float}})
 
 
 def values_at(step: int, all_workdirs: Sequence[Path], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptjax import console
-from gptjax.config import CheckpointError
+from gptjax import console, schema
+from gptjax.config import CheckpointError, DataError
+from gptjax.files import parse_json, read_bytes
 from gptjax.training import integrity, saving
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # what orbax adds to a folder's name until all is in it
@@ -28,8 +29,11 @@ def losses(directory: Path) -> dict[int, float]:
     """Held-out loss by step, of the checkpoints that know theirs."""
     found = {}
     for step in steps(directory):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # damage is told of when the checkpoint is read
-            found[step] = float(json.loads((directory / str(step) / LOSS).read_text()))
+        path = directory / str(step) / LOSS
+        with contextlib.suppress(DataError):  # damage is told of when the checkpoint is read
+            loss = parse_json(read_bytes(path), str(path), finite=False)
+            schema.check(loss, float, str(path))
+            found[step] = loss
     return found
 
 
@@ -37,7 +41,7 @@ def complete(directory: Path, step: int, loss: float | None) -> None:
     """Puts what is gptjax's own into a checkpoint that has all its arrays and not yet its name."""
     unfinished = directory / f"{step}{UNFINISHED}"
     if loss is not None:
-        (unfinished / LOSS).write_text(json.dumps(loss))
+        (unfinished / LOSS).write_text(json.dumps(loss), encoding="utf-8")
     integrity.seal(unfinished, CHANGING)
 
 

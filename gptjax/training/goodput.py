@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gptjax import schema
+from gptjax.config import DataError
 from gptjax.training.writers import read_metrics
 
 ALIVE = {
@@ -29,6 +31,7 @@ ALIVE = {
 DOWN = "down"  # between the end of one process and the start of the next
 KINDS = (*ALIVE, DOWN)
 SECONDS_BETWEEN_RECORDS = 1.0
+SHAPE = {"at": float, "seconds": {str: float}, "marked": (schema.Row(int, {str: float}), None)}  # of clock.json
 
 Reading = dict[str, float]  # seconds by kind
 
@@ -139,8 +142,8 @@ class Record:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.path.read_text())
-        except (OSError, ValueError):
+            return schema.read(self.path, SHAPE)
+        except DataError:  # what is not known of the time counts for nothing
             return None
 
     def write(self) -> None:
@@ -148,12 +151,12 @@ class Record:
         content = {"at": time.time(), "seconds": self.clock.reading(), "marked": self.clock.marked}
         temporary = self.path.with_name(f".{self.path.name}")
         with suppress(OSError):
-            temporary.write_text(json.dumps(content) + "\n")
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
             os.replace(temporary, self.path)
 
 
 def _of_line(line: Mapping[str, Any]) -> Reading:
-    return {kind: line.get(f"time/{kind}", 0.0) for kind in KINDS}
+    return {kind: line.get(f"time/{kind}") or 0.0 for kind in KINDS}
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def read(folder: Path) -> dict[str, str]:
       ValueError: it did not write this.
     """
     digests = {}
-    for line in (folder / NAME).read_text().splitlines(keepends=True):
+    for line in (folder / NAME).read_text(encoding="utf-8").splitlines(keepends=True):
         match = LINE.fullmatch(line)
         if not match:
             raise ValueError(line)

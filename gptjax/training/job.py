@@ -202,7 +202,7 @@ def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, un
         origin.rename(unfinished / workdirs.BASE)
     if config.data.examples.form == "chat":
         template = chat.template_of(config.data.examples.chat_template, tokenizer)
-        (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text)
+        (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
 
 
 def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:

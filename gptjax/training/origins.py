@@ -159,7 +159,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 def check_base(workdir: Path, base: Any) -> None:
     """Raises CheckpointError where the base of a run is not the one that it was tuned on."""
-    if read_data_facts(workdir)["base"] != fingerprint(processes.by_all(base)):
+    if read_data_facts(workdir).get("base") != fingerprint(processes.by_all(base)):
         origin = workdirs.base(read_config(workdir), workdir)
         raise CheckpointError(f"{origin} is not what {workdir} was tuned on: its parameters have changed since")
 

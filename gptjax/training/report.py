@@ -5,7 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from gptjax.config import CheckpointError
+from gptjax import schema
+from gptjax.config import CheckpointError, DataError
 from gptjax.evals.held_out import COUNTS
 from gptjax.files import write_atomic
 from gptjax.training import goodput
@@ -13,6 +14,7 @@ from gptjax.training.goodput import Clock
 from gptjax.training.writers import read_metrics
 
 SUMMARY = "summary.json"
+SHAPE = {"steps": int, "parameters": int, "tokens_per_second": float, "val_loss": float, "seconds": float, str: float}
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
@@ -21,9 +23,9 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; delete it to have it made again") from error
+        return schema.read(path, SHAPE, finite=False)
+    except DataError as error:
+        raise CheckpointError(f"{error}; delete it to have it made again") from error
 
 
 def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, float]) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, flo
     own = {name: value for name, value in quality.items() if name not in (*COUNTS, *compressed)}
     return {
         "steps": steps,
-        "tokens_per_second": statistics.median([line["tokens_per_second"] or 0.0 for line in lines]),
+        "tokens_per_second": statistics.median([line.get("tokens_per_second") or 0.0 for line in lines]),
         **{f"val_{name}": value for name, value in own.items()},
         **compressed,
         "parameters": parameters,
@@ -60,7 +62,7 @@ def plot(workdir: Path, summary: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    lines = [line for line in read_metrics(workdir) if line["train/loss"] is not None]
+    lines = [line for line in read_metrics(workdir) if line.get("train/loss") is not None]
     steps, losses = [line["step"] for line in lines], [line["train/loss"] for line in lines]
     looks = [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")

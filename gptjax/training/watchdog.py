@@ -60,7 +60,7 @@ def end(what: str, copy: Path) -> NoReturn:
     os.write(STDERR, message.encode())
     faulthandler.dump_traceback(file=STDERR)
     try:
-        with open(copy, "a") as file:
+        with open(copy, "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
             file.flush()
             faulthandler.dump_traceback(file=file)

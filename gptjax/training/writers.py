@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from gptjax import console
+from gptjax import console, schema
 from gptjax.config import ConfigError
-from gptjax.files import disk_trouble, write_atomic
+from gptjax.files import disk_trouble, read_text, write_atomic
 
 Line = dict[str, Any]  # "step" and the metrics of it; None stands for what is not known
+LINE = {"step": int, str: (float, None)}
 
 
 class Writer(Protocol):
@@ -49,7 +50,7 @@ class JsonLines:
             return
         size = self.path.stat().st_size
         try:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(self.waiting))
         except OSError:
             os.truncate(self.path, size)
@@ -58,16 +59,12 @@ class JsonLines:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The objects of a run's metrics.jsonl; a last line cut short by a crash is left out."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    objects = []
-    for line in lines:
-        try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return objects
+    """The objects of a run's metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    return schema.read_lines(workdir / "metrics.jsonl", LINE)
 
 
 def _known(line: Line) -> dict[str, float]:
@@ -122,7 +119,7 @@ def _run_id(workdir: Path) -> str:
         import uuid
 
         write_atomic(path, uuid.uuid4().hex[:12])
-    return path.read_text()
+    return read_text(path)
 
 
 WRITERS: dict[str, Callable[[Path, dict[str, Any], int], Writer]] = {

@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 FEW = ("one", "data", "fsdp", "tensor", "context", "experts, one", "experts, expert")
-FEW += ("recurrent, one", "recurrent, fsdp")
+FEW += ("recurrent, one", "recurrent, fsdp", "cudnn, one", "cudnn, all")
 MORE = (
     "hybrid", "experts, data", "experts, all", "llama, one", "llama, fsdp", "llama, all", "bfloat16, one",
-    "bfloat16, all", "bfloat16 experts, one", "bfloat16 experts, all",
+    "bfloat16, all", "bfloat16 experts, one", "bfloat16 experts, all", "cudnn, tensor", "cudnn, context",
 )  # fmt: skip
 
 
@@ -58,13 +58,13 @@ def check_losses(runs, family):
         np.testing.assert_allclose(runs[name]["losses"], alone, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["", "experts, ", "recurrent, "])
+@pytest.mark.parametrize("family", ["", "experts, ", "recurrent, ", "cudnn, "])
 def test_every_mesh_gives_the_same_losses(runs, family):
     check_losses(runs, family)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["", "experts, ", "llama, "])
+@pytest.mark.parametrize("family", ["", "experts, ", "llama, ", "cudnn, "])
 def test_so_do_meshes_of_several_axes(more, family):
     check_losses(more, family)
 
@@ -148,7 +148,8 @@ def test_tensor_parallel_adds_up_activations_and_gathers_no_parameter_more_than_
 
 def test_context_parallel_gathers_keys_and_values_and_no_parameter(runs):
     gathered = of_more_than_scalars(runs["context"], "all-gather")
-    keys_and_values = [shape for shape, where in gathered if "attention/sharding_constraint" in where]
+    # By shape, since the operation that a gather is named after differs between versions of JAX.
+    keys_and_values = [shape for shape, where in gathered if "/attention/" in where and len(shape) == 4]
     assert keys_and_values == [[8, 16, 4, 8]] * 4
     assert not any("kernel" in where or "mlp" in where for _, where in gathered)
 
