@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
     model.dropout = 0.0  # fraction dropped from embeddings, attention weights and each residual branch
 
     model.scan_layers = False  # one compiled block run over stacked parameters: compiles faster, runs slower on CPU
-    model.kernels = "auto"  # auto: by platform; cpu, gpu; or plain: the formulas as they are, the others' reference
+    model.kernels = "auto"  # auto: by platform: cpu, gpu, tpu; plain: the formulas as they are, the others' reference
     model.remat = "none"  # what the backward pass computes again to save memory: none, dots (all but products), full
 
     config.data = data = ConfigDict()

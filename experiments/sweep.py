@@ -23,10 +23,13 @@ from typing import Any
 
 from gptjax import command, runtime
 from gptjax.config import ConfigError
+from gptjax.limits import SEED
 from gptjax.sweeps import space
 from gptjax.sweeps.results import Result, as_object
 from gptjax.sweeps.trials import Search
 from gptjax.train import check_model_flags, name_of
+
+MOST_TRIALS = 100_000
 
 
 def searched(flags: argparse.Namespace, overrides: Sequence[str]) -> Search:
@@ -71,13 +74,6 @@ def print_json(found: Any) -> None:
     print(json.dumps(found), flush=True)
 
 
-def at_least_one(text: str) -> int:
-    """A flag's number."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-    return int(text)
-
-
 def listed(text: str) -> list[str]:
     """A flag's list of files."""
     if not text or not all(text.split(",")):
@@ -93,18 +89,23 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--set", metavar="KEY=VALUES", action="append", default=[], help=about)
     parser.add_argument("--workdir", type=Path, help="the sweep's directory; default: sweeps/ and the recipe's name")
     chosen = parser.add_argument_group("how trials are chosen; default: every combination of the lists")
-    chosen.add_argument("--random", type=at_least_one, metavar="N", help="N draws")
+    trials = command.number(least=1, most=MOST_TRIALS)
+    chosen.add_argument("--random", type=trials, metavar="N", help="N draws")
     chosen.add_argument("--files", type=listed, metavar="A,B", help="JSON objects of key: value, or recipes")
-    chosen.add_argument("--optuna", type=at_least_one, metavar="N", help="N trials by TPE; ASHA stops the worse ones")
+    chosen.add_argument("--optuna", type=trials, metavar="N", help="N trials by TPE; ASHA stops the worse ones")
     chosen.add_argument(
-        "--sweep-seed", type=int, default=0, metavar="SEED", help="of --random and --optuna; default: 0"
+        "--sweep-seed",
+        type=command.number(least=0, most=SEED),
+        default=0,
+        metavar="SEED",
+        help="of --random and --optuna; default: 0",
     )
     chosen.add_argument("--storage", help="of Optuna: a journal file or a database's URL; default: in the workdir")
     chosen.add_argument("--study", help="of Optuna: the study's name there; default: the workdir's")
     together = parser.add_argument_group("all trials at once")
     together.add_argument("--vmap", action="store_true", help="as one compiled program")
     every = "the same, in which every N steps the worst take the best ones' places and vary their values"
-    together.add_argument("--evolve", type=at_least_one, metavar="N", help=every)
+    together.add_argument("--evolve", type=command.number(least=1), metavar="N", help=every)
     flags, overrides = parser.parse_known_args(argv)
     folder = flags.workdir or Path("sweeps") / name_of(flags.config)
     search = searched(flags, overrides)

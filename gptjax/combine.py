@@ -24,8 +24,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--runs", nargs="+", required=True, metavar="RUN[@STEP]", help="of one shape")
     parser.add_argument("--how", default="mean", choices=("mean", "arithmetic", "ties"), help="default: mean")
     parser.add_argument("--base", default="", metavar="RUN", help="of arithmetic and ties: where they began")
-    parser.add_argument("--scale", type=float, default=1.0, help="of arithmetic and ties: times what is added (1)")
-    parser.add_argument("--kept", type=float, default=0.2, help="of ties: share of each run's changes that count (0.2)")
+    parser.add_argument(
+        "--scale", type=command.number(float), default=1.0, help="of arithmetic and ties: times what is added (1)"
+    )
+    parser.add_argument(
+        "--kept", type=command.number(float), default=0.2, help="of ties: share of each run's changes that count (0.2)"
+    )
     parser.add_argument("--to", required=True, metavar="RUN", help="a new run's directory")
     flags = parser.parse_args(argv)
     if (flags.how == "mean") == bool(flags.base):

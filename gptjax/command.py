@@ -7,12 +7,14 @@ nothing heavy, so that a misspelt flag is answered at once.
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from gptjax import limits
 from gptjax.config import Diverged, Interrupted, UserError
 from gptjax.files import disk_trouble
 
@@ -29,6 +31,29 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
+def number(
+    kind: type[int] | type[float] = int, least: float | None = None, most: float | None = None
+) -> Callable[[str], int | float]:
+    """A type for a flag that is a number, as `add_argument` takes it.
+
+    Args:
+      kind: int or float.
+      least, most: both included; by default what int32 has room for, or float32.
+    """
+
+    def read(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text[:40]!r}") from None
+        wrong = limits.fault(value, least, most)
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{wrong}, not {text[:40]}")
+        return value
+
+    return read
+
+
 def add_step(parser: Parser) -> None:
     """Adds --step, the checkpoint that a command reads."""
     text = "of the checkpoint, or best: the one with the least held-out loss; default: the newest"
@@ -38,7 +63,7 @@ def add_step(parser: Parser) -> None:
 def _step(text: str) -> int | str:
     if text != "best" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor best")
-    return text if text == "best" else int(text)
+    return text if text == "best" else int(number(int, 0)(text))
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -63,7 +88,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except BrokenPipeError:
         pass  # whoever read our output has gone; there is nobody to tell
     except Exception as error:
-        message = machine_trouble(error)
+        message = machine_trouble(error) or memory_trouble(error)
         if not message:
             raise
         code = 2
@@ -132,5 +157,24 @@ def machine_trouble(error: BaseException) -> str:
                 return "a path has a zero byte in it, which no path can have"
             case UnicodeEncodeError() if seen.encoding == sys.getfilesystemencoding() != "utf-8":
                 return f"this locale has no file names with {seen.object[seen.start]!r}; set PYTHONUTF8=1"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+# What Python, C++ and XLA say where memory runs out.
+EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED|out of memory|std::bad_alloc|failed to allocate", re.IGNORECASE)
+
+
+def memory_trouble(error: BaseException) -> str:
+    """One line for memory that ran out, wherever in the chain of causes that is; "" for any other failure."""
+    seen: BaseException | None = error
+    while seen is not None:
+        wanted = re.search(r"allocat\w* (\d+) bytes", str(seen))
+        if isinstance(seen, MemoryError) or (isinstance(seen, RuntimeError) and EXHAUSTED.search(str(seen))):
+            size = f" ({int(wanted[1]) / 2**30:,.1f} GiB more were asked for)" if wanted else ""
+            return (
+                f"out of memory{size}; make a batch (data.batch_size, --rows), the context or the model smaller, "
+                "or train with more train.grad_accumulation or --config.model.remat=full"
+            )
         seen = seen.__cause__ or seen.__context__
     return ""

@@ -18,6 +18,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gptjax import config_keys
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend; a command prints it as one line and exits with code 2."""
@@ -81,21 +83,40 @@ def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     from absl import flags
 
     path = Path(recipe.split(":", 1)[0])
-    if not path.is_file():
-        raise ConfigError(f"there is no recipe {path}; configs/base.py is one")
+    if path.suffix != ".py" or not path.is_file():
+        why = "is no file of Python" if path.exists() else "does not exist"
+        raise ConfigError(f"there is no recipe {path}: it {why}; configs/base.py is one")
     sys.path.append(str(_home_of(path.resolve())))
     try:
-        check_keys(overrides, flatten(_parse([f"--config={recipe}"])))
+        plain = _parse([f"--config={recipe}"])
+        check_recipe(plain, recipe)
+        check_keys(overrides, flatten(plain))
         return _parse([f"--config={recipe}", *overrides])
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    except Exception as error:  # whatever a recipe raises
+    except BaseException as error:  # whatever a recipe raises, SystemExit too
         line = " ".join(str(error).split())
         raise ConfigError(f"{recipe}: {type(error).__name__}: {line[:300]}") from error
     finally:
         sys.path.pop()
+
+
+def check_recipe(config: Any, recipe: str) -> None:
+    """Raises ConfigError unless a recipe gives a config with the keys of configs/base.py and no others."""
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{recipe}: get_config gives no config but {type(config).__name__}; begin with configs/base.py"
+        )
+    flat = flatten(config)
+    lacking, surplus = config_keys.KINDS.keys() - flat.keys(), [key for key in flat if key not in config_keys.KINDS]
+    for problem in config_keys.problems(flat):
+        raise ConfigError(f"{recipe}: {problem}")
+    if surplus:
+        raise ConfigError(f"{recipe}: unknown key {surplus[0]}{did_you_mean(surplus[0], config_keys.KINDS)}")
+    if lacking:
+        raise ConfigError(f"{recipe}: its config lacks {min(lacking)}; begin with configs/base.py")
 
 
 def _home_of(recipe: Path) -> Path:
@@ -159,8 +180,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """A locked copy in which what follows from other keys is filled in, and local paths are absolute.
 
     `model.vocabulary` stays None until the tokenizer is there.
+
+    Raises:
+      ConfigError: a value of another type than its key has, or a number that cannot be.
     """
     config = config.copy_and_resolve_references()
+    for problem in config_keys.problems(flatten(config)):
+        raise ConfigError(problem)
     with config.unlocked():
         model = config.model
         model.kv_heads = model.kv_heads or model.heads
@@ -258,8 +284,18 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The locked config that `to_json` wrote."""
-    return ConfigDict(_with_tuples(json.loads(text))).lock()
+    """The locked config that `to_json` wrote.
+
+    Raises:
+      ValueError: it is another text, or was changed into what no config is.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    config = ConfigDict(_with_tuples(found))
+    for problem in config_keys.of_run(flatten(config)):
+        raise ValueError(problem)
+    return config.lock()
 
 
 def _with_tuples(value: Any) -> Any:

@@ -3,6 +3,7 @@
 Names and numbers alone: what other packages know of their own keys they say themselves (their `problems`).
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,13 +12,11 @@ from ml_collections import ConfigDict
 from gptjax.config import did_you_mean, flatten, is_weighted_path
 
 Choices = Mapping[str, Mapping[str, Any]]
+UNROLLED = 10_000  # blocks of a program that has each of them; compiling it takes an hour
 
 
 def problems(config: ConfigDict, choices: Choices) -> Iterator[str]:
     """All that is wrong with a resolved config; `choices`: what each key that names something may name."""
-    for key, value in flatten(config).items():
-        if type(value) in (int, float) and not key.startswith(("mesh.", "seed")) and value < 0:
-            yield f"{key} is {value}; it cannot be negative"
     model, data, train = config.model, config.data, config.train
     sizes = "layers heads kv_heads head_width width context mlp_width experts experts_per_token "
     sizes += "norm_epsilon init_std labels embedding_scale logit_scale"
@@ -170,13 +169,23 @@ def model_problems(model: ConfigDict) -> Iterator[str]:
             yield "model.rotary.low_frequency_factor must be less than model.rotary.high_frequency_factor"
     if not model.windows or any(type(window) is not int or window < 0 for window in model.windows):
         yield f"model.windows is {model.windows}; it must list whole numbers of tokens, such as (256, 256, 0)"
-    if model.never and not model.head_bias:
-        yield f"model.never is {model.never}; it needs model.head_bias, by which these ids are kept out"
     if model.experts_per_token > model.experts:
         yield f"model.experts_per_token={model.experts_per_token} is more than model.experts={model.experts}"
     if not 0 <= model.dropout < 1:
         yield f"model.dropout is {model.dropout}; it must be at least 0 and less than 1"
+    for key in ("layers", "encoder_layers"):
+        if not model.scan_layers and (model[key] or 0) > UNROLLED:
+            yield f"model.{key} is {model[key]}; more than {UNROLLED:,} blocks need model.scan_layers"
+    yield from never_problems(model)
     yield from arch_problems(model)
+
+
+def never_problems(model: ConfigDict) -> Iterator[str]:
+    """Of `model.never`."""
+    if any(type(token) is not int or token < 0 for token in model.never):
+        yield f"model.never is {model.never}; it must list ids, such as (0,)"
+    if model.never and not model.head_bias:
+        yield f"model.never is {model.never}; it needs model.head_bias, by which these ids are kept out"
 
 
 def arch_problems(model: ConfigDict) -> Iterator[str]:
@@ -225,12 +234,26 @@ def finetune_problems(config: ConfigDict) -> Iterator[str]:
     for key in ("rank", "alpha", "bottleneck", "length", "b_rate", "layer_decay", "fisher_rows"):
         if options[key] <= 0:
             yield f"finetune.{key} is {options[key]}; it must be more than 0"
-    if any(not is_weighted_path(one) or type(one[1]) not in (int, float) for one in options.rates):
+    if any(not is_weighted_path(one) or type(one[1]) not in (int, float) or one[1] < 0 for one in options.rates):
         yield f"finetune.rates is {options.rates}; it must be like (('head', 1.0), ('block_0/', 0.1))"
+    yield from pattern_problems(options)
+    for key in ("beta1", "beta2"):
+        if options.adalora[key] >= 1:
+            yield f"finetune.adalora.{key} is {options.adalora[key]}; it must be less than 1"
     if options.dropout >= 1:
         yield f"finetune.dropout is {options.dropout}; it must be less than 1"
     if options.method == "adalora" and options.adalora.first_rank < options.rank:
         yield f"finetune.adalora.first_rank={options.adalora.first_rank} is less than finetune.rank={options.rank}"
+
+
+def pattern_problems(options: ConfigDict) -> Iterator[str]:
+    """Of the regular expressions of `config.finetune`."""
+    patterns = [(key, options[key]) for key in ("rule", "also", "targets")]
+    for key, pattern in [*patterns, *(("rates", one[0]) for one in options.rates if is_weighted_path(one))]:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            yield f"finetune.{key} has {pattern!r}, which is no regular expression: {error}"
 
 
 def unknown_choices(config: ConfigDict, choices: Choices) -> Iterator[str]:
@@ -238,5 +261,5 @@ def unknown_choices(config: ConfigDict, choices: Choices) -> Iterator[str]:
     flat = flatten(config)
     for key, known in choices.items():
         for chosen in flat[key] if isinstance(flat[key], tuple) else [flat[key]]:
-            if chosen not in known:
-                yield f"{key} has no choice {chosen!r}{did_you_mean(chosen, known)}"
+            if not isinstance(chosen, str) or chosen not in known:
+                yield f"{key} has no choice {chosen!r}{did_you_mean(str(chosen), known)}"

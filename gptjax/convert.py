@@ -4,6 +4,7 @@ Flags in, gptjax.interop.transfer called, what was made printed.
 """
 
 import json
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     if inwards and made["family"] == "bert":
         print(f"{'go on with':15} gptjax.load({flags.to!r}).logits(ids_BT)")
     elif inwards:
-        print(f"{'go on with':15} python -m gptjax.generate --workdir={flags.to} --prompt='...'")
+        print(f"{'go on with':15} python -m gptjax.generate --workdir={shlex.quote(flags.to)} --prompt='...'")
     else:
         print(f"{'go on with':15} transformers.{made['architecture']}.from_pretrained({flags.to[3:]!r})")
 

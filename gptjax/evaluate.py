@@ -31,20 +31,26 @@ def main(argv: Sequence[str]) -> None:
         "--rouge", action="store_true", help="of a run that learnt to write answers: ROUGE of what it writes"
     )
     translating = parser.add_argument_group("of an encoder-decoder, which translates")
-    translating.add_argument("--beams", type=int, metavar="N", help="kept at each step of the search; 1: greedy (4)")
-    translating.add_argument("--length_penalty", type=float, metavar="X", help="scores are divided by length ** X (1)")
+    translating.add_argument(
+        "--beams", type=command.number(), metavar="N", help="kept at each step of the search; 1: greedy (4)"
+    )
+    translating.add_argument(
+        "--length_penalty", type=command.number(float), metavar="X", help="scores are divided by length ** X (1)"
+    )
     flags = parser.parse_args(argv)
     runtime.start()
     from gptjax import models, run
-    from gptjax.data import examples
+    from gptjax.data import records
+    from gptjax.data.records import Options
     from gptjax.evals import held_out, translation, writing
 
     loaded = run.load(flags.workdir, flags.step)
     if sum(bool(flag) for flag in (flags.test, flags.data, flags.predict)) > 1:
         raise ConfigError("--test, --data and --predict are of different texts; give one of them")
     if flags.predict:
-        records = [one.fields for one in examples.records(flags.predict, loaded.config.data.examples.fields)]
-        print("\n".join(json.dumps(one, ensure_ascii=False) for one in loaded.predict(records)))
+        options = Options(tuple(loaded.config.data.examples.fields))
+        found = [one.fields for one in records.read(flags.predict, options)]
+        print("\n".join(json.dumps(one, ensure_ascii=False) for one in loaded.predict(found)))
         return
     if flags.rouge:
         figures = writing.evaluate(loaded, flags.test or "val", flags.data or ())

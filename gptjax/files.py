@@ -66,6 +66,26 @@ def decode(raw: bytes, where: str) -> str:
         raise DataError(f"{where} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line:,}") from error
 
 
+def decode_repaired(raw: bytes) -> tuple[str, bool]:
+    """UTF-8 text in which bytes that are no UTF-8 are U+FFFD, and whether there were any; for records among many."""
+    try:
+        return raw.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace"), True
+
+
+def repair(text: str) -> str:
+    """The same text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write.
+
+    Such halves come from JSON's escapes, and from arguments of the command line that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def read_text(path: Path) -> str:
     """Text of a UTF-8 file without its byte order mark, line ends as they are.
 

@@ -14,8 +14,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax import command, console, printing, runtime, wakeful
+from gptjax import command, console, limits, printing, runtime, wakeful
 from gptjax.config import ConfigError, DataError
+from gptjax.files import decode, read_text, repair
 
 if TYPE_CHECKING:
     from gptjax.decode.engine import Sample
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gptjax.decode.settings import Settings
     from gptjax.run import Run
 
+MOST_SAMPLES = 1_000_000  # of a prompt, all of which are in memory at once
 LIVE = 8  # tokens between two looks at a text that somebody watches
 
 
@@ -33,17 +35,32 @@ def flags_of(argv: Sequence[str]) -> Any:
     add("--workdir", type=Path, required=True, help="a run's directory")
     command.add_step(parser)
     add("--prompt", help="text to go on from (the start of a document), to translate, or whose [MASK]s to fill in")
-    add("--prompts", help="a file of prompts, one a line, or - for stdin; lines of JSON are strings or have a prompt")
+    add("--prompts", help="a file of prompts: one a line, JSON or not, or records with a prompt; - for stdin")
     add("--chat", action="store_true", help="a dialogue: a line from stdin, an answer; /reset forgets, /exit ends")
     add("--chat_template", type=Path, help="a file with a chat template, for a run that has none")
     add("--system", help="what a dialogue begins with")
-    add("--samples", type=int, default=1, help="how many continuations of each prompt (%(default)s)")
-    add("--seed", type=int, default=0, help="the same seed gives the same text (%(default)s)")
-    add("--rows", type=int, default=0, help="how many texts at once; 0: as many as there are, at most 16")
-    add("--room", type=int, default=0, help="for how many tokens of a text; 0: as the longest of these needs")
+    add(
+        "--samples",
+        type=command.number(most=MOST_SAMPLES),
+        default=1,
+        help="how many continuations of each prompt (%(default)s)",
+    )
+    add(
+        "--seed",
+        type=command.number(least=0, most=limits.SEED),
+        default=0,
+        help="the same seed gives the same text (%(default)s)",
+    )
+    add("--rows", type=command.number(), default=0, help="how many texts at once; 0: as many as there are, at most 16")
+    add(
+        "--room",
+        type=command.number(),
+        default=0,
+        help="for how many tokens of a text; 0: as the longest of these needs",
+    )
     add("--cache_dtype", choices=["float32", "bfloat16"], help="of keys and values; default: the arithmetic's")
     add("--slide", action="store_true", help="texts may be longer than the context: its newest tokens are read")
-    add("--logprobs", type=int, metavar="N", help="with --json: the N likeliest tokens at each place")
+    add("--logprobs", type=command.number(), metavar="N", help="with --json: the N likeliest tokens at each place")
     add("--prompt_logprobs", action="store_true", help="with --json: log-probabilities of the prompt's tokens")
     _add_choice(given)
     _add_models(given)
@@ -57,18 +74,30 @@ def flags_of(argv: Sequence[str]) -> Any:
 def _add_choice(given: Any) -> None:
     of_choice = given("how a token is chosen", "filters in this order, each after its predecessors")
     choose = of_choice.add_argument
-    choose("--max_tokens", type=int, help="the most new tokens of a text (200)")
-    choose("--temperature", type=float, help="0 takes the likeliest token (0.8)")
-    choose("--top_k", type=int, help="draws among the k likeliest; 0: all (50); fillings of a mask (5)")
-    choose("--top_p", type=float, help="draws among the likeliest that make up this probability; 1: all (1)")
-    choose("--min_p", type=float, help="draws among those at least this likely, the likeliest being 1; 0: all (0)")
-    choose("--typical_p", type=float, help="draws among the nearest to the entropy of this probability; 1: all (1)")
-    choose("--repetition_penalty", type=float, help="for tokens of prompt and text; 1: none (1)")
-    choose("--frequency_penalty", type=float, help="nats for each time that the text has a token (0)")
-    choose("--presence_penalty", type=float, help="nats for tokens that the text has (0)")
-    choose("--no_repeat_ngram", type=int, help="no so many tokens in a row come twice; 0: they may (0)")
+    choose("--max_tokens", type=command.number(), help="the most new tokens of a text (200)")
+    choose("--temperature", type=command.number(float), help="0 takes the likeliest token (0.8)")
+    choose("--top_k", type=command.number(), help="draws among the k likeliest; 0: all (50); fillings of a mask (5)")
+    choose(
+        "--top_p",
+        type=command.number(float),
+        help="draws among the likeliest that make up this probability; 1: all (1)",
+    )
+    choose(
+        "--min_p",
+        type=command.number(float),
+        help="draws among those at least this likely, the likeliest being 1; 0: all (0)",
+    )
+    choose(
+        "--typical_p",
+        type=command.number(float),
+        help="draws among the nearest to the entropy of this probability; 1: all (1)",
+    )
+    choose("--repetition_penalty", type=command.number(float), help="for tokens of prompt and text; 1: none (1)")
+    choose("--frequency_penalty", type=command.number(float), help="nats for each time that the text has a token (0)")
+    choose("--presence_penalty", type=command.number(float), help="nats for tokens that the text has (0)")
+    choose("--no_repeat_ngram", type=command.number(), help="no so many tokens in a row come twice; 0: they may (0)")
     choose("--logit_bias", action="append", metavar="ID=NATS", help="added to a token's logit; may be repeated")
-    choose("--min_tokens", type=int, help="the text does not end before (0)")
+    choose("--min_tokens", type=command.number(), help="the text does not end before (0)")
     choose("--stop", action="append", help="text ends before this string; may be repeated")
 
     held = given("what the text must be (pip install 'gptjax[constraints]')").add_argument
@@ -82,30 +111,37 @@ def _add_models(given: Any) -> None:
     several("--with", dest="others", action="append", type=Path, help="a run that speaks too; may be repeated")
     several("--combine", help="probabilities (default): their mean; logits: theirs; token: who is surer counts more")
     several("--weights", help="of each model, the first run's first, as in 2,1")
-    several("--guidance", type=float, help="away from what the model says without the prompt; 1: none (1)")
+    several(
+        "--guidance", type=command.number(float), help="away from what the model says without the prompt; 1: none (1)"
+    )
     several("--negative_prompt", help="what it reads instead of the prompt then")
 
     quick = given("speculation: the same text, sooner").add_argument
     quick("--draft", type=Path, help="a smaller run with the same tokenizer, which proposes tokens")
-    quick("--ngram", type=int, help="or: proposes what followed up to so many last tokens before")
-    quick("--draft_tokens", type=int, help="proposals at a time (4)")
+    quick("--ngram", type=command.number(), help="or: proposes what followed up to so many last tokens before")
+    quick("--draft_tokens", type=command.number(), help="proposals at a time (4)")
 
 
 def _add_searches(given: Any) -> None:
     search = given("search instead of drawing").add_argument
-    search("--beams", type=int, help="beam search with so many")
-    search("--groups", type=int, help="into which beams are divided, each avoiding the others' tokens (1)")
-    search("--diversity_penalty", type=float, help="how much (0)")
-    search("--length_penalty", type=float, help="above 0 for longer texts (1)")
+    search("--beams", type=command.number(), help="beam search with so many")
+    search("--groups", type=command.number(), help="into which beams are divided, each avoiding the others' tokens (1)")
+    search("--diversity_penalty", type=command.number(float), help="how much (0)")
+    search("--length_penalty", type=command.number(float), help="above 0 for longer texts (1)")
     search("--early_stopping", choices=["true", "false", "never"], help="when a search ends (false)")
-    search("--best", type=int, help="how many of the beams are given (1)")
-    search("--contrastive_k", type=int, help="contrastive search among so many tokens")
-    search("--contrastive_alpha", type=float, help="weight of what the text has not said (0.6)")
+    search("--best", type=command.number(), help="how many of the beams are given (1)")
+    search("--contrastive_k", type=command.number(), help="contrastive search among so many tokens")
+    search("--contrastive_alpha", type=command.number(float), help="weight of what the text has not said (0.6)")
 
     mark = given("watermark").add_argument
-    mark("--watermark", type=int, metavar="KEY", help="marks the text; whoever has the key can tell")
-    mark("--watermark_gamma", type=float, help="share of green tokens (0.25)")
-    mark("--watermark_delta", type=float, help="nats that they gain (2)")
+    mark(
+        "--watermark",
+        type=command.number(least=0, most=2**64 - 1),
+        metavar="KEY",
+        help="marks the text; whoever has the key can tell",
+    )
+    mark("--watermark_gamma", type=command.number(float), help="share of green tokens (0.25)")
+    mark("--watermark_delta", type=command.number(float), help="nats that they gain (2)")
     mark("--detect", metavar="FILE", help="tells whether this text has the watermark; - for stdin")
 
 
@@ -203,31 +239,26 @@ def _grammar(flags: Any) -> Any:
 
 
 def _read(place: str) -> str:
-    try:
-        return sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place} is not UTF-8: {error}") from None
+    if place != "-":
+        return read_text(Path(place))
+    stdin = getattr(sys.stdin, "buffer", None)  # bytes, whatever the locale is
+    return sys.stdin.read() if stdin is None else decode(stdin.read(), "stdin")
 
 
 def _prompts(flags: Any) -> list[str]:
+    from gptjax.decode import prompt_files
+
     if flags.prompts is None:
-        return [flags.prompt or ""]
+        prompt = repair(flags.prompt or "")
+        if prompt != (flags.prompt or ""):
+            console.say("prompt     is not UTF-8 and is repaired with U+FFFD")
+        return [prompt]
     if flags.prompt is not None:
         raise ConfigError("--prompt and --prompts cannot be used together; leave out one of them")
-    found = [_prompt(line) for line in _read(flags.prompts).splitlines() if line.strip()]
+    found = list(prompt_files.read(flags.prompts))
     if not found:
         raise DataError(f"--prompts={flags.prompts} has no prompts; write one a line")
     return found
-
-
-def _prompt(line: str) -> str:
-    """A line's prompt: of JSON a string or what its "prompt" says, else the line itself."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return line
-    value = value.get("prompt") if isinstance(value, dict) else value
-    return value if isinstance(value, str) else line
 
 
 def answer(flags: Any, loaded: "Run") -> None:

@@ -14,6 +14,7 @@ from gptjax.config import ConfigError
 
 EPILOG = """without --measure, --mesh, --chip and --search only what follows from shapes is printed, and nothing is
 compiled; no text is read and no run is written; every key of the recipe can be set with --config.KEY=VALUE"""
+MOST_DEVICES = 100_000  # virtual ones
 SHOWN, COMPILED = 10, 3  # of the meshes that --search ranks
 
 
@@ -23,11 +24,13 @@ def main(argv: Sequence[str]) -> None:
     parser = command.Parser(prog="python -m gptjax.plan", description=about, epilog=EPILOG)
     parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
     parser.add_argument("--measure", action="store_true", help="run some steps on random tokens and tell their time")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps to time, and as many again to trace; default: 5")
+    parser.add_argument(
+        "--steps", type=command.number(), metavar="N", help="steps to time, and as many again to trace; default: 5"
+    )
     parser.add_argument("--mesh", metavar="AXES", help="such as data=8,fsdp=64,tensor=8; compiled for virtual devices")
     parser.add_argument("--chip", metavar="NAME", help="each device of the mesh: h100, v5p, ..., or here, measured")
     parser.add_argument("--search", action="store_true", help="rank the meshes of --devices on which the run fits")
-    parser.add_argument("--devices", type=int, metavar="N", help="of --search")
+    parser.add_argument("--devices", type=command.number(most=MOST_DEVICES), metavar="N", help="of --search")
     flags, overrides = parser.parse_known_args(argv)
     if flags.steps is not None and (flags.steps < 1 or not flags.measure):
         raise ConfigError("--steps must be at least 1, and goes with --measure")

@@ -7,16 +7,19 @@ import argparse
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax import command
 from gptjax.config import ConfigError, Interrupted
+from gptjax.limits import LARGEST
 
 if TYPE_CHECKING:
     from gptjax.data.preparing import Settings
 
+MOST_WORKERS = 1000
 DESCRIPTION = """Turns text into token shards that training reads with --config.data.path=SET.
 
 Reads .txt .json .jsonl .csv .tsv .parquet, and .gz or .zst of text; the same flags go on where a preparation was cut
@@ -45,7 +48,8 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(found))
         return
     print("\n".join(report.table(found)))
-    print(f"\ntrain with      python -m gptjax.train --config=configs/base.py --config.data.path={flags.output}")
+    path = shlex.quote(str(flags.output))
+    print(f"\ntrain with      python -m gptjax.train --config=configs/base.py --config.data.path={path}")
 
 
 def parser() -> command.Parser:
@@ -66,12 +70,12 @@ def parser() -> command.Parser:
     )
     add(
         "--held_out",
-        type=float,
+        type=command.number(float),
         default=0.05,
         help="share of documents for validation, by hash of the text (%(default)s)",
     )
     add("--clean", default="nfc,control", metavar="STEPS", help=f"in order, of {','.join(NAMES)} (%(default)s)")
-    add("--workers", type=int, default=0, help="processes; default: one a processor")
+    add("--workers", type=command.number(most=MOST_WORKERS), default=0, help="processes; default: one a processor")
     add("--shard_tokens", type=_amount, default=defaults["shard_tokens"], metavar="N", help="(100M)")
     add("--restart", action="store_true", help="throw away what was begun with other flags")
     add(
@@ -98,8 +102,8 @@ def parser() -> command.Parser:
     )
     steps = made.add_argument_group("what cleaning goes by")
     add = steps.add_argument
-    add("--min_words", type=int, default=options.min_words, help="of length (%(default)s)")
-    add("--max_words", type=int, default=options.max_words, help="of length (%(default)s)")
+    add("--min_words", type=command.number(), default=options.min_words, help="of length (%(default)s)")
+    add("--max_words", type=command.number(), default=options.max_words, help="of length (%(default)s)")
     add("--keep_scripts", type=_names, default=(), help="of script: keep only these, such as latin,han")
     add("--drop_scripts", type=_names, default=(), help="of script: drop these")
     add("--blocklist", default="", metavar="FILE", help="of blocklist: a term a line")
@@ -110,7 +114,12 @@ def parser() -> command.Parser:
         metavar="FILE",
         help="of decontaminate: texts that must not be trained on",
     )
-    add("--near_threshold", type=float, default=options.near_threshold, help="of near: similarity (%(default)s)")
+    add(
+        "--near_threshold",
+        type=command.number(float),
+        default=options.near_threshold,
+        help="of near: similarity (%(default)s)",
+    )
     return made
 
 
@@ -162,7 +171,10 @@ def _amount(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip(), re.IGNORECASE)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount such as 500000, 100M or 2G")
-    return int(float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " "))
+    amount = float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
+    if amount > LARGEST:
+        raise argparse.ArgumentTypeError(f"it must be at most {LARGEST:g}, not {text[:40]}")
+    return int(amount)
 
 
 if __name__ == "__main__":

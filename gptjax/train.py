@@ -28,9 +28,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, help="the run's directory; default: runs/ and the recipe's name")
     several = parser.add_argument_group("several processes, where neither SLURM nor Open MPI starts them")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-    several.add_argument("--heartbeat", type=int, metavar="SECONDS", default=60, help="of silence: dead; default: 60")
+    several.add_argument("--processes", type=command.number(least=1), metavar="N", help="how many there are")
+    several.add_argument("--process", type=command.number(least=0), metavar="I", help="which one this is, from 0")
+    several.add_argument(
+        "--heartbeat", type=command.number(least=1), metavar="SECONDS", default=60, help="of silence: dead; default: 60"
+    )
     flags, overrides = parser.parse_known_args(argv)
     chosen = config.read(flags.config, overrides)
     runtime.start()
@@ -51,10 +53,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_model_flags(overrides: Sequence[str], chosen: "ConfigDict", workdir: Path) -> None:
-    """Raises ConfigError for a flag that would change a model which comes from elsewhere."""
+    """Raises an error for a flag that would change a model which comes from elsewhere.
+
+    Raises:
+      ConfigError: there is such a flag.
+      CheckpointError: the model's run does not exist.
+    """
     from gptjax import workdir as workdirs
+    from gptjax.training import origins
     from gptjax.training.loop import FREE_OF_IMPORT, FREE_OF_ORIGIN
 
+    origins.check_there(chosen, workdir)
     origin = workdirs.origin(chosen, workdir)
     free = FREE_OF_IMPORT if origin == workdir else FREE_OF_ORIGIN
     for flag in overrides if origin else ():
@@ -82,10 +91,8 @@ def _readable(workdir: Path, summary: dict[str, Any]) -> str:
     rate, prompt = summary["tokens_per_second"], read_config(workdir).sample.prompt
     sample = read_text(workdir / "samples.txt").rstrip()
     shown = f"{'-- sample ':-<70}\n{sample}\n{'':-<70}\n" if sample else ""
-    writes = sample and "val_accuracy" not in summary
-    goes_on = (
-        f"generate --workdir={workdir} --prompt={shlex.quote(prompt)}" if writes else f"evaluate --workdir={workdir}"
-    )
+    writes, flag = sample and "val_accuracy" not in summary, f"--workdir={shlex.quote(str(workdir))}"
+    goes_on = f"generate {flag} --prompt={shlex.quote(prompt)}" if writes else f"evaluate {flag}"
     return f"""
 {shown}held-out loss   {summary["val_loss"]:.4f}{" nats per token" if "val_bits_per_byte" in summary else ""}
 {_quality(summary)}trained         {summary["steps"]:,} steps in {duration(summary["seconds"])}, {rate:,.0f} tokens/s

@@ -15,7 +15,7 @@ from conftest import BASE, ROOT, evaluate, generate, overrides, train
         (None, {}, "there is no file"),
         (b"", {}, "is empty: there is nothing to train on"),
         (b"\x89PNG\r\n\x1a\n\0\0", {}, "is not text: it has a zero byte at 8"),
-        (b"caf\xe9", {}, "is not UTF-8 text: byte 0xe9 at 3"),
+        (b"caf\xe9", {}, "is not UTF-8 text: byte 0xe9 in line 1"),
         (b"x", {}, "is too short to hold out data.held_out=0.1 of it"),
         (b"short", {}, "the training text has 6 tokens, fewer than one window of 16 + 1"),
         (b"some text " * 50, {"data_tokenizer": "bert"}, "unknown tokenizer 'bert'; there are bytes, chars, bpe:N"),

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, NoReturn
 from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.files import read_text
 
-Message = Mapping[str, str]  # {"role": "system", "user" or "assistant", "content": what they say}
+Message = Mapping[str, Any]  # {"role": "system", "user", "assistant" or "tool", "content": what they say}, tool_calls
 
 
 class Template(NamedTuple):
@@ -81,8 +82,8 @@ def read_template(path: Path) -> Template:
       DataError: it cannot be read, or is none of Jinja's.
     """
     try:
-        return compiled(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return compiled(read_text(path))
+    except DataError as error:
         raise DataError(f"the chat template {path} cannot be read: {error}") from error
 
 
@@ -92,7 +93,13 @@ def compiled(text: str) -> Template:
     return Template(text)
 
 
-def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokenizer, answer_next: bool = True) -> str:
+def rendered(
+    template: Template,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    answer_next: bool = True,
+    tools: Sequence[Any] = (),
+) -> str:
     """The text of a dialogue.
 
     Args:
@@ -100,6 +107,7 @@ def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokeniz
       messages: from the first to the last.
       tokenizer: whose special tokens `bos_token` and `eos_token` are.
       answer_next: whether the text goes on with what an answer begins with.
+      tools: that may be called, as JSON schemas.
 
     Raises:
       ConfigError: jinja2 is not installed.
@@ -109,17 +117,27 @@ def rendered(template: Template, messages: Sequence[Message], tokenizer: Tokeniz
     first = (*tokenizer.begin[len(tokenizer.prompt) :], -1)[0]
     own = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_of(tokenizer))}
     names = {key: name for key, name in own.items() if name} | dict(template.names)
-    known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=None, documents=None)
+    known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=list(tools) or None, documents=None)
     try:
         return _compiled(template.text).render(known, add_generation_prompt=answer_next, **names)
     except Exception as error:  # whatever a template raises
         raise DataError(f"the chat template cannot show this dialogue: {_one_line(error)}") from error
 
 
-def turns(template: Template, messages: Sequence[Message], tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """The text of a dialogue in pieces, and whether each is an assistant's turn: what it says, and what ends that.
+def turns(
+    template: Template,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    learnt: Sequence[bool],
+    tools: Sequence[Any] = (),
+) -> list[tuple[str, bool]]:
+    """The text of a dialogue in pieces, and whether each is learnt: what an assistant says, and what ends that.
 
     What leads to a turn, such as its role, belongs to the text before it, as when a model is asked.
+
+    Args:
+      template, messages, tokenizer, tools: as of `rendered`.
+      learnt: of each message, whether it is learnt where it is an assistant's.
 
     Raises:
       ConfigError: jinja2 is not installed.
@@ -129,17 +147,17 @@ def turns(template: Template, messages: Sequence[Message], tokenizer: Tokenizer)
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = rendered(template, messages[:number], tokenizer)
-        after = rendered(template, messages[: number + 1], tokenizer, answer_next=False)
+        before = rendered(template, messages[:number], tokenizer, tools=tools)
+        after = rendered(template, messages[: number + 1], tokenizer, False, tools)
         if not (before.startswith(done) and after.startswith(before)):
             raise DataError(
                 "the chat template writes a dialogue otherwise once it goes on, so no turn can be told apart"
             )
         own = after[len(before) :]
         said = own.rstrip() if own.strip() else own  # line ends behind an answer are no part of it
-        found += [(before[len(done) :], False), (said, True)]
+        found += [(before[len(done) :], False), (said, learnt[number])]
         done = before + said
-    whole = rendered(template, messages, tokenizer, answer_next=False)
+    whole = rendered(template, messages, tokenizer, False, tools)
     return [piece for piece in [*found, (whole[len(done) :], False)] if piece[0]]
 
 

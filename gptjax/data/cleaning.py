@@ -4,10 +4,7 @@ A step is pure, so that workers can run it in any number and any order of docume
 earlier documents, `exact` and `near`, are in a table of their own: workers make signatures, `duplicates.Seen` compares.
 """
 
-import csv
-import io
 import itertools
-import json
 import re
 import unicodedata
 from collections import defaultdict
@@ -19,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptjax.config import ConfigError, DataError, did_you_mean
-from gptjax.data import duplicates, filters, personal
+from gptjax.data import duplicates, filters, personal, records
 from gptjax.data.sources import read_text
+from gptjax.data.streams import lines, opened, suffix_of
+from gptjax.files import decode, parse_json
 
 
 class Dropped(NamedTuple):
@@ -111,10 +110,6 @@ def _personal(options: Options) -> Step:
     return personal.scrub
 
 
-def _content(path: str) -> str:
-    return read_text(Path(path)).removeprefix("\ufeff")
-
-
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether no word of a script with spaces goes on at either end."""
     return not (
@@ -143,7 +138,7 @@ def _blocklist(options: Options) -> Step:
     """Drops documents that hold a term of a file, whatever its case; spaces in a term are any space."""
     if not options.blocklist:
         raise ConfigError("the step blocklist needs blocklist, a file with a term a line")
-    lines = unicodedata.normalize("NFC", _content(options.blocklist)).casefold().split("\n")
+    lines = unicodedata.normalize("NFC", read_text(Path(options.blocklist))).casefold().split("\n")
     # Found by the words they begin with, one or two, or by two characters where terms need not be words: looked for are
     # only those terms of which this much is in the text, so that ten thousand cost as much as ten.
     by_words: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -179,34 +174,30 @@ def _blocklist(options: Options) -> Step:
 _GRAM = 13  # words, as in arXiv 2005.14165, appendix C
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """The strings in what JSON holds, its keys left out."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
-
-
 def evaluation_items(path: str) -> Iterator[str]:
-    """The texts of an evaluation file: the strings of .json and .jsonl, the cells of .csv and .tsv, else paragraphs.
+    """The texts of an evaluation file: the strings of .json, .jsonl and .parquet, a table's cells, else paragraphs.
 
     Raises:
       DataError: it cannot be read, or it is not what its name says.
     """
-    kind, content = Path(path).suffix, _content(path)
-    try:
-        if kind == ".json":
-            yield from _strings(json.loads(content))
-        elif kind == ".jsonl":
-            for line in filter(str.strip, content.split("\n")):
-                yield from _strings(json.loads(line))
-        elif kind == ".csv":
-            yield from itertools.chain.from_iterable(csv.reader(io.StringIO(content, newline="")))
-        else:
-            yield from re.split(r"[\t\n]" if kind == ".tsv" else r"\n\s*\n", content)
-    except (json.JSONDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not {kind[1:]}: {error}") from error
+    file = Path(path)
+    with opened(file) as (_, stream):
+        match suffix_of(file):
+            case "json":
+                yield from records.strings(parse_json(stream.read(), path, finite=False))
+            case "jsonl":
+                for number, line in lines(file, stream):
+                    if line.strip():
+                        value = parse_json(line, f"{path}, line {number:,}", finite=False)
+                        yield from records.strings(value)
+            case "csv" | "tsv" as kind:
+                for _, row, _ in records.ROWS[kind](file, stream, None):
+                    yield from row
+            case "parquet":
+                for record in records.read(file):
+                    yield from records.strings(record.fields)
+            case _:
+                yield from re.split(r"\n\s*\n", decode(stream.read(), path))
 
 
 def _gram_hashes(text: str) -> np.ndarray:

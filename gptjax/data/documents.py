@@ -10,6 +10,7 @@ import numpy as np
 from gptjax.data import cleaning, formats, token_sets, tokenizers
 from gptjax.data.cleaning import Dropped
 from gptjax.data.formats import Reading, Text
+from gptjax.data.records import Item
 from gptjax.data.shards import Records
 from gptjax.data.tokenizers import Tokenizer
 
@@ -26,9 +27,9 @@ class Task(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Documents as they were read: file, number in it from 1, raw item."""
+    """Documents as they were read, each with its file."""
 
-    items: list[tuple[Path, int, Any]]
+    items: list[tuple[Path, Item]]
 
 
 class Drop(NamedTuple):
@@ -104,17 +105,6 @@ class Worker:
             after.append(after[-1] if result == whole else _bytes(text))
         return text
 
-    def parsed(self, item: tuple[Path, int, Any]) -> Text:
-        """The text of an item, such that it can be written in UTF-8."""
-        path, number, raw = item
-        text = formats.parse(path, raw, self.task.reading, number)
-        try:
-            _bytes(text)
-        except UnicodeEncodeError:  # half a pair of surrogates, which JSON can hold
-            prompt, body = (side.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for side in text[:2])
-            text = Text(prompt, body, repaired=True)
-        return text
-
     def __call__(self, chunk: Chunk) -> Outcome:
         """All of it."""
         count, steps = len(chunk.items), 1 + len(self.task.clean)
@@ -125,7 +115,7 @@ class Worker:
         pieces: list[np.ndarray] = []
         drops, beginnings = [], []
         for m, item in enumerate(chunk.items):
-            text = self.parsed(item)
+            text = formats.parse(*item, self.task.reading)
             beginnings.append((text.prompt + text.text)[:EXAMPLE])
             changed_S[0] += text.repaired
             read_bytes_M[m] = _bytes(text)
@@ -185,7 +175,7 @@ def texts_of(task: Task, tokenizer: Path | None, chunk: Chunk, share: float) -> 
     worker = _worker(task, tokenizer)
     found = []
     for item in chunk.items:
-        text = worker.parsed(item)
+        text = formats.parse(*item, task.reading)
         if is_held_out(text, share):
             result = worker.cleaned(text, [], np.zeros(1 + len(task.clean), np.int64), None)
             if isinstance(result, Text):

@@ -1,29 +1,30 @@
-"""Examples of a task: records with named fields, out of files; which of them are learnt from, and their ids.
+"""Examples of a task: records with named fields; which of them are learnt from, and their ids.
 
-One record a line (.jsonl, .tsv), or a list of them (.json), or rows (.csv, .parquet), packed by .gz or not. How a
-record is read and what is learnt of it is gptjax.data.forms' part; rows of a batch are gptjax.data.layouts'.
+Files are read by gptjax.data.records. How a record is read and what is learnt of it is gptjax.data.forms' part; rows of
+a batch are gptjax.data.layouts'.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptjax import console
-from gptjax.config import ConfigError, DataError
-from gptjax.data import formats, forms, pairs, sources, token_sets
-from gptjax.data.forms import FORMS, Encoded, Form, Record
+from gptjax.config import DataError
+from gptjax.data import dialogues, fields, forms, pairs, records, sources, streams, token_sets
+from gptjax.data.dialogues import Note
+from gptjax.data.forms import FORMS, Encoded, Form
+from gptjax.data.records import Options, Record
 from gptjax.data.sources import Corpus, Document
 from gptjax.data.token_sets import Borders, Part, TokenSet
 from gptjax.data.tokenizers import Tokenizer
 
 # What files of a split may be called; any other split by its own name.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
-ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet")
+ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "ndjson")
 
 
 def read(config: Any, split: str) -> list[Record]:
@@ -53,7 +54,7 @@ def read(config: Any, split: str) -> list[Record]:
         if own is None or split not in ("train", "val"):
             there = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
             raise DataError(f"{path} has no examples for {split!r}; there is {there or 'nothing'}")
-    found = list(records(own, names))
+    found = list(records.read(own, Options(names)))
     if divided:
         found = [one for one in found if sources.is_held_out(_as_text(one), config.held_out) == (split != "train")]
     if not found:
@@ -66,93 +67,16 @@ def _file_of(folder: Path, split: str) -> Path | None:
         f"{name}.{ending}{packed}"
         for name in SPLITS.get(split, (split,))
         for ending in ENDINGS
-        for packed in ("", ".gz")
+        for packed in ("", *(f".{name}" for name in streams.PACKED))
     ]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return next((folder / name for name in names if sources.is_there(folder / name)), None)
 
 
 def _as_text(record: Record) -> str:
-    return json.dumps(record.fields, sort_keys=True, ensure_ascii=False, default=str)
-
-
-def records(path: Path, names: Sequence[str] = ()) -> Iterator[Record]:
-    """The records of a file, in order.
-
-    Args:
-      path: of the file.
-      names: of the columns of a .csv or .tsv that has no first line with them; else ().
-
-    Raises:
-      ConfigError: pyarrow is not installed, and the file needs it.
-      DataError: it cannot be read, or a line is no record.
-    """
-    match formats.name_of(path):
-        case "jsonl":
-            for number, line in enumerate(pairs.lines(path), 1):
-                if line.strip():
-                    yield _of_json(line, f"{path}, line {number:,}")
-        case "json":
-            found = _parsed("\n".join(pairs.lines(path)), str(path))
-            if not isinstance(found, list):
-                raise DataError(f"{path} is not a list of objects")
-            for number, one in enumerate(found, 1):
-                yield Record(_checked(one, f"{path}, record {number:,}"), f"{path}, record {number:,}")
-        case "csv" | "tsv" as kind:
-            yield from _of_rows(path, "," if kind == "csv" else "\t", names)
-        case "parquet":
-            for number, one in enumerate(_of_parquet(path), 1):
-                yield Record(one, f"{path}, record {number:,}")
-        case _:
-            raise DataError(f"{path} is no file of examples; there are .{', .'.join(ENDINGS)}")
-
-
-def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-
-
-def _of_json(line: str, where: str) -> Record:
-    return Record(_checked(_parsed(line, where), where), where)
-
-
-def _checked(one: Any, where: str) -> dict[str, Any]:
-    if not isinstance(one, dict):
-        raise DataError(f"{where} is no object with fields")
-    return one
-
-
-def _of_rows(path: Path, delimiter: str, names: Sequence[str]) -> Iterator[Record]:
-    dialect: Any = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE}
-    csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(io.StringIO("\n".join(pairs.lines(path)), newline=""), **dialect)
-    try:
-        known = list(names) or next(rows, [])
-        for row in rows:
-            if not row:
-                continue
-            where = f"{path}, line {rows.line_num:,}"
-            if len(row) != len(known):
-                raise DataError(
-                    f"{where} has {len(row)} fields and not the {len(known)} that there are names for: {known}"
-                )
-            yield Record(dict(zip(known, row, strict=True)), where)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num:,}: {error}") from error
-
-
-def _of_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError(f"{path} needs pyarrow: pip install 'gptjax[data]'") from error
-    try:
-        found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    return found
+        return json.dumps(record.fields, sort_keys=True, ensure_ascii=False, default=str)
+    except RecursionError as error:
+        raise DataError(f"{record.where} is nested too deeply") from error
 
 
 def some_of_each(found: Sequence[Record], options: Any) -> list[Record]:
@@ -163,7 +87,7 @@ def some_of_each(found: Sequence[Record], options: Any) -> list[Record]:
     """
     by_label: dict[str, list[Record]] = {label: [] for label in options.labels} or {"": []}
     for one in found:
-        label = forms.label_of(one, options) if options.labels else ""
+        label = fields.label_of(one, options) if options.labels else ""
         by_label[label].append(one)
     drawn = list[Record]()
     for label, own in by_label.items():
@@ -206,22 +130,25 @@ def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: s
     if form.objective:  # what follows a text is not read where no next token is asked for
         around = around._replace(closing=())
     room = config.context + (not form.objective) - sum(map(len, around))
-    kept, long, without = list[list[Encoded]](), list[Record](), 0
+    kept, long, without, notes = list[list[Encoded]](), list[Record](), 0, Counter[Note]()
     with console.bar(label, len(found)) as advance:
         for one in found:
             own, is_long = form.encoded(one, c, tokenizer, room)
+            notes.update(form.notes(one, c, tokenizer))
             long += [one] if is_long else []
             without += not (own or is_long)
             kept += [own] if own and not (is_long and c.too_long == "leave_out") else []
             advance(1)
     if long:
         _say_long(long, found, config, name)
+    for note, count in notes.items():
+        console.say(f"examples   {count:,} {note.unit}{'s'[: count > 1]} of {name} {note.what}")
     if without:
         console.say(f"examples   {without:,} of {len(found):,} of {name} are without text or answer and are left out")
     if not kept:
-        raise DataError(
-            f"{name}: nothing is left of {len(found):,} examples within data.context={config.context} tokens"
-        )
+        why = dialogues.lacks_assistants(found) if c.form == "chat" else ""
+        left = f"{name}: nothing is left of {len(found):,} examples"
+        raise DataError(f"{left}; {why}" if why else f"{left} within data.context={config.context} tokens")
     if len({len(several) for several in kept}) > 1:
         raise DataError(f"{name}: some have {len(kept[0])} choices and others more or fewer; all need as many")
     return _joined(kept, around, form, name, around.opening if tokenizer.prompt else ())
@@ -279,7 +206,7 @@ def check_labels(found: Sequence[Record], config: Any) -> None:
     """Raises DataError where a label that `examples.labels` names is none of a text to learn from."""
     c = config.examples
     if c.form == "classes":
-        seen = {forms.label_of(one, c) for one in found}
+        seen = {fields.label_of(one, c) for one in found}
         if missing := [label for label in c.labels if label not in seen]:
             raise DataError(
                 f"{config.path} has no example to learn the label {missing[0]!r} of data.examples.labels from"

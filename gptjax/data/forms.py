@@ -4,25 +4,20 @@ A form makes ids of a record, and the arrays that a batch gets of it, by their n
 (`weights_BT`), or what a task head should say (`labels_B`, ...). Reads no files.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptjax.config import DataError
-from gptjax.data import chat
+from gptjax.data import chat, dialogues
+from gptjax.data.dialogues import Note
+from gptjax.data.fields import as_text, choice_of, choices_of, field, filled, known_label, label_of, named, value_of
 from gptjax.data.pairs import Pair
+from gptjax.data.records import Record, strings
 from gptjax.data.tokenizers import Tokenizer, encode, encode_special, special_tokens
 
 Pieces = list[tuple[str, bool]]  # of a text in order, and whether each is learnt
-
-
-class Record(NamedTuple):
-    """A record, and where it stands, for messages."""
-
-    fields: dict[str, Any]
-    where: str
 
 
 class Encoded(NamedTuple):
@@ -49,6 +44,7 @@ class Form(NamedTuple):
       arrays: which ones it makes.
       objective: of those that ask a task head, the one that learns from it; "": tokens are learnt.
       labelled: whether labels have names, which `examples.labels` lists.
+      notes: `(record, options, tokenizer)`: what of a record is not read or learnt.
     """
 
     pieces: Callable[[Record, Any, Tokenizer | None], Pieces]
@@ -56,59 +52,7 @@ class Form(NamedTuple):
     arrays: tuple[str, ...] = ("weights_BT",)
     objective: str = ""
     labelled: bool = False
-
-
-# Fields.
-
-
-def field(record: Record, name: str, key: str) -> Any:
-    """A field; `key`: of the config that asks for it, for the message.
-
-    Raises:
-      DataError: the record lacks it.
-    """
-    if name not in record.fields:
-        there = ", ".join(map(str, record.fields)) or "none"
-        raise DataError(f"{record.where}, has no field {name!r}, which data.examples.{key} asks for; it has {there}")
-    return record.fields[name]
-
-
-def named(template: str) -> list[str]:
-    """The fields that a template has in braces."""
-    return re.findall(r"\{(\w+)\}", template)
-
-
-def filled(template: str, record: Record, key: str) -> str:
-    """The template with the fields in braces put in; `key`: of the config that it is, for the message.
-
-    Raises:
-      DataError: the record lacks one, or it is no text and no number.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        found = field(record, match[1], key)
-        if isinstance(found, list | dict) or found is None:
-            raise DataError(f"{record.where} has {match[1]!r} that is {type(found).__name__} and not text")
-        return str(found)
-
-    return re.sub(r"\{(\w+)\}", value, template)
-
-
-def label_of(record: Record, options: Any) -> str:
-    """The name of a record's label.
-
-    Raises:
-      DataError: there is none, or not one of `options.labels`.
-    """
-    return known_label(str(field(record, options.label, "label")), record, options)
-
-
-def known_label(label: str, record: Record, options: Any) -> str:
-    """The same label, if `options.labels` names it; else DataError."""
-    if label not in options.labels:
-        known = ", ".join(options.labels)
-        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels does not name: {known}")
-    return label
+    notes: Callable[[Record, Any, Tokenizer], Sequence[Note]] = lambda record, c, tokenizer: ()
 
 
 def shortened(record: Record, names: Sequence[str], size: Callable[[Record], int], room: int) -> tuple[Record, bool]:
@@ -192,38 +136,25 @@ def pair(record: Record, c: Any) -> Pair:
 
 # Dialogues.
 
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 
-
-def messages(record: Record) -> list[chat.Message]:
-    """A record's `messages` with role and content, or ShareGPT's `conversations` with from and value.
-
-    Raises:
-      DataError: it has neither, or they are of another form.
-    """
-    for name, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
-        if name not in record.fields:
-            continue
-        found = record.fields[name]
-        if not isinstance(found, list) or not all(
-            isinstance(one, dict) and {role, content} <= one.keys() for one in found
-        ):
-            raise DataError(f"{record.where} has {name!r} that is no list of objects with {role} and {content}")
-        return [{"role": ROLES.get(one[role], one[role]), "content": str(one[content])} for one in found]
-    raise DataError(f"{record.where} has no field 'messages' or 'conversations', which data.examples.form=chat reads")
+def read_dialogue(record: Record, c: Any, tokenizer: Tokenizer) -> dialogues.Dialogue:
+    """A record's dialogue, as the chat template can write it."""
+    return dialogues.read(record, chat.template_of(c.chat_template, tokenizer).text)
 
 
 def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """A dialogue by the template `chat_template`; what assistants say is learnt. Without a tokenizer: their texts."""
-    found = messages(record)
     if tokenizer is None:
-        return [(one["content"] + "\n", False) for one in found]
-    special = special_tokens(tokenizer)
-    for one in found:
-        if name := next((name for name in special if name in one["content"]), None):
-            raise DataError(f"{record.where}: what the {one['role']} says has the special token {name} in it")
+        return [(one["content"] + "\n", False) for one in dialogues.read(record, "").messages]
+    found, special = read_dialogue(record, c, tokenizer), special_tokens(tokenizer)
+    said = [(f"what the {one['role']} says", [one["content"], one.get("tool_calls")]) for one in found.messages]
+    for what, whole in [*said, ("a tool", found.tools)]:
+        texts = list(strings(whole))
+        if name := next((name for name in special if any(name in text for text in texts)), None):
+            raise DataError(f"{record.where}: {what} has the special token {name} in it")
+    template = chat.template_of(c.chat_template, tokenizer)
     try:
-        return chat.turns(chat.template_of(c.chat_template, tokenizer), found, tokenizer)
+        return chat.turns(template, found.messages, tokenizer, found.learnt, found.tools)
     except DataError as error:
         raise DataError(f"{record.where}: {error}") from error
 
@@ -283,45 +214,6 @@ def class_of(record: Record, c: Any) -> int:
     return found
 
 
-def value_of(record: Record, c: Any) -> float:
-    """The number that its label is.
-
-    Raises:
-      DataError: it is none.
-    """
-    found = field(record, c.label, "label")
-    try:
-        return float(found)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{record.where} has {c.label!r} that is no number: {found!r}") from error
-
-
-def choices_of(record: Record, c: Any) -> list[str]:
-    """The choices of a record, in `choices`.
-
-    Raises:
-      DataError: they are no list.
-    """
-    found = field(record, c.choices, "choices")
-    if not isinstance(found, list) or len(found) < 2:
-        raise DataError(f"{record.where} has {c.choices!r} that is no list of choices")
-    return [str(one) for one in found]
-
-
-def choice_of(record: Record, c: Any) -> int:
-    """Which choice is right: its number from 0, its letter from A, or its text.
-
-    Raises:
-      DataError: none of these.
-    """
-    found, known = field(record, c.label, "label"), choices_of(record, c)
-    letters = [chr(ord("A") + i) for i in range(len(known))]
-    for names in (list(map(str, range(len(known)))), letters, known):
-        if str(found) in names:
-            return names.index(str(found))
-    raise DataError(f"{record.where} has {c.label!r} that is none of its {len(known)} choices: {found!r}")
-
-
 def choices(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """The text and all choices."""
     return [(filled(c.template, record, "template"), False), *((f" {one}", False) for one in choices_of(record, c))]
@@ -342,7 +234,8 @@ def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     found = field(record, next(iter(named(c.template)), ""), "template")
     if not isinstance(found, list):
         raise DataError(f"{record.where} has words that are no list, which data.examples.form=tags needs")
-    return [(f" {word}" if i else str(word), False) for i, word in enumerate(found)]
+    words = [as_text(word, record, "words") for word in found]
+    return [(f" {word}" if i else word, False) for i, word in enumerate(words)]
 
 
 def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
@@ -357,7 +250,7 @@ def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tup
     ids, labels, weights = list[int](), list[int](), list[int]()
     for (word, _), label in zip(words, found, strict=True):
         own = encode(tokenizer, word)
-        number = c.labels.index(known_label(str(label), record, c))
+        number = c.labels.index(known_label(label, record, c))
         ids, labels, weights = ids + own, labels + [number] * len(own), weights + [1, *[0] * len(own)][: len(own)]
     arrays = {"labels_BT": np.array(labels, np.int32), "weights_BT": np.array(weights, np.float32)}
     one = cut(Encoded(ids, arrays), room)
@@ -374,7 +267,7 @@ def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tup
     """
     asked, whole = filled(c.template, record, "template"), filled(c.second, record, "second")
     said, at = filled(c.answer, record, "answer"), field(record, c.label, "label")
-    if not isinstance(at, int) or not said or whole[at : at + len(said)] != said:
+    if type(at) is not int or at < 0 or not said or whole[at : at + len(said)] != said:
         raise DataError(f"{record.where}: the answer {said!r} does not begin at {at!r} of data.examples.second")
     ids = encode(tokenizer, whole)
     ends = np.cumsum([len(tokenizer.decode_single_token_bytes(token)) for token in ids])
@@ -408,7 +301,9 @@ def unanswered(record: Record, c: Any) -> Record:
 FORMS: dict[str, Form] = {
     "text": learning(text, lambda c: named(c.template)),
     "instructions": learning(instructions, lambda c: ["instruction", "input"]),
-    "chat": Form(dialogue, encoded_dialogue),
+    "chat": Form(
+        dialogue, encoded_dialogue, notes=lambda record, c, tokenizer: read_dialogue(record, c, tokenizer).notes
+    ),
     "classes": labelled("labels_B", class_of, "i4", "classification", True),
     "values": labelled("values_B", value_of, "f4", "regression", False),
     "choices": Form(choices, encoded_choices, ("labels_B", "weights_B"), "choice"),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from gptjax.files import repair
+
 # GPT-2's printable stand-ins for the bytes 0 to 255, which byte-level vocabularies are written in.
 _SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
@@ -30,14 +32,23 @@ class LibraryTokenizer:
       name: what it is called.
       begin: ids that every document and prompt starts with.
       end: the id after a document.
+      stop_token_ids: further ids that end a generated text.
 
     Raises:
       ValueError: the library cannot read the text.
     """
 
-    def __init__(self, text: str, name: str, begin: Sequence[int] = (), end: int | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        name: str,
+        begin: Sequence[int] = (),
+        end: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+    ) -> None:
         self.library = _library(text, plain=True)
         self.text, self.name, self.begin, self.end = text, name, tuple(begin), end
+        self.stop_token_ids = tuple(stop_token_ids)
         self.prompt: tuple[int, ...] = ()
         self.n_vocab = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._added = self.library.get_added_tokens_decoder()
@@ -109,11 +120,7 @@ def _library(text: str, plain: bool) -> Any:
 
 
 def _ids(library: Any, text: str) -> list[int]:
-    try:
-        return library.encode(text, add_special_tokens=False).ids
-    except TypeError:  # half a surrogate pair, which becomes U+FFFD as in tiktoken
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return library.encode(whole, add_special_tokens=False).ids
+    return library.encode(repair(text), add_special_tokens=False).ids  # as tiktoken does
 
 
 def _decoding(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:

@@ -1,12 +1,10 @@
-"""Parallel text: pairs of a source and its target, out of aligned files or out of one tab-separated file.
+"""Parallel text: pairs of a source and its target, out of aligned files or out of one file of both.
 
 Reads, splits and encodes pairs; rows of them are gptjax.data.layouts' part. A pair is a record of a TokenSet whose
 prompt is the source. Every failure that a person can mend is a DataError of one line.
 """
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +13,13 @@ import numpy as np
 
 from gptjax import console
 from gptjax.config import DataError
-from gptjax.data import sources
+from gptjax.data import records, sources, streams
+from gptjax.data.records import Options
 from gptjax.data.sources import Corpus, Document
+from gptjax.data.streams import suffix_of
 from gptjax.data.token_sets import Part, TokenSet
 from gptjax.data.tokenizers import Tokenizer, encode
+from gptjax.files import decode
 
 TRAIN, HELD_OUT = "train", "val"  # what is trained on, and what is looked at meanwhile; other splits are for tests
 
@@ -33,9 +34,9 @@ class Pair(NamedTuple):
 def read(config: Any, split: str) -> list[Pair]:
     """The pairs of a split of the parallel text that `config` (a run's `config.data`) names.
 
-    That is a directory with `SPLIT.LANGUAGE` files, plain or as .gz, line by line alike; or a tab-separated file, whose
-    held-out part is chosen by hash of the source, so that no source is on both sides. Pairs without a source or without
-    a target are left out, which is told.
+    That is a directory with `SPLIT.LANGUAGE` files, plain or as .gz or .zst, line by line alike; or one file (see
+    `of_file`), whose held-out part is chosen by hash of the source, so that no source is on both sides. Pairs without a
+    source or without a target are left out, which is told.
 
     Args:
       config: `config.data`.
@@ -53,7 +54,7 @@ def read(config: Any, split: str) -> list[Pair]:
         of_source, of_target = (_file_of(path, split, language) for language in config.languages)
         found = aligned(of_source, of_target)
     else:
-        found = _of_side(columns(path, config.columns), split, config.held_out, path)
+        found = _of_side(of_file(path, config.columns, config.languages), split, config.held_out, path)
     if not found:
         raise DataError(f"{path} has no pairs in {split!r}")
     return found
@@ -76,46 +77,43 @@ def aligned(source: Path, target: Path) -> list[Pair]:
     return _whole(found, f"{source} and {target.name}")
 
 
-def columns(path: Path, which: Sequence[int]) -> list[Pair]:
-    """The pairs of a tab-separated file.
+def of_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[Pair]:
+    """The pairs of one file: a table without a header, tab-separated unless it is a .csv, or records with names.
 
     Args:
       path: of the file.
-      which: the columns of source and target, from 0.
+      which: the columns of source and target of a table, from 0.
+      languages: of source and target, which records' fields are called, or those of the object in `translation`.
 
     Raises:
-      DataError: it cannot be read, or a line has not so many columns.
+      ConfigError: what reads it is not installed.
+      DataError: it cannot be read, or a record lacks a side.
     """
     found = []
-    for number, line in enumerate(lines(path), 1):
-        cells = line.split("\t")
-        if not line.strip():
-            cells = [""] * (max(which) + 1)  # an empty line is an empty pair
-        if len(cells) <= max(which):
-            have = "no tab" if len(cells) == 1 else f"{len(cells)} columns"
-            raise DataError(f"{path}, line {number:,}, has {have}; a source and a target are in columns {which}")
-        found.append(Pair(*(cells[column] for column in which)))
+    format = suffix_of(path) if suffix_of(path) in records.FORMATS else "tsv"
+    has_names = format not in records.ROWS
+    for record in records.read(path, Options(numbered=True), format):
+        fields = record.fields
+        if has_names and isinstance(fields.get("translation"), dict):  # as Hugging Face's data sets have it
+            fields = fields["translation"]
+        sides = [fields.get(name) for name in (languages if has_names else map(str, which))]
+        if not all(isinstance(side, str) for side in sides):
+            asks = f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {which}"
+            has = ", ".join(map(str, fields)) if has_names else f"{len(fields)} column{'s'[: len(fields) > 1]}"
+            raise DataError(f"{record.where} has {has}; {asks} are read")
+        found.append(Pair(*map(str, sides)))
     return _whole(found, str(path))
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, plain or .gz; only line feeds end lines, whatever else Unicode has.
+    """The lines of a UTF-8 file, plain, .gz or .zst; only line feeds end lines, whatever else Unicode has.
 
     Raises:
+      ConfigError: what unpacks it is not installed.
       DataError: it cannot be read, is damaged, or is not UTF-8.
     """
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {number:,}") from error
+    with streams.opened(path) as (_, stream):
+        text = decode(b"".join(line for _, line in streams.lines(path, stream)), str(path))
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -135,20 +133,21 @@ def _of_side(pairs: list[Pair], split: str, fraction: float, path: Path) -> list
 
 
 def _file_of(folder: Path, split: str, language: str) -> Path:
-    for name in (f"{split}.{language}", f"{split}.{language}.gz"):
-        if (folder / name).is_file():
+    names = [f"{split}.{language}{packed}" for packed in ("", *(f".{name}" for name in streams.PACKED))]
+    for name in names:
+        if sources.is_there(folder / name) and (folder / name).is_file():
             return folder / name
     known = splits(folder)
     there = ", ".join(f"{name} ({' '.join(languages)})" for name, languages in sorted(known.items()))
-    raise DataError(f"{folder} has no {split}.{language} or {split}.{language}.gz; there are {there or 'none such'}")
+    raise DataError(f"{folder} has no {' or '.join(names)}; there are {there or 'none such'}")
 
 
 def splits(folder: Path) -> dict[str, list[str]]:
     """Which languages each split of a directory of parallel text has, by name."""
     found: dict[str, set[str]] = {}
     for path in folder.iterdir():
-        named = re.fullmatch(r"(.+)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz)?", path.name)
-        if named and named[2] not in ("gz", "txt") and path.is_file():
+        named = re.fullmatch(r"(.+?)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
+        if named and named[2] not in ("gz", "zst", "txt") and path.is_file():
             found.setdefault(named[1], set()).add(named[2])
     return {split: sorted(languages) for split, languages in found.items()}
 
@@ -177,13 +176,13 @@ def target_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 def encoded(tokenizer: Tokenizer, pairs: Sequence[Pair], label: str, name: str) -> TokenSet:
     """The pairs as a token set in memory, with a progress bar of that label: of each the source's ids, the target's."""
 
-    def records() -> Iterator[tuple[list[int], list[int]]]:
+    def ids_of_pairs() -> Iterator[tuple[list[int], list[int]]]:
         with console.bar(label, len(pairs)) as advance:
             for pair in pairs:
                 yield source_ids(tokenizer, pair.source), target_ids(tokenizer, pair.target)
                 advance(1)
 
-    found = list(records())
+    found = list(ids_of_pairs())
     tokens_N = np.concatenate([np.array(ids, np.int32) for both in found for ids in both])
     prompts_M = np.array([len(source) for source, _ in found])
     ends_M = np.cumsum([len(source) + len(target) for source, target in found], dtype=np.int64)

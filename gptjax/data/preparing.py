@@ -5,7 +5,6 @@ function of a chunk. Only duplicates need to know what came before; they are dec
 the set is the same for any number of workers, and for a preparation that was cut short and started again.
 """
 
-import glob
 import json
 import os
 import shutil
@@ -20,7 +19,9 @@ from gptjax import console, schema
 from gptjax.config import ConfigError, DataError
 from gptjax.data import cleaning, documents, duplicates, formats, shards, token_sets, tokenizers
 from gptjax.data.documents import Chunk, Outcome, Task, texts_of, work_on
+from gptjax.data.records import Item
 from gptjax.data.report import Report
+from gptjax.data.sources import files_below, files_matching
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.workers import Workers
 from gptjax.files import read_json, write_atomic
@@ -60,10 +61,9 @@ def sources_of(inputs: Sequence[str]) -> list[Source]:
     for named in inputs:
         path = Path(named).expanduser()
         if path.is_dir():
-            files = [p for p in path.rglob("*") if p.is_file() and formats.is_known(p)]
+            files = [p for p in files_below(path) if formats.is_known(p)]
         else:
-            named_files = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
-            files = [p for p in named_files if p.is_file()]
+            files = [path] if path.is_file() else files_matching(path)
         if not files:
             known = ", ".join(f".{name}" for name in formats.FORMATS)
             what = f"holds none of {known}" if path.is_dir() else "names no file"
@@ -86,7 +86,7 @@ def chunks(
 
     Where chunks begin depends on the files alone, as long as `begin` is a position that this gave.
     """
-    held: list[tuple[Path, int, Any]] = []
+    held: list[tuple[Path, Item]] = []
     size = 0
     for file in range(begin.file, len(sources)):
         path = sources[file].path
@@ -94,7 +94,7 @@ def chunks(
         for number, item in enumerate(formats.items(path, reading, advance), 1):
             if number <= skipped:
                 continue
-            held.append((path, number, item))
+            held.append((path, item))
             size += formats.size_of(item)
             if size >= CHUNK:
                 yield Chunk(held), Position(file, number)

@@ -7,12 +7,14 @@ import glob
 import hashlib
 import sysconfig
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.config import DataError
 from gptjax.data.download import download
+from gptjax.files import decode, read_bytes
 
 
 class Document(NamedTuple):
@@ -55,18 +57,97 @@ def _files(config: Any) -> list[tuple[Path, str]]:
         return [(download(config.path, config.sha256), config.path)]
     path = Path(config.path)
     if path.is_dir():
-        found = [p for p in path.rglob("*.txt") if p.is_file()]
+        found = [p for p in files_below(path) if p.suffix == ".txt"]
         if not found:
             raise DataError(f"{path} holds no .txt files; other files can be named by a glob such as '{path}/**/*.py'")
         return [(p, p.relative_to(path).as_posix()) for p in found]
     if path.exists():
         return [(path, path.name)]
-    found = [Path(p) for p in glob.glob(config.path, recursive=True) if Path(p).is_file()]
+    found = files_matching(path)
     if not found:
         raise DataError(f"there is no file {path}")
     fixed = takewhile(lambda part: not glob.has_magic(part), path.parts)
     root = Path(*fixed)
     return [(p, p.relative_to(root).as_posix()) for p in found]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in those within it, links followed, in the order of their names.
+
+    Raises:
+      DataError: a folder cannot be listed, or a link leads nowhere: what cannot be read is never skipped.
+    """
+    return sorted(path for path in _below(folder, hidden=True) if path.is_file())
+
+
+def files_matching(pattern: Path) -> list[Path]:
+    """The files that a pattern of the shell names, `**` being any number of folders, in the order of their names.
+
+    Raises:
+      DataError: as of `files_below`, of what the pattern comes by.
+    """
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    matching = _matching(Path(*fixed), pattern.parts[len(fixed) :])
+    return sorted({path for path in matching if is_there(path) and path.is_file()})
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of that name.
+
+    Raises:
+      DataError: there is a link that leads nowhere, or in a circle, or it cannot be looked at.
+    """
+    try:
+        if not path.is_symlink():
+            return path.exists()
+        path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return True
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error.strerror}") from error
+
+
+def _below(folder: Path, hidden: bool) -> Iterator[Path]:
+    # What is in a folder and below. Each folder once, by its own name where it has one here: links are followed last.
+    seen, links = set[Path](), [folder]
+    while links:
+        left = [links.pop(0)]
+        while left:
+            top = left.pop()
+            if top.resolve() in seen:
+                continue
+            seen.add(top.resolve())
+            for path in _listed(top):
+                if (hidden or not path.name.startswith(".")) and is_there(path):
+                    yield path
+                    if path.is_dir():
+                        (links if path.is_symlink() else left).append(path)
+
+
+def _matching(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    if not parts:
+        yield folder
+        return
+    first, *rest = parts
+    if not glob.has_magic(first):
+        yield from _matching(folder / first, tuple(rest))
+    elif not folder.is_dir():
+        return
+    elif first == "**":
+        for path in [folder, *_below(folder, hidden=False)]:
+            if path.is_dir() or not rest:
+                yield from _matching(path, tuple(rest))
+    else:
+        for path in _listed(folder):
+            hidden = path.name.startswith(".") and not first.startswith(".")
+            if fnmatchcase(path.name, first) and not hidden:
+                yield from _matching(path, tuple(rest))
 
 
 def read_text(path: Path) -> str:
@@ -75,16 +156,10 @@ def read_text(path: Path) -> str:
     Raises:
       DataError: it cannot be read, or it is not text.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    raw = read_bytes(path)
     if b"\0" in raw:
         raise DataError(f"{path} is not text: it has a zero byte at {raw.index(0)}")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} at {error.start}") from error
+    return decode(raw, str(path))
 
 
 def is_held_out(name: str, fraction: float) -> bool:

@@ -21,7 +21,7 @@ import tiktoken
 from gptjax import console, schema
 from gptjax.config import CheckpointError, ConfigError, DataError
 from gptjax.data.library_tokenizer import LibraryTokenizer, to_bytes
-from gptjax.files import read_text, write_atomic
+from gptjax.files import read_text, repair, write_atomic
 
 if TYPE_CHECKING:
     import tokenizers as hf_tokenizers
@@ -59,6 +59,10 @@ class Tokenizer(Protocol):
     def end(self) -> int | None:
         """The id after a document, where there is one."""
 
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Further ids that end a generated text, such as a chat model's `<|eot_id|>`."""
+
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text; special tokens' names in it are plain text."""
 
@@ -77,9 +81,17 @@ class Encoding(tiktoken.Encoding):
 
     prompt: tuple[int, ...]
 
-    def __init__(self, name: str, *, begin: Sequence[int] = (), end: int | None = None, **facts: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        begin: Sequence[int] = (),
+        end: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        **facts: Any,
+    ) -> None:
         super().__init__(name, **facts)
-        self.begin, self.end, self.prompt = tuple(begin), end, ()
+        self.begin, self.end, self.prompt, self.stop_token_ids = tuple(begin), end, (), tuple(stop_token_ids)
 
     def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
         """The text of the ids; a prompt's have none."""
@@ -92,6 +104,7 @@ class Encoding(tiktoken.Encoding):
             "special_tokens": self._special_tokens,
             "begin": self.begin,
             "end": self.end,
+            "stop_token_ids": self.stop_token_ids,
         }
 
 
@@ -204,6 +217,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
     """Writes `facts.json` and the vocabulary: `vocabulary.tiktoken` or `tokenizer.json`, each library's own format."""
     directory.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {"name": tokenizer.name, "begin": tokenizer.begin, "end": tokenizer.end}
+    facts |= {"stop_token_ids": tokenizer.stop_token_ids} if tokenizer.stop_token_ids else {}
     match tokenizer:
         case Encoding():
             ranks = sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
@@ -219,7 +233,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
     write_atomic(directory / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 
-COMMON = {"name": str, "begin": [int], "end": (int, None)}
+COMMON = {"name": str, "begin": [int], "end": (int, None), "stop_token_ids?": [int]}
 FACTS = ({**COMMON, "kind": str, "pattern": str, "special_tokens": {str: int}}, {**COMMON, "kind": str})
 
 
@@ -233,7 +247,8 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
         facts = schema.read(directory / "facts.json", FACTS)
         if facts["kind"] == "tokenizers":
             text = read_text(directory / "tokenizer.json")
-            return LibraryTokenizer(text, facts["name"], facts["begin"], facts["end"])
+            stops = facts.get("stop_token_ids", ())
+            return LibraryTokenizer(text, facts["name"], facts["begin"], facts["end"], stops)
         lines = read_text(directory / "vocabulary.tiktoken").splitlines()
         ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
         if len(set(ranks.values())) < len(ranks):
@@ -245,6 +260,7 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
             special_tokens=facts["special_tokens"],
             begin=facts["begin"],
             end=facts["end"],
+            stop_token_ids=facts.get("stop_token_ids", ()),
         )
     except (DataError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error
@@ -265,11 +281,12 @@ def beginning_with(tokenizer: Tokenizer, prompt: Sequence[int], begin: Sequence[
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text; special tokens' names in it are plain text.
+    """The ids of a text; special tokens' names in it are plain text, and half of a surrogate pair is U+FFFD.
 
     Raises:
       DataError: a character that a `chars` tokenizer does not have.
     """
+    text = repair(text)
     if tokenizer.name == "chars" and isinstance(tokenizer, Encoding):
         unknown = sorted(set(text) - {token.decode() for token in tokenizer._mergeable_ranks})
         if unknown:
@@ -285,6 +302,7 @@ def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
       DataError: a character that a `chars` tokenizer does not have.
     """
+    text = repair(text)
     if isinstance(tokenizer, LibraryTokenizer):
         return tokenizer.encode_special(text)
     special = special_tokens(tokenizer)
@@ -294,6 +312,11 @@ def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
     pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
     found = ([special[piece]] if piece in special else encode(tokenizer, piece) for piece in pieces if piece)
     return [token for ids in found for token in ids]
+
+
+def eos_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """All ids that end a generated text, the tokenizer's end first."""
+    return (*(() if tokenizer.end is None else (tokenizer.end,)), *tokenizer.stop_token_ids)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
@@ -309,6 +332,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 def encode_array(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The same as an array, uint32, which tiktoken makes without a list in between."""
+    text = repair(text)
     if isinstance(tokenizer, Encoding) and tokenizer.name == "bytes":
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
     if isinstance(tokenizer, Encoding) and tokenizer.name != "chars":

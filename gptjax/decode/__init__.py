@@ -2,7 +2,7 @@
 
 generate      what can be asked for, checked, and given to the part that does it
 engine        rows that requests wait for; step: the device's part, many tokens a dispatch
-prompts       what a model is given: a prompt, or a source and the id that its own text begins with
+prompts       what a model is given: a prompt, or a source and the id that its own text begins with; prompt_files
 reading       prompts into caches (gptjax.models.cache); scoring: log-probabilities of given text
 settings      what each row asks for; penalties, sampling: what that does to logits; watermark; constraints
 speakers      several models, or a guided one, as one

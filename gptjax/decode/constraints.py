@@ -62,7 +62,7 @@ def json_schema(schema: str | dict[str, Any]) -> Grammar:
     kind = "the JSON schema"
     try:
         parsed = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{kind} is no JSON: {_one_line(str(error))}") from error
     if not isinstance(parsed, dict):
         raise ConfigError(f'{kind} must be an object, such as {{"type": "object"}}')

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.data import tokenizers
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.decode import constraints, reading, settings, speculative, step, stopping
 from gptjax.decode.constraints import Constraint, Matcher
@@ -223,7 +224,7 @@ class Engine:
             models=speakers.models,
             combine=speakers.combine,
             used=frozenset(),
-            ends=() if tokenizer.end is None else (tokenizer.end,),
+            ends=tokenizers.eos_token_ids(tokenizer),
             room=0 if rings else limits.context,
             alternatives=alternatives,
             watermark=watermark,

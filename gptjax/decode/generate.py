@@ -285,7 +285,7 @@ def speaking(of: Voice, how: How) -> speakers.Speakers:
 
 def searched(of: Voice, asks: Sequence[Ask], prompts: Sequence[Prompt], how: How) -> Iterator[tuple[int, Sample]]:
     """The texts that beams or contrast find; each comes whole, those with sources of about one length together."""
-    ends = () if of.tokenizer.end is None else (of.tokenizer.end,)
+    ends = tokenizers.eos_token_ids(of.tokenizer)
     rows = how.rows or 8
     for _, alike in groupby(range(len(asks)), key=lambda number: asks[number].settings.max_tokens):
         for some in batched(alike, LOOKAHEAD * rows):

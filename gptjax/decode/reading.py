@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax import models
+from gptjax import machine, models
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache
 
@@ -30,8 +30,14 @@ class Reader(NamedTuple):
     dtype: str  # of keys and values
 
     def empty(self, rows: int, capacity: int, ahead: int, source: int = 0) -> Cache:
-        """A cache for that many rows; see gptjax.models.empty."""
-        return models.empty(self.model, rows, capacity, ahead, self.dtype, source)
+        """A cache for that many rows; see gptjax.models.empty.
+
+        Raises:
+          ConfigError: there is not enough memory for it.
+        """
+        make = partial(models.empty, self.model, rows, capacity, ahead, self.dtype, source)
+        machine.check_cache(jax.eval_shape(make), rows, capacity)
+        return make()
 
     @property
     def hears(self) -> bool:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax import limits
 from gptjax.config import ConfigError
 
 FEW = 64  # the largest top k that is found without a look at the whole vocabulary for each of its bits
@@ -80,7 +81,7 @@ def _numbers(settings: Settings) -> Iterator[str]:
         if value < least:
             yield f"{name} is {value}; it must be at least {least}"
     for name, fits, what in (
-        ("temperature", lambda t: 0 <= t < math.inf, "at least 0"),
+        ("temperature", lambda t: 0 <= t <= limits.LARGEST, "at least 0 and finite"),
         ("temperature", lambda t: t == 0 or t >= COLDEST, f"0 (the likeliest) or at least {COLDEST}"),
         ("top_p", lambda p: 0 < p <= 1, "more than 0 and at most 1"),
         ("min_p", lambda p: 0 <= p < 1, "at least 0 and less than 1"),
@@ -92,8 +93,8 @@ def _numbers(settings: Settings) -> Iterator[str]:
         value = getattr(settings, name)
         if not isinstance(value, Real) or isinstance(value, bool):
             yield f"{name} is {value!r}; it must be a number"
-        if not fits(float(value)):
-            yield f"{name} is {value}; it must be {what}"
+        if not fits(value):
+            yield f"{name} is {limits.shown(value)}; it must be {what}"
 
 
 def _biases(settings: Settings, vocabulary: int) -> Iterator[str]:

@@ -58,8 +58,8 @@ def fed(state: State, tokens: Sequence[int], tokenizer: Tokenizer, strings: tupl
     """The state and the text after more tokens of a row.
 
     A text ends at the first of its characters with which a stop string is whole; where several are whole with the
-    same character, the longest of them is taken off. It also ends with the tokenizer's end token ("end"), and with an
-    id that the tokenizer has no token for, such as a row that pads the embedding ("end" too).
+    same character, the longest of them is taken off. It also ends with one of the tokenizer's end ids ("end"), and
+    with an id that the tokenizer has no token for, such as a row that pads the embedding ("end" too).
 
     Args:
       state: after the tokens before; `State()` at the beginning. A state that has ended takes no token.
@@ -87,7 +87,7 @@ def finished(state: State, strings: tuple[str, ...] = ()) -> Fed:
 
 def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes | None:
     """What a token adds to a text; None where it ends it."""
-    if token == tokenizer.end:
+    if token == tokenizer.end or token in tokenizer.stop_token_ids:
         return None
     try:
         return tokenizer.decode_single_token_bytes(token)

@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from gptjax import console, data, objectives, sharding, workdir
 from gptjax.config import ConfigError, DataError
-from gptjax.data import batches, examples, sources, token_sets, tokenizers
+from gptjax.data import batches, examples, records, sources, token_sets, tokenizers
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import EVALUATED, Rows, in_order, packed, prepared
+from gptjax.data.records import Options
 from gptjax.models import kernels
 from gptjax.objectives.objective import Loss
 
@@ -117,7 +118,8 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None, split: str | None =
     c = of.config
     prepare = objectives.preparing(c, of.tokenizer)
     if c.data.examples.form and (files or split):
-        found = [one for path in files or () for one in examples.records(path, c.data.examples.fields)]
+        options = Options(tuple(c.data.examples.fields))
+        found = [one for path in files or () for one in records.read(path, options)]
         found = found or examples.read(c.data, split or "val")
         tokens = examples.encoded(of.tokenizer, found, c.data, "encoding the examples", "the examples")
         rows = prepared(EVALUATED[c.data.layout](tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)

@@ -11,8 +11,9 @@ from gptjax import console, models
 from gptjax.config import ConfigError, DataError
 from gptjax.data import batches, examples, forms
 from gptjax.data.augment import Augment
-from gptjax.data.forms import FORMS, Record
+from gptjax.data.forms import FORMS
 from gptjax.data.layouts import LAYOUTS
+from gptjax.data.records import Record
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.objectives.answers import read_by
 

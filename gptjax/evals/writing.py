@@ -13,8 +13,9 @@ import jax
 
 from gptjax import console, models
 from gptjax.config import ConfigError
-from gptjax.data import examples, forms, token_sets, tokenizers
-from gptjax.data.forms import FORMS, Record
+from gptjax.data import examples, fields, forms, records, token_sets, tokenizers
+from gptjax.data.forms import FORMS
+from gptjax.data.records import Options, Record
 from gptjax.decode import generate as decoding
 from gptjax.decode.settings import Settings
 from gptjax.files import write_atomic
@@ -46,12 +47,13 @@ def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: in
     scorer, c = _scorer(), of.config.data
     if c.examples.form not in ("text", "instructions") or models.kind(of.model) == "encoder":
         raise ConfigError(f"{of.workdir} did not learn to write answers: its data.examples.form is {c.examples.form!r}")
-    found = [one for path in files for one in examples.records(path, c.examples.fields)] or examples.read(c, split)
+    options = Options(tuple(c.examples.fields))
+    found = [one for path in files for one in records.read(path, options)] or examples.read(c, split)
     right = [forms.pair(one, c.examples).target for one in found]
     texts = written(of, found, rows)
     figures = rouge(scorer, texts, right)
-    name = next(iter(forms.named(c.examples.template)), "") if c.examples.form == "text" else "input"
-    leads = [lead(str(one.fields.get(name, ""))) for one in found]
+    name = next(iter(fields.named(c.examples.template)), "") if c.examples.form == "text" else "input"
+    leads = [lead(fields.as_text(one.fields.get(name, ""), one, name)) for one in found]
     figures |= {f"lead{LEAD}_{kind}": value for kind, value in rouge(scorer, leads, right).items()}
     file = of.workdir / f"written_{split if not files else files[0].stem}.jsonl"
     each = zip(texts, right, strict=True)
@@ -89,7 +91,7 @@ def prompt_of(record: Record, options: Any, tokenizer: Any, room: int) -> list[i
         read = (piece for piece, learnt in FORMS[options.form].pieces(record, options, None) if not learnt)
         return tokenizers.encode(tokenizer, "".join(read))
 
-    names = forms.named(options.template) if options.form == "text" else ["instruction", "input"]
+    names = fields.named(options.template) if options.form == "text" else ["instruction", "input"]
     short, _ = forms.shortened(record, names, lambda record: len(ids_of(record)), room)
     return ids_of(short)[:room]
 

@@ -9,12 +9,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from flax.errors import FlaxError
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gptjax import config as configs
+from gptjax import files, models
 from gptjax import workdir as workdirs
 from gptjax.config import ConfigError, DataError
 from gptjax.files import appearing, is_free
@@ -76,7 +79,15 @@ def load(base: "Run", folder: str | Path) -> "Run":
             f"{folder} was tuned on other parameters than {base.workdir} has (on {facts['init_from']}, fingerprint "
             f"{facts['base'][:12]}, not {own[:12]})"
         )
-    return beside(base, tuned, facts["finetune"], facts["model"])
+    try:
+        adapted = beside(base, tuned, facts["finetune"], facts["model"])
+        jax.eval_shape(
+            lambda params: adapted.model.apply({"params": params}, **models.example(adapted.model)), adapted.params
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, FlaxError) as error:  # of a model made of what it says
+        why = str(error).strip().splitlines()[0][:200]
+        raise DataError(f"the adapter {folder} is damaged, or of another model than it says: {why}") from error
+    return adapted
 
 
 def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, Any] | None = None) -> "Run":
@@ -107,7 +118,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     if not (folder / FACTS).is_file():
         raise DataError(f"{folder} is no adapter: it has no {FACTS}")
+    facts = files.read_json(folder / FACTS)
+    for key, kind in {"base": str, "init_from": str, "finetune": dict, "model": dict}.items():
+        if not isinstance(facts.get(key), kind):
+            raise DataError(f"{folder / FACTS} is damaged: {key} is {str(facts.get(key))[:40]}, no {kind.__name__}")
     try:
-        return json.loads((folder / FACTS).read_text()), load_file(folder / TENSORS)
+        return facts, load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} is damaged: {str(error).splitlines()[0][:200]}") from error

@@ -6,6 +6,7 @@ divides among the parts. A part's milliseconds are its share of the traced steps
 add up to the time that passes in a run; gptjax.inspect.timeline says how an instant is shared by what runs in it.
 """
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from gptjax.data import tokenizers
 from gptjax.finetune import methods
 from gptjax.inspect import parts, products, timeline
 from gptjax.inspect.parts import Place
-from gptjax.training import metrics, profile
+from gptjax.training import memory, metrics, profile
 from gptjax.training.job import check
 from gptjax.training.loop import FREE_OF_ORIGIN
 from gptjax.training.state import TrainState, starting_from
@@ -74,6 +75,7 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     found = Plan(config, mesh.size, shapes.answering_shapes(), counted)
     if not steps:
         return found
+    memory.check(memory.exact(config, shapes), mesh.size)
     state = jax.jit(start, out_shardings=sharding.of_state(mesh, shapes))()
     return found._replace(times=measure(step, state, sharding.place(batch, mesh), steps))
 
@@ -97,7 +99,7 @@ def planned(config: ConfigDict) -> ConfigDict:
     if configs.is_foreign(config.init_from):
         raise ConfigError(
             f"to be planned, init_from={config.init_from} has to be a run: python -m gptjax.convert "
-            f"--from={config.init_from} --to=RUN"
+            f"--from={shlex.quote(config.init_from)} --to=RUN"
         )
     if config.init_from:
         origin = workdirs.origin(config, Path(config.init_from))

@@ -4,15 +4,48 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gptjax.config import DataError
+from gptjax.interop.hf_config import COMMON, key, only, short
 from gptjax.interop.openai import ACTIVATIONS
-from gptjax.interop.translation import NEUTRAL, Family, Tensor, cross, linear, named, needs, norm, qkv, theirs_of
+from gptjax.interop.translation import (
+    NEUTRAL,
+    Family,
+    Tensor,
+    cross,
+    head_width,
+    linear,
+    named,
+    needs,
+    norm,
+    qkv,
+    theirs_of,
+)
 
 SIDES = ("encoder", "decoder")
 
 
-def decoding_model(h: Mapping[str, Any], start: int | None) -> dict[str, Any]:
-    """What of a config is about writing a target: keys of `config.model`, `start` where it does not say."""
-    return dict(start=h.get("decoder_start_token_id", start), forced_first=h.get("forced_bos_token_id"))
+# Of writing a target; transformers reads them from generation_config.json too.
+DECODING_KEYS = dict(
+    decoder_start_token_id=key("index", None), forced_bos_token_id=key("index", None), is_encoder_decoder=only(True),
+    is_decoder=only(False),
+)  # fmt: skip
+KEYS = COMMON | DECODING_KEYS | dict(
+    vocab_size=key("size", 50_265), max_position_embeddings=key("size", 1024), encoder_layers=key("layers", 12),
+    encoder_ffn_dim=key("size", 4096), encoder_attention_heads=key("size", 16), decoder_layers=key("layers", 12),
+    decoder_ffn_dim=key("size", 4096), decoder_attention_heads=key("size", 16),
+    activation_function=key("name", "gelu"), d_model=key("size", 1024), dropout=key("number", 0.1),
+    init_std=key("number", 0.02), scale_embedding=key("flag", False, null=True), tie_word_embeddings=only(True),
+    bad_words_ids=key("lists", None), decoder_start_token_id=key("index", 2, null=True),
+)  # fmt: skip
+MARIAN_KEYS = KEYS | dict(
+    vocab_size=key("size", 58_101), decoder_vocab_size=key("size", None), max_position_embeddings=key("count", 1024),
+    share_encoder_decoder_embeddings=only(True), decoder_start_token_id=key("index", 58_100, null=True),
+)  # fmt: skip
+
+
+def decoding_model(h: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config is about writing a target: keys of `config.model`."""
+    return dict(start=h["decoder_start_token_id"], forced_first=h["forced_bos_token_id"])
 
 
 def decoding_config(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,18 +56,20 @@ def decoding_config(m: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _model(h: Mapping[str, Any], start: int) -> dict[str, Any]:
+def _model(h: Mapping[str, Any]) -> dict[str, Any]:
     D, H = h["d_model"], h["decoder_attention_heads"]
-    needs(h, encoder_attention_heads=H, encoder_ffn_dim=h["decoder_ffn_dim"], tie_word_embeddings=True)
+    needs(h, encoder_attention_heads=H, encoder_ffn_dim=h["decoder_ffn_dim"])
+    never = [ids for ids in h["bad_words_ids"] or () if len(ids) == 1]
+    if not all(type(token) is int and 0 <= token < h["vocab_size"] for (token,) in never):
+        raise DataError(f"config.json: bad_words_ids is {short(h['bad_words_ids'])}; it must be lists of ids")
     return NEUTRAL | dict(
         arch="seq2seq", layers=h["decoder_layers"], encoder_layers=h["encoder_layers"], heads=H, kv_heads=H,
-        head_width=D // H, width=D, mlp_width=h["decoder_ffn_dim"], context=h.get("max_position_embeddings", 1024),
-        vocabulary=h["vocab_size"], embedding_scale=math.sqrt(D) if h.get("scale_embedding") else 1.0,
-        norm_position="post",
-        activation=named(ACTIVATIONS, h.get("activation_function", "gelu"), "activation_function"),
-        head_bias=True, never=tuple(ids[0] for ids in h.get("bad_words_ids") or () if len(ids) == 1),
-        dropout=h.get("dropout", 0.1),
-        init_std=h.get("init_std", 0.02), objective="seq2seq", **decoding_model(h, start),
+        head_width=head_width(D, H, "d_model={} and decoder_attention_heads={}"), width=D,
+        mlp_width=h["decoder_ffn_dim"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
+        embedding_scale=math.sqrt(D) if h["scale_embedding"] else 1.0, norm_position="post",
+        activation=named(ACTIVATIONS, h["activation_function"], "activation_function"),
+        head_bias=True, never=tuple(token for (token,) in never), dropout=h["dropout"], init_std=h["init_std"],
+        objective="seq2seq", **decoding_model(h),
     )  # fmt: skip
 
 
@@ -51,12 +86,12 @@ def _config(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bart_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _model(h, 2) | dict(embedding_norm=True, positions="learned")
+    return _model(h) | dict(embedding_norm=True, positions="learned")
 
 
 def _marian_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    needs(h, share_encoder_decoder_embeddings=True, decoder_vocab_size=h["vocab_size"])
-    return _model(h, 58100) | dict(positions="sinusoidal_halves")
+    needs(h | {"decoder_vocab_size": h["decoder_vocab_size"] or h["vocab_size"]}, decoder_vocab_size=h["vocab_size"])
+    return _model(h) | dict(positions="sinusoidal_halves")
 
 
 def _tensors(m: Mapping[str, Any]) -> list[Tensor]:
@@ -94,6 +129,8 @@ _BUFFERS = r"embed_positions\.weight$"  # Marian's are computed
 _APART = ("lm_head.", "final_logits_bias")
 
 BART = Family(
-    "BartForConditionalGeneration", "model.", r"^$", _bart_model, _config, _tensors, apart=_APART, copies=_copies
+    "BartForConditionalGeneration", "model.", r"^$", KEYS, _bart_model, _config, _tensors, apart=_APART, copies=_copies
 )
-MARIAN = Family("MarianMTModel", "model.", _BUFFERS, _marian_model, _config, _tensors, apart=_APART, copies=_copies)
+MARIAN = Family(
+    "MarianMTModel", "model.", _BUFFERS, MARIAN_KEYS, _marian_model, _config, _tensors, apart=_APART, copies=_copies
+)

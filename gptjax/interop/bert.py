@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gptjax.interop.hf_config import COMMON, key, only
 from gptjax.interop.openai import ACTIVATIONS
-from gptjax.interop.translation import NEUTRAL, Family, Tensor, linear, named, needs, norm, qkv, theirs_of
+from gptjax.interop.translation import NEUTRAL, Family, Tensor, head_width, linear, named, norm, qkv, theirs_of
 from gptjax.interop.weights import Stored
 
 MASKED_HEAD = "cls.predictions.transform.dense.weight"
@@ -26,9 +27,20 @@ OF_TASKS = dict(
 )  # fmt: skip
 
 
+KEYS = COMMON | dict(
+    vocab_size=key("size", 30_522), hidden_size=key("size", 768), num_hidden_layers=key("layers", 12),
+    num_attention_heads=key("size", 12), intermediate_size=key("size", 3072), hidden_act=key("name", "gelu"),
+    hidden_dropout_prob=key("number", 0.1), max_position_embeddings=key("size", 512), type_vocab_size=key("size", 2),
+    initializer_range=key("number", 0.02), layer_norm_eps=key("number", 1e-12), tie_word_embeddings=key("flag", True),
+    architectures=key("names", None), id2label=key("object", None), num_labels=key("size", 2, null=True),
+    is_decoder=only(False), add_cross_attention=only(False), is_encoder_decoder=only(False),
+    position_embedding_type=only("absolute"),
+)  # fmt: skip
+
+
 def _told(h: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str, Any]:
     # Which heads there are: the files of bert-base have those of pre-training, its config speaks of masked words only.
-    kind = (h.get("architectures") or ["BertModel"])[0]
+    kind = (h["architectures"] or ["BertModel"])[0]
     names = {name.removeprefix("bert.") for name in found}
     if kind in ("BertForMaskedLM", "BertModel") and {"cls.seq_relationship.weight", "pooler.dense.weight"} <= names:
         kind = "BertForPreTraining"
@@ -38,24 +50,24 @@ def _told(h: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str, Any]:
 
 
 def _model(h: Mapping[str, Any]) -> dict[str, Any]:
-    needs(h, is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
     D, H = h["hidden_size"], h["num_attention_heads"]
-    kind = (h.get("architectures") or ["BertModel"])[0]
+    kind = (h["architectures"] or ["BertModel"])[0]
     heads, objective = named(ARCHITECTURES, kind, "architectures")
-    labels = len(h.get("id2label") or ()) or h.get("num_labels", 2)
+    labels = len(h["id2label"] or ()) or h["num_labels"] or 2
     if kind == "BertForSequenceClassification" and labels == 1:
         heads, objective, labels = heads | dict(task="regression"), "regression", 2
     elif heads["task"] not in ("classification", "tagging") or kind == "BertForPreTraining":
         labels = 2
     return NEUTRAL | dict(
-        arch="encoder", layers=h["num_hidden_layers"], heads=H, kv_heads=H, head_width=D // H, width=D,
+        arch="encoder", layers=h["num_hidden_layers"], heads=H, kv_heads=H, width=D,
+        head_width=head_width(D, H, "hidden_size={} and num_attention_heads={}"),
         mlp_width=h["intermediate_size"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
-        types=h.get("type_vocab_size", 2), embedding_norm=True, norm_position="post",
-        norm_epsilon=h.get("layer_norm_eps", 1e-12),
-        activation=named(ACTIVATIONS, h.get("hidden_act", "gelu"), "hidden_act"),
-        tied_head=h.get("tie_word_embeddings", True) or not heads.get("head_transform", False),
-        head_bias=heads.get("head_transform", False), labels=labels, dropout=h.get("hidden_dropout_prob", 0.1),
-        init_std=h.get("initializer_range", 0.02), objective=objective, **heads,
+        types=h["type_vocab_size"], embedding_norm=True, norm_position="post",
+        norm_epsilon=h["layer_norm_eps"],
+        activation=named(ACTIVATIONS, h["hidden_act"], "hidden_act"),
+        tied_head=h["tie_word_embeddings"] or not heads.get("head_transform", False),
+        head_bias=heads.get("head_transform", False), labels=labels, dropout=h["hidden_dropout_prob"],
+        init_std=h["initializer_range"], objective=objective, **heads,
     )  # fmt: skip
 
 
@@ -124,6 +136,7 @@ BERT = Family(
     "BertForMaskedLM",
     "bert.",
     r"position_ids$|^bert\.pooler\.|^cls\.(seq_relationship\.|predictions\.bias$)",
+    KEYS,
     _model,
     _config,
     _tensors,

@@ -9,8 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from gptjax.config import ConfigError, DataError, flatten
-from gptjax.interop import bart, bert, llama, openai, t5
+from gptjax.config_problems import model_problems
+from gptjax.interop import bart, bert, hf_config, llama, openai, t5
 from gptjax.interop.translation import Family, Tensor, each_layer
 
 FAMILIES: dict[str, Family] = {
@@ -31,8 +34,10 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of transformers' config; DataError where gptjax has it not."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise DataError(f"config.json: model_type={kind} is not supported; there are {', '.join(FAMILIES)}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise DataError(
+            f"config.json: model_type={hf_config.short(kind)} is not supported; there are {', '.join(FAMILIES)}"
+        )
     return FAMILIES[kind]
 
 
@@ -43,15 +48,21 @@ def model_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
       config: as the family's `told` gives it, where tensors tell something.
 
     Raises:
-      DataError: another family, a switch that gptjax does not have, or a key that is missing.
+      DataError: another family, a switch that gptjax does not have, or a value that no model has.
     """
-    family, kind = family_of(config), config["model_type"]
+    family = family_of(config)
+    model = {"objective": "causal"} | to_model(family, config)
+    for problem in model_problems(ConfigDict(model)):
+        raise DataError(f"config.json describes a model that cannot be: {problem}")
+    return family, model
+
+
+def to_model(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.model` of transformers' config; errors as of `model_of`."""
     try:
-        return family, {"objective": "causal"} | family.to_model(config)
-    except KeyError as error:
-        raise DataError(f"config.json lacks {error.args[0]}") from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise DataError(f"config.json has a value that no {kind} has: {error}") from error
+        return family.to_model(hf_config.read(config, family.keys))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"config.json has a value that no {config['model_type']} has: {error}") from error
 
 
 def config_of(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
@@ -64,7 +75,11 @@ def config_of(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     """
     nearest: tuple[str, list[str]] | None = None
     for kind, family in FAMILIES.items():
-        config, there, back = family.to_config(model), meaning(model), meaning(_read_back(family, model))
+        config, there = family.to_config(model), meaning(model)
+        try:
+            back = meaning(_read_back(family, model))
+        except DataError:  # heads that do not divide the width, in a family whose config has no width of heads
+            continue
         differing = [f"{key} {there[key]}" for key in sorted(there) if there[key] != back.get(key)]
         if not differing:
             return family, {"model_type": kind, "architectures": [family.architecture]} | config
@@ -78,10 +93,14 @@ def _read_back(family: Family, model: Mapping[str, Any]) -> dict[str, Any]:
     # What the family makes of a model; with an activation of its own where it has no name for the model's.
     for activation in (model["activation"], "gelu_tanh"):
         try:
-            return family.to_model(family.to_config({**model, "activation": activation}))
+            return _translated(family, {**model, "activation": activation})
         except DataError:
             pass
-    return family.to_model(family.to_config({**model, "activation": "swiglu"}))
+    return _translated(family, {**model, "activation": "swiglu"})
+
+
+def _translated(family: Family, model: Mapping[str, Any]) -> dict[str, Any]:
+    return family.to_model(hf_config.filled(family.to_config(model), family.keys))
 
 
 def meaning(model: Mapping[str, Any]) -> dict[str, Any]:

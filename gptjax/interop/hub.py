@@ -1,13 +1,15 @@
 """Where a model's files are: a folder, or a name on the Hugging Face hub, fetched into the hub's own cache."""
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gptjax import files
 from gptjax.config import DataError
 
 # Weights, configs and tokenizers; no code, and no pickle.
 WANTED = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.jinja"]
+POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def find(name: str) -> Path:
@@ -51,17 +53,33 @@ def find(name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Object of a model folder's JSON file; numbers may be NaN or infinite, for their keys' readers to refuse.
 
     Raises:
-      DataError: it is missing or damaged.
+      DataError: it is missing or damaged, or it is a Git LFS pointer.
     """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise DataError(f"{path.parent} is no model's folder: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    if not path.exists():
+        raise DataError(f"{path.parent} is no model's folder: it has no {path.name}")
+    found = files.parse_json(read_bytes(path), f"{path} is damaged and cannot be read: it", finite=False)
     if not isinstance(found, dict):
         raise DataError(f"{path} is damaged: it holds no object")
     return found
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a model folder's file.
+
+    Raises:
+      DataError: it cannot be read, or it is a Git LFS pointer.
+    """
+    refuse_pointer(path)
+    return files.read_bytes(path)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises DataError for a Git LFS pointer, which stands where `git clone` did not fetch a large file."""
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise DataError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to"
+            )

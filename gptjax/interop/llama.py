@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gptjax.config import DataError
+from gptjax.interop.hf_config import COMMON, key, only, read, short
 from gptjax.interop.translation import (
     NEUTRAL,
     Family,
     Tensor,
     each_layer,
+    head_width,
     linear,
     named,
     needs,
@@ -19,17 +22,70 @@ from gptjax.interop.translation import (
 GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 
 
+KEYS = COMMON | dict(
+    vocab_size=key("size", 32_000), hidden_size=key("size", 4096), intermediate_size=key("size", 11_008),
+    num_hidden_layers=key("layers", 32), num_attention_heads=key("size", 32), num_key_value_heads=key("size", None),
+    head_dim=key("size", None), hidden_act=key("name", "silu"), max_position_embeddings=key("count", 2048),
+    initializer_range=key("number", 0.02), rms_norm_eps=key("number", 1e-6), tie_word_embeddings=key("flag", False),
+    rope_parameters=key("object", None), is_encoder_decoder=only(False),
+    # Of older configs, which transformers puts into `rope_parameters`.
+    rope_scaling=key("object", None), rope_theta=key("positive", 10_000.0),
+    partial_rotary_factor=key("positive", None), original_max_position_embeddings=key("count", None),
+)  # fmt: skip
+LLAMA_KEYS = KEYS | dict(attention_bias=key("flag", False), mlp_bias=key("flag", False))
+MISTRAL_KEYS = KEYS | dict(
+    intermediate_size=key("size", 14_336), num_key_value_heads=key("size", 8, null=True),
+    max_position_embeddings=key("count", 131_072), sliding_window=key("count", 4096, null=True),
+    layer_types=key("names", None),
+)  # fmt: skip
+QWEN2_KEYS = KEYS | dict(
+    vocab_size=key("size", 151_936), intermediate_size=key("size", 22_016),
+    num_key_value_heads=key("size", 32, null=True), max_position_embeddings=key("count", 32_768),
+    use_sliding_window=key("flag", False), sliding_window=key("count", 4096, null=True),
+    max_window_layers=key("index", 28), layer_types=key("names", None),
+)  # fmt: skip
+QWEN3_KEYS = QWEN2_KEYS | dict(head_dim=key("size", 128), attention_bias=only(False))
+
+# Of `rope_parameters` and `rope_scaling`; absent ones are null here, and which are needed depends on the type.
+ROPE_KEYS = dict(
+    rope_type=key("name", None), type=key("name", None), rope_theta=key("positive", None),
+    factor=key("positive", None), low_freq_factor=key("positive", None), high_freq_factor=key("positive", None),
+    original_max_position_embeddings=key("count", None), partial_rotary_factor=key("positive", None),
+)  # fmt: skip
+# Of types that gptjax has not, which transformers does not read of others.
+UNUSED_ROPE_KEYS = {
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
+}  # fmt: skip
+NEEDED_ROPE_KEYS = {"none": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+
+
 def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
-    rope = h.get("rope_parameters") or {**(h.get("rope_scaling") or {}), "rope_theta": h.get("rope_theta", 10_000.0)}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    # transformers.modeling_rope_utils: `rope_scaling` goes before `rope_parameters`, and what they say before the rest.
+    where = "rope_scaling" if h["rope_scaling"] else "rope_parameters"
+    given = h[where] or {}
+    unknown = sorted(name for name in given.keys() - ROPE_KEYS.keys() - UNUSED_ROPE_KEYS if given[name] is not None)
+    if unknown:
+        raise DataError(f"config.json: {where} has {short(unknown[0])}, which gptjax does not know")
+    rope = read(given, ROPE_KEYS, where=f"config.json: {where}")
+    kind = rope["rope_type"] if "rope_type" in given else rope["type"] if "type" in given else "default"
     scaling = named({"default": "none", "linear": "linear", "llama3": "llama3"}, kind, "rope_type")
-    needs(rope, partial_rotary_factor=1.0)
-    names = dict(
-        factor="factor", low_frequency_factor="low_freq_factor", high_frequency_factor="high_freq_factor",
-        original_context="original_max_position_embeddings",
-    )  # fmt: skip
-    given = {ours: rope[theirs] for ours, theirs in names.items() if scaling != "none" and theirs in rope}
-    return NEUTRAL["rotary"] | dict(theta=float(rope["rope_theta"]), scaling=scaling) | given
+    lacking = [name for name in NEEDED_ROPE_KEYS[scaling] if rope[name] is None]
+    theta = rope["rope_theta"] if "rope_theta" in given else h["rope_theta"]
+    if lacking or theta is None:
+        raise DataError(f"config.json: {where} of type {kind} lacks {', '.join(lacking) or 'rope_theta'}")
+    part = rope["partial_rotary_factor"] if "partial_rotary_factor" in given else h["partial_rotary_factor"]
+    if part not in (None, 1):
+        raise DataError(f"config.json: partial_rotary_factor={part} is not supported, only 1.0")
+    found = dict(theta=float(theta), scaling=scaling)
+    if scaling != "none":
+        found |= dict(factor=rope["factor"])
+    if scaling == "llama3":
+        before = h["original_max_position_embeddings"] or rope["original_max_position_embeddings"]
+        found |= dict(
+            low_frequency_factor=rope["low_freq_factor"], high_frequency_factor=rope["high_freq_factor"],
+            original_context=before or h["max_position_embeddings"],
+        )  # fmt: skip
+    return NEUTRAL["rotary"] | found
 
 
 def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,18 +99,22 @@ def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
     return dict(rope_theta=r["theta"], rope_scaling=None if r["scaling"] == "none" else scaling)
 
 
-def _llama_model(h: Mapping[str, Any]) -> dict[str, Any]:
+def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
+    # What all of Llama's families say in the same words.
     D, H = h["hidden_size"], h["num_attention_heads"]
-    bias = h.get("mlp_bias", False)
-    needs(h, attention_bias=bias)
     return NEUTRAL | dict(
-        layers=h["num_hidden_layers"], heads=H, kv_heads=h.get("num_key_value_heads") or H,
-        head_width=h.get("head_dim") or D // H, width=D, mlp_width=h["intermediate_size"],
-        context=h["max_position_embeddings"], vocabulary=h["vocab_size"], positions="rotary", rotary=_rotary(h),
-        norm="rmsnorm", norm_epsilon=h.get("rms_norm_eps", 1e-6), use_bias=bias, qkv_bias=bias,
-        activation=named(GATED_ACTIVATIONS, h.get("hidden_act", "silu"), "hidden_act"),
-        tied_head=h.get("tie_word_embeddings", False), init_std=h.get("initializer_range", 0.02),
+        layers=h["num_hidden_layers"], heads=H, kv_heads=h["num_key_value_heads"] or H,
+        head_width=h["head_dim"] or head_width(D, H, "hidden_size={} and num_attention_heads={}"),
+        width=D, mlp_width=h["intermediate_size"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
+        positions="rotary", rotary=_rotary(h), norm="rmsnorm", norm_epsilon=h["rms_norm_eps"], use_bias=bias,
+        qkv_bias=bias, activation=named(GATED_ACTIVATIONS, h["hidden_act"], "hidden_act"),
+        tied_head=h["tie_word_embeddings"], init_std=h["initializer_range"],
     )  # fmt: skip
+
+
+def _llama_model(h: Mapping[str, Any]) -> dict[str, Any]:
+    needs(h, attention_bias=h["mlp_bias"])
+    return _decoder(h, bias=h["mlp_bias"])
 
 
 def _llama_config(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,8 +145,22 @@ def _llama_tensors(m: Mapping[str, Any]) -> list[Tensor]:
     return found
 
 
+def _windows(h: Mapping[str, Any], window: int | None, kinds: list[str] | None) -> tuple[int, ...]:
+    # Of each layer by its type; without types of all layers the same.
+    layers = h["num_hidden_layers"]
+    if kinds is None:
+        return (window or 0,)
+    if len(kinds) != layers:
+        raise DataError(f"config.json: layer_types speak of {len(kinds)} layers, num_hidden_layers of {layers}")
+    of_kind = {"full_attention": 0, "attention": 0, "sliding_attention": window}  # "attention": of older configs
+    windows = [named(of_kind, kind, "layer_types") for kind in kinds]
+    if None in windows:
+        raise DataError("config.json: layer_types has sliding_attention, but there is no sliding_window")
+    return pattern([window for window in windows if window is not None])
+
+
 def _mistral_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _llama_model(h) | dict(windows=(h.get("sliding_window", 4096) or 0,))
+    return _decoder(h) | dict(windows=_windows(h, h["sliding_window"], h["layer_types"]))
 
 
 def _mistral_config(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,15 +168,13 @@ def _mistral_config(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen2_windows(h: Mapping[str, Any]) -> tuple[int, ...]:
-    if not h.get("use_sliding_window") or not h.get("sliding_window"):
-        return (0,)
-    layers, first = h["num_hidden_layers"], h.get("max_window_layers", 28)
-    kinds = h.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    return pattern([h["sliding_window"] if kind == "sliding_attention" else 0 for kind in kinds])
+    window, first = h["sliding_window"] if h["use_sliding_window"] else None, h["max_window_layers"]
+    usual = ["sliding_attention" if window and i >= first else "full_attention" for i in range(h["num_hidden_layers"])]
+    return _windows(h, window, h["layer_types"] if h["layer_types"] is not None else usual)
 
 
 def _qwen2_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _llama_model(h) | dict(qkv_bias=True, windows=_qwen2_windows(h))
+    return _decoder(h) | dict(qkv_bias=True, windows=_qwen2_windows(h))
 
 
 def _qwen2_config(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,13 +189,14 @@ def _qwen2_config(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen3_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    needs(h, attention_bias=False)
-    return _llama_model(h) | dict(qk_norm=True, windows=_qwen2_windows(h))
+    return _decoder(h) | dict(qk_norm=True, windows=_qwen2_windows(h))
 
 
 _BUFFERS = r"rotary_emb\.inv_freq$"
 
-LLAMA = Family("LlamaForCausalLM", "model.", _BUFFERS, _llama_model, _llama_config, _llama_tensors)
-MISTRAL = Family("MistralForCausalLM", "model.", _BUFFERS, _mistral_model, _mistral_config, _llama_tensors)
-QWEN2 = Family("Qwen2ForCausalLM", "model.", _BUFFERS, _qwen2_model, _qwen2_config, _llama_tensors)
-QWEN3 = Family("Qwen3ForCausalLM", "model.", _BUFFERS, _qwen3_model, _qwen2_config, _llama_tensors)
+LLAMA = Family("LlamaForCausalLM", "model.", _BUFFERS, LLAMA_KEYS, _llama_model, _llama_config, _llama_tensors)
+MISTRAL = Family(
+    "MistralForCausalLM", "model.", _BUFFERS, MISTRAL_KEYS, _mistral_model, _mistral_config, _llama_tensors
+)
+QWEN2 = Family("Qwen2ForCausalLM", "model.", _BUFFERS, QWEN2_KEYS, _qwen2_model, _qwen2_config, _llama_tensors)
+QWEN3 = Family("Qwen3ForCausalLM", "model.", _BUFFERS, QWEN3_KEYS, _qwen3_model, _qwen2_config, _llama_tensors)

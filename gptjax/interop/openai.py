@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptjax.config import DataError
+from gptjax.interop.hf_config import COMMON, key, only
 from gptjax.interop.translation import (
     NEUTRAL,
     Family,
     Tensor,
     conv,
     each_layer,
+    head_width,
     linear,
     named,
-    needs,
     norm,
     pattern,
     qkv,
@@ -29,22 +30,33 @@ OPENAI_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swis
 
 # GPT-2
 
+_KEYS = COMMON | dict(
+    n_positions=key("size", 512), n_embd=key("size", 768), n_layer=key("layers", 12), n_head=key("size", 12),
+    layer_norm_epsilon=key("number", 1e-5), tie_word_embeddings=key("flag", True), resid_pdrop=key("number", 0.1),
+    initializer_range=key("number", 0.02), is_encoder_decoder=only(False),
+)  # fmt: skip
+GPT1_KEYS = _KEYS | dict(vocab_size=key("size", 40_478), afn=key("name", "gelu"))
+GPT2_KEYS = _KEYS | dict(
+    vocab_size=key("size", 50_257), n_positions=key("size", 1024), n_inner=key("size", None),
+    activation_function=key("name", "gelu_new"), scale_attn_weights=only(True),
+    scale_attn_by_inverse_layer_idx=only(False), add_cross_attention=only(False),
+)  # fmt: skip
+
 
 def _openai_model(h: Mapping[str, Any], activation: str) -> dict[str, Any]:
     # What the configs of GPT-1 and GPT-2 say in the same words.
     return NEUTRAL | dict(
-        layers=h["n_layer"], heads=h["n_head"], kv_heads=h["n_head"], head_width=h["n_embd"] // h["n_head"],
-        width=h["n_embd"], mlp_width=h.get("n_inner") or 4 * h["n_embd"], context=h["n_positions"],
-        vocabulary=h["vocab_size"], norm_epsilon=h.get("layer_norm_epsilon", 1e-5), activation=activation,
-        tied_head=h.get("tie_word_embeddings", True), dropout=h.get("resid_pdrop", 0.1),
-        init_std=h.get("initializer_range", 0.02),
+        layers=h["n_layer"], heads=h["n_head"], kv_heads=h["n_head"],
+        head_width=head_width(h["n_embd"], h["n_head"], "n_embd={} and n_head={}"), width=h["n_embd"],
+        mlp_width=4 * h["n_embd"], context=h["n_positions"], vocabulary=h["vocab_size"],
+        norm_epsilon=h["layer_norm_epsilon"], activation=activation, tied_head=h["tie_word_embeddings"],
+        dropout=h["resid_pdrop"], init_std=h["initializer_range"],
     )  # fmt: skip
 
 
 def _gpt2_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    needs(h, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    activation = named(ACTIVATIONS, h.get("activation_function", "gelu_new"), "activation_function")
-    return _openai_model(h, activation) | dict(residual_init="scaled")
+    model = _openai_model(h, named(ACTIVATIONS, h["activation_function"], "activation_function"))
+    return model | dict(residual_init="scaled", mlp_width=h["n_inner"] or model["mlp_width"])
 
 
 def _gpt2_config(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,15 +90,12 @@ def _gpt2_tensors(m: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _gpt1_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    activation = named(OPENAI_ACTIVATIONS, h.get("afn", "gelu"), "afn")
-    # Its MLP has no width of its own.
-    return _openai_model(h, activation) | dict(norm_position="post", mlp_width=4 * h["n_embd"])
+    return _openai_model(h, named(OPENAI_ACTIVATIONS, h["afn"], "afn")) | dict(norm_position="post")
 
 
 def _gpt1_config(m: Mapping[str, Any]) -> dict[str, Any]:
     config = _gpt2_config(m)
-    for key in ("n_inner", "activation_function"):
-        del config[key]
+    del config["n_inner"], config["activation_function"]
     return config | dict(afn=theirs_of(OPENAI_ACTIVATIONS, m["activation"]))
 
 
@@ -99,21 +108,37 @@ def _gpt1_tensors(m: Mapping[str, Any]) -> list[Tensor]:
 # GPT-Neo
 
 
+NEO_KEYS = COMMON | dict(
+    vocab_size=key("size", 50_257), max_position_embeddings=key("size", 2048), hidden_size=key("size", 2048),
+    num_layers=key("layers", 24), attention_types=key("lists", None), attention_layers=key("names", None),
+    num_heads=key("size", 16), intermediate_size=key("size", None), window_size=key("count", 256),
+    activation_function=key("name", "gelu_new"), resid_dropout=key("number", 0.0),
+    layer_norm_epsilon=key("number", 1e-5), initializer_range=key("number", 0.02),
+    tie_word_embeddings=key("flag", True), is_encoder_decoder=only(False),
+)  # fmt: skip
+
+
+def _neo_kinds(h: Mapping[str, Any]) -> list[str]:
+    # Of attention, a layer's each; transformers' class makes `attention_layers` from `attention_types`.
+    groups = h["attention_types"] or [[["global", "local"], 12]]
+    kinds = h["attention_layers"]
+    count = sum(len(names) * times for names, times in groups) if kinds is None else len(kinds)
+    if count != h["num_layers"]:
+        raise DataError(f"config.json: attention_types speak of {count} layers, num_layers of {h['num_layers']}")
+    return [kind for names, times in groups for _ in range(times) for kind in names] if kinds is None else kinds
+
+
 def _neo_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = h.get("attention_layers") or [
-        kind for names, times in h["attention_types"] for _ in range(times) for kind in names
-    ]
-    windows = [{"global": 0, "local": h.get("window_size", 256)}[kind] for kind in kinds]
-    if len(windows) != h["num_layers"]:
-        raise DataError(f"config.json: attention_types speak of {len(windows)} layers, num_layers of {h['num_layers']}")
+    of_kind = {"global": 0, "local": h["window_size"]}
+    windows = [named(of_kind, kind, "attention_types") for kind in _neo_kinds(h)]
     D, H = h["hidden_size"], h["num_heads"]
     return NEUTRAL | dict(
-        layers=h["num_layers"], heads=H, kv_heads=H, head_width=D // H, width=D, context=h["max_position_embeddings"],
-        mlp_width=h.get("intermediate_size") or 4 * D, vocabulary=h["vocab_size"], windows=pattern(windows),
-        attention_scale=1.0, qkv_bias=False, norm_epsilon=h.get("layer_norm_epsilon", 1e-5),
-        activation=named(ACTIVATIONS, h.get("activation_function", "gelu_new"), "activation_function"),
-        tied_head=h.get("tie_word_embeddings", True), dropout=h.get("resid_dropout", 0.0),
-        init_std=h.get("initializer_range", 0.02),
+        layers=h["num_layers"], heads=H, kv_heads=H, head_width=head_width(D, H, "hidden_size={} and num_heads={}"),
+        width=D, context=h["max_position_embeddings"], mlp_width=h["intermediate_size"] or 4 * D,
+        vocabulary=h["vocab_size"], windows=pattern(windows), attention_scale=1.0, qkv_bias=False,
+        norm_epsilon=h["layer_norm_epsilon"],
+        activation=named(ACTIVATIONS, h["activation_function"], "activation_function"),
+        tied_head=h["tie_word_embeddings"], dropout=h["resid_dropout"], init_std=h["initializer_range"],
     )  # fmt: skip
 
 
@@ -147,6 +172,6 @@ def _neo_tensors(m: Mapping[str, Any]) -> list[Tensor]:
 _BUFFERS = r"\.attn\.(bias|masked_bias)$|position_ids$"
 _NEO_BUFFERS = r"\.attn\.attention\.(bias|masked_bias)$"
 
-GPT1 = Family("OpenAIGPTLMHeadModel", "transformer.", _BUFFERS, _gpt1_model, _gpt1_config, _gpt1_tensors)
-GPT2 = Family("GPT2LMHeadModel", "transformer.", _BUFFERS, _gpt2_model, _gpt2_config, _gpt2_tensors)
-GPT_NEO = Family("GPTNeoForCausalLM", "transformer.", _NEO_BUFFERS, _neo_model, _neo_config, _neo_tensors)
+GPT1 = Family("OpenAIGPTLMHeadModel", "transformer.", _BUFFERS, GPT1_KEYS, _gpt1_model, _gpt1_config, _gpt1_tensors)
+GPT2 = Family("GPT2LMHeadModel", "transformer.", _BUFFERS, GPT2_KEYS, _gpt2_model, _gpt2_config, _gpt2_tensors)
+GPT_NEO = Family("GPTNeoForCausalLM", "transformer.", _NEO_BUFFERS, NEO_KEYS, _neo_model, _neo_config, _neo_tensors)

@@ -1,18 +1,21 @@
 """LoRA adapters as `peft` has them, both ways: names and shapes of Hugging Face's modules, safetensors, no pickles."""
 
 import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from gptjax.config import ConfigError, DataError
 from gptjax.files import appearing, is_free
-from gptjax.finetune import adapters, paths
+from gptjax.finetune import adapters, methods, paths
 from gptjax.finetune.paths import Flat
-from gptjax.interop import families
+from gptjax.interop import families, hub, peft_config, weights
+from gptjax.interop.peft_config import LoraConfig
 from gptjax.interop.transfer import family_that_says, to_ours, to_theirs
 from gptjax.interop.translation import Tensor
 from gptjax.models.stacking import unstack
@@ -20,8 +23,10 @@ from gptjax.models.stacking import unstack
 if TYPE_CHECKING:
     from gptjax.run import Run
 
-FACTS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+FACTS, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
+FIRST, SECOND, LENGTHS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+NAME = re.compile(rf"{re.escape(PREFIX)}(.+)\.({re.escape(FIRST)}|{re.escape(SECOND)}|{LENGTHS})")
 METHODS = ("lora", "dora")
 
 
@@ -54,6 +59,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} exists; give another folder")
     leaves, known = paths.flat(unstack(of.params)), kernels(of)
     found: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}  # of modules with another rank than the run's, such as several of peft's in one
     for name in [path.removesuffix("/lora_a") for path in leaves if path.endswith("/lora_a")]:
         tensor, arrays = (
             known[name]._replace(transposed=True),
@@ -62,16 +68,21 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
         for theirs, b_out_r in zip(tensor.theirs, to_theirs(tensor, arrays["lora_b"]), strict=True):
             found[f"{PREFIX}{module(theirs)}.lora_A.weight"] = arrays["lora_a"].T
             found[f"{PREFIX}{module(theirs)}.lora_B.weight"] = b_out_r
+            if b_out_r.shape[1] != options.rank:
+                ranks[module(theirs)] = b_out_r.shape[1]
         if options.method == "dora":
             length_F = np.linalg.norm(leaves[f"{name}/kernel"], axis=0) + np.asarray(leaves[f"{name}/dora"])
             for theirs, length in zip(tensor.theirs, to_theirs(tensor, length_F), strict=True):
                 found[f"{PREFIX}{module(theirs)}.lora_magnitude_vector"] = length
+    factor = partial(peft_config.scale, alpha=1.0, rank_stabilised=options.rank_stabilised)
     facts = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if of.config.model.arch == "gpt" else None,
         "base_model_name_or_path": of.config.init_from.removeprefix("hf:"),
         "r": options.rank,
         "lora_alpha": options.alpha,
+        "rank_pattern": ranks,
+        "alpha_pattern": {name: options.alpha * factor(options.rank) / factor(R) for name, R in ranks.items()},
         "lora_dropout": options.dropout,
         "use_rslora": options.rank_stabilised,
         "use_dora": options.method == "dora",
@@ -85,34 +96,48 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
     return {"method": options.method, "parameters": sum(array.size for array in found.values()), "tensors": len(found)}
 
 
+Parts = dict[str, dict[str, np.ndarray]]  # by module and by the last part of a tensor's name
+
+
+def shapes(known: Mapping[str, Tensor], leaves: Flat) -> dict[str, tuple[int, int]]:
+    """[D, F] of their modules that LoRA may add to, by name: products inside the model, no embeddings and no heads."""
+    found = {}
+    for ours, tensor in known.items():
+        D, F = leaves[f"{ours}/kernel"].shape
+        if not methods.NOT_INSIDE.search(ours):
+            sizes = tensor.sizes if len(tensor.theirs) > 1 and tensor.sizes else (F,)
+            found |= {module(theirs): (D, size) for theirs, size in zip(tensor.theirs, sizes, strict=True)}
+    return found
+
+
 def read(base: "Run", folder: Path) -> tuple[dict[str, Any], Flat]:
     """(`config.finetune`'s keys, what was tuned by path) of an adapter of peft's, for a run of its base.
 
     Where peft has several modules, such as queries and values, and the house one, their ranks come one after another.
+    A run has one scale for all modules: where a module's own is another, its B is so many times as large.
 
     Raises:
-      DataError: no LoRA adapter, one that is damaged, or of modules that this model has not.
+      DataError: no LoRA adapter, one that is damaged or of another base, or one that computes what gptjax does not.
       ConfigError: no family of Hugging Face's is this model.
     """
-    facts, found = _files(folder)
-    if facts.get("peft_type") != "LORA" or facts.get("bias", "none") != "none" or facts.get("rank_pattern"):
-        raise DataError(f"{folder} is no LoRA adapter without biases and with one rank, which is what is read here")
+    if not (folder / FACTS).is_file():
+        raise DataError(f"{folder} is no adapter of peft's: it has no {FACTS}")
+    config = peft_config.read(hub.read_json(folder / FACTS), str(folder / FACTS))
+    leaves, known = paths.flat(unstack(base.params)), kernels(base)
+    found = _parts(folder, config, shapes(known, leaves), base)
+    usual = peft_config.scale(config.rank, config.alpha, config.rank_stabilised)
+    for name, parts in found.items():
+        parts[SECOND] = parts[SECOND] * np.float32(config.scale_of(name) / usual)
     tuned: Flat = {}
-    leaves = paths.flat(unstack(base.params))
-    for name, tensor in kernels(base).items():
-        keys = [PREFIX + module(theirs) for theirs in tensor.theirs]
-        there = [key for key in keys if f"{key}.lora_A.weight" in found]
-        if there:
-            tuned |= _joined(name, tensor._replace(transposed=True), keys, found, facts, leaves)
-    surplus = sorted(found)
-    if surplus:
-        raise DataError(f"{folder} adds to {surplus[0].rsplit('.lora_', 1)[0]}, which {base.workdir} has not")
-    method = "dora" if facts.get("use_dora") else "lora"
+    for ours, tensor in known.items():
+        theirs = [found.get(module(name), {}) for name in tensor.theirs]
+        if any(theirs):
+            tuned |= _joined(ours, tensor._replace(transposed=True), theirs, config, leaves)
     return {
-        "method": method,
-        "rank": facts["r"],
-        "alpha": float(facts["lora_alpha"]),
-        "rank_stabilised": bool(facts.get("use_rslora", False)),
+        "method": "dora" if config.dora else "lora",
+        "rank": config.rank,
+        "alpha": float(config.alpha),
+        "rank_stabilised": config.rank_stabilised,
     }, tuned
 
 
@@ -126,28 +151,65 @@ def load(base: "Run", folder: Path) -> "Run":
     return adapters.beside(base, tuned, adapters.PLAIN | options)
 
 
-def _files(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    if not (folder / FACTS).is_file():
-        raise DataError(f"{folder} is no adapter of peft's: it has no {FACTS}")
-    try:
-        found = {name: array.astype(np.float32) for name, array in load_file(folder / TENSORS).items()}
-        return json.loads((folder / FACTS).read_text()), found
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{folder} is damaged: {str(error).splitlines()[0][:200]}") from error
+def _parts(folder: Path, config: LoraConfig, known: Mapping[str, tuple[int, int]], base: "Run") -> Parts:
+    """The adapter's tensors; DataError where one is missing, surplus or of another shape."""
+    path = folder / TENSORS
+    if not path.is_file():
+        pickled = ", only a pickled adapter_model.bin, which is never loaded" if (folder / PICKLED).is_file() else ""
+        raise DataError(f"{folder} has no {TENSORS}{pickled}; peft's save_pretrained writes one")
+    stored: dict[str, dict[str, weights.Stored]] = {}
+    for name, tensor in weights.stored([path]).items():
+        match = NAME.fullmatch(name)
+        if match is None:
+            kind = "LoRA on an embedding" if "lora_embedding" in name else "no matrix of LoRA's"
+            raise DataError(f"{path} has {name}, which is {kind}; gptjax reads LoRA on products inside the model alone")
+        stored.setdefault(match[1], {})[match[2]] = tensor
+    if not stored:
+        raise DataError(f"{path} is empty: it has no tensors")
+    for name, parts in stored.items():
+        for problem in _problems(name, parts, config, known.get(name), base):
+            raise DataError(f"{path} {problem}")
+    return {name: {part: tensor.read() for part, tensor in parts.items()} for name, parts in stored.items()}
 
 
-def _joined(
-    name: str, tensor: Tensor, keys: list[str], found: dict[str, np.ndarray], facts: dict[str, Any], leaves: Flat
-) -> Flat:
-    """One module of ours from its several of theirs, which are taken out of `found`."""
-    firsts = [found.pop(f"{key}.lora_A.weight", None) for key in keys]
-    seconds = [found.pop(f"{key}.lora_B.weight", None) for key in keys]
-    lengths = [found.pop(f"{key}.lora_magnitude_vector", None) for key in keys]
+def _problems(
+    name: str, parts: Mapping[str, weights.Stored], config: LoraConfig, matrix: tuple[int, int] | None, base: "Run"
+) -> Iterator[str]:
+    """What is wrong with an adapter's tensors of a module."""
+    if matrix is None:
+        known = name.rsplit(".", 1)[-1] in _all_modules(base)
+        why = "; gptjax reads LoRA on products inside the model alone, not on embeddings and heads"
+        yield f"adds to {name}{why if known else f', which {base.workdir} has not'}"
+        return
+    if not config.is_target(name):
+        yield f"adds to {name}, to which {FACTS} adds nothing (target_modules, exclude_modules, layers_to_transform)"
+    if LENGTHS in parts and not config.dora:
+        yield f"has {name}.{LENGTHS}, which is DoRA's, but use_dora is false"
+    (D, F), r = matrix, config.rank_of(name)
+    for part, allowed in {FIRST: [(r, D)], SECOND: [(F, r)], LENGTHS: [(F,), (1, F)]}.items():
+        if part not in parts and part != LENGTHS:
+            yield f"lacks {name}.{part}"
+        elif part in parts and parts[part].shape not in allowed:
+            yield f"has {name}.{part} of shape {list(parts[part].shape)} instead of {list(allowed[0])}"
+        elif part in parts and parts[part].dtype not in weights.FLOATS:
+            yield f"has {name}.{part}, which is {parts[part].dtype}"
+
+
+def _all_modules(base: "Run") -> set[str]:
+    """Last parts of the names of all modules of theirs that the model has, the head too where it is tied."""
+    family, _, model, _ = family_that_says(base.config.model.to_dict() | {"objective": base.config.train.objective})
+    names = [name for tensor in families.tensors_of(family, model) for name in tensor.theirs]
+    return {module(name).rsplit(".", 1)[-1] for name in [*names, *families.copies_of(family, model)]}
+
+
+def _joined(name: str, tensor: Tensor, theirs: list[dict[str, np.ndarray]], config: LoraConfig, leaves: Flat) -> Flat:
+    """One module of ours from its several of theirs; {} for one to which nothing is added."""
+    firsts, seconds, lengths = ([parts.get(part) for parts in theirs] for part in (FIRST, SECOND, LENGTHS))
     present = [a for a in firsts if a is not None]
     shared = all(a is not None and np.array_equal(a, present[0]) for a in firsts)
     ranks = [0 if a is None else len(a) for a in firsts]
     R = ranks[0] if shared else sum(ranks)
-    sizes = tensor.sizes if len(keys) > 1 and tensor.sizes else [leaves[f"{name}/kernel"].shape[-1]]
+    sizes = tensor.sizes if len(theirs) > 1 and tensor.sizes else [leaves[f"{name}/kernel"].shape[-1]]
     pieces, start = [], 0
     for b, rank, size in zip(seconds, ranks, sizes, strict=True):
         piece = np.zeros((size, R), np.float32)
@@ -157,7 +219,7 @@ def _joined(
         start += 0 if shared else rank
     a_DR = (present[0] if shared else np.concatenate(present)).T
     tuned = {f"{name}/lora_a": np.ascontiguousarray(a_DR), f"{name}/lora_b": to_ours(tensor, pieces)}
-    if facts.get("use_dora"):
+    if config.dora:
         tuned[f"{name}/dora"] = _longer(tensor, lengths, np.asarray(leaves[f"{name}/kernel"]))
     return tuned
 

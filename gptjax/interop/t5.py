@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.interop.bart import SIDES, decoding_config, decoding_model
+from gptjax.interop.bart import DECODING_KEYS, SIDES, decoding_config, decoding_model
+from gptjax.interop.hf_config import COMMON, key
 from gptjax.interop.openai import ACTIVATIONS
 from gptjax.interop.translation import NEUTRAL, Family, Tensor, cross, linear, named, qkv, theirs_of
 from gptjax.interop.weights import Stored
@@ -15,28 +16,42 @@ PROJECTIONS = {
 }  # fmt: skip
 
 
+KEYS = COMMON | DECODING_KEYS | dict(
+    vocab_size=key("size", 32_128), d_model=key("size", 512), d_kv=key("size", 64), d_ff=key("size", 2048),
+    num_layers=key("layers", 6), num_decoder_layers=key("layers", None), num_heads=key("size", 8),
+    n_positions=key("count", 512), relative_attention_num_buckets=key("size", 32),
+    relative_attention_max_distance=key("count", 128), dropout_rate=key("number", 0.1),
+    layer_norm_epsilon=key("number", 1e-6), feed_forward_proj=key("name", "relu"),
+    pad_token_id=key("index", 0, null=True), tie_word_embeddings=key("flag", True, null=True),
+    scale_decoder_outputs=key("flag", None),
+)  # fmt: skip
+
+
 def _told(h: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str, Any]:
     # Whether the head is tied. transformers 5 always says so, and its files tell: version 1.1's have two tables.
     # Where `scale_decoder_outputs` is absent, `tie_word_embeddings` says whether what the head reads is scaled.
-    scaled = h.get("scale_decoder_outputs", h.get("tie_word_embeddings") is not False)
+    scaled = h["scale_decoder_outputs"]
     head, tokens = found.get("lm_head.weight"), found.get("shared.weight")
     tied = head is None or tokens is None or np.array_equal(head.read(), tokens.read())
+    scaled = h["tie_word_embeddings"] is not False if scaled is None else scaled
     return {**h, "scale_decoder_outputs": scaled, "tie_word_embeddings": tied}
 
 
 def _model(h: Mapping[str, Any]) -> dict[str, Any]:
-    D, tied = h["d_model"], h.get("tie_word_embeddings", True)
+    D, tied, scaled = h["d_model"], h["tie_word_embeddings"] is not False, h["scale_decoder_outputs"]
+    decoding = decoding_model(h)
     return NEUTRAL | dict(
-        arch="seq2seq", layers=h.get("num_decoder_layers") or h["num_layers"], encoder_layers=h["num_layers"],
+        arch="seq2seq", layers=h["num_decoder_layers"] or h["num_layers"], encoder_layers=h["num_layers"],
         heads=h["num_heads"], kv_heads=h["num_heads"], head_width=h["d_kv"], width=D, mlp_width=h["d_ff"],
-        context=h.get("n_positions", 512), vocabulary=h["vocab_size"], positions="relative",
+        context=h["n_positions"], vocabulary=h["vocab_size"], positions="relative",
         relative=dict(
-            buckets=h.get("relative_attention_num_buckets", 32), longest=h.get("relative_attention_max_distance", 128),
+            buckets=h["relative_attention_num_buckets"], longest=h["relative_attention_max_distance"],
         ),
-        attention_scale=1.0, norm="rmsnorm", norm_epsilon=h.get("layer_norm_epsilon", 1e-6), use_bias=False,
-        qkv_bias=False, activation=named(PROJECTIONS, h.get("feed_forward_proj", "relu"), "feed_forward_proj"),
-        tied_head=tied, logit_scale=D**-0.5 if h.get("scale_decoder_outputs", tied) else 1.0,
-        dropout=h.get("dropout_rate", 0.1), objective="seq2seq", **decoding_model(h, h.get("pad_token_id", 0)),
+        attention_scale=1.0, norm="rmsnorm", norm_epsilon=h["layer_norm_epsilon"], use_bias=False,
+        qkv_bias=False, activation=named(PROJECTIONS, h["feed_forward_proj"], "feed_forward_proj"),
+        tied_head=tied, logit_scale=D**-0.5 if (tied if scaled is None else scaled) else 1.0,
+        dropout=h["dropout_rate"], objective="seq2seq",
+        **decoding | dict(start=h["pad_token_id"] if decoding["start"] is None else decoding["start"]),
     )  # fmt: skip
 
 
@@ -85,5 +100,5 @@ def _copies(m: Mapping[str, Any]) -> dict[str, str]:
 _BUFFERS = r"EncDecAttention\.relative_attention_bias\.weight$"  # of old files, which nothing reads
 
 T5 = Family(
-    "T5ForConditionalGeneration", "", _BUFFERS, _model, _config, _tensors, copies=_copies, told=_told
+    "T5ForConditionalGeneration", "", _BUFFERS, KEYS, _model, _config, _tensors, copies=_copies, told=_told
 )  # fmt: skip

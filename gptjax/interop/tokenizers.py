@@ -10,14 +10,21 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from gptjax import files
 from gptjax.config import ConfigError, DataError
 from gptjax.data.library_tokenizer import ALPHABET, LibraryTokenizer, byte_level, describe
 from gptjax.data.tokenizers import END_OF_TEXT, Encoding, Tokenizer
 from gptjax.files import write_atomic
-from gptjax.interop import wordpiece
+from gptjax.interop import hub, wordpiece
 from gptjax.interop.exactness import Inexact, check_pattern, exact_encoding, splits
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Kinds of values in `tokenizer_config.json`, where they are not null.
+SETTINGS: dict[str, type] = {
+    "additional_special_tokens": list, "added_tokens_decoder": dict, "add_bos_token": bool, "add_prefix_space": bool,
+    "do_lower_case": bool, "tokenize_chinese_chars": bool, "strip_accents": bool,
+}  # fmt: skip
+JSON_NAMES = {list: "list", dict: "object", bool: "true or false"}
 
 
 def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
@@ -30,7 +37,7 @@ def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
     Raises:
       DataError: damaged files, or only ones of another format.
     """
-    settings = _object(folder / "tokenizer_config.json")
+    settings = _settings(folder / "tokenizer_config.json")
     text = _description(folder, settings)
     if text is None:
         return None
@@ -39,10 +46,12 @@ def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
     except ValueError as error:
         raise DataError(f"the tokenizer in {folder} cannot be read: {error}") from error
     library.begin, library.end = _begin(library, settings), _end(library, settings, folder)
+    library.stop_token_ids = _stop_token_ids(library, folder)
     try:
         encoding = exact_encoding(library)
     except Inexact as why:
         return library, f"tokenizers library: {why}"
+    encoding.stop_token_ids = library.stop_token_ids
     return encoding, "tiktoken.Encoding, exact: every merge agrees"
 
 
@@ -86,7 +95,7 @@ def chat_template(folder: Path) -> str | None:
     """
     if (folder / "chat_template.jinja").exists():
         return _read(folder / "chat_template.jinja")
-    found = _object(folder / "tokenizer_config.json").get("chat_template")
+    found = _settings(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
         found = named.get("default")
@@ -97,7 +106,7 @@ def chat_template(folder: Path) -> str | None:
 
 def special_names(folder: Path) -> dict[str, str]:
     """The special tokens of a model folder as its chat template calls them: {"bos_token": "<s>", ...}."""
-    settings = _object(folder / "special_tokens_map.json") | _object(folder / "tokenizer_config.json")
+    settings = _settings(folder / "special_tokens_map.json") | _settings(folder / "tokenizer_config.json")
     named = {key: _name(settings.get(key)) for key in SPECIAL}
     return {key: name for key, name in named.items() if name}
 
@@ -135,7 +144,7 @@ def _of_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     wrong = next((merge for merge in merges if len(merge) != 2), None)
     if wrong:
         raise DataError(f"{folder / 'merges.txt'} is damaged: {' '.join(wrong)[:40]!r} is no pair")
-    names = _special_names(settings) | _special_names(_object(folder / "special_tokens_map.json"))
+    names = _special_names(settings) | _special_names(_settings(folder / "special_tokens_map.json"))
     if _object(folder / "config.json").get("model_type") == "openai-gpt":
         names |= {"<unk>"}
         parts = {
@@ -181,13 +190,26 @@ def _end(library: LibraryTokenizer, settings: dict[str, Any], folder: Path) -> i
     if named is not None:
         return named
     for file in ("config.json", "generation_config.json"):
-        token = _object(folder / file).get("eos_token_id")
-        token = token[0] if isinstance(token, list) and token else token
-        if isinstance(token, int) and 0 <= token < library.n_vocab:  # some folders name the id of another vocabulary
-            return token
+        for token in _eos_token_ids(folder / file):
+            if token < library.n_vocab:  # some folders name the id of another vocabulary
+                return token
     added = library.library.get_added_tokens_decoder()
     closing = (_name(settings.get("sep_token")), "[SEP]", END_OF_TEXT)  # BERT's texts end with what parts two of them
     return next((token for token, known in added.items() if known.content in closing), None)
+
+
+def _stop_token_ids(tokenizer: Tokenizer, folder: Path) -> tuple[int, ...]:
+    # Ids besides the end at which transformers ends a text: those of generation_config.json, or of config.json.
+    named = _eos_token_ids(folder / "generation_config.json") or _eos_token_ids(folder / "config.json")
+    return tuple(sorted({token for token in named if token < tokenizer.n_vocab} - {tokenizer.end}))
+
+
+def _eos_token_ids(path: Path) -> list[int]:
+    found = _object(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise DataError(f"{path} is damaged: its eos_token_id is {str(found)[:40]}, no id or list of ids")
+    return ids
 
 
 def _text_of(encoding: Tokenizer, closes: bool) -> str:
@@ -237,20 +259,21 @@ def _template(begin: list[tuple[str, int]], after: list[tuple[str, int]]) -> dic
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    return files.decode(hub.read_bytes(path), f"{path} cannot be read: it")
 
 
 def _object(path: Path) -> dict[str, Any]:
     # The object in a file of JSON; empty where there is no such file.
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(_read(path))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds no object")
-    return content
+    return hub.read_json(path) if path.exists() else {}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    # The same of tokenizer_config.json and special_tokens_map.json, with values of the kinds that are read here.
+    found = _object(path)
+    for key, kind in SETTINGS.items():
+        if found.get(key) is not None and not isinstance(found[key], kind):
+            raise DataError(f"{path} is damaged: its {key} is {str(found[key])[:40]}, no {JSON_NAMES[kind]}")
+    tokens = (found.get("added_tokens_decoder") or {}).values()
+    if not all(isinstance(token, dict) for token in tokens):
+        raise DataError(f"{path} is damaged: its added_tokens_decoder has a token that is no object")
+    return found

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from gptjax.config import ConfigError, DataError
 from gptjax.data import tokenizers
 from gptjax.files import appearing, is_free
 from gptjax.finetune import methods
-from gptjax.interop import families, hub, weights
+from gptjax.interop import families, hf_config, hub, weights
 from gptjax.interop import tokenizers as hf_tokenizers
 from gptjax.interop.families import Family, Tensor
 from gptjax.interop.weights import Stored
@@ -59,8 +60,13 @@ def expected(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [piece[::-1] if tensor.transposed else piece for piece in pieces]
 
 
-def match(family: Family, model: Mapping[str, Any], found: Mapping[str, Stored]) -> dict[str, list[Stored]]:
+def match(
+    family: Family, model: Mapping[str, Any], found: Mapping[str, Stored], lacking: Mapping[str, Any] = {}
+) -> dict[str, list[Stored]]:
     """The stored pieces of each of our parameters.
+
+    Args:
+      lacking: sizes that config.json does not name, and what they were taken to be, for the message.
 
     Raises:
       DataError: tensors that are missing, surplus or of another shape; names each.
@@ -91,7 +97,9 @@ def match(family: Family, model: Mapping[str, Any], found: Mapping[str, Stored])
                 problems.append(f"{name} differs from {own}, which config.json ties it to")
     problems += [f"{name} is not part of the model" for name in sorted(surplus)]
     if problems:
-        raise DataError(f"the tensors do not fit config.json: {'; '.join(problems)}")
+        taken_as = ", ".join(f"{key} ({value:,} in transformers)" for key, value in lacking.items())
+        why = f", which lacks {taken_as}" if lacking else ""
+        raise DataError(f"the tensors do not fit config.json{why}: {'; '.join(problems)}")
     assert pieces.keys() == shapes.keys()
     return pieces
 
@@ -141,7 +149,8 @@ def read_params(folder: Path, family: Family, model: Mapping[str, Any]) -> dict[
     Raises:
       DataError: files or tensors that are not what they should be.
     """
-    pieces = match(family, model, weights.listing(folder))
+    lacking = hf_config.lacking(hub.read_json(folder / "config.json"), family.keys)
+    pieces = match(family, model, weights.listing(folder), lacking)
     tree: dict[str, Any] = {}
     shapes = flat_shapes(model)
     total = sum(int(np.prod(piece.shape)) for group in pieces.values() for piece in group)
@@ -163,13 +172,16 @@ def read_model(folder: Path) -> tuple[Family, dict[str, Any]]:
     Raises:
       DataError: as of families.model_of, or files that are damaged.
     """
-    hf_config = hub.read_json(folder / "config.json")
+    config = hub.read_json(folder / "config.json")
     if (folder / GENERATION).exists():  # where newer folders say what decoding needs
         told = hub.read_json(folder / GENERATION)
-        hf_config |= {key: told[key] for key in OF_DECODING if told.get(key) is not None}
-    family = families.family_of(hf_config)
+        config |= {key: told[key] for key in OF_DECODING if told.get(key) is not None}
+    family = families.family_of(config)
     stored = by_whole_name(family, weights.listing(folder))
-    return families.model_of(family.told(hf_config, stored))
+    # No axis is longer than the largest tensor is large, and each layer has some tensors.
+    largest = max((math.prod(piece.shape) for piece in stored.values()), default=0)
+    config = hf_config.read(config, family.keys, {"size": largest, "layers": len(stored)})
+    return families.model_of(family.told(config, stored))
 
 
 def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
@@ -336,7 +348,10 @@ def _ids(tokenizer: tokenizers.Tokenizer, hf_config: Mapping[str, Any], arch: st
     known, end = tokenizers.special_tokens(tokenizer), tokenizer.end
     start = hf_config.get("decoder_start_token_id")
     padding = next((known[name] for name in PADDING if name in known), end if start is None else start)
-    ids = dict(bos_token_id=next(iter(tokenizer.begin), end), eos_token_id=end)
+    ends = list(tokenizers.eos_token_ids(tokenizer))
+    ids: dict[str, Any] = dict(
+        bos_token_id=next(iter(tokenizer.begin), end), eos_token_id=ends if len(ends) > 1 else end
+    )
     if arch == "seq2seq":
         ids |= dict(decoder_start_token_id=end if start is None else start)
     return ids if arch == "gpt" else ids | dict(pad_token_id=padding)

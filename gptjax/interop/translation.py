@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from gptjax.config import DataError
+from gptjax.interop.hf_config import Key, short
 from gptjax.interop.weights import Stored
 
 Known = TypeVar("Known")
@@ -46,8 +47,9 @@ class Family(NamedTuple):
       architecture: transformers' class, where `to_config` names no other.
       prefix: of every tensor but those that `apart` names; files of the bare trunk lack it.
       buffers: a pattern of names that files have and that hold no parameter of the model.
-      to_model: transformers' config to `config.model`, and where that is not "causal" with `objective`, which says
-        what such a model is trained for, as `config.train.objective`.
+      keys: of transformers' config that decide what is computed.
+      to_model: transformers' config, with the defaults of all keys, to `config.model`, and where that is not "causal"
+        with `objective`, which says what such a model is trained for, as `config.train.objective`.
       to_config: the other way round, as near as it can be said.
       tensors: all of a model's, but the head; `config.model` may have `objective` too.
       head: the head's tensor.
@@ -60,6 +62,7 @@ class Family(NamedTuple):
     architecture: str
     prefix: str
     buffers: str
+    keys: Mapping[str, Key]
     to_model: Callable[[Mapping[str, Any]], dict[str, Any]]
     to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
     tensors: Callable[[Mapping[str, Any]], list[Tensor]]
@@ -73,7 +76,7 @@ class Family(NamedTuple):
 def named(table: Mapping[str, Known], name: str, key: str) -> Known:
     """What is ours for one of theirs; DataError, telling what there is, where there is none."""
     if name not in table:
-        raise DataError(f"config.json: {key}={name} is not supported; there are {', '.join(table)}")
+        raise DataError(f"config.json: {key}={short(name)} is not supported; there are {', '.join(table)}")
     return table[name]
 
 
@@ -83,10 +86,17 @@ def theirs_of(table: Mapping[str, str], name: str) -> str:
 
 
 def needs(config: Mapping[str, Any], **expected: Any) -> None:
-    """Raises DataError for a key that is there and is not as expected: a switch that gptjax does not have."""
+    """Raises DataError for a key that is not as expected: what gptjax has once where transformers has it twice."""
     for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise DataError(f"config.json: {key}={config[key]} is not supported, only {value}")
+        if config[key] != value:
+            raise DataError(f"config.json: {key}={short(config[key])} is not supported, only {value}")
+
+
+def head_width(width: int, heads: int, keys: str) -> int:
+    """Columns of a head; `keys`: what the two are called. Raises DataError where heads do not divide the width."""
+    if width % heads:
+        raise DataError(f"config.json: {keys.format(width, heads)}: the second does not divide the first")
+    return width // heads
 
 
 def pattern(windows: list[int]) -> tuple[int, ...]:

@@ -4,7 +4,8 @@ Knows nothing of models: names, shapes and arrays only.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gptjax.config import DataError
+from gptjax.interop import hub
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
 SHARD_BYTES = 5 * 10**9
+# Parts of names that torch's wrappers put in: `torch.compile`, `DataParallel`, FSDP, activation checkpointing.
+WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class Stored(NamedTuple):
@@ -35,34 +39,41 @@ class Stored(NamedTuple):
 
 
 def _open(path: Path) -> safe_open:
+    hub.refuse_pointer(path)
     try:
         return safe_open(path, "numpy")
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def listing(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model's folder.
+    """Every tensor of a model's folder by its name, without what torch's wrappers put into that.
 
     Raises:
-      DataError: no safetensors, a file that is damaged, or a shard that is missing.
+      DataError: no safetensors, a file that is damaged, a shard that is missing, or a name that stands there twice.
     """
+    return stored(_files(folder))
+
+
+def stored(paths: Sequence[Path]) -> dict[str, Stored]:
+    """Every tensor of some safetensors files; names and errors as of `listing`."""
     found: dict[str, Stored] = {}
-    for path in _files(folder):
+    for path in paths:
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 (no mapping, though it has keys)
-                piece = file.get_slice(name)
-                found[name] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
+                piece, plain = file.get_slice(name), WRAPPERS.sub("", name)
+                if plain in found:
+                    raise DataError(f"{path} has {name}, which stands there twice: {found[plain].path.name} has it too")
+                found[plain] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
     return found
 
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        try:
-            files = json.loads((folder / INDEX).read_text())["weight_map"]
-            shards = sorted({folder / file for file in files.values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DataError(f"{folder / INDEX} is damaged: {error}") from error
+        files = hub.read_json(folder / INDEX).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise DataError(f"{folder / INDEX} is damaged: its weight_map names no file for each tensor")
+        shards = sorted({folder / file for file in files.values()})
         absent = [shard.name for shard in shards if not shard.is_file()]
         if absent:
             raise DataError(f"{folder} lacks {', '.join(absent)}, which its index names")

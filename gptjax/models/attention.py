@@ -89,7 +89,7 @@ class Attention(nn.Module):
             first_v_BTGK = jnp.where(first_layer, v, first_v_BTGK)
             share = self.first_value_share
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
-        q, k, v = axes.constrain(q, "BTHK"), axes.constrain(k, "BSGK"), axes.constrain(v, "BSGK")
+        q, k, v = axes.constrain(q, "BTHK"), axes.constrain(k, "BTGK"), axes.constrain(v, "BTGK")
         sight = self.sight(places, window, deterministic)
         if kept is None and self.is_mutable_collection("attention"):  # for pictures
             self.sow("attention", "weights_BHTT", plain.self_weights(q, k, sight))

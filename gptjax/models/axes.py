@@ -76,9 +76,19 @@ class Layout(NamedTuple):
         """How many devices, along these axes of the mesh, an axis would be divided among."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
 
+    def parts(self, letter: str, size: int) -> int:
+        """In how many parts devices have an axis of that size, of what is computed."""
+        devices = self.devices(self.computed[letter])
+        return devices if size % devices == 0 else 1
+
     def per_device(
-        self, f: Callable[..., jax.Array], letters: Any, *arrays: Any, out: tuple[str, Sequence[int]] | None = None
-    ) -> jax.Array:
+        self,
+        f: Callable[..., Any],
+        letters: Any,
+        *arrays: Any,
+        out: tuple[str, Sequence[int]] | None = None,
+        among: Sequence[str] | None = None,
+    ) -> Any:
         """`f` of what each device has of the arrays, axes inside a row included: so collectives leave those alone.
 
         Args:
@@ -86,16 +96,18 @@ class Layout(NamedTuple):
           letters: the axes of each argument, a tree like them.
           arrays: its arguments.
           out: (letters, shape) of what it gives; None: as of its first argument.
+          among: of the mesh axes inside a row, those along which arrays are a device's own; None: all of them.
         """
-        if not self.inner:
+        axes = self.inner if among is None else among
+        if not axes:
             return f(*arrays)
 
         def spec(letters: str, array: jax.Array) -> P:
-            return self.spec(letters, array.shape, self.computed, self.inner)
+            return self.spec(letters, array.shape, self.computed, axes)
 
-        specs, names = jax.tree.map(spec, letters, arrays), set(self.inner)
-        there = self.spec(out[0], out[1], self.computed, self.inner) if out else specs[0]
-        return jax.shard_map(f, in_specs=specs, out_specs=there, axis_names=names, check_vma=False)(*arrays)
+        specs = jax.tree.map(spec, letters, arrays)
+        there = self.spec(out[0], out[1], self.computed, axes) if out else specs[0]
+        return jax.shard_map(f, in_specs=specs, out_specs=there, axis_names=set(axes), check_vma=False)(*arrays)
 
 
 _placed: ContextVar[Layout | None] = ContextVar("placed", default=None)
@@ -201,11 +213,11 @@ Move = Callable[[jax.Array], jax.Array]
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> jax.Array:
-    return gather(parameter.astype(dtype))
+    return _forward(parameter, gather, scatter, dtype)[0]
 
 
 def _forward(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> tuple[jax.Array, None]:
-    return _gathered(parameter, gather, scatter, dtype), None
+    return gather(parameter.astype(dtype)), None
 
 
 def _backward(gather: Move, scatter: Move, dtype: str, saved: None, gradient: jax.Array) -> tuple[jax.Array]:

@@ -38,7 +38,7 @@ def scan(loop: Loop, operands: Any, addends: Any, constants: Any, carry: Any, xs
 
     Args:
       loop: what is done.
-      operands: of its products by name, float32; exactly the loop's.
+      operands: of its products by name, float32 or the loop's dtype, as their gradients are; exactly the loop's.
       addends: what is added to a product in each step, by name, float32, time first; names may be missing.
       constants: what else every step reads.
       carry: at first.
@@ -70,12 +70,12 @@ def _run(loop: Loop, operands: Any, addends: Any, constants: Any, carry: Any, xs
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(equation: str, added: bool, a: jax.Array, operand: jax.Array, other: jax.Array | None) -> jax.Array:
     """The product, and `other` where it is to be added. What would be the operand's gradient is made of `other`'s."""
-    product = jnp.einsum(equation, a, operand, preferred_element_type=jnp.float32)
-    return product + other if added and other is not None else product
+    return _product_forward(equation, added, a, operand, other)[0]
 
 
 def _product_forward(equation: str, added: bool, a: Any, operand: Any, other: Any) -> tuple[jax.Array, jax.Array]:
-    return _product(equation, added, a, operand, other), operand
+    product = jnp.einsum(equation, a, operand, preferred_element_type=jnp.float32)
+    return product + other if added and other is not None else product, operand
 
 
 def _product_backward(equation: str, added: bool, operand: jax.Array, dy: jax.Array) -> tuple[Any, ...]:
@@ -105,18 +105,19 @@ def _forward(loop: Loop, operands: Any, addends: Any, constants: Any, carry: Any
     taps = {name: tap(name) for name in loop.equations if name not in addends}
     run = partial(_run, loop, operands)
     said, pull, reads = jax.vjp(run, addends, constants, carry, xs, taps, has_aux=True)
-    return said, (pull, reads)
+    return said, (pull, reads, operands)
 
 
 def _backward(loop: Loop, saved: Any, dsaid: Any) -> tuple[Any, ...]:
-    pull, reads = saved
+    pull, reads, operands = saved
     doperands = {}
     daddends, dconstants, dcarry, dxs, dtaps = pull(dsaid)
     for name, equation in loop.equations.items():
         of_a, of_operand, of_y = _axes(equation)
         dy = (daddends | dtaps)[name].astype(loop.dtype)
         over_all = f"t{of_a},t{of_y}->{of_operand}"
-        doperands[name] = jnp.einsum(over_all, reads[name], dy, preferred_element_type=jnp.float32)
+        gradient = jnp.einsum(over_all, reads[name], dy, preferred_element_type=jnp.float32)
+        doperands[name] = gradient.astype(operands[name].dtype)
     return doperands, daddends, dconstants, dcarry, dxs
 
 

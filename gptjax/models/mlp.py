@@ -130,7 +130,7 @@ def through_experts(
         kernel_EDF, bias_EF = weights[name]
 
         def rows(x_MD: jax.Array) -> jax.Array:
-            y_MF = jax.lax.ragged_dot(x_MD, kernel_EDF.astype(x_MD.dtype), sizes_E)
+            y_MF = KERNELS[config.kernels].ragged_product(x_MD, kernel_EDF.astype(x_MD.dtype), sizes_E)
             y_MF = add(y_MF) if name == "down" else y_MF
             return y_MF if bias_EF is None else y_MF + bias_EF.astype(y_MF.dtype)[expert_M[order]]
 

@@ -130,7 +130,8 @@ def over_rows(objective: Loss, mesh: Mesh) -> Loss:
             mesh=mesh,
             in_specs=(_stored(there, params, there.rows), P(there.rows), P()),
             out_specs=P(),
-            axis_names=set(there.rows),
+            # All axes but those that XLA divides: cuDNN's attention is for programs in which none is left.
+            axis_names=set(mesh.axis_names) - set(there.inner),
             check_vma=False,
         )(params, batch, rng)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def readable(folder: Path, results: Sequence[Result]) -> str:
         files.insert(1, "best.py")
         lines += [f"best            {best_in_words(best, results)}"]
     lines += [f"files           {folder}/ {' '.join(files)}"]
-    lines += [f"go on with      python -m gptjax.train --config={folder / 'best.py'}"] if best else []
+    lines += [f"go on with      python -m gptjax.train --config={shlex.quote(str(folder / 'best.py'))}"] if best else []
     return "\n".join(lines)
 
 

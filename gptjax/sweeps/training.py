@@ -26,12 +26,14 @@ class Pruned(Exception):
 
 def problem(config: Any) -> str:
     """What makes a config, of a trial, one that cannot be trained here; "" where nothing does."""
-    from gptjax.training import job
+    from gptjax.training import job, memory
 
     if config.init_from:  # its model is another run's, whose config is read when the trial begins
         return ""
     try:
-        job.check(configs.resolve(config))
+        resolved = configs.resolve(config)
+        job.check(resolved)
+        memory.check_config(resolved)
     except ConfigError as error:
         return str(error)
     return ""

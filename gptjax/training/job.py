@@ -24,9 +24,10 @@ from gptjax.evals import held_out
 from gptjax.finetune import methods, prompts, quantised
 from gptjax.objectives.objective import Loss
 from gptjax.sharding import checks, processes
-from gptjax.training import folders, origins
+from gptjax.training import folders, memory, origins, remembering
 from gptjax.training.goodput import Clock
-from gptjax.training.remembering import Memory, memory
+from gptjax.training.remembering import Memory
+from gptjax.training.state import initial
 from gptjax.training.teaching import Teach, teaching
 from gptjax.training.writers import WRITERS
 
@@ -92,6 +93,7 @@ def make_job(
     started: float,
     origin: Path | None = None,
     loaded: data.Data | None = None,
+    members: int = 1,
 ) -> Job:
     """Reads the data, builds what trains on it, and makes the run directory where there is none.
 
@@ -102,6 +104,7 @@ def make_job(
       origin: the run whose tokenizer and parameters this one begins with; of a Hugging Face model it moves into the
         directory that is made.
       loaded: the data of these `config.data`, where they are read already.
+      members: runs that are trained at once, of which this is the first.
 
     Raises:
       ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
@@ -134,9 +137,10 @@ def make_job(
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     model = methods.model_of(config, sharding.divided(mesh))
+    check_memory(config, model, mesh.size, members)
     if origin and origins.is_part(config):
         origins.parted_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
-    to_remember = memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
+    to_remember = remembering.memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
     processes.meet("all have looked at the run's directory")
     if not exists:
         fill = partial(begin_with, config, origin, loaded.tokenizer)
@@ -170,6 +174,19 @@ def make_job(
         memory=to_remember,
         left_out=workdirs.left_out(workdir),
     )
+
+
+def check_memory(config: ConfigDict, model: nn.Module, devices: int, members: int = 1) -> None:
+    """Raises ConfigError where a step needs more memory than there is; `config`: with its vocabulary.
+
+    Shapes of a state are made where they could matter alone, as that takes a second for a model of many layers.
+    """
+    needs = memory.least(config)
+    devices = memory.devices_of(config, members) if members > 1 else devices
+    memory.check(needs, devices, members)
+    if memory.is_close(needs, devices, members) and not config.init_from:
+        shapes = jax.eval_shape(partial(initial, model, optim.optimizer(config), config.seed))
+        memory.check(memory.exact(config, shapes), devices, members)
 
 
 def order_seed(config: ConfigDict) -> int:

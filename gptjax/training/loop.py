@@ -26,6 +26,7 @@ from gptjax.sharding import processes
 from gptjax.training import (
     goodput,
     interrupts,
+    memory,
     metrics,
     origins,
     profile,
@@ -64,6 +65,7 @@ def train(
       Interrupted: by a signal; the step in hand is saved.
     """
     started = time.monotonic() if started is None else started
+    origins.check_there(config, workdir)
     with origins.at_hand(config, workdir) as origin:
         config = resolved(config, workdir, origin)
         workdirs.check_free(workdir, config)
@@ -95,6 +97,7 @@ def resolved(config: ConfigDict, workdir: Path, origin: Path | None) -> ConfigDi
         config = workdirs.with_model_of(home, config, FREE_OF_ORIGIN if origin != workdir else FREE_OF_IMPORT)
     config = configs.resolve(config)
     check(config)
+    memory.check_config(config)
     return config if origin else data.with_tokenizer_of_sets(config)
 
 

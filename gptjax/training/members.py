@@ -18,7 +18,7 @@ from gptjax.finetune import methods
 from gptjax.objectives import loss
 from gptjax.training import guard as guards
 from gptjax.training.state import TrainState, initial
-from gptjax.training.step import drops_out, train_step
+from gptjax.training.step import drops_out, train_step, twice_differentiable
 
 # Keys that members may differ in, and what a value of theirs is to the program.
 TRACED: dict[str, Any] = {
@@ -115,5 +115,8 @@ def step_of(
     own = with_values(config, values)
     limits, slices = guards.Limits(**own.guard), own.train.grad_accumulation
     objective, optimizer = loss(own, methods.model_of(own)), optim.optimizer(own)
-    step = train_step(objective, optimizer, mesh, own.seed, drops_out(own), slices, limits, own.log.statistics)
+    curvature = twice_differentiable(own, objective, mesh)
+    step = train_step(
+        objective, optimizer, mesh, own.seed, drops_out(own), slices, limits, own.log.statistics, curvature
+    )
     return step(state, batch)

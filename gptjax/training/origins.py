@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,21 @@ from gptjax.models.stacking import stack, unstack
 from gptjax.sharding import processes
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.workdir import read_config, read_data_facts, write_data_facts
+
+
+def check_there(config: ConfigDict, workdir: Path) -> None:
+    """Raises CheckpointError where a run is to begin with another one, or to learn from one, that does not exist."""
+    if workdirs.is_run(workdir):
+        return
+    named = {"objective.teacher": config.objective.teacher}
+    if not is_foreign(config.init_from):
+        named["init_from"] = config.init_from
+    for key, name in named.items():
+        if name and not workdirs.is_run(Path(name).expanduser()):
+            raise CheckpointError(f"{key}={name} is no run: it has no config.json")
+    folder = config.init_from.removeprefix("hf:")
+    if is_foreign(config.init_from) and folder.startswith((".", "/", "~")) and not Path(folder).expanduser().is_dir():
+        raise CheckpointError(f"init_from={config.init_from}: there is no folder {folder}")
 
 
 @contextmanager
@@ -54,7 +70,7 @@ def convert(init_from: str, folder: Path) -> None:
     try:
         transfer.import_run(init_from.removeprefix("hf:"), folder)
     except ConfigError as error:
-        raise ConfigError(f"{error}, in python -m gptjax.convert --from={init_from} --to=RUN") from error
+        raise ConfigError(f"{error}, in python -m gptjax.convert --from={shlex.quote(init_from)} --to=RUN") from error
 
 
 def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None) -> Any:

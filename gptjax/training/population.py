@@ -24,7 +24,7 @@ from gptjax.data import batches
 from gptjax.evals import held_out
 from gptjax.models import kernels
 from gptjax.training import evolution as evolutions
-from gptjax.training import folders, goodput, integrity, interrupts, loop, members, metrics, report, watchdog
+from gptjax.training import folders, goodput, integrity, interrupts, loop, members, memory, metrics, report, watchdog
 from gptjax.training.checkpoints import Checkpoints, shapes_on
 from gptjax.training.evolution import Evolution
 from gptjax.training.job import Job, make_job, order_seed
@@ -105,6 +105,7 @@ def train(
 def check(resolved: Sequence[ConfigDict], asked: Sequence[ConfigDict] = (), evolution: Evolution | None = None) -> None:
     """Raises ConfigError for what one program of several members cannot do."""
     found = members.of(resolved, asked)
+    memory.check_config(resolved[0], len(resolved))
     if evolution:
         evolutions.check(evolution, found.values, len(resolved))
     c = resolved[0]
@@ -122,7 +123,7 @@ def made(
     resolved: Sequence[ConfigDict], all_workdirs: Sequence[Path], started: float, evolution: Evolution | None
 ) -> Population:
     """The jobs of all members, which share one reading of the data, and go on from one step."""
-    first = make_job(on_one_device(resolved[0]), all_workdirs[0], started)
+    first = make_job(on_one_device(resolved[0]), all_workdirs[0], started, members=len(resolved))
     others = [
         make_job(on_one_device(config), where, started, loaded=first.data)
         for config, where in zip(resolved[1:], all_workdirs[1:], strict=True)

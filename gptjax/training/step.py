@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax import random, sharding
+from gptjax import objectives, random, sharding
+from gptjax.finetune import methods
 from gptjax.finetune.paths import union
 from gptjax.finetune.quantised import dequantised
 from gptjax.models import kernels
@@ -92,6 +93,7 @@ def train_step(
     slices: int = 1,
     limits: guards.Limits = guards.DEFAULT,
     statistics_every: int = 0,
+    curvature: Loss | None = None,
 ) -> Step:
     """The step that training repeats.
 
@@ -104,12 +106,14 @@ def train_step(
       slices: A, how many pieces of the batch are differentiated one after the other.
       limits: which steps are bad and leave parameters and optimizer as they were.
       statistics_every: steps between those that measure parameters and updates; 0: none does.
+      curvature: the same objective where it is differentiated twice, see `twice_differentiable`; None: itself.
 
     Returns:
       `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update,
       those of `guard.judged`, and those of `statistics.of_step`.
     """
 
+    curved = sharding.over_rows(curvature or objective, mesh)
     objective = sharding.over_rows(objective, mesh)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -117,7 +121,7 @@ def train_step(
         rng = random.key(seed, "dropout", state.step) if dropout else None
         of_tuned = beside(objective, state.frozen)
         metrics, grads = gradients(of_tuned, state.params, batch, rng, slices, mesh)
-        loss = loss_of_slice(of_tuned, batch, rng, slices, mesh)
+        loss = loss_of_slice(beside(curved, state.frozen), batch, rng, slices, mesh)
 
         def update(old: Any, grads: Any) -> Any:
             updates, opt_state = optimizer.update(grads, old[1], old[0], obj_fn=loss)
@@ -132,6 +136,17 @@ def train_step(
         return state, metrics | {"grad_norm": norm} | verdict | measured
 
     return step
+
+
+def twice_differentiable(config: ConfigDict, objective: Loss, mesh: Mesh) -> Loss:
+    """The objective of a run's config with kernels whose gradients have derivatives too, on that mesh."""
+    name = kernels.resolved(config.model.kernels, sharding.divided(mesh))
+    if name not in kernels.TWICE:
+        return objective
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.kernels = kernels.TWICE[name]
+    return objectives.loss(config, methods.model_of(config))
 
 
 def drops_out(config: ConfigDict) -> bool:
@@ -150,7 +165,8 @@ def of_config(
     dropout, slices = drops_out(c), c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
     limits = guards.Limits(**c.guard)
-    step = train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits, c.log.statistics)
+    curvature = twice_differentiable(c, objective, mesh)
+    step = train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits, c.log.statistics, curvature)
     return jitted(step, mesh, shapes, options)
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from gptjax import config as configs
 from gptjax import data
 from gptjax.config import ConfigError, DataError
-from gptjax.data import chat, examples, forms, layouts, tokenizers
+from gptjax.data import chat, examples, forms, layouts, records, tokenizers
 from gptjax.data.augment import Augment
 from gptjax.data.batches import EvalBatches
-from gptjax.data.forms import Record
+from gptjax.data.records import Options, Record
 
 BYTES = tokenizers.bytes_encoding()
 END = BYTES.end
@@ -76,12 +76,12 @@ def read_of(row):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz"])
 def test_a_record_is_the_same_from_every_format(name, tmp_path):
     path = written(tmp_path / name, RECORDS)
-    assert [one.fields for one in examples.records(path)] == RECORDS
+    assert [one.fields for one in records.read(path)] == RECORDS
 
 
 def test_columns_without_a_first_line_are_named_by_config(tmp_path):
     (tmp_path / "a.tsv").write_text('a "good" one\t1\n\nbad\t0\n')
-    found = list(examples.records(tmp_path / "a.tsv", ("text", "label")))
+    found = list(records.read(tmp_path / "a.tsv", Options(("text", "label"))))
     assert [one.fields for one in found] == [{"text": 'a "good" one', "label": "1"}, {"text": "bad", "label": "0"}]
     assert found[1].where.endswith("a.tsv, line 3")
 
@@ -94,13 +94,13 @@ def test_columns_without_a_first_line_are_named_by_config(tmp_path):
         ("a.json", '{"text": "a"}', "not a list"),
         ("a.tsv", "text\tlabel\na\t1\nb\n", "line 3 has 1 fields and not the 2"),
         ("a.jsonl.gz", "not packed", "is damaged"),
-        ("a.doc", "a", "is no file of examples"),
+        ("a.doc", "a", "is no file of records"),
     ],
 )
 def test_a_file_that_cannot_be_is_told_by_line(name, text, says, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=says):
-        list(examples.records(tmp_path / name))
+        list(records.read(tmp_path / name))
 
 
 def test_a_directory_has_splits_and_a_file_is_divided_by_hash(tmp_path):

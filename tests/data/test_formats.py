@@ -17,7 +17,7 @@ TEXTS = ["first\nline", "第二个文档 🤖", 'with "quotes", commas\tand tabs
 
 def read(path, **how):
     reading = Reading(**how)
-    return [formats.parse(path, item, reading, n) for n, item in enumerate(formats.items(path, reading), 1)]
+    return [formats.parse(path, item, reading) for item in formats.items(path, reading)]
 
 
 def texts(path, **how):
@@ -126,12 +126,12 @@ def test_bytes_that_are_no_utf8_are_repaired_and_told(tmp_path):
     "name, content, expected",
     [
         ("a.txt", b"text\0more", r"a.txt, document 1, is not text: it has a zero byte at 4"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a.jsonl, document 2, is not JSON"),
-        ("a.jsonl", b'["a"]\n', "document 1, is no object with fields"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a.jsonl, line 3 is not JSON"),
+        ("a.jsonl", b'["a"]\n', "a.jsonl, line 1 is no object with fields"),
         ("a.jsonl", b'{"text": 3}\n', "has 'text' that is int and not text"),
         ("a.json", b'{"text": "a"}', "is not a list of objects"),
         ("a.json", b"[", "a.json is not JSON"),
-        ("a.csv", b"text,b\nonly\n", "a.csv, line 2, has 1 fields and not 2"),
+        ("a.csv", b"text,b\nonly\n", "a.csv, line 2 has 1 fields and not the 2 "),
         ("a.parquet", b"PAR1", "a.parquet is damaged"),
         ("a.jsonl.gz", b"not gzip", "a.jsonl.gz is damaged"),
     ],

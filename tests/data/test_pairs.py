@@ -96,7 +96,7 @@ def test_empty_sides_are_left_out_and_told(tmp_path, capsys):
     assert pairs.read(settings_of(folder), "train") == [Pair("a", "1")]
     assert "3 of 4 pairs have an empty side and are left out" in capsys.readouterr().err
     (tmp_path / "p.tsv").write_text("a\t1\n\nb\t\n\t2\n")
-    assert pairs.columns(tmp_path / "p.tsv", (0, 1)) == [Pair("a", "1")]
+    assert pairs.of_file(tmp_path / "p.tsv", (0, 1), ("en", "de")) == [Pair("a", "1")]
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_damaged_files_are_one_line(tmp_path):
 def test_lines_without_the_columns_are_told_by_number(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text("a\t1\nb 2\n")
-    with pytest.raises(DataError, match="line 2, has no tab"):
+    with pytest.raises(DataError, match="line 2 has 1 fields and not the 2 that line 1 has"):
         pairs.read(settings_of(path), "train")
     path.write_text("a\t1\tx\nb\t2\n")
-    with pytest.raises(DataError, match="line 2, has 2 columns"):
+    with pytest.raises(DataError, match="line 2 has 2 fields and not the 3"):
         pairs.read(settings_of(path, data_columns=(0, 2)), "train")
     path.write_text("a\t1\n")
     with pytest.raises(DataError, match=r"no split 'test'; there are train, val"):

@@ -64,7 +64,7 @@ def test_line_ends_survive(tmp_path):
         (None, "there is no file"),
         (b"", "is empty: there is nothing to train on"),
         (b"text\0more", "is not text: it has a zero byte at 4"),
-        (b"caf\xe9 au lait", "is not UTF-8 text: byte 0xe9 at 3"),
+        (b"caf\xe9 au lait", "is not UTF-8 text: byte 0xe9 in line 1"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused(tmp_path, content, expected):

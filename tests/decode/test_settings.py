@@ -19,9 +19,9 @@ NAN = float("nan")
     [
         ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
         ({"max_tokens": 2.5}, "max_tokens is 2.5; it must be a whole number"),
-        ({"temperature": -1}, "temperature is -1; it must be at least 0"),
-        ({"temperature": NAN}, "temperature is nan; it must be at least 0"),
-        ({"temperature": math.inf}, "temperature is inf; it must be at least 0"),
+        ({"temperature": -1}, "temperature is -1; it must be at least 0 and finite"),
+        ({"temperature": NAN}, "temperature is nan; it must be at least 0 and finite"),
+        ({"temperature": math.inf}, "temperature is inf; it must be at least 0 and finite"),
         ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
         ({"temperature": 1e-30}, "temperature is 1e-30; it must be 0 (the likeliest) or at least 1e-06"),
         ({"top_k": -3}, "top_k is -3; it must be at least 0"),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
@@ -38,17 +39,50 @@ def arrays():
     return operands, {"kernel": others[0]}, *others[1:]
 
 
+def total(said):
+    return sum(jnp.sum(jnp.cos(leaf + i)) for i, leaf in enumerate(jax.tree.leaves(said)))
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_equals_a_plain_scan_and_so_do_all_gradients(reverse):
-    def total(said):
-        return sum(jnp.sum(jnp.cos(leaf + i)) for i, leaf in enumerate(jax.tree.leaves(said)))
-
     loop = Loop(step, EQUATIONS, "float32", reverse)
     mine, theirs = jax.jit(lambda given: (scan(loop, *given), by_lax(*given, reverse)))(arrays())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mine, theirs)
     mine = jax.jit(jax.grad(lambda given: total(scan(loop, *given))))(arrays())
     theirs = jax.jit(jax.grad(lambda given: total(by_lax(*given, reverse))))(arrays())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), mine, theirs)
+
+
+@pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])
+def test_so_do_second_derivatives(order):
+    given = arrays()
+    along = jax.tree.map(jnp.cos, given)
+
+    def second(run):
+        gradient = jax.grad(lambda given: total(run(given)))
+        if order == "forward over reverse":
+            return jax.jvp(gradient, (given,), (along,))[1]
+        return jax.grad(lambda given: optax.tree.vdot(gradient(given), along))(given)
+
+    mine = jax.jit(lambda: second(lambda given: scan(Loop(step, EQUATIONS, "float32"), *given)))()
+    theirs = jax.jit(lambda: second(lambda given: by_lax(*given, False)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4, rtol=1e-4), mine, theirs)
+
+
+def test_an_operand_of_the_loops_dtype_gets_a_gradient_of_it():
+    operands, *rest = arrays()
+    operands["rows"] = operands["rows"].astype("bfloat16")
+
+    def last(operands, *rest):
+        return total(scan(Loop(step, EQUATIONS, "bfloat16"), operands, *rest))
+
+    gradient = jax.jit(jax.grad(last))(operands, *rest)
+    assert {name: g.dtype.name for name, g in gradient.items()} == {
+        "kernel": "float32", "turned": "float32", "rows": "bfloat16"
+    }  # fmt: skip
+    exact = jax.jit(jax.grad(lambda *given: total(by_lax(*given, False))))(arrays()[0], *rest)
+    for name, g in gradient.items():
+        assert np.linalg.norm(g.astype("f") - exact[name]) < 0.05 * np.linalg.norm(exact[name]), name
 
 
 def products(jaxpr, loops=()):

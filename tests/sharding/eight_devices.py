@@ -15,6 +15,7 @@ from conftest import tiny_config  # before jax: it says how much to optimise
 
 from gptjax import config as configs
 from gptjax import models, optim, sharding
+from gptjax.models.kernels import gpu
 from gptjax.objectives.causal import causal
 from gptjax.sharding import checks
 from gptjax.training.job import CHOICES
@@ -28,6 +29,7 @@ LLAMA = MODEL | dict(
     model_scan_layers=True, model_remat="full", train_grad_accumulation=2,
 )  # fmt: skip
 RECURRENT = MODEL | dict(model_arch="recurrent", model_use_bias=True)
+CUDNN = MODEL | dict(model_kernels="gpu", model_kv_heads=2, model_windows="(5,0)")
 BFLOAT16 = MODEL | dict(train_dtype="bfloat16")
 MESHES = {
     "one": (MODEL, dict(data=1)),
@@ -45,6 +47,10 @@ MESHES = {
     "llama, one": (LLAMA, dict(data=1)),
     "llama, fsdp": (LLAMA, dict(data=2, fsdp=4)),
     "llama, all": (LLAMA, dict(data=1, fsdp=2, context=2, tensor=2)),
+    "cudnn, one": (CUDNN, dict(data=1)),
+    "cudnn, tensor": (CUDNN, dict(data=2, fsdp=2, tensor=2)),
+    "cudnn, context": (CUDNN, dict(data=1, context=8)),
+    "cudnn, all": (CUDNN, dict(data=1, fsdp=2, context=2, tensor=2)),
     "bfloat16, one": (BFLOAT16, dict(data=1)),
     "bfloat16, all": (BFLOAT16, dict(data=1, fsdp=4, tensor=2)),
     "bfloat16 experts, one": (EXPERTS | BFLOAT16, dict(data=1)),
@@ -64,6 +70,18 @@ def collectives(text):
             shapes = [[int(n) for n in dims.split(",") if n] for dims in re.findall(r"\w\[([\d,]*)\]", match[1])]
             found.append([match[2], shapes, (re.findall(r'op_name="([^"]*)"', line) or [""])[0]])
     return found
+
+
+def attends_as_cudnn(q, k, v, *, implementation, **settings):
+    """What cuDNN's attention gives, by XLA; as cuDNN it asks that no mesh axis is left to XLA to divide."""
+    assert implementation == "cudnn"
+    left = jax.sharding.get_abstract_mesh().auto_axes
+    assert not left, f"{left} are not manual"
+    return attention(q, k, v, implementation="xla", **settings)
+
+
+attention, jax.nn.dot_product_attention = jax.nn.dot_product_attention, attends_as_cudnn
+gpu.refusal = lambda *of: ""  # float32 neither
 
 
 def trained(changes, sizes):

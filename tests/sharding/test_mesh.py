@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 FEW = ("one", "data", "fsdp", "tensor", "context", "experts, one", "experts, expert")
-FEW += ("recurrent, one", "recurrent, fsdp")
+FEW += ("recurrent, one", "recurrent, fsdp", "cudnn, one", "cudnn, all")
 MORE = (
     "hybrid", "experts, data", "experts, all", "llama, one", "llama, fsdp", "llama, all", "bfloat16, one",
-    "bfloat16, all", "bfloat16 experts, one", "bfloat16 experts, all",
+    "bfloat16, all", "bfloat16 experts, one", "bfloat16 experts, all", "cudnn, tensor", "cudnn, context",
 )  # fmt: skip
 
 
@@ -58,13 +58,13 @@ def check_losses(runs, family):
         np.testing.assert_allclose(runs[name]["losses"], alone, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["", "experts, ", "recurrent, "])
+@pytest.mark.parametrize("family", ["", "experts, ", "recurrent, ", "cudnn, "])
 def test_every_mesh_gives_the_same_losses(runs, family):
     check_losses(runs, family)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["", "experts, ", "llama, "])
+@pytest.mark.parametrize("family", ["", "experts, ", "llama, ", "cudnn, "])
 def test_so_do_meshes_of_several_axes(more, family):
     check_losses(more, family)
 

@@ -37,7 +37,7 @@ RATE = "optimizer.learning_rate"
         (["--set", f"{RATE}=log:0..1", "--random=2"], "a log range begins above 0"),
         (["--set", f"{RATE}=int:0.5..1", "--random=2"], "an int range has whole ends"),
         (["--set", "optimizer.name=lin:1..2", "--random=2"], "optimizer.name holds no numbers"),
-        (["--set", "seed=1", "--random=0"], "'0' is no number of 1 or more"),
+        (["--set", "seed=1", "--random=0"], "--random: it must be at least 1, not 0"),
         (["--set", "seed=1", "--random=2", "--optuna=2"], "--random and --optuna do not go together"),
         (["--set", "seed=1", "--storage=x"], "--storage and --study are for --optuna=N"),
         (["--files=absent.json"], "absent.json cannot be read"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gptjax.models.kernels import cpu, few, gpu, plain
+from gptjax.models.kernels import cpu, few, gpu, plain, tpu
 from gptjax.models.kernels.plain import Elementwise
 
 
@@ -26,6 +26,7 @@ class Kernels(NamedTuple):
     attention_plan: Callable[..., str]  # what computes attention, and why not something faster: for a person
     compiler_options: Callable[[str], dict[str, str]]  # of XLA, for a train step in that dtype
     unembed: Callable[..., jax.Array] = plain.unembed
+    ragged_product: Callable[..., jax.Array] = plain.ragged_product
     turned: bool = False  # whether kernels of products are stored [out, in]
 
 
@@ -58,8 +59,12 @@ KERNELS: dict[str, Kernels] = {
         token_loss=gpu.token_loss,
         attention_plan=gpu.attention_plan,
     ),
+    "tpu": PLAIN._replace(ragged_product=tpu.ragged_product),
 }
 KERNELS["cpu_few"] = KERNELS["cpu"]._replace(product=few.product, unembed=few.unembed, turned=True)
+
+# What a gradient that is differentiated again is computed with, where a platform's own kernels give only one.
+TWICE = {"gpu": "plain", "tpu": "plain"}
 
 FOR_FEW_ROWS = {"cpu": "cpu_few"}  # what a model that was built for training reads a few rows with
 
@@ -74,10 +79,9 @@ def resolved(name: str, divided: Collection[str] = (), platform: str = "") -> st
     """
     if name != "auto":
         return name
-    # Where a kernel joins or slices an axis that is divided, XLA would bring it together first.
-    able = {"cpu": set[str](), "gpu": {"products"}}
+    # Those of CPUs join and slice axes that are divided, which XLA would bring together first.
     backend = platform or jax.default_backend()
-    return backend if set(divided) <= able.get(backend, set()) and backend in able else "plain"
+    return "plain" if backend not in KERNELS or (backend == "cpu" and divided) else backend
 
 
 def attention_plan(config: Any, dtype: str, packed: bool = False) -> str:

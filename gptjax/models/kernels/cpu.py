@@ -49,7 +49,7 @@ def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> j
 
 @jax.custom_vjp
 def _bfloat16_product(x_ND: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    return dot(x_ND, kernel_DF.astype(x_ND.dtype))
+    return _product_and_operands(x_ND, kernel_DF)[0]
 
 
 def turned(x: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ def turned(x: jax.Array) -> jax.Array:
 
 
 def _product_and_operands(x_ND: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, Any]:
-    return _bfloat16_product(x_ND, kernel_DF), (x_ND, kernel_DF)
+    return dot(x_ND, kernel_DF.astype(x_ND.dtype)), (x_ND, kernel_DF)
 
 
 def _product_back(saved: Any, dy_NF: jax.Array) -> tuple[jax.Array, jax.Array]:

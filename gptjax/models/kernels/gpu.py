@@ -1,18 +1,53 @@
 """Attention on NVIDIA GPUs: cuDNN's flash attention (arXiv 2307.08691), asked for by name, never fallen back from in
 silence."""
 
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from gptjax.models import axes
 from gptjax.models.kernels import head, plain
-from gptjax.models.kernels.plain import Sight
+from gptjax.models.kernels.plain import Sight, TokenLoss
 
 # Tensor cores want both sides of a product in multiples; 128 is what nanoGPT's 50,304 is one of.
 SLICING = head.Slicing(logit_bytes=2**30, multiple=128)
-cross_entropy = partial(head.cross_entropy, slicing=SLICING)
-token_loss = partial(head.token_loss, slicing=SLICING)
+
+
+def cross_entropy(
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, cap: float
+) -> jax.Array:
+    """As gptjax.models.kernels.plain.cross_entropy."""
+    return token_loss(x_BTD, table_VD, targets_BT, weights_BT, cap, 0.0, 0.0).loss
+
+
+def token_loss(
+    x_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    cap: float,
+    smoothing: float,
+    z_loss: float,
+) -> TokenLoss:
+    """As gptjax.models.kernels.plain.token_loss."""
+
+    def sliced(x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> TokenLoss:
+        return head.token_loss(x_BTD, table_VD, targets_BT, weights_BT, cap, smoothing, z_loss, SLICING)
+
+    arrays, layout = (x_BTD, table_VD, targets_BT, weights_BT), axes.current()
+    if layout is None or layout.parts("T", x_BTD.shape[1]) == 1:
+        return sliced(*arrays)
+    of_sequence = layout.computed["T"]
+
+    def own(*arrays: jax.Array) -> TokenLoss:  # of the part of a sequence that a device has
+        return jax.lax.psum(sliced(*arrays), of_sequence)
+
+    found: TokenLoss = layout.per_device(own, ("BTD", "VD", "BT", "BT"), *arrays, out=("", ()), among=of_sequence)
+    return found
 
 
 def refusal(
@@ -59,15 +94,48 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight
     why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, dropped, isinstance(window, int), packed)
     if why or sight.is_plain or not isinstance(window, int):
         return plain.attend(q_BTHK, k_BTGK, v_BTGK, sight)
-    return jax.nn.dot_product_attention(
-        q_BTHK,
-        k_BTGK,
-        v_BTGK,
+    flash = partial(
+        jax.nn.dot_product_attention,
         scale=sight.scale,
         is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",
     )
+    layout = axes.current()
+    if layout is None:
+        return flash(q_BTHK, k_BTGK, v_BTGK)
+    # cuDNN's call can be divided neither by XLA nor along a sequence.
+    parts = layout.parts("T", q_BTHK.shape[1])
+    if parts > 1:
+        flash = partial(exchanging_heads, flash, layout.computed["T"], parts)
+    found: jax.Array = layout.per_device(flash, ("BTHK", "BTGK", "BTGK"), q_BTHK, k_BTGK, v_BTGK)
+    return found
+
+
+def exchanging_heads(
+    attention: Callable[..., jax.Array], among: Sequence[str], parts: int, q_BtHK: jax.Array, k_BtGK: Any, v_BtGK: Any
+) -> jax.Array:
+    """Attention to sequences of which each device has a part: for some of the heads each gets the sequences whole, and
+    gives back what it computed (arXiv 2309.14509).
+
+    Args:
+      attention: `(q_BTHK, k_BTGK, v_BTGK) -> [B, T, H, K]`.
+      among: the axes of the mesh that divide sequences, within a `jax.shard_map` over them.
+      parts: how many devices these are.
+      q_BtHK, k_BtGK, v_BtGK: a device's part. Key heads are repeated where devices that share one read it; where the
+        devices do not divide the heads, heads of zeros fill up.
+    """
+    H, G = q_BtHK.shape[2], k_BtGK.shape[2]
+    lacking = -H % parts
+    repeats = H // G if lacking else parts // math.gcd(G, parts)
+
+    def by_heads(x_BtHK: jax.Array) -> jax.Array:
+        x_BtHK = jnp.pad(x_BtHK, ((0, 0), (0, 0), (0, lacking), (0, 0)))
+        return jax.lax.all_to_all(x_BtHK, among, split_axis=2, concat_axis=1, tiled=True)
+
+    k_BtGK, v_BtGK = (jnp.repeat(x, repeats, axis=2) for x in (k_BtGK, v_BtGK))
+    mixed = attention(by_heads(q_BtHK), by_heads(k_BtGK), by_heads(v_BtGK))
+    return jax.lax.all_to_all(mixed, among, split_axis=1, concat_axis=2, tiled=True)[:, :, :H]
 
 
 def attention_plan(config: Any, dtype: str, packed: bool) -> str:

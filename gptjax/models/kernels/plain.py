@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gptjax.models import axes
+
 Elementwise = Callable[..., jax.Array]
 
 
@@ -46,6 +48,11 @@ class Sight(NamedTuple):
 def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
     """x @ kernel over the last axis of x, of operands in `dtype`, summed up to `out_dtype`: [..., F]."""
     return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=out_dtype)
+
+
+def ragged_product(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """x_MD @ kernel of the expert that each row is of, [M, F]: rows come expert by expert, sizes_E of each."""
+    return jax.lax.ragged_dot(x_MD, kernel_EDF, sizes_E)
 
 
 def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) -> jax.Array:
@@ -172,6 +179,8 @@ def masked_attend(
 
 def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
     """Attention of a sequence to itself -> [B, T, H, K]; see `masked_attend`."""
+    # Each query reads all keys: devices that divide sequences gather them (arXiv 2407.21783 section 3.3.2).
+    k_BTGK, v_BTGK = axes.constrain(k_BTGK, "BSGK"), axes.constrain(v_BTGK, "BSGK")
     positions_T = jnp.arange(q_BTHK.shape[1])
     mask = visible(positions_T, positions_T, sight.window, sight.causal)
     if sight.ahead_BT is not None:

@@ -78,7 +78,7 @@ def test_the_plan_names_cudnn_or_what_keeps_it_away(on_gpu):
         assert plan(**changes) == "cuDNN's flash attention"
 
 
-@pytest.mark.parametrize("backend, expected", [("cpu", "cpu"), ("gpu", "gpu"), ("tpu", "plain")])
+@pytest.mark.parametrize("backend, expected", [("cpu", "cpu"), ("gpu", "gpu"), ("tpu", "tpu")])
 def test_each_platform_has_its_kernels(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert kernels.resolved("auto") == expected and kernels.resolved("plain") == "plain"

@@ -1,0 +1,220 @@
+"""Dialogues out of records: OpenAI's `messages`, ShareGPT's `conversations`, and what others write in either.
+
+What a record says is used, or it is refused by its line; what a chat template has no place for is noted, for a count.
+Reads no files, and knows no tokens.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from gptjax.config import DataError
+from gptjax.data.chat import Message
+from gptjax.data.records import Record
+from gptjax.files import parse_json
+
+# What templates call those who speak, and what data sets call them (LLaMA-Factory's data/README.md, axolotl, OpenAI).
+NAMES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "ai", "function_call"),
+    "tool": ("tool", "observation", "function", "function_response", "ipython"),
+}
+ROLES = {name: role for role, names in NAMES.items() for name in names}
+LEARNT = ("weight", "train", "training", "loss")  # of a turn: 0 or false where it is not to be learnt
+CALLING = ("tool_calls", "function_call")  # of a turn: what it calls
+TEXTS = (None, "text", "input_text", "output_text")  # types of a part that is text
+
+
+class Note(NamedTuple):
+    """What is not as a record says: `3 turns without text are left out`."""
+
+    unit: str
+    what: str
+
+
+NO_TEXT = Note("turn", "without text left out")
+NO_WEIGHT = Note("turn", "of an assistant read and not learnt, as the data says")
+CALLS_ALONE = Note("turn", "with tool calls alone left out, which the chat template does not write")
+CALLS = Note("turn", "read without its tool calls, which the chat template does not write")
+TOOLS = Note("dialogue", "read without its tools, which the chat template does not write")
+SYSTEM = Note("dialogue", "read without its field 'system', as it begins with another system turn")
+
+
+class Dialogue(NamedTuple):
+    """A record's dialogue.
+
+    Attributes:
+      messages: with role and content, and tool_calls where the template writes them.
+      learnt: of each, whether it is learnt where it is an assistant's.
+      tools: that may be called, as templates take them.
+      notes: one for each turn or thing.
+    """
+
+    messages: list[Message]
+    learnt: list[bool]
+    tools: list[Any]
+    notes: list[Note]
+
+
+def read(record: Record, template: str) -> Dialogue:
+    """A record's dialogue.
+
+    Args:
+      record: with `messages` or `conversations`; `system` and `tools` may stand beside them.
+      template: text of the chat template that will write it; of the names `tools` and `tool_calls` it shows those that
+        are in it.
+
+    Raises:
+      DataError: it has neither, or they are of another form.
+    """
+    found = Dialogue([], [], [], [])
+    for number, turn in enumerate(_turns(record), 1):
+        _add(found, turn, f"{record.where}, turn {number}", template)
+    _add_system(found, record)
+    tools = _tools(record)
+    if "tools" in template:
+        return found._replace(tools=tools)
+    found.notes.extend([TOOLS] if tools else [])
+    return found
+
+
+def _turns(record: Record) -> list[Mapping[str, Any]]:
+    name = next((name for name in ("messages", "conversations") if record.fields.get(name) is not None), "")
+    if not name:
+        raise DataError(
+            f"{record.where} has no field 'messages' or 'conversations', which data.examples.form=chat reads"
+        )
+    found: Any = record.fields[name]
+    names = "role and content" if name == "messages" else "from and value"
+    if not isinstance(found, list) or not all(
+        isinstance(one, dict) and one.keys() & {"role", "from"} and one.keys() & {"content", "value", *CALLING}
+        for one in found
+    ):
+        raise DataError(f"{record.where} has {name!r} that is no list of objects with {names}")
+    return found
+
+
+def _first(one: Mapping[str, Any], *names: str) -> Any:
+    return next((one[name] for name in names if one.get(name) is not None), None)
+
+
+def _add(found: Dialogue, turn: Mapping[str, Any], where: str, template: str) -> None:
+    role, content = role_of(turn, where), _text(_first(turn, "content", "value"), where)
+    message: dict[str, Any] = {"role": role, "content": content or ""}
+    calls = _calls(turn, where)
+    if calls and "tool_calls" in template:
+        message["tool_calls"] = calls
+    elif calls and content:
+        found.notes.append(CALLS)
+    elif calls or content is None:
+        found.notes.append(CALLS_ALONE if calls else NO_TEXT)
+        return
+    learnt = _is_learnt(turn, where)
+    if role == "assistant" and not learnt:
+        found.notes.append(NO_WEIGHT)
+    if role not in NAMES:
+        found.notes.append(Note("turn", f"of the unknown role {role!r} read and not learnt"))
+    found.messages.append(message)
+    found.learnt.append(learnt)
+
+
+def role_of(turn: Mapping[str, Any], where: str) -> str:
+    """What a template calls whose turn it is; a name of ROLES' own, or else as the record says.
+
+    Raises:
+      DataError: it is no text.
+    """
+    role = _first(turn, "role", "from")
+    if not isinstance(role, str) or not role.strip():
+        raise DataError(f"{where} has a role that is {_kind(role)}")
+    return ROLES.get(role.strip().lower(), role)
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value is None or isinstance(value, str) else f"{type(value).__name__} and not text"
+
+
+def _text(content: Any, where: str) -> str | None:
+    # Of parts, one a line, as vLLM joins them (vllm/entrypoints/chat_utils.py).
+    if content is None or isinstance(content, str):
+        return content
+    parts = [content] if isinstance(content, dict) else content
+    if not isinstance(parts, list):
+        raise DataError(f"{where} has a content that is {_kind(content)}")
+    return "\n".join(_part(part, where) for part in parts) if parts else None
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, dict):
+        if part.get("type") not in TEXTS:
+            raise DataError(f"{where} has a part of the type {part['type']!r}, and only text is read")
+        part = part.get("text")
+    if not isinstance(part, str):
+        raise DataError(f"{where} has a part without a text that could be read")
+    return part
+
+
+def _is_learnt(turn: Mapping[str, Any], where: str) -> bool:
+    given = {name: turn[name] for name in LEARNT if turn.get(name) is not None}
+    for name, value in given.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise DataError(f"{where} has {name!r} that is neither 0 nor 1, false nor true: {value!r}")
+    return all(given.values())
+
+
+def _calls(turn: Mapping[str, Any], where: str) -> list[Any]:
+    # As transformers' templates take them: arguments are an object where they are the text of one.
+    found = turn.get("tool_calls")
+    if not found and turn.get("function_call"):
+        found = [{"type": "function", "function": turn["function_call"]}]
+    if not found:
+        return []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise DataError(f"{where} has tool calls that are no list of objects")
+    return [_with_arguments(one, where) for one in found]
+
+
+def _with_arguments(call: dict[str, Any], where: str) -> dict[str, Any]:
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"{where} has a tool call without a name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
+        arguments = parse_json(arguments, f"{where}, arguments of {function['name']}")
+    whole = function | {"arguments": arguments}
+    return call | {"function": whole} if "function" in call else {"type": "function", "function": whole}
+
+
+def _add_system(found: Dialogue, record: Record) -> None:
+    system = record.fields.get("system")
+    if system is not None and not isinstance(system, str):
+        raise DataError(f"{record.where} has 'system' that is {_kind(system)}")
+    if not system:
+        return
+    if not found.messages or found.messages[0]["role"] != "system":
+        found.messages.insert(0, {"role": "system", "content": system})
+        found.learnt.insert(0, False)
+    elif found.messages[0]["content"] != system:
+        found.notes.append(SYSTEM)
+
+
+def _tools(record: Record) -> list[Any]:
+    tools = record.fields.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        tools = parse_json(tools, f"{record.where}, tools")
+    if isinstance(tools, dict):
+        tools = [tools]
+    if tools and not isinstance(tools, list):
+        raise DataError(f"{record.where} has 'tools' that are no list")
+    return tools or []
+
+
+def lacks_assistants(records: Iterable[Record]) -> str:
+    """Why nothing can be learnt of dialogues that have no assistant: their roles; "" where one has."""
+    roles = dict.fromkeys(role_of(turn, record.where) for record in records for turn in _turns(record))
+    if "assistant" in roles:
+        return ""
+    there = ", ".join(map(repr, roles)) or "none"
+    return (
+        f"no turn is an assistant's: the roles are {there}, and an assistant is called {', '.join(NAMES['assistant'])}"
+    )

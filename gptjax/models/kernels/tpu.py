@@ -1,0 +1,50 @@
+"""The grouped matrix product of a mixture of experts on TPUs, in tiles that fit a core's vector memory (VMEM).
+
+Left to itself XLA takes tiles that grow with the rows that an expert may get, and from some thousands on they do not
+fit: "Mosaic failed to compile TPU kernel", or "CompileTimeScopedVmemOom". The tiling that a `ragged_dot` is told does
+not reach the gradient that JAX makes of it, so that both gradients are products of their own here.
+"""
+
+from typing import Any
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+ROWS, COLUMNS = 512, 1024  # of a tile, in bfloat16: with both operands twice and float32 sums, 10 of the 16 MiB of VMEM
+LANES = 128  # numbers that a vector register has side by side
+
+_ROWS_OF_AN_EXPERT = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
+_OVER_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+
+
+def tile(size: int, most: int) -> int:
+    """The largest multiple of LANES up to `most` that divides a size; 0 where there is none."""
+    return next((n for n in range(most - most % LANES, 0, -LANES) if size % n == 0), 0)
+
+
+def tiling(x_MK: jax.Array, N: int) -> dict[str, str]:
+    """What XLA is told of a product of x and some [K, N]; nothing where no tile divides it."""
+    (M, K), columns = x_MK.shape, COLUMNS * 2 // max(x_MK.dtype.itemsize, 2)
+    tiles = tile(M, ROWS), tile(K, columns), tile(N, columns)
+    return {"ragged_dot_tiling": ",".join(map(str, tiles))} if all(tiles) else {}
+
+
+@jax.custom_vjp
+def ragged_product(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """As gptjax.models.kernels.plain.ragged_product, of operands of one dtype."""
+    with set_xla_metadata(**tiling(x_MD, kernel_EDF.shape[-1])):
+        return jax.lax.ragged_dot_general(x_MD, kernel_EDF, sizes_E, _ROWS_OF_AN_EXPERT)
+
+
+def _forward(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, Any]:
+    return ragged_product(x_MD, kernel_EDF, sizes_E), (x_MD, kernel_EDF, sizes_E)
+
+
+def _backward(saved: Any, dy_MF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    x_MD, kernel_EDF, sizes_E = saved
+    dx_MD = ragged_product(dy_MF, kernel_EDF.swapaxes(1, 2), sizes_E)
+    with set_xla_metadata(**tiling(x_MD, dy_MF.shape[-1])):
+        return dx_MD, jax.lax.ragged_dot_general(x_MD, dy_MF, sizes_E, _OVER_ROWS), None
+
+
+ragged_product.defvjp(_forward, _backward)
