@@ -95,6 +95,9 @@ def problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if any(known.startswith(f"{key}.") for known in KINDS):
             yield f"{key} is {_shown(value)}; it must hold other keys"
             continue
+        above = key.rpartition(".")[0]
+        if above in KINDS:
+            yield f"{above} holds other keys; it must be {KINDS[above][0]}"
         if key in KINDS:
             words, types = KINDS[key]
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
@@ -123,7 +126,10 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__} of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

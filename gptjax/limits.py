@@ -5,7 +5,7 @@ from numbers import Integral
 
 INT32 = 2**31 - 1
 SEED = 2**32 - 1  # the largest that jax.random.key tells apart from a smaller one
-LARGEST = 1e18  # of a float: float32 has room for its square
+LARGEST = 1e38  # of a float, which float32 has room for
 SMALLEST = 1e-37  # of a float that is not 0: float32 would make a smaller one 0
 
 

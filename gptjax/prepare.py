@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from gptjax import command
 from gptjax.config import ConfigError, Interrupted
-from gptjax.limits import LARGEST
 
 if TYPE_CHECKING:
     from gptjax.data.preparing import Settings
 
-MOST_WORKERS = 1000
+MOST_WORKERS, MOST_BYTES = 1000, 1e18
 DESCRIPTION = """Turns text into token shards that training reads with --config.data.path=SET.
 
 Reads .txt .json .jsonl .csv .tsv .parquet, and .gz or .zst of text; the same flags go on where a preparation was cut
@@ -172,8 +171,8 @@ def _amount(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount such as 500000, 100M or 2G")
     amount = float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
-    if amount > LARGEST:
-        raise argparse.ArgumentTypeError(f"it must be at most {LARGEST:g}, not {text[:40]}")
+    if amount > MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"it must be at most {MOST_BYTES:g}, not {text[:40]}")
     return int(amount)
 
 

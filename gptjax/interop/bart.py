@@ -90,7 +90,7 @@ def _bart_model(h: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marian_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    needs(h | {"decoder_vocab_size": h["decoder_vocab_size"] or h["vocab_size"]}, decoder_vocab_size=h["vocab_size"])
+    needs({**h, "decoder_vocab_size": h["decoder_vocab_size"] or h["vocab_size"]}, decoder_vocab_size=h["vocab_size"])
     return _model(h) | dict(positions="sinusoidal_halves")
 
 

@@ -130,7 +130,6 @@ def lacking(config: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any
 
 
 def short(value: Any) -> str:
-    """A value in a line: its first letters, as JSON has them where that differs from Python."""
-    text = {None: "null", True: "true", False: "false"}[value] if value is None or type(value) is bool else str(value)
-    text = " ".join(text.split())
+    """A value in a line: its first letters."""
+    text = "null" if value is None else " ".join(str(value).split())
     return text if len(text) <= 40 else f"{text[:40]}..."

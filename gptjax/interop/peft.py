@@ -101,7 +101,7 @@ Parts = dict[str, dict[str, np.ndarray]]  # by module and by the last part of a 
 
 def shapes(known: Mapping[str, Tensor], leaves: Flat) -> dict[str, tuple[int, int]]:
     """[D, F] of their modules that LoRA may add to, by name: products inside the model, no embeddings and no heads."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for ours, tensor in known.items():
         D, F = leaves[f"{ours}/kernel"].shape
         if not methods.NOT_INSIDE.search(ours):
@@ -186,7 +186,8 @@ def _problems(
     if LENGTHS in parts and not config.dora:
         yield f"has {name}.{LENGTHS}, which is DoRA's, but use_dora is false"
     (D, F), r = matrix, config.rank_of(name)
-    for part, allowed in {FIRST: [(r, D)], SECOND: [(F, r)], LENGTHS: [(F,), (1, F)]}.items():
+    shapes: dict[str, list[tuple[int, ...]]] = {FIRST: [(r, D)], SECOND: [(F, r)], LENGTHS: [(F,), (1, F)]}
+    for part, allowed in shapes.items():
         if part not in parts and part != LENGTHS:
             yield f"lacks {name}.{part}"
         elif part in parts and parts[part].shape not in allowed:

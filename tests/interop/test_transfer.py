@@ -244,7 +244,7 @@ def break_file(folder, name, change):
         (lambda f: break_file(f, "config.json", lambda t: t.replace('"n_layer"', '"layer_n"')), "lacks n_layer"),
         (
             lambda f: break_file(f, "config.json", lambda t: t.replace('"n_head": 2', '"n_head": 0')),
-            "has a value that no gpt2 has",
+            "n_head is 0; it must be a whole number from 1",
         ),
         (
             lambda f: break_file(f, "config.json", lambda t: t.replace("{", '{"scale_attn_weights": false,', 1)),
