@@ -91,7 +91,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
         "bias": "none",
     }
     with appearing(folder) as unfinished:
-        (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         save_file({name: np.ascontiguousarray(array) for name, array in found.items()}, unfinished / TENSORS)
     return {"method": options.method, "parameters": sum(array.size for array in found.values()), "tensors": len(found)}
 
