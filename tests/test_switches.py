@@ -10,10 +10,10 @@ from conftest import ROOT
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "switches.json").read_text())
 # XLA's partitioner stops at an all-reduce of an encoder-decoder whose columns are divided, rows being manual.
-FAULTS = {10: pytest.mark.xfail(reason="Cross-partition allreduce must be in (partial) manual mode", strict=True)}
+FAULTS = {10: [pytest.mark.xfail(reason="Cross-partition allreduce must be in (partial) manual mode", strict=True)]}
 QUICK = (0, 20)
 CASES = [
-    pytest.param(row, id=str(i), marks=[FAULTS[i]] * (i in FAULTS) + [pytest.mark.slow] * (i not in QUICK))
+    pytest.param(row, id=str(i), marks=FAULTS.get(i, []) + [pytest.mark.slow] * (i not in QUICK))
     for i, row in enumerate(ROWS)
 ]
 
