@@ -40,7 +40,7 @@ RATE = "optimizer.learning_rate"
         (["--set", "seed=1", "--random=0"], "--random: it must be at least 1, not 0"),
         (["--set", "seed=1", "--random=2", "--optuna=2"], "--random and --optuna do not go together"),
         (["--set", "seed=1", "--storage=x"], "--storage and --study are for --optuna=N"),
-        (["--files=absent.json"], "absent.json cannot be read"),
+        (["--files=absent.json"], "cannot read absent.json"),
         (["--files="], "the list is empty"),
         ([], "nothing is swept"),
         (["--set", "model.heads=2,3"], "the trial heads=3 cannot be: model.heads=3 does not divide model.width=128"),
