@@ -200,7 +200,7 @@ REFUSED = [
     (["--prompt=" + "x" * 16], "the prompt has 16 tokens, and the model's context is 16, the new ones included"),
     (["--prompt=" + "x" * 40], "or let the context slide with --slide"),
     (["--temperature=-1"], "temperature is -1.0; it must be at least 0"),
-    (["--temperature=nan"], "temperature is nan"),
+    (["--temperature=nan"], "--temperature: it must be a finite number, not nan"),
     (["--max_tokens=0"], "max_tokens is 0; it must be at least 1"),
     (["--top_k=-3"], "top_k is -3"),
     (["--temperature=0", "--top_p=0.9"], "top_p=0.9 does nothing at temperature 0"),

@@ -156,7 +156,7 @@ def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_check
 
 def test_lines_of_metrics_that_find_no_room_are_written_once_there_is_some(small_disk, capsys):
     writer = writers.JsonLines(small_disk, {}, 0)
-    lines = [{"step": step, "text": "x" * 50} for step in range(1, 101)]
+    lines = [{"step": step, "x" * 50: 0.5} for step in range(1, 101)]
     writer.write(lines[0])
     ballast = fill(small_disk)
     for line in lines[1:99]:
