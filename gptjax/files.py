@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -95,6 +96,24 @@ def read_text(path: Path) -> str:
     return decode(read_bytes(path), str(path))
 
 
+# How many arrays and objects may stand within each other: what parsers take differs between versions of Python.
+DEEPEST = 500
+_NESTING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|[\]}]', re.DOTALL)
+
+
+def is_too_deep(text: str) -> bool:
+    """Whether a JSON text has more than DEEPEST arrays and objects within each other."""
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return False
+    depth = 0
+    for match in _NESTING.finditer(text):
+        if text[match.start()] != '"':
+            depth += 1 if match[1] else -1
+            if depth > DEEPEST:
+                return True
+    return False
+
+
 def parse_json(text: str | bytes, where: str, finite: bool = True) -> Any:
     """Value of a JSON text.
 
@@ -114,10 +133,10 @@ def parse_json(text: str | bytes, where: str, finite: bool = True) -> Any:
         return value
 
     text = decode(text, where) if isinstance(text, bytes) else text
+    if is_too_deep(text):
+        raise DataError(f"{where} is nested too deeply")
     try:
         return json.loads(text, parse_float=number, parse_constant=number)
-    except RecursionError as error:
-        raise DataError(f"{where} is nested too deeply") from error
     except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}") from error
 

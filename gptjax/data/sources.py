@@ -5,6 +5,7 @@ Reads and splits text; knows nothing of tokens. Every failure that a person can 
 
 import glob
 import hashlib
+import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
@@ -108,7 +109,7 @@ def is_there(path: Path) -> bool:
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        return sorted(folder / name for name in os.listdir(folder))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from error
 

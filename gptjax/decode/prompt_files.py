@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from gptjax import console
 from gptjax.config import DataError
 from gptjax.data import records, streams
-from gptjax.files import decode_repaired
+from gptjax.files import decode_repaired, is_too_deep
 
 
 def read(place: str) -> Iterator[str]:
@@ -57,8 +57,8 @@ def _of_line(line: str, where: str, strict: bool) -> tuple[str, bool]:
         return line, False
     try:
         value, mended = records.parsed(line, where)
-    except DataError as error:
-        if strict or isinstance(error.__cause__, RecursionError):
+    except DataError:
+        if strict or is_too_deep(line):
             raise
         return line, False
     return value if isinstance(value, str) else _of_object(value, where), mended

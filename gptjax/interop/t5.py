@@ -56,7 +56,8 @@ def _model(h: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(m: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(
+    unstarted = dict(pad_token_id=None) if m["start"] is None else {}  # which targets begin with, where nothing is said
+    return unstarted | dict(
         num_decoder_layers=m["layers"], num_layers=m["encoder_layers"], num_heads=m["heads"], d_kv=m["head_width"],
         d_model=m["width"], d_ff=m["mlp_width"], n_positions=m["context"], vocab_size=m["vocabulary"],
         relative_attention_num_buckets=m["relative"]["buckets"],
