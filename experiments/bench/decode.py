@@ -128,7 +128,7 @@ class Silent:
     """A tokenizer for ids that no tokenizer has: each is no text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.end = tokenizer.end
+        self.end, self.stop_token_ids = tokenizer.end, tokenizer.stop_token_ids
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """Nothing."""
