@@ -21,7 +21,6 @@ import traceback
 from pathlib import Path
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
-os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"  # compiles in two thirds of the time
 sys.path.insert(0, "tests")
 
 import jax

@@ -9,13 +9,8 @@ import switches
 from conftest import ROOT
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "switches.json").read_text())
-# XLA's partitioner stops at an all-reduce of an encoder-decoder whose columns are divided, rows being manual.
-FAULTS = {10: [pytest.mark.xfail(reason="Cross-partition allreduce must be in (partial) manual mode", strict=True)]}
-QUICK = (0, 20)
-CASES = [
-    pytest.param(row, id=str(i), marks=FAULTS.get(i, []) + [pytest.mark.slow] * (i not in QUICK))
-    for i, row in enumerate(ROWS)
-]
+QUICK = (0, 10, 20)
+CASES = [pytest.param(row, id=str(i), marks=[pytest.mark.slow] * (i not in QUICK)) for i, row in enumerate(ROWS)]
 
 
 @pytest.fixture(scope="module")

@@ -49,9 +49,8 @@ class Layout(NamedTuple):
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The mesh axes that divide the rows of a batch; at least one, to map over."""
-        several = tuple(axis for axis in self.computed["B"] if self.mesh.shape[axis] > 1)
-        return several or self.computed["B"][:1]
+        """The mesh axes that divide the rows of a batch."""
+        return tuple(axis for axis in self.computed["B"] if self.mesh.shape[axis] > 1)
 
     @property
     def inner(self) -> tuple[str, ...]:
@@ -120,7 +119,7 @@ _placed: ContextVar[Layout | None] = ContextVar("placed", default=None)
 
 @contextmanager
 def placed(layout: Layout) -> Iterator[None]:
-    """What is traced in the block, within a `jax.shard_map` over `layout.rows`, lies as `layout` says."""
+    """What is traced in the block, within a `jax.shard_map` over `layout.rows` (if any), lies as `layout` says."""
     before = _placed.set(layout)
     try:
         yield
@@ -162,7 +161,7 @@ def looked_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
 def mean_of_rows(x: jax.Array) -> jax.Array:
     """The mean over the devices that have rows of their own, each with as many."""
     layout = current()
-    return x if layout is None else jax.lax.pmean(x, layout.rows)
+    return jax.lax.pmean(x, layout.rows) if layout and layout.rows else x
 
 
 def of_parameter(path: Sequence[str], ndim: int) -> str:

@@ -124,6 +124,9 @@ def over_rows(objective: Loss, mesh: Mesh) -> Loss:
             return jax.lax.psum(objective(params, batch, own), there.rows)
 
     def whole(params: Any, batch: Any, rng: jax.Array | None) -> Any:
+        if not there.rows:  # XLA's partitioner takes no sum over one device
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), placed(there):
+                return objective(params, batch, rng)
         # Without JAX's own account of what differs between devices, which loops over constants do not pass.
         return jax.shard_map(
             local,

@@ -36,6 +36,7 @@ MESHES = {
     "data": (MODEL, dict(data=8)),
     "fsdp": (MODEL, dict(data=1, fsdp=8)),
     "tensor": (MODEL, dict(data=1, fsdp=4, tensor=2)),
+    "tensor alone": (MODEL, dict(data=1, tensor=4)),
     "hybrid": (MODEL, dict(data=2, fsdp=2, tensor=2)),
     "context": (MODEL, dict(data=2, context=4)),
     "experts, one": (EXPERTS, dict(data=1)),

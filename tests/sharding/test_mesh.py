@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-FEW = ("one", "data", "fsdp", "tensor", "context", "experts, one", "experts, expert")
+FEW = ("one", "data", "fsdp", "tensor", "tensor alone", "context", "experts, one", "experts, expert")
 FEW += ("recurrent, one", "recurrent, fsdp", "cudnn, one", "cudnn, all")
 MORE = (
     "hybrid", "experts, data", "experts, all", "llama, one", "llama, fsdp", "llama, all", "bfloat16, one",

@@ -181,7 +181,7 @@ made = [configs.read({BASE!r}, [*flags, f"--config.seed={{i}}"]) for i in range(
 population.train(made, [Path(sys.argv[2]) / str(i) for i in range(4)])
 """
     for devices in (1, 2):
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT)}
+        env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code, str(devices), tmp_path / str(devices)], env=env, check=True)
     for i in range(4):
         compared(tmp_path / "1" / str(i), tmp_path / "2" / str(i))
