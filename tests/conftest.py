@@ -4,6 +4,7 @@ import os
 import random
 import tempfile
 from pathlib import Path
+from zlib import crc32
 
 # Programs that several tests compile are compiled once; a user's own cache is left alone, and so is another process's.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"gptjax-tests-{os.getuid()}"))
@@ -80,8 +81,8 @@ def text_file(tmp_path_factory):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Of a test that is `thorough` all cases but the first are slow."""
+def pytest_collection_modifyitems(config, items):
+    """Of a test that is `thorough` all cases but the first are slow; of slow ones GPTJAX_SHARE=0/2 keeps half."""
     seen = set()
     for item in items:
         if item.get_closest_marker("thorough"):
@@ -89,6 +90,10 @@ def pytest_collection_modifyitems(items):
             if test in seen:
                 item.add_marker(pytest.mark.slow)
             seen.add(test)
+    share, shares = map(int, os.environ.get("GPTJAX_SHARE", "0/1").split("/"))
+    out = [item for item in items if item.get_closest_marker("slow") and crc32(item.nodeid.encode()) % shares != share]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in set(out)]
 
 
 @pytest.fixture(scope="module", autouse=True)
