@@ -3,6 +3,7 @@
 import os
 import random
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from zlib import crc32
 
@@ -14,8 +15,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-cache-")
 # Tiny models compile for longer than they run. What .ci/run does after the tests is compiled as a user's run is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older emitters compile in three fifths of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# XLA's older emitters, which jax 0.11 has no more, compile in three fifths of the time.
+os.environ.setdefault("XLA_FLAGS", "" if version("jax") >= "0.11" else "--xla_cpu_use_fusion_emitters=false")
 # Steps of tiny models are too short to wait for actively.
 os.environ.setdefault("GPTJAX_WAKEFUL", "0")
 
@@ -28,6 +29,8 @@ from gptjax import config as configs
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "base.py")
 SHARED = ROOT.parent / "shared"
+# Options of `jax.jit` for what holds to the bit as users' programs are compiled.
+AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True} if "emitters" in os.environ["XLA_FLAGS"] else {}
 
 TINY = {
     "model.layers": 2,

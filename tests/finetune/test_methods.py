@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import AS_USERS_COMPILE, tiny_config
 
 from gptjax import models
 from gptjax.finetune import methods, paths
@@ -72,7 +72,7 @@ def test_before_the_first_step_what_is_added_changes_nothing(name, method):
     base, tuned, frozen, model, plain = built(name, method)
     assert not set(paths.flat(tuned)) & set(paths.flat(base))
     read = texts(plain)
-    jit = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})  # as users' programs are compiled
+    jit = partial(jax.jit, compiler_options=AS_USERS_COMPILE)
     there = jit(lambda params: models.logits(model, params, **read))(paths.union(frozen, tuned))
     np.testing.assert_array_equal(there, jit(lambda params: models.logits(plain, params, **read))(base))
 
