@@ -29,7 +29,8 @@ from gptjax import config as configs
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "base.py")
 SHARED = ROOT.parent / "shared"
-# Options of `jax.jit` for what holds to the bit as users' programs are compiled.
+# What has a command, and what has `jax.jit`, compile as a user's does.
+AS_USERS_RUN = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
 AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True} if "emitters" in os.environ["XLA_FLAGS"] else {}
 
 TINY = {
@@ -94,9 +95,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.slow)
             seen.add(test)
     share, shares = map(int, os.environ.get("GPTJAX_SHARE", "0/1").split("/"))
-    out = [item for item in items if item.get_closest_marker("slow") and crc32(item.nodeid.encode()) % shares != share]
-    config.hook.pytest_deselected(items=out)
-    items[:] = [item for item in items if item not in set(out)]
+    parts = {True: [], False: []}
+    for item in items:
+        parts[not item.get_closest_marker("slow") or crc32(item.nodeid.encode()) % shares == share].append(item)
+    items[:] = parts[True]
+    config.hook.pytest_deselected(items=parts[False])
 
 
 @pytest.fixture(scope="module", autouse=True)
