@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax import command, runtime
-from gptjax.config import ConfigError
-from gptjax.files import is_free, write_atomic
-from gptjax.tables import Rows
+from gptjax.config.errors import ConfigError
+from gptjax.core import arguments, runtime
+from gptjax.core.console import Rows
+from gptjax.core.files import is_free, write_atomic
 
 PAGE, PICTURE = "compare.html", "compare.png"
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
@@ -41,37 +41,39 @@ def as_html(tables: dict[str, Rows], picture: bytes) -> str:
 
 def objects(groups: Sequence[Any], measure: str) -> list[dict[str, Any]]:
     """The same for --json: an object for each group, then one for each two."""
-    from gptjax.inspect import runs
+    from gptjax.sweeps import runs_table
 
-    table = runs.differing([group.runs[0] for group in groups])
+    table = runs_table.differing([group.runs[0] for group in groups])
     found: list[dict[str, Any]] = [
         {
             "group": group.name,
             "runs": [str(run.workdir) for run in group.runs],
             "measure": measure,
-            "ends": runs.ends(group, measure),
+            "ends": runs_table.ends(group, measure),
             "config": {key: values[number] for key, values in table.items()},
         }
         for number, group in enumerate(groups)
     ]
-    both = [one._asdict() for one in runs.welch(groups, measure)]
-    return found + [one | {"significant": None if one["p"] is None else one["p"] < runs.SIGNIFICANT} for one in both]
+    both = [one._asdict() for one in runs_table.welch(groups, measure)]
+    return found + [
+        one | {"significant": None if one["p"] is None else one["p"] < runs_table.SIGNIFICANT} for one in both
+    ]
 
 
 def main(argv: Sequence[str]) -> None:
     """Compares the runs that the flags name."""
-    parser = command.Parser(description=__doc__)
+    parser = arguments.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="where page and picture go")
     flags = parser.parse_args(argv)
     if not is_free(flags.out) and not (flags.out / PAGE).is_file():
         raise ConfigError(f"{flags.out} exists and has no {PAGE}; give another --out")
     runtime.start()
-    from gptjax.inspect import comparison, runs
+    from gptjax.sweeps import comparison, runs_table
 
-    found = [runs.read(workdir) for workdir in flags.runs]
-    measure = runs.comparable(found)
-    groups = runs.grouped(found)
+    found = [runs_table.read(workdir) for workdir in flags.runs]
+    measure = runs_table.comparable(found)
+    groups = runs_table.grouped(found)
     tables = comparison.tables(groups, measure)
     flags.out.mkdir(parents=True, exist_ok=True)
     comparison.curves(groups, measure).savefig(flags.out / PICTURE, dpi=110)
@@ -83,4 +85,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax import command, runtime
-from gptjax.config import ConfigError
-from gptjax.limits import SEED
+from gptjax.config.errors import ConfigError
+from gptjax.config.limits import SEED
+from gptjax.core import arguments, runtime
 from gptjax.sweeps import space
 from gptjax.sweeps.results import Result, as_object
 from gptjax.sweeps.trials import Search
@@ -83,19 +83,19 @@ def listed(text: str) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Trains, and reports."""
-    parser = command.Parser(prog="python experiments/sweep.py", description=__doc__)
+    parser = arguments.Parser(prog="python experiments/sweep.py", description=__doc__)
     parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
     about = "what is swept: a list, or log:LOW..HIGH, lin:LOW..HIGH, int:LOW..HIGH; may be given again"
     parser.add_argument("--set", metavar="KEY=VALUES", action="append", default=[], help=about)
     parser.add_argument("--workdir", type=Path, help="the sweep's directory; default: sweeps/ and the recipe's name")
     chosen = parser.add_argument_group("how trials are chosen; default: every combination of the lists")
-    trials = command.number(least=1, most=MOST_TRIALS)
+    trials = arguments.number(least=1, most=MOST_TRIALS)
     chosen.add_argument("--random", type=trials, metavar="N", help="N draws")
     chosen.add_argument("--files", type=listed, metavar="A,B", help="JSON objects of key: value, or recipes")
     chosen.add_argument("--optuna", type=trials, metavar="N", help="N trials by TPE; ASHA stops the worse ones")
     chosen.add_argument(
         "--sweep-seed",
-        type=command.number(least=0, most=SEED),
+        type=arguments.number(least=0, most=SEED),
         default=0,
         metavar="SEED",
         help="of --random and --optuna; default: 0",
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     together = parser.add_argument_group("all trials at once")
     together.add_argument("--vmap", action="store_true", help="as one compiled program")
     every = "the same, in which every N steps the worst take the best ones' places and vary their values"
-    together.add_argument("--evolve", type=command.number(least=1), metavar="N", help=every)
+    together.add_argument("--evolve", type=arguments.number(least=1), metavar="N", help=every)
     flags, overrides = parser.parse_known_args(argv)
     folder = flags.workdir or Path("sweeps") / name_of(flags.config)
     search = searched(flags, overrides)
@@ -117,4 +117,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gptjax.run import Run
+    from gptjax.runs.run import Run
 
 __version__ = "0.1.0"
 
@@ -23,9 +23,9 @@ def load(workdir: "str | Path", step: int | str | None = None) -> "Run":
     Raises:
       gptjax.config.CheckpointError: no run, no such checkpoint, or none that is not damaged.
     """
-    from gptjax import runtime
+    from gptjax.core import runtime
 
     runtime.start()
-    from gptjax.run import load as load_run
+    from gptjax.runs.run import load as load_run
 
     return load_run(workdir, step)

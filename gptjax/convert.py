@@ -1,6 +1,6 @@
 """python -m gptjax.convert --from=hf:gpt2 --to=runs/gpt2: a Hugging Face model becomes a run, or a run one.
 
-Flags in, gptjax.interop.transfer called, what was made printed.
+Flags in, gptjax.interop.convert_run called, what was made printed.
 """
 
 import json
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax import command, runtime
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
+from gptjax.core import arguments, runtime
 
 EPILOG = """one of --from and --to is hf:FOLDER (for --from also hf:NAME on the Hugging Face hub), the other a run's
 directory. What a run has tuned goes to adapter:FOLDER alone, by LoRA also to peft:FOLDER, or with --merge to a run of
@@ -22,7 +22,7 @@ Families: openai-gpt, gpt2, gpt_neo, llama, mistral, qwen2, qwen3, bert, bart, m
 
 def main(argv: Sequence[str]) -> None:
     """Converts as the flags say."""
-    parser = command.Parser(
+    parser = arguments.Parser(
         prog="python -m gptjax.convert", description="Hugging Face models in and out.", epilog=EPILOG
     )
     parser.add_argument("--from", dest="source", metavar="FROM", required=True, help="hf:FOLDER, hf:NAME or a run")
@@ -43,14 +43,14 @@ def main(argv: Sequence[str]) -> None:
     if inwards and flags.dtype:
         raise ConfigError("--dtype is for --to=hf:...; a run's parameters are always float32")
     runtime.start()
-    from gptjax import run
-    from gptjax.interop import transfer
+    from gptjax.interop import convert_run
+    from gptjax.runs import run
 
     if inwards:
-        made = transfer.import_run(flags.source.removeprefix("hf:"), Path(flags.to), flags.tokenizer)
+        made = convert_run.import_run(flags.source.removeprefix("hf:"), Path(flags.to), flags.tokenizer)
     else:
         folder = Path(flags.to.removeprefix("hf:")).expanduser()
-        made = transfer.export_run(run.load(flags.source), folder, flags.dtype or "float32")
+        made = convert_run.export_run(run.load(flags.source), folder, flags.dtype or "float32")
     print_made(flags, made)
     if flags.json:
         return
@@ -71,13 +71,12 @@ def tuned(flags: Namespace) -> dict[str, Any]:
             "--to=RUN --merge; peft: goes like adapter:"
         )
     runtime.start()
-    from gptjax import run
-    from gptjax.finetune import adapters
-    from gptjax.interop import peft, transfer
+    from gptjax.interop import convert_run, peft
+    from gptjax.runs import adapters, run
 
     forms: dict[str, Any] = {"adapter": adapters, "peft": peft}
     one = forms[into].load(run.load(flags.base), source) if into else run.load(source)
-    made: dict[str, Any] = transfer.merge_run(one, target) if flags.merge else forms[out].save(one, target)
+    made: dict[str, Any] = convert_run.merge_run(one, target) if flags.merge else forms[out].save(one, target)
     return made
 
 
@@ -98,4 +97,4 @@ def print_made(flags: Namespace, made: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

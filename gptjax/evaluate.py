@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax import command, runtime
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
+from gptjax.core import arguments, runtime
 
 if TYPE_CHECKING:
-    from gptjax.run import Run
+    from gptjax.runs.run import Run
 
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
-    parser = command.Parser(prog="python -m gptjax.evaluate", description="Measures a trained model on text.")
+    parser = arguments.Parser(prog="python -m gptjax.evaluate", description="Measures a trained model on text.")
     parser.add_argument("--workdir", type=Path, required=True, help="a run's directory")
-    command.add_step(parser)
+    arguments.add_step(parser)
     parser.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="text; default: the run's held-out split")
     parser.add_argument("--test", metavar="SPLIT", help="of its examples or parallel text, such as test (val)")
     parser.add_argument(
@@ -32,17 +32,18 @@ def main(argv: Sequence[str]) -> None:
     )
     translating = parser.add_argument_group("of an encoder-decoder, which translates")
     translating.add_argument(
-        "--beams", type=command.number(), metavar="N", help="kept at each step of the search; 1: greedy (4)"
+        "--beams", type=arguments.number(), metavar="N", help="kept at each step of the search; 1: greedy (4)"
     )
     translating.add_argument(
-        "--length_penalty", type=command.number(float), metavar="X", help="scores are divided by length ** X (1)"
+        "--length_penalty", type=arguments.number(float), metavar="X", help="scores are divided by length ** X (1)"
     )
     flags = parser.parse_args(argv)
     runtime.start()
-    from gptjax import models, run
+    from gptjax import models
     from gptjax.data import records
     from gptjax.data.records import Options
     from gptjax.evals import held_out, translation, writing
+    from gptjax.runs import run
 
     loaded = run.load(flags.workdir, flags.step)
     if sum(bool(flag) for flag in (flags.test, flags.data, flags.predict)) > 1:
@@ -101,4 +102,4 @@ def as_text(figures: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -14,15 +14,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax import command, console, limits, printing, runtime, wakeful
-from gptjax.config import ConfigError, DataError
-from gptjax.files import decode, read_text, repair
+from gptjax.config import limits
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core import arguments, console, cpu_idle, runtime
+from gptjax.core.files import decode, read_text, repair
+from gptjax.decode import printer
 
 if TYPE_CHECKING:
     from gptjax.decode.engine import Sample
     from gptjax.decode.generate import How
     from gptjax.decode.settings import Settings
-    from gptjax.run import Run
+    from gptjax.runs.run import Run
 
 MOST_SAMPLES = 1_000_000  # of a prompt, all of which are in memory at once
 LIVE = 8  # tokens between two looks at a text that somebody watches
@@ -30,10 +32,10 @@ LIVE = 8  # tokens between two looks at a text that somebody watches
 
 def flags_of(argv: Sequence[str]) -> Any:
     """The flags, none of them looked at."""
-    parser = command.Parser(prog="python -m gptjax.generate", description="Continues a prompt with a trained model.")
+    parser = arguments.Parser(prog="python -m gptjax.generate", description="Continues a prompt with a trained model.")
     add, given = parser.add_argument, parser.add_argument_group
     add("--workdir", type=Path, required=True, help="a run's directory")
-    command.add_step(parser)
+    arguments.add_step(parser)
     add("--prompt", help="text to go on from (the start of a document), to translate, or whose [MASK]s to fill in")
     add("--prompts", help="a file of prompts: one a line, JSON or not, or records with a prompt; - for stdin")
     add("--chat", action="store_true", help="a dialogue: a line from stdin, an answer; /reset forgets, /exit ends")
@@ -41,26 +43,28 @@ def flags_of(argv: Sequence[str]) -> Any:
     add("--system", help="what a dialogue begins with")
     add(
         "--samples",
-        type=command.number(most=MOST_SAMPLES),
+        type=arguments.number(most=MOST_SAMPLES),
         default=1,
         help="how many continuations of each prompt (%(default)s)",
     )
     add(
         "--seed",
-        type=command.number(least=0, most=limits.SEED),
+        type=arguments.number(least=0, most=limits.SEED),
         default=0,
         help="the same seed gives the same text (%(default)s)",
     )
-    add("--rows", type=command.number(), default=0, help="how many texts at once; 0: as many as there are, at most 16")
+    add(
+        "--rows", type=arguments.number(), default=0, help="how many texts at once; 0: as many as there are, at most 16"
+    )
     add(
         "--room",
-        type=command.number(),
+        type=arguments.number(),
         default=0,
         help="for how many tokens of a text; 0: as the longest of these needs",
     )
     add("--cache_dtype", choices=["float32", "bfloat16"], help="of keys and values; default: the arithmetic's")
     add("--slide", action="store_true", help="texts may be longer than the context: its newest tokens are read")
-    add("--logprobs", type=command.number(), metavar="N", help="with --json: the N likeliest tokens at each place")
+    add("--logprobs", type=arguments.number(), metavar="N", help="with --json: the N likeliest tokens at each place")
     add("--prompt_logprobs", action="store_true", help="with --json: log-probabilities of the prompt's tokens")
     _add_choice(given)
     _add_models(given)
@@ -74,30 +78,30 @@ def flags_of(argv: Sequence[str]) -> Any:
 def _add_choice(given: Any) -> None:
     of_choice = given("how a token is chosen", "filters in this order, each after its predecessors")
     choose = of_choice.add_argument
-    choose("--max_tokens", type=command.number(), help="the most new tokens of a text (200)")
-    choose("--temperature", type=command.number(float), help="0 takes the likeliest token (0.8)")
-    choose("--top_k", type=command.number(), help="draws among the k likeliest; 0: all (50); fillings of a mask (5)")
+    choose("--max_tokens", type=arguments.number(), help="the most new tokens of a text (200)")
+    choose("--temperature", type=arguments.number(float), help="0 takes the likeliest token (0.8)")
+    choose("--top_k", type=arguments.number(), help="draws among the k likeliest; 0: all (50); fillings of a mask (5)")
     choose(
         "--top_p",
-        type=command.number(float),
+        type=arguments.number(float),
         help="draws among the likeliest that make up this probability; 1: all (1)",
     )
     choose(
         "--min_p",
-        type=command.number(float),
+        type=arguments.number(float),
         help="draws among those at least this likely, the likeliest being 1; 0: all (0)",
     )
     choose(
         "--typical_p",
-        type=command.number(float),
+        type=arguments.number(float),
         help="draws among the nearest to the entropy of this probability; 1: all (1)",
     )
-    choose("--repetition_penalty", type=command.number(float), help="for tokens of prompt and text; 1: none (1)")
-    choose("--frequency_penalty", type=command.number(float), help="nats for each time that the text has a token (0)")
-    choose("--presence_penalty", type=command.number(float), help="nats for tokens that the text has (0)")
-    choose("--no_repeat_ngram", type=command.number(), help="no so many tokens in a row come twice; 0: they may (0)")
+    choose("--repetition_penalty", type=arguments.number(float), help="for tokens of prompt and text; 1: none (1)")
+    choose("--frequency_penalty", type=arguments.number(float), help="nats for each time that the text has a token (0)")
+    choose("--presence_penalty", type=arguments.number(float), help="nats for tokens that the text has (0)")
+    choose("--no_repeat_ngram", type=arguments.number(), help="no so many tokens in a row come twice; 0: they may (0)")
     choose("--logit_bias", action="append", metavar="ID=NATS", help="added to a token's logit; may be repeated")
-    choose("--min_tokens", type=command.number(), help="the text does not end before (0)")
+    choose("--min_tokens", type=arguments.number(), help="the text does not end before (0)")
     choose("--stop", action="append", help="text ends before this string; may be repeated")
 
     held = given("what the text must be (pip install 'gptjax[constraints]')").add_argument
@@ -112,36 +116,38 @@ def _add_models(given: Any) -> None:
     several("--combine", help="probabilities (default): their mean; logits: theirs; token: who is surer counts more")
     several("--weights", help="of each model, the first run's first, as in 2,1")
     several(
-        "--guidance", type=command.number(float), help="away from what the model says without the prompt; 1: none (1)"
+        "--guidance", type=arguments.number(float), help="away from what the model says without the prompt; 1: none (1)"
     )
     several("--negative_prompt", help="what it reads instead of the prompt then")
 
     quick = given("speculation: the same text, sooner").add_argument
     quick("--draft", type=Path, help="a smaller run with the same tokenizer, which proposes tokens")
-    quick("--ngram", type=command.number(), help="or: proposes what followed up to so many last tokens before")
-    quick("--draft_tokens", type=command.number(), help="proposals at a time (4)")
+    quick("--ngram", type=arguments.number(), help="or: proposes what followed up to so many last tokens before")
+    quick("--draft_tokens", type=arguments.number(), help="proposals at a time (4)")
 
 
 def _add_searches(given: Any) -> None:
     search = given("search instead of drawing").add_argument
-    search("--beams", type=command.number(), help="beam search with so many")
-    search("--groups", type=command.number(), help="into which beams are divided, each avoiding the others' tokens (1)")
-    search("--diversity_penalty", type=command.number(float), help="how much (0)")
-    search("--length_penalty", type=command.number(float), help="above 0 for longer texts (1)")
+    search("--beams", type=arguments.number(), help="beam search with so many")
+    search(
+        "--groups", type=arguments.number(), help="into which beams are divided, each avoiding the others' tokens (1)"
+    )
+    search("--diversity_penalty", type=arguments.number(float), help="how much (0)")
+    search("--length_penalty", type=arguments.number(float), help="above 0 for longer texts (1)")
     search("--early_stopping", choices=["true", "false", "never"], help="when a search ends (false)")
-    search("--best", type=command.number(), help="how many of the beams are given (1)")
-    search("--contrastive_k", type=command.number(), help="contrastive search among so many tokens")
-    search("--contrastive_alpha", type=command.number(float), help="weight of what the text has not said (0.6)")
+    search("--best", type=arguments.number(), help="how many of the beams are given (1)")
+    search("--contrastive_k", type=arguments.number(), help="contrastive search among so many tokens")
+    search("--contrastive_alpha", type=arguments.number(float), help="weight of what the text has not said (0.6)")
 
     mark = given("watermark").add_argument
     mark(
         "--watermark",
-        type=command.number(least=0, most=2**64 - 1),
+        type=arguments.number(least=0, most=2**64 - 1),
         metavar="KEY",
         help="marks the text; whoever has the key can tell",
     )
-    mark("--watermark_gamma", type=command.number(float), help="share of green tokens (0.25)")
-    mark("--watermark_delta", type=command.number(float), help="nats that they gain (2)")
+    mark("--watermark_gamma", type=arguments.number(float), help="share of green tokens (0.25)")
+    mark("--watermark_delta", type=arguments.number(float), help="nats that they gain (2)")
     mark("--detect", metavar="FILE", help="tells whether this text has the watermark; - for stdin")
 
 
@@ -187,12 +193,12 @@ def _depends(flags: Any, on: str, *names: str) -> None:
 
 
 def _how(flags: Any) -> "How":
-    from gptjax import run
     from gptjax.decode.beam import Beams
     from gptjax.decode.contrastive import Contrastive
+    from gptjax.decode.drafting import Speculation
     from gptjax.decode.generate import How
-    from gptjax.decode.proposals import Speculation
     from gptjax.decode.watermark import Watermark
+    from gptjax.runs import run
 
     _depends(flags, "beams", "groups", "diversity_penalty", "length_penalty", "early_stopping", "best")
     _depends(flags, "contrastive_k", "contrastive_alpha")
@@ -263,7 +269,8 @@ def _prompts(flags: Any) -> list[str]:
 
 def answer(flags: Any, loaded: "Run") -> None:
     """All continuations of all prompts, printed."""
-    from gptjax import models, random
+    from gptjax import models
+    from gptjax.core import rng
     from gptjax.decode.generate import Ask
 
     settings, how, prompts = _settings(flags), _how(flags), _prompts(flags)
@@ -273,7 +280,7 @@ def answer(flags: Any, loaded: "Run") -> None:
     if (how.beams or how.contrastive) and flags.samples > 1:
         raise ConfigError("--samples does nothing in a search, which draws nothing; --best gives several of its beams")
     asks = [
-        Ask(prompt, settings, random.key(flags.seed, "sample", index))
+        Ask(prompt, settings, rng.key(flags.seed, "sample", index))
         for prompt in prompts
         for index in range(flags.samples)
     ]
@@ -281,9 +288,9 @@ def answer(flags: Any, loaded: "Run") -> None:
     if flags.prompt_logprobs:
         of_prompts = {prompt: _of_prompt(loaded, prompt) for prompt in prompts}
         facts = [fact | of_prompts[str(ask.prompt)] for fact, ask in zip(facts, asks, strict=True)]
-    printer = printing.Printer(asks, facts, flags.json, hears)
+    screen = printer.Printer(asks, facts, flags.json, hears)
     stride = LIVE if sys.stdout.isatty() and not flags.json else 0
-    coming = loaded.answers(asks, how, printer.on_text, stride)
+    coming = loaded.answers(asks, how, screen.on_text, stride)
     several = len(asks) > 1 and not (sys.stdout.isatty() and not flags.json)
     # The best of a search come together, and all at once. To group others would be to wait for the next.
     found: Iterable[tuple[int, Iterable[tuple[int, Sample]]]] = ((pair[0], [pair]) for pair in coming)
@@ -291,9 +298,9 @@ def answer(flags: Any, loaded: "Run") -> None:
         found = groupby(coming, key=itemgetter(0))
     with console.bar("texts", len(asks)) if several else nullcontext(lambda: None) as advance:
         for number, samples in found:
-            printer.done(number, [sample for _, sample in samples])
+            screen.done(number, [sample for _, sample in samples])
             advance()
-    console.say(printer.summary())
+    console.say(screen.summary())
 
 
 def _of_prompt(loaded: "Run", prompt: str) -> dict[str, Any]:
@@ -322,9 +329,10 @@ def fill(flags: Any, loaded: "Run") -> None:
 
 def talk(flags: Any, loaded: "Run") -> None:
     """A dialogue with whoever writes to stdin."""
-    from gptjax import models, random
-    from gptjax.decode import chat
+    from gptjax import models
+    from gptjax.core import rng
     from gptjax.decode.generate import Ask
+    from gptjax.runs import chat
 
     if models.kind(loaded.model) != "decoder":
         raise ConfigError("--chat needs a decoder; this run is an encoder-decoder, whose --prompt is its source")
@@ -345,9 +353,9 @@ def talk(flags: Any, loaded: "Run") -> None:
 
     def answer(ids: list[int], stop: tuple[str, ...]) -> str:
         wanted = settings._replace(stop=(*settings.stop, *stop))
-        one = Ask(tuple(ids), wanted, random.key(flags.seed, "sample", next(turns)))
-        _, sample = next(loaded.answers([one], how, lambda _, text: printing.write(text), LIVE))
-        printing.write("\n")
+        one = Ask(tuple(ids), wanted, rng.key(flags.seed, "sample", next(turns)))
+        _, sample = next(loaded.answers([one], how, lambda _, text: printer.write(text), LIVE))
+        printer.write("\n")
         return sample.text
 
     chat.dialogue(ask, answer, template, loaded.tokenizer, room, flags.system or "")
@@ -375,13 +383,14 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     import jax
 
-    from gptjax import models, run
+    from gptjax import models
+    from gptjax.runs import run
 
     loaded = run.load(flags.workdir, flags.step)
     fills = models.kind(loaded.model) == "encoder"
-    with wakeful.wakeful(jax.default_backend() == "cpu"):
+    with cpu_idle.wakeful(jax.default_backend() == "cpu"):
         (detect if flags.detect else fill if fills else talk if flags.chat else answer)(flags, loaded)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

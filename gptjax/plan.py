@@ -1,7 +1,7 @@
 """python -m gptjax.plan --config=configs/base.py --measure: what a train step costs, part by part of the model.
 python -m gptjax.plan --config=configs/gpt3.py:175b --mesh=data=8,fsdp=64,tensor=8 --chip=h100: on what is not here.
 
-Flags in, gptjax.inspect.costs.plan or gptjax.inspect.scale called, their tables printed.
+Flags in, gptjax.planning.costs.plan or gptjax.planning.compiled_plan called, their tables printed.
 """
 
 import argparse
@@ -9,8 +9,9 @@ import json
 import math
 from collections.abc import Sequence
 
-from gptjax import command, config, console, runtime
-from gptjax.config import ConfigError
+from gptjax import config
+from gptjax.config.errors import ConfigError
+from gptjax.core import arguments, console, runtime
 
 EPILOG = """without --measure, --mesh, --chip and --search only what follows from shapes is printed, and nothing is
 compiled; no text is read and no run is written; every key of the recipe can be set with --config.KEY=VALUE"""
@@ -21,16 +22,16 @@ SHOWN, COMPILED = 10, 3  # of the meshes that --search ranks
 def main(argv: Sequence[str]) -> None:
     """Plans as the flags say."""
     about = "Tells what a train step costs: parameters, FLOPs and, measured on this machine or foreseen, time."
-    parser = command.Parser(prog="python -m gptjax.plan", description=about, epilog=EPILOG)
+    parser = arguments.Parser(prog="python -m gptjax.plan", description=about, epilog=EPILOG)
     parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
     parser.add_argument("--measure", action="store_true", help="run some steps on random tokens and tell their time")
     parser.add_argument(
-        "--steps", type=command.number(), metavar="N", help="steps to time, and as many again to trace; default: 5"
+        "--steps", type=arguments.number(), metavar="N", help="steps to time, and as many again to trace; default: 5"
     )
     parser.add_argument("--mesh", metavar="AXES", help="such as data=8,fsdp=64,tensor=8; compiled for virtual devices")
     parser.add_argument("--chip", metavar="NAME", help="each device of the mesh: h100, v5p, ..., or here, measured")
     parser.add_argument("--search", action="store_true", help="rank the meshes of --devices on which the run fits")
-    parser.add_argument("--devices", type=command.number(most=MOST_DEVICES), metavar="N", help="of --search")
+    parser.add_argument("--devices", type=arguments.number(most=MOST_DEVICES), metavar="N", help="of --search")
     flags, overrides = parser.parse_known_args(argv)
     if flags.steps is not None and (flags.steps < 1 or not flags.measure):
         raise ConfigError("--steps must be at least 1, and goes with --measure")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         return
     chosen = config.read(flags.config, overrides)
     runtime.start()
-    from gptjax.inspect import costs
+    from gptjax.planning import costs
 
     found = costs.plan(chosen, (flags.steps or 5) if flags.measure else 0)
     if flags.json:
@@ -59,46 +60,44 @@ def plan_elsewhere(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     if few or flags.search == (flags.devices is None) or (flags.search and flags.mesh):
         raise ConfigError("--search goes with --devices=N, at least 1, and without --mesh")
     runtime.start()
-    from gptjax.inspect import virtual
+    from gptjax.planning import virtual_devices
 
-    virtual.check_chip(flags.chip)
-    given = virtual.mesh(flags.mesh) if flags.mesh else None
+    virtual_devices.check_chip(flags.chip)
+    given = virtual_devices.mesh(flags.mesh) if flags.mesh else None
     chosen = config.read(flags.config, overrides)
     mesh = given or {axis: max(size, 1) for axis, size in chosen.mesh.items()}
     devices = flags.devices or math.prod(mesh.values())
-    virtual.start(devices, flags.chip)
-    from gptjax.inspect import costs, meshes, scale, scale_table
+    virtual_devices.start(devices, flags.chip)
+    from gptjax.planning import compiled_plan, costs, meshes, plan_table
 
-    planned = costs.planned(scale.with_mesh(chosen, {} if flags.search else mesh))
-    chip = virtual.chip(flags.chip, planned, devices)
+    planned = costs.planned(compiled_plan.with_mesh(chosen, {} if flags.search else mesh))
+    chip = virtual_devices.chip(flags.chip, planned, devices)
     if not flags.search:
         console.say(f"compiling for {devices:,} devices")
         measured = None
         if flags.measure:
-            found, measured = scale.compared(planned, chip, flags.steps or 5)
+            found, measured = compiled_plan.compared(planned, chip, flags.steps or 5)
         else:
-            found = scale.scaled(planned, chip)
-        print(
-            json.dumps(scale_table.as_object(found, measured)) if flags.json else scale_table.as_text(found, measured)
-        )
+            found = compiled_plan.scaled(planned, chip)
+        print(json.dumps(plan_table.as_object(found, measured)) if flags.json else plan_table.as_text(found, measured))
         return
     with console.bar("searching", len(meshes.meshes(planned, devices))) as advance:
         ranked = meshes.search(planned, devices, chip, advance)
     if not ranked:
         raise ConfigError(f"no mesh of {devices} {flags.chip} fits; take more devices, or --config.model.remat=full")
     if not flags.json:
-        print(scale_table.ranking(ranked, SHOWN))
+        print(plan_table.ranking(ranked, SHOWN))
     with console.bar("compiling", min(COMPILED, len(ranked))) as advance:
         best = []
         for one in ranked[:COMPILED]:
-            best.append(scale.scaled(one.config, chip))
+            best.append(compiled_plan.scaled(one.config, chip))
             advance(1)
     if flags.json:
-        objects = {"ranked": [*map(scale_table.candidate_object, ranked)]}
-        print(json.dumps(objects | {"compiled": [*map(scale_table.as_object, best)]}))
+        objects = {"ranked": [*map(plan_table.candidate_object, ranked)]}
+        print(json.dumps(objects | {"compiled": [*map(plan_table.as_object, best)]}))
     else:
-        print("\n\n".join(["", *map(scale_table.as_text, best)]))
+        print("\n\n".join(["", *map(plan_table.as_text, best)]))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -1,6 +1,6 @@
 """python -m gptjax.prepare --input=DIR --output=SET --tokenizer=bpe:8192: turns text into token shards, once.
 
-Flags in, gptjax.data.preparing called, its report printed. The same command goes on where it was cut short.
+Flags in, gptjax.data.prepare.pipeline called, its report printed. The same command goes on where it was cut short.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptjax import command
-from gptjax.config import ConfigError, Interrupted
+from gptjax.config.errors import ConfigError, Interrupted
+from gptjax.core import arguments
 
 if TYPE_CHECKING:
-    from gptjax.data.preparing import Settings
+    from gptjax.data.prepare.pipeline import Settings
 
 MOST_WORKERS, MOST_BYTES = 1000, 1e18
 DESCRIPTION = """Turns text into token shards that training reads with --config.data.path=SET.
@@ -36,11 +36,11 @@ def main(argv: Sequence[str]) -> None:
         return
     if not flags.input or not flags.output:
         raise ConfigError("--input and --output are needed (--help lists the flags)")
-    from gptjax.data import preparing, report
+    from gptjax.data.prepare import pipeline, report
 
     workers = flags.workers or os.cpu_count() or 1
     try:
-        found = preparing.prepare(settings(flags), flags.output, workers, flags.restart)
+        found = pipeline.prepare(settings(flags), flags.output, workers, flags.restart)
     except KeyboardInterrupt as error:
         raise Interrupted.after(error, "interrupted; the same command goes on where the newest shard ends") from None
     if flags.json:
@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> None:
     print(f"\ntrain with      python -m gptjax.train --config=configs/base.py --config.data.path={path}")
 
 
-def parser() -> command.Parser:
+def parser() -> arguments.Parser:
     """The command's flags."""
-    from gptjax.data.cleaning import NAMES, Options
     from gptjax.data.formats import FORMATS, Reading
-    from gptjax.data.preparing import Settings
+    from gptjax.data.prepare.cleaning import NAMES, Options
+    from gptjax.data.prepare.pipeline import Settings
 
     reading, options, defaults = Reading(), Options(), Settings._field_defaults
-    made = command.Parser(prog="python -m gptjax.prepare", description=DESCRIPTION)
+    made = arguments.Parser(prog="python -m gptjax.prepare", description=DESCRIPTION)
     add = made.add_argument
     add("--input", nargs="+", default=[], metavar="PATH", help="files, directories, globs")
     add("--output", type=Path, metavar="SET", help="the prepared set, a folder that is not there yet")
@@ -69,12 +69,12 @@ def parser() -> command.Parser:
     )
     add(
         "--held_out",
-        type=command.number(float),
+        type=arguments.number(float),
         default=0.05,
         help="share of documents for validation, by hash of the text (%(default)s)",
     )
     add("--clean", default="nfc,control", metavar="STEPS", help=f"in order, of {','.join(NAMES)} (%(default)s)")
-    add("--workers", type=command.number(most=MOST_WORKERS), default=0, help="processes; default: one a processor")
+    add("--workers", type=arguments.number(most=MOST_WORKERS), default=0, help="processes; default: one a processor")
     add("--shard_tokens", type=_amount, default=defaults["shard_tokens"], metavar="N", help="(100M)")
     add("--restart", action="store_true", help="throw away what was begun with other flags")
     add(
@@ -101,8 +101,8 @@ def parser() -> command.Parser:
     )
     steps = made.add_argument_group("what cleaning goes by")
     add = steps.add_argument
-    add("--min_words", type=command.number(), default=options.min_words, help="of length (%(default)s)")
-    add("--max_words", type=command.number(), default=options.max_words, help="of length (%(default)s)")
+    add("--min_words", type=arguments.number(), default=options.min_words, help="of length (%(default)s)")
+    add("--max_words", type=arguments.number(), default=options.max_words, help="of length (%(default)s)")
     add("--keep_scripts", type=_names, default=(), help="of script: keep only these, such as latin,han")
     add("--drop_scripts", type=_names, default=(), help="of script: drop these")
     add("--blocklist", default="", metavar="FILE", help="of blocklist: a term a line")
@@ -115,7 +115,7 @@ def parser() -> command.Parser:
     )
     add(
         "--near_threshold",
-        type=command.number(float),
+        type=arguments.number(float),
         default=options.near_threshold,
         help="of near: similarity (%(default)s)",
     )
@@ -123,15 +123,15 @@ def parser() -> command.Parser:
 
 
 def settings(flags: argparse.Namespace) -> "Settings":
-    """The flags as gptjax.data.preparing takes them.
+    """The flags as gptjax.data.prepare.pipeline takes them.
 
     Raises:
       ConfigError: values that cannot be.
     """
-    from gptjax.data.cleaning import Options
-    from gptjax.data.documents import Task
     from gptjax.data.formats import Reading
-    from gptjax.data.preparing import Settings
+    from gptjax.data.prepare.cleaning import Options
+    from gptjax.data.prepare.documents import Task
+    from gptjax.data.prepare.pipeline import Settings
 
     if not 0 <= flags.held_out < 1:
         raise ConfigError(f"--held_out={flags.held_out} must be at least 0 and less than 1")
@@ -177,4 +177,4 @@ def _amount(text: str) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax import command, config, runtime
-from gptjax.config import ConfigError
+from gptjax import config
+from gptjax.config.errors import ConfigError
+from gptjax.core import arguments, runtime
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -23,15 +24,19 @@ configs/base.py lists them, each with its meaning and unit"""
 def main(argv: Sequence[str]) -> None:
     """Trains as the flags say."""
     started = time.monotonic()
-    parser = command.Parser(prog="python -m gptjax.train", description="Trains a model.", epilog=EPILOG)
+    parser = arguments.Parser(prog="python -m gptjax.train", description="Trains a model.", epilog=EPILOG)
     parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
     parser.add_argument("--workdir", type=Path, help="the run's directory; default: runs/ and the recipe's name")
     several = parser.add_argument_group("several processes, where neither SLURM nor Open MPI starts them")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
-    several.add_argument("--processes", type=command.number(least=1), metavar="N", help="how many there are")
-    several.add_argument("--process", type=command.number(least=0), metavar="I", help="which one this is, from 0")
+    several.add_argument("--processes", type=arguments.number(least=1), metavar="N", help="how many there are")
+    several.add_argument("--process", type=arguments.number(least=0), metavar="I", help="which one this is, from 0")
     several.add_argument(
-        "--heartbeat", type=command.number(least=1), metavar="SECONDS", default=60, help="of silence: dead; default: 60"
+        "--heartbeat",
+        type=arguments.number(least=1),
+        metavar="SECONDS",
+        default=60,
+        help="of silence: dead; default: 60",
     )
     flags, overrides = parser.parse_known_args(argv)
     chosen = config.read(flags.config, overrides)
@@ -59,11 +64,11 @@ def check_model_flags(overrides: Sequence[str], chosen: "ConfigDict", workdir: P
       ConfigError: there is such a flag.
       CheckpointError: the model's run does not exist.
     """
-    from gptjax import workdir as workdirs
-    from gptjax.training import origins
+    from gptjax.runs import directory as workdirs
+    from gptjax.runs import pretrained
     from gptjax.training.loop import FREE_OF_IMPORT, FREE_OF_ORIGIN
 
-    origins.check_there(chosen, workdir)
+    pretrained.check_there(chosen, workdir)
     origin = workdirs.origin(chosen, workdir)
     free = FREE_OF_IMPORT if origin == workdir else FREE_OF_ORIGIN
     for flag in overrides if origin else ():
@@ -84,9 +89,9 @@ def _print_json(line: Any) -> None:
 
 
 def _readable(workdir: Path, summary: dict[str, Any]) -> str:
-    from gptjax.console import duration
-    from gptjax.files import read_text
-    from gptjax.workdir import read_config
+    from gptjax.core.console import duration
+    from gptjax.core.files import read_text
+    from gptjax.runs.directory import read_config
 
     rate, prompt = summary["tokens_per_second"], read_config(workdir).sample.prompt
     sample = read_text(workdir / "samples.txt").rstrip()
@@ -115,8 +120,8 @@ def _quality(summary: dict[str, Any]) -> str:
 
 def _times(summary: dict[str, Any]) -> str:
     """Where the time went: kinds of a second or more."""
-    from gptjax.console import duration
-    from gptjax.training.goodput import ALIVE, DOWN
+    from gptjax.core.console import duration
+    from gptjax.training.monitoring.goodput import ALIVE, DOWN
 
     if "goodput" not in summary:
         return "not recorded"
@@ -130,4 +135,4 @@ def _times(summary: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

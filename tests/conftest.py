@@ -23,8 +23,8 @@ os.environ.setdefault("GPTJAX_WAKEFUL", "0")
 import jax
 import pytest
 
-from gptjax import command, evaluate, generate, plan, train
 from gptjax import config as configs
+from gptjax import evaluate, generate, plan, train
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "base.py")
@@ -131,7 +131,7 @@ def call(capsys, monkeypatch):
         monkeypatch.setattr("sys.argv", ["gptjax", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            command.run(module.main)
+            arguments.run(module.main)
         captured = capsys.readouterr()
         return Result(leaving.value.code, captured.out, captured.err)
 

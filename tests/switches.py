@@ -29,7 +29,7 @@ from conftest import BASE, overrides  # before jax: it says how much to optimise
 
 import gptjax
 from gptjax import config as configs
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 from gptjax.training import loop
 
 WORDS = ["the", "a", "model", "reads", "text", "and", "writes", "ünïcode", "again", "softly"]

@@ -174,7 +174,7 @@ def test_evaluate_refuses_files_it_cannot_use(trained, call, tmp_path, content, 
 
 def test_help_costs_nothing_and_names_every_flag():
     script = "import sys, runpy; sys.argv = ['x', '--help']; "
-    script += "import gptjax.{0}, gptjax.command as c\ntry: c.run(gptjax.{0}.main)\nexcept SystemExit: pass\n"
+    script += "import gptjax.{0}, gptjax.core.arguments as c\ntry: c.run(gptjax.{0}.main)\nexcept SystemExit: pass\n"
     script += "assert 'jax' not in sys.modules"
     for name in ("train", "generate", "evaluate", "convert", "plan"):
         done = subprocess.run(

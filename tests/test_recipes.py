@@ -54,7 +54,7 @@ def test_a_recipe_trains(recipe, dtype, texts, tmp_path):
 
 
 def test_denoising_rows_that_a_mesh_cannot_divide_are_refused():
-    from gptjax.sharding import checks
+    from gptjax.training import mesh_checks
 
     config = tiny_config(model_arch="seq2seq", train_objective="denoising", mesh_context=2)
-    assert any("does not divide rows of 5 tokens" in line for line in checks.problems(config, 2))
+    assert any("does not divide rows of 5 tokens" in line for line in mesh_checks.problems(config, 2))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from gptjax import command, files
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core import arguments, files
 
 # A command that prints, after it has opened a file and read what stdin has.
 PRINTS = """
@@ -130,7 +130,7 @@ def test_a_prepared_set_is_the_same_in_a_locale_without_letters(tmp_path):
     ],
 )
 def test_what_is_the_machines_trouble(error, expected):
-    found = command.machine_trouble(error)
+    found = arguments.machine_trouble(error)
     assert found.startswith(expected) and bool(found) == bool(expected)
 
 

@@ -59,14 +59,14 @@ def main() -> None:
     from jax.sharding import PartitionSpec as P
 
     from gptjax import sharding
-    from gptjax.models.kernels import plain
+    from gptjax.models.kernels import reference
 
     mesh = sharding.make_mesh(context=flags.devices)
     divided, whole = P(None, "context"), NamedSharding(mesh, P())
 
     def gathered(q: Any, k: Any, v: Any) -> Any:
         k, v = (jax.lax.with_sharding_constraint(x, whole) for x in (k, v))
-        return plain.attend(q, k, v, plain.Sight())
+        return reference.attend(q, k, v, reference.Sight())
 
     around = partial(ring, axis="context", devices=flags.devices)
     passed = jax.shard_map(around, mesh=mesh, in_specs=(divided,) * 3, out_specs=divided, check_vma=False)

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 from train_step import machine, versions
 
-from gptjax.data import preparing, shards, token_sets, tokenizers
+from gptjax.data import shards, token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.batches import Batches, Mixing, Stage
-from gptjax.data.cleaning import Options
-from gptjax.data.documents import Task
 from gptjax.data.formats import Reading
 from gptjax.data.layouts import LAYOUTS, endless
+from gptjax.data.prepare import pipeline
+from gptjax.data.prepare.cleaning import Options
+from gptjax.data.prepare.documents import Task
+from gptjax.data.tokenizers import tokenizers
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -127,27 +129,27 @@ def alone(texts: list[str], tokenizer: str, workers: int) -> float:
 def ours(text: str, tokenizer: str, workers: int, output: Path) -> float:
     """Seconds of preparing, from the start of reading to the finished set; processes are started before."""
     task = Task(Reading(), (), Options(), 0.05)
-    settings = preparing.Settings((text,), tokenizer, task)
+    settings = pipeline.Settings((text,), tokenizer, task)
     shutil.rmtree(output, ignore_errors=True)
     times: list[float] = []
-    run: Callable[..., None] = preparing.Making.run
+    run: Callable[..., None] = pipeline.Making.run
 
-    def timed(self: preparing.Making, pool: Any) -> None:
+    def timed(self: pipeline.Making, pool: Any) -> None:
         list(pool.map(ready, [(0.3,)] * workers))
         times.append(time.perf_counter())
         run(self, pool)
 
-    preparing.Making.run = timed  # type: ignore[method-assign]
+    pipeline.Making.run = timed  # type: ignore[method-assign]
     try:
-        preparing.prepare(settings, output, workers)
+        pipeline.prepare(settings, output, workers)
     finally:
-        preparing.Making.run = run  # type: ignore[method-assign]
+        pipeline.Making.run = run  # type: ignore[method-assign]
     return time.perf_counter() - times[0]
 
 
 def ready(task: Task, tokenizer: Path, seconds: float) -> None:
     """Keeps a worker until all have begun, with its tokenizer read."""
-    from gptjax.data.documents import _worker
+    from gptjax.data.prepare.documents import _worker
 
     _worker(task, tokenizer)
     time.sleep(seconds)
@@ -155,7 +157,7 @@ def ready(task: Task, tokenizer: Path, seconds: float) -> None:
 
 def tokenizing(text: str, tokenizer: str, rounds: int, output: Path) -> Figures:
     """Preparing and tiktoken in turns: MB/s of each, the median ratio."""
-    files = preparing.sources_of([text])
+    files = pipeline.sources_of([text])
     texts = [source.path.read_text(encoding="utf-8") for source in files]
     size, workers = sum(len(text.encode()) for text in texts), os.cpu_count() or 1
     pairs = []

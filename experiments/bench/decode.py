@@ -33,7 +33,7 @@ SHAPES = {
 
 def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int) -> None:
     """Our side: compiles, prints its facts, and for each number read decodes that many times."""
-    from gptjax import runtime
+    from gptjax.core import runtime
 
     runtime.start()
     import jax
@@ -41,11 +41,12 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     import numpy as np
 
     from gptjax import config as configs
-    from gptjax import models, wakeful
-    from gptjax.data.tokenizers import bytes_encoding
-    from gptjax.decode import engine, reading, speculative, step
+    from gptjax import models
+    from gptjax.core import cpu_idle
+    from gptjax.data.tokenizers.tokenizers import bytes_encoding
+    from gptjax.decode import engine, prefill, speculative, step
+    from gptjax.decode.ensemble import Speakers
     from gptjax.decode.settings import Settings
-    from gptjax.decode.speakers import Speakers
 
     config = configs.read(str(REPO / "configs" / "gpt2.py"), [])
     config.model.update({key: shape[key] for key in ("layers", "heads", "width", "context")})
@@ -53,7 +54,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     config = configs.resolve(config)
     model = models.build(config.model, dtype)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    reader, B = reading.reader(model, params), shape["batch"]
+    reader, B = prefill.reader(model, params), shape["batch"]
     del params
     tokenizer, rng = bytes_encoding(), np.random.default_rng(0)
     tokenizer.end = None  # every text has all of its tokens
@@ -78,7 +79,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     start = time.perf_counter()
     turn()
     compiled = time.perf_counter() - start
-    programs = [step.run, reading.extended, engine.begun, speculative.run_rounds]
+    programs = [step.run, prefill.extended, engine.begun, speculative.run_rounds]
     known = sum(program._cache_size() for program in programs)
     c = config.model
     each = np.dtype(jnp.dtype(dtype)).itemsize
@@ -96,7 +97,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     }
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        with wakeful.wakeful(jax.default_backend() == "cpu"):
+        with cpu_idle.wakeful(jax.default_backend() == "cpu"):
             times = [turn() for _ in range(int(line))]
         seconds = statistics.median(times)
         found = {
@@ -113,7 +114,7 @@ def bandwidth() -> float:
     import jax
     import jax.numpy as jnp
 
-    from gptjax.inspect import chips
+    from gptjax.planning import chips
 
     kind = jax.devices()[0].device_kind
     known = [chip.bandwidth for chip in chips.SHEETS if kind.startswith(chip.kind)]

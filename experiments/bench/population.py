@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from gptjax import console
-from gptjax.files import write_atomic
+from gptjax.core import console
+from gptjax.core.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = {"one after the other": (), "one program": ("--vmap",)}

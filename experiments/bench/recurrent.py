@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gptjax import runtime
+from gptjax.core import runtime
 
 REPO = Path(__file__).resolve().parents[2]
 UNTIMED, TIMED = 2, 5  # steps of a turn

@@ -121,9 +121,9 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     import jax
 
     from gptjax import models, optim, sharding
-    from gptjax.training.checkpoints import Checkpoints, shapes_on
-    from gptjax.training.state import initial
-    from gptjax.workdir import read_config
+    from gptjax.runs.checkpoints import Checkpoints, shapes_on
+    from gptjax.runs.directory import read_config
+    from gptjax.runs.train_state import initial
 
     config = read_config(workdir)
     model = models.build(config.model, config.train.dtype)

@@ -45,18 +45,19 @@ def settings(changes: list[str]) -> list[str]:
 
 def work(shape: dict[str, int], changes: list[str]) -> None:
     """A side of ours: compiles the step, prints its figures, and for each number read runs that many steps."""
-    from gptjax import runtime
+    from gptjax.core import runtime
 
     runtime.start()
     import jax
     import numpy as np
 
     from gptjax import config as configs
-    from gptjax import models, objectives, optim, sharding, wakeful
+    from gptjax import models, objectives, optim, sharding
+    from gptjax.core import cpu_idle
     from gptjax.models import kernels
+    from gptjax.runs.train_state import initial
     from gptjax.training import step as steps
-    from gptjax.training.metrics import MFU_CONVENTION, flops_per_token, mfu
-    from gptjax.training.state import initial
+    from gptjax.training.monitoring.metrics import MFU_CONVENTION, flops_per_token, mfu
 
     config = configs.read(str(REPO / "configs" / "base.py"), settings(changes))
     config.model.update({key: shape[key] for key in ("layers", "heads", "width", "context")})
@@ -84,7 +85,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         times = []
-        with wakeful.wakeful(jax.default_backend() == "cpu"):
+        with cpu_idle.wakeful(jax.default_backend() == "cpu"):
             for _ in range(UNTIMED + int(line)):
                 start = time.perf_counter()
                 state, said = step(state, batch)

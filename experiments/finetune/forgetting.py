@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from gptjax import command, runtime
-from gptjax.config import ConfigError, DataError
-from gptjax.files import write_atomic
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core import arguments, runtime
+from gptjax.core.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "base"  # what the base's own text is called
@@ -37,9 +37,9 @@ Score = dict[str, float]  # bits per byte, by text
 def recipe(base: Path, data: str, steps: int, overrides: Sequence[str]) -> Any:
     """The config of a task's run, unlocked: batches as the base's."""
     from gptjax import config as configs
-    from gptjax import workdir
+    from gptjax.runs import directory
 
-    theirs = workdir.read_config(base).data
+    theirs = directory.read_config(base).data
     keys = SETTINGS | {"data.path": data, "data.context": theirs.context, "data.batch_size": theirs.batch_size}
     keys |= {"train.steps": steps, "schedule.warmup_steps": steps // 10}
     keys |= {"eval.every_steps": max(steps // 4, 1), "checkpoint.every_steps": max(steps // 2, 1)}
@@ -63,12 +63,13 @@ def scorer(base: Path, tasks: dict[str, str], steps: int, overrides: Sequence[st
     """
     import gptjax
     from gptjax import config as configs
-    from gptjax import data, objectives, workdir
-    from gptjax.data import tokenizers
+    from gptjax import data, objectives
+    from gptjax.data.tokenizers import tokenizers
     from gptjax.evals import held_out
+    from gptjax.runs import directory
 
-    theirs = workdir.read_config(base)
-    if theirs.train.objective != "causal" or workdir.is_untrained(base):
+    theirs = directory.read_config(base)
+    if theirs.train.objective != "causal" or directory.is_untrained(base):
         raise ConfigError(f"{base} must have been trained on a text of its own, with train.objective=causal")
     tokenizer = tokenizers.load(base / "tokenizer")
     given = {name: configs.resolve(recipe(base, path, steps, overrides)).data for name, path in tasks.items()}
@@ -264,4 +265,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

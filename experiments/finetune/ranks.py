@@ -21,18 +21,18 @@ HERE = Path(__file__).resolve().parent
 def middles(workdir: Path, step: int) -> dict[str, int]:
     """How many ranks of each matrix are not 0 at a step."""
     from gptjax.finetune import paths
-    from gptjax.training import origins
+    from gptjax.runs import pretrained
 
-    leaves = paths.flat(origins.saved(workdir, step=step))
+    leaves = paths.flat(pretrained.saved(workdir, step=step))
     own = {path.removesuffix("/lora_e"): leaf for path, leaf in leaves.items() if path.endswith("/lora_e")}
     return {name: int(np.count_nonzero(leaf)) for name, leaf in own.items()}
 
 
 def read(workdir: Path) -> dict[str, Any]:
     """The schedule of a run, what its checkpoints have, and the ranks at its end."""
-    from gptjax.finetune.updates import budget
-    from gptjax.training.folders import steps
-    from gptjax.workdir import read_config
+    from gptjax.optim.update_rules import budget
+    from gptjax.runs.checkpoint_dir import steps
+    from gptjax.runs.directory import read_config
 
     config = read_config(workdir)
     c, last_step = config.finetune.adalora, config.train.steps

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from gptjax import config as configs
-from gptjax import models, optim, random
+from gptjax import models, optim
+from gptjax.core import rng
 from gptjax.finetune.methods import METHODS, model_of
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.state import TrainState, parameter_count, starting_from
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.runs.train_state import TrainState, parameter_count, starting_from
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"rule": {"rule": "attention/"}, "top": {"top_layers": 2}}
@@ -27,7 +28,7 @@ ROWS = [(method, "none") for method in METHODS] + [("lora", "int8"), ("lora", "n
 
 def state_of(config: Any, base: Any) -> TrainState:
     """The state of a run that tunes the base; what is 0 at first is drawn, since zeros take no room on disk."""
-    model, key = model_of(config), random.key(0, "sample")
+    model, key = model_of(config), rng.key(0, "sample")
     state = jax.jit(lambda base: starting_from(base, model, optim.optimizer(config), config))(base)
 
     def drawn(leaf: jax.Array) -> jax.Array:
@@ -85,7 +86,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = configs.with_vocabulary(configs.resolve(configs.read(flags.config)), 50257)
     model = models.build(config.model)
-    base = jax.jit(lambda: models.init(model, random.key(0, "init")))()
+    base = jax.jit(lambda: models.init(model, rng.key(0, "init")))()
     rows = [measured(*row, flags.config, base) for row in ROWS]
     if flags.out:
         flags.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -53,7 +53,7 @@ TASKS = {
 
 def trained(task: Task, way: str, seed: int, base: Path, runs: Path, flags: Sequence[str]) -> dict[str, Any]:
     """One row's run of a seed as processes of its own, or what there is of it: its figures."""
-    from gptjax.workdir import read_config
+    from gptjax.runs.directory import read_config
 
     recipe = f"configs/finetune/{task.recipe}.py:{way if way not in ('scratch', 'base') else 'full'}"
     origin = from_scratch(base, runs / f"scratch-{seed}", seed) if way == "scratch" else base
@@ -87,10 +87,10 @@ def tuned(config: Any, base: Path) -> int:
 
     from gptjax import models
     from gptjax.finetune import methods
-    from gptjax.training import origins
+    from gptjax.runs import pretrained
 
     shapes = models.shapes(methods.model_of(config))
-    part = origins.parted_shapes(base, config, shapes).tuned if origins.is_part(config) else shapes
+    part = pretrained.parted_shapes(base, config, shapes).tuned if pretrained.is_part(config) else shapes
     return sum(leaf.size for leaf in jax.tree.leaves(part))
 
 
@@ -99,13 +99,14 @@ def from_scratch(base: Path, workdir: Path, seed: int) -> Path:
     import jax
 
     import gptjax
-    from gptjax import models, random
-    from gptjax.interop import transfer
+    from gptjax import models
+    from gptjax.core import rng
+    from gptjax.interop import convert_run
 
     if not workdir.exists():
         run = gptjax.load(base)
-        params = jax.jit(lambda: models.init(run.model, random.key(seed, "init")))()
-        transfer.new_run(run, params, workdir, "scratch")
+        params = jax.jit(lambda: models.init(run.model, rng.key(seed, "init")))()
+        convert_run.new_run(run, params, workdir, "scratch")
     return workdir
 
 
@@ -117,13 +118,13 @@ def words(task: Task, flags: Sequence[str]) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
 
     from gptjax import config as configs
-    from gptjax.data import examples, forms
+    from gptjax.data import examples, task_formats
 
     started = time.monotonic()
     c = configs.resolve(configs.read(str(ROOT / f"configs/finetune/{task.recipe}.py"), list(flags))).data
     by_split = {split: examples.read(c, split) for split in ("train", "val", *(["test"] if task.measure else []))}
     texts = {split: examples.texts(c, found) for split, found in by_split.items()}
-    labels = {split: [forms.label_of(one, c.examples) for one in found] for split, found in by_split.items()}
+    labels = {split: [task_formats.label_of(one, c.examples) for one in found] for split, found in by_split.items()}
     letters = {"analyzer": "char"} if task.recipe == "hotels" else {"token_pattern": r"(?u)\S+"}
     counts = CountVectorizer(ngram_range=(1, 2), min_df=2, **letters)
     read = {split: counts.fit_transform(x) if split == "train" else counts.transform(x) for split, x in texts.items()}

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gptjax import command, console, runtime
-from gptjax.config import DataError
-from gptjax.files import write_atomic
+from gptjax.config.errors import DataError
+from gptjax.core import arguments, console, runtime
+from gptjax.core.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -85,11 +85,11 @@ def recipe(folder: Path, pairs: int, steps: int, overrides: Sequence[str]) -> An
 def measured(workdir: Path, both: Sequence[np.ndarray]) -> list[dict[str, float]]:
     """Accuracy and loss of the answer on the sides, of each checkpoint that is there, by step."""
     import gptjax
-    from gptjax.data import tokenizers
-    from gptjax.training import folders
+    from gptjax.data.tokenizers import tokenizers
+    from gptjax.runs import checkpoint_dir
 
     found = []
-    steps = sorted(folders.steps(workdir / "checkpoints"))
+    steps = sorted(checkpoint_dir.steps(workdir / "checkpoints"))
     first = gptjax.load(workdir, steps[0])
     texts = [["".join(letters(row[:2])) + "=" for row in side] for side in both]
     ids = [np.array([tokenizers.encode(first.tokenizer, text) for text in side], np.int32) for side in texts]
@@ -135,7 +135,7 @@ def concentration(norms_K: np.ndarray) -> float:
 def embedding(workdir: Path, step: int, p: int) -> np.ndarray:
     """[p, D]: the rows of the numbers in the token embedding of a checkpoint."""
     import gptjax
-    from gptjax.data import tokenizers
+    from gptjax.data.tokenizers import tokenizers
 
     run = gptjax.load(workdir, step)
     rows = tokenizers.encode(run.tokenizer, "".join(letters(np.arange(p))))
@@ -240,7 +240,7 @@ def said(found: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Trains and measures, or reads what is there, and draws it."""
-    parser = command.Parser(description=__doc__)
+    parser = arguments.Parser(description=__doc__)
     parser.add_argument("--p", type=int, default=59, help="the modulus, a prime")
     parser.add_argument("--share", type=float, default=0.35, help="of the pairs, to learn from")
     parser.add_argument("--seed", type=int, default=0, help="by which these are drawn")
@@ -259,4 +259,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax import command, console, runtime
 from gptjax import config as configs
+from gptjax.core import arguments, console, runtime
 
 HERE = Path(__file__).resolve().parent
 RECIPE = str(HERE.parents[1] / "configs" / "base.py")
@@ -41,7 +41,7 @@ def plot(widths: list[int], moved: dict[str, dict[str, np.ndarray]], path: Path)
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from gptjax.inspect.coordinates import slopes
+    from gptjax.interpret.coordinates import slopes
 
     figure, panels = plt.subplots(1, len(moved), figsize=(10, 4.5), sharey=True, layout="constrained")
     for axes, (name, found) in zip(panels, moved.items(), strict=True):
@@ -58,7 +58,7 @@ def plot(widths: list[int], moved: dict[str, dict[str, np.ndarray]], path: Path)
 
 def main(argv: Any) -> None:
     """Measures, prints and draws."""
-    parser = command.Parser(prog="python experiments/mup_transfer/coordinates.py", description=__doc__)
+    parser = arguments.Parser(prog="python experiments/mup_transfer/coordinates.py", description=__doc__)
     parser.add_argument("--widths", default="64,128,256,512", help="multiples of model.head_width")
     parser.add_argument("--out", type=Path, default=HERE, help="where coordinates.png goes")
     flags, overrides = parser.parse_known_args(argv)
@@ -67,7 +67,7 @@ def main(argv: Any) -> None:
     except ValueError:
         raise configs.ConfigError(f"--widths={flags.widths} is no list of numbers, such as 64,128,256") from None
     runtime.start()
-    from gptjax.inspect import coordinates
+    from gptjax.interpret import coordinates
 
     moved = {}
     with console.bar("measuring", len(PARAMETRIZATIONS)) as advance:
@@ -83,4 +83,4 @@ def main(argv: Any) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -3,8 +3,8 @@
 python experiments/mup_transfer/transfer.py --data=input.txt        # tinyshakespeare; about half an hour on two cores
 python experiments/mup_transfer/transfer.py --redraw                # table and picture from results.json alone
 
-All rates of a width are one compiled program (gptjax.training.population). What is finished is not trained again. Other
-keys go as to gptjax.train, for all runs.
+All rates of a width are one compiled program (gptjax.training.population.population). What is finished is not trained
+again. Other keys go as to gptjax.train, for all runs.
 """
 
 import json
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax import command, console, runtime
 from gptjax import config as configs
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
+from gptjax.core import arguments, console, runtime
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -46,7 +46,7 @@ def trained(
     parametrization: str, width: int, rates: Sequence[float], runs: Path, overrides: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each rate; a loss of None is a run that diverged."""
-    from gptjax.training import population
+    from gptjax.training.population import population
 
     made = [config_of(parametrization, width, rate, overrides) for rate in rates]
     where = [runs / f"{parametrization}-{width}" / f"{rate:.6g}" for rate in rates]
@@ -111,7 +111,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Trains what is missing, prints and draws."""
-    parser = command.Parser(prog="python experiments/mup_transfer/transfer.py", description=__doc__)
+    parser = arguments.Parser(prog="python experiments/mup_transfer/transfer.py", description=__doc__)
     parser.add_argument("--data", default=str(ROOT.parent / "shared/data/tinyshakespeare/input.txt"), help="a text")
     parser.add_argument("--widths", default="32,64,128,256", help=f"multiples of {HEAD_WIDTH}")
     parser.add_argument("--rates", default="-11,-4", help="least and most, as powers of 2")
@@ -147,4 +147,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

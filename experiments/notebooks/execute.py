@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax import command
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
+from gptjax.core import arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = "parameters"
@@ -107,7 +107,7 @@ def read_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Executes one notebook and writes it."""
-    parser = command.Parser(description=__doc__)
+    parser = arguments.Parser(description=__doc__)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("values", nargs="*", help="NAME=VALUE of the cell of parameters")
     parser.add_argument("--to", type=Path, help="where the executed notebook goes; default: into its place")
@@ -128,4 +128,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

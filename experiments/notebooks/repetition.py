@@ -14,8 +14,9 @@ import optax
 from flax import linen as nn
 
 from gptjax import config as configs
-from gptjax import models, optim, random
-from gptjax.inspect import induction, lens
+from gptjax import models, optim
+from gptjax.core import rng
+from gptjax.interpret import induction, lens
 
 
 class Look(NamedTuple):
@@ -25,7 +26,7 @@ class Look(NamedTuple):
       step: how many.
       first: nats per token where tokens are said for the first time; log(vocabulary) is the best there is.
       again: nats per token where they are said again.
-      scores_LH: induction scores of the heads, see gptjax.inspect.induction.
+      scores_LH: induction scores of the heads, see gptjax.interpret.induction.
     """
 
     step: int
@@ -71,7 +72,7 @@ def trained(
     model, optimizer = models.build(config.model, config.train.dtype), optim.optimizer(config)
     T, V = config.model.context, config.model.vocabulary
     draws, looks = jax.random.split(jax.random.key(config.data.seed or 0))
-    params = models.init(model, random.key(config.seed, "init"))
+    params = models.init(model, rng.key(config.seed, "init"))
 
     def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], None]:
         params, state = carry

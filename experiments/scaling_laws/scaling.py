@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import fits
 import numpy as np
 
-from gptjax import command, console, runtime
-from gptjax.config import DataError
-from gptjax.files import write_atomic
+from gptjax.config.errors import DataError
+from gptjax.core import arguments, console, runtime
+from gptjax.core.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -73,7 +73,7 @@ class Rung(NamedTuple):
     parameters: int
     steps: int
     tokens: int
-    flops: float  # as gptjax.training.metrics.flops_per_token counts them
+    flops: float  # as gptjax.training.monitoring.metrics.flops_per_token counts them
     held_out: bool
 
     @property
@@ -299,7 +299,7 @@ def read(out: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Plans, trains or reads what is there, fits and draws it."""
-    parser = command.Parser(description=__doc__)
+    parser = arguments.Parser(description=__doc__)
     parser.add_argument("--scale", choices=[*SCALES], default="cpu")
     novels = ROOT.parent / "shared/data/english_novels/*_*.txt"
     parser.add_argument("--data", default=str(novels), help="text: a file or a glob")
@@ -319,4 +319,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    arguments.run(main)

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 import gptjax
-from gptjax.inspect import alignment
+from gptjax.interpret import alignment
 
 
 def main() -> None:

@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gptjax.config import DataError
-from gptjax.data import examples, mixtures, pairs, shards, sources, token_sets, tokenizers
+from gptjax.config.errors import DataError
+from gptjax.data import examples, mixtures, pairs, shards, sources, token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.token_sets import TokenSet
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     import grain

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from gptjax.config import ConfigError, DataError
-from gptjax.data import tokenizers
-from gptjax.data.tokenizers import Tokenizer
-from gptjax.files import read_text
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core.files import read_text
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 Message = Mapping[str, Any]  # {"role": "system", "user", "assistant" or "tool", "content": what they say}, tool_calls
 

@@ -7,10 +7,10 @@ Reads no files, and knows no tokens.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core.files import parse_json
 from gptjax.data.chat import Message
 from gptjax.data.records import Record
-from gptjax.files import parse_json
 
 # What templates call those who speak, and what data sets call them (LLaMA-Factory's data/README.md, axolotl, OpenAI).
 NAMES = {

@@ -9,8 +9,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from gptjax import console, runtime
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core import console, runtime
 
 
 def download(url: str, sha256: str = "") -> Path:

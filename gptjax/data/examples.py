@@ -1,7 +1,7 @@
 """Examples of a task: records with named fields; which of them are learnt from, and their ids.
 
-Files are read by gptjax.data.records. How a record is read and what is learnt of it is gptjax.data.forms' part; rows of
-a batch are gptjax.data.layouts'.
+Files are read by gptjax.data.records. How a record is read and what is learnt of it is gptjax.data.task_formats' part;
+rows of a batch are gptjax.data.layouts'.
 """
 
 import json
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from gptjax import console
-from gptjax.config import DataError
-from gptjax.data import dialogues, fields, forms, pairs, records, sources, streams, token_sets
+from gptjax.config.errors import DataError
+from gptjax.core import console
+from gptjax.data import dialogues, fields, pairs, records, sources, streams, task_formats, token_sets
 from gptjax.data.dialogues import Note
-from gptjax.data.forms import FORMS, Encoded, Form
 from gptjax.data.records import Options, Record
 from gptjax.data.sources import Corpus, Document
+from gptjax.data.task_formats import FORMS, Encoded, Form
 from gptjax.data.token_sets import Borders, Part, TokenSet
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 # What files of a split may be called; any other split by its own name.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
@@ -124,7 +124,7 @@ def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: s
       DataError: a record lacks a field, has a label that is not known, or is too long and that is refused.
     """
     if config.layout == "pairs":
-        return pairs.encoded(tokenizer, [forms.pair(one, config.examples) for one in found], label, name)
+        return pairs.encoded(tokenizer, [task_formats.pair(one, config.examples) for one in found], label, name)
     c, form = config.examples, FORMS[config.examples.form]
     around = token_sets.borders(tokenizer)
     if form.objective:  # what follows a text is not read where no next token is asked for

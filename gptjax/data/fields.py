@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 from gptjax.data.records import Record
 
 

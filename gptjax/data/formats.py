@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core.files import decode_repaired
 from gptjax.data import records
 from gptjax.data.records import Item, Options, Record
 from gptjax.data.streams import BYTE_ORDER_MARK, check_size, lines, suffix_of, too_large
-from gptjax.files import decode_repaired
 
 FORMATS = ("txt", *records.FORMATS)
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 import grain
 import numpy as np
 
-from gptjax import console
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core import console
 from gptjax.data.augment import Augment, augmented
 from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, prompts_of, source_ending
 from gptjax.data.token_sets import TokenSet
@@ -31,7 +31,8 @@ class Batch(TypedDict):
         several.
       source_BS, source_segments_BS: of pairs: what the encoder reads, and which pair of its row it is of, int32.
 
-    Rows whose answers a task head gives have inputs_BT, segments_BT and these, see gptjax.data.forms; no targets_BT.
+    Rows whose answers a task head gives have inputs_BT, segments_BT and these, see gptjax.data.task_formats; no
+    targets_BT.
     """
 
     inputs_BT: np.ndarray

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax import console, runtime
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core import console, runtime
 from gptjax.data.token_sets import TokenSet
 
 

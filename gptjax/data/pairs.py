@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax import console
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core import console
+from gptjax.core.files import decode
 from gptjax.data import records, sources, streams
 from gptjax.data.records import Options
 from gptjax.data.sources import Corpus, Document
 from gptjax.data.streams import suffix_of
 from gptjax.data.token_sets import Part, TokenSet
-from gptjax.data.tokenizers import Tokenizer, encode
-from gptjax.files import decode
+from gptjax.data.tokenizers.tokenizers import Tokenizer, encode
 
 TRAIN, HELD_OUT = "train", "val"  # what is trained on, and what is looked at meanwhile; other splits are for tests
 

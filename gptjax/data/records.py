@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gptjax import console
-from gptjax.config import ConfigError, DataError
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core import console
+from gptjax.core.files import decode_repaired, parse_json
 from gptjax.data.streams import BYTE_ORDER_MARK, lines, opened, suffix_of, too_large, without_end
-from gptjax.files import decode_repaired, parse_json
 
 BATCH = 256  # rows of a .parquet
 

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax import console, schema
-from gptjax.config import CheckpointError, DataError
-from gptjax.data import tokenizers
+from gptjax.config.errors import CheckpointError, DataError
+from gptjax.core import console, schema
+from gptjax.core.files import parse_json, read_bytes, write_atomic
 from gptjax.data.token_sets import Part, TokenSet
-from gptjax.data.tokenizers import Tokenizer
-from gptjax.files import parse_json, read_bytes, write_atomic
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "held_out")

@@ -13,9 +13,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core.files import decode, read_bytes
 from gptjax.data.download import download
-from gptjax.files import decode, read_bytes
 
 
 class Document(NamedTuple):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gptjax.config import ConfigError, DataError
+from gptjax.config.errors import ConfigError, DataError
 
 PACKED = ("gz", "zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

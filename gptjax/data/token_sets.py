@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax import console
-from gptjax.data.tokenizers import Tokenizer, encode
+from gptjax.core import console
+from gptjax.data.tokenizers.tokenizers import Tokenizer, encode
 
 
 class Borders(NamedTuple):

@@ -15,9 +15,9 @@ import numpy as np
 from flax import linen as nn
 
 from gptjax import models
-from gptjax.config import ConfigError
-from gptjax.decode.reading import Reader, bucket
-from gptjax.decode.rows import Batch, batches, capacity, limits, side_by_side
+from gptjax.config.errors import ConfigError
+from gptjax.decode.batching import Batch, batches, capacity, limits, side_by_side
+from gptjax.decode.prefill import Reader, bucket
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, taken
 

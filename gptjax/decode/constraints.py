@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.config import ConfigError, DataError
-from gptjax.data import tokenizers
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 _BITS = 32  # of a word of a mask
 

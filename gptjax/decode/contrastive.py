@@ -13,10 +13,10 @@ import numpy as np
 from flax import linen as nn
 
 from gptjax import models
-from gptjax.config import ConfigError
-from gptjax.decode import reading
-from gptjax.decode.reading import Reader
-from gptjax.decode.rows import Batch, alone, batches, begun, bucket, capacity, limits
+from gptjax.config.errors import ConfigError
+from gptjax.decode import prefill
+from gptjax.decode.batching import Batch, alone, batches, begun, bucket, capacity, limits
+from gptjax.decode.prefill import Reader
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, taken
 
@@ -86,10 +86,10 @@ def side_by_side(of: Reader, batch: Batch) -> tuple[Cache, jax.Array]:
     """A cache of B rows that have read all of their prompts but the last token, and h_BCD of what they read."""
     C, D = capacity(batch, int(batch.limit_B.max())), of.model.config.width
     cache, h_BCD = begun(of, batch, C), jnp.zeros((batch.rows, C, D))
-    longest = reading.longest_piece()
+    longest = prefill.longest_piece()
     for row, ids in enumerate(batch.prompts):
         single, h_CD = alone(of, cache, row, C), jnp.zeros((C, D))
-        for ids_1T, n in reading.pieces(ids[:-1], 0, longest):
+        for ids_1T, n in prefill.pieces(ids[:-1], 0, longest):
             single, h_CD = extended(of.model, of.params, ids_1T, single, jnp.asarray(n), h_CD)
         cache, h_BCD = _put(cache, h_BCD, jnp.asarray(row), single._replace(heard=None), h_CD)
     return cache, h_BCD

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.data import tokenizers
-from gptjax.data.tokenizers import Tokenizer
-from gptjax.decode import constraints, reading, settings, speculative, step, stopping
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
+from gptjax.decode import constraints, detokenize, prefill, settings, speculative, step
 from gptjax.decode.constraints import Constraint, Matcher
+from gptjax.decode.drafting import Plan, Speculation
+from gptjax.decode.ensemble import Speakers
 from gptjax.decode.penalties import History
-from gptjax.decode.proposals import Plan, Speculation
 from gptjax.decode.settings import Settings
-from gptjax.decode.speakers import Speakers
 from gptjax.decode.step import Program, State
 from gptjax.decode.watermark import Watermark
 from gptjax.models import cache as caches
@@ -92,7 +92,7 @@ class Row:
     def __init__(self, ticket: int, request: Request) -> None:
         self.ticket, self.request = ticket, request
         self.sample = Sample("", [], [], "", [])
-        self.state = stopping.State()
+        self.state = detokenize.State()
         self.matcher: Matcher | None = request.constraint.start() if request.constraint else None
 
     @property
@@ -103,7 +103,7 @@ class Row:
     def feed(self, tokenizer: Tokenizer, new: New) -> str:
         """Takes new tokens up to the one that ends the text; gives the text that can be shown now."""
         old, wanted = self.sample, self.request.settings
-        self.state, text, n, _ = stopping.fed(self.state, new.ids, tokenizer, wanted.stop)
+        self.state, text, n, _ = detokenize.fed(self.state, new.ids, tokenizer, wanted.stop)
         finish = self.state.ended or ""
         if self.matcher and not finish:
             finish = self._held_to_constraint(self.matcher, new.ids[:n])
@@ -131,7 +131,7 @@ class Row:
 
     def end(self, finish: str) -> str:
         """Ends the text, for that reason where it has none yet; gives what of it was held back."""
-        self.state, rest, _, _ = stopping.finished(self.state, self.request.settings.stop)
+        self.state, rest, _, _ = detokenize.finished(self.state, self.request.settings.stop)
         self.sample = self.sample._replace(text=self.sample.text + rest, finish=self.sample.finish or finish)
         return rest
 
@@ -214,9 +214,9 @@ class Engine:
         speculation: Speculation | None = None,
     ) -> None:
         B, S, M = limits.rows, rounded(limits.length), len(speakers.readers)
-        rings = limits.slide and all(map(reading.slides, speakers.readers))
+        rings = limits.slide and all(map(prefill.slides, speakers.readers))
         if rings:
-            speakers = speakers._replace(readers=tuple(map(reading.sliding, speakers.readers)))
+            speakers = speakers._replace(readers=tuple(map(prefill.sliding, speakers.readers)))
         self.speakers, self.tokenizer, self.limits = speakers, tokenizer, limits
         self.capacity = S if rings else min(S, limits.context)
         self.rows: list[Row | None] = [None] * B
@@ -237,7 +237,7 @@ class Engine:
         self.device = _beside(speakers.params)
         state = State(
             caches=tuple(
-                reader.empty(B, self.capacity, ahead, limits.source and reading.source_room(reader, limits.source))
+                reader.empty(B, self.capacity, ahead, limits.source and prefill.source_room(reader, limits.source))
                 for reader in speakers.readers
             ),
             next_MB=jnp.zeros((M, B), jnp.int32),
@@ -263,15 +263,15 @@ class Engine:
             if (known.speaker, known.source) != (speaker, source):
                 continue
             heard = known.cache.heard
-            if (serves := reading.shared(known.ids, known.cache, ids)) > done:
+            if (serves := prefill.shared(known.ids, known.cache, ids)) > done:
                 cache, done = self._cut(known.cache, serves), serves
         if cache is None:
-            cache = jax.device_put(of.empty(1, self.capacity, reading.longest_piece()), self.device)
+            cache = jax.device_put(of.empty(1, self.capacity, prefill.longest_piece()), self.device)
             cache = cache._replace(heard=heard)
         is_new = done < len(ids)
         if source and heard is None:
-            cache, is_new = jax.device_put(reading.listened(of, [source], cache), self.device), True
-        cache = reading.read(of, ids, cache, done)
+            cache, is_new = jax.device_put(prefill.listened(of, [source], cache), self.device), True
+        cache = prefill.read(of, ids, cache, done)
         if remember and is_new:
             self.remembered.append(Known(speaker, source, ids, cache))
         return cache

@@ -8,17 +8,18 @@ import jax
 from flax import linen as nn
 
 from gptjax import models
-from gptjax.config import ConfigError, DataError
-from gptjax.data import pairs, tokenizers
-from gptjax.data.tokenizers import Tokenizer
-from gptjax.decode import beam, constraints, contrastive, proposals, reading, speakers, step
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data import pairs
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
+from gptjax.decode import beam, constraints, contrastive, drafting, ensemble, prefill, step
 from gptjax.decode.beam import Beams
 from gptjax.decode.constraints import Grammar
 from gptjax.decode.contrastive import Contrastive
+from gptjax.decode.drafting import Speculation
 from gptjax.decode.engine import Engine, Limits, New, Request, Row, Sample
+from gptjax.decode.prefill import Reader
 from gptjax.decode.prompts import Prompt, checked_ids, checked_source, prompt_ids, start_ids
-from gptjax.decode.proposals import Speculation
-from gptjax.decode.reading import Reader
 from gptjax.decode.settings import Settings
 from gptjax.decode.watermark import Watermark
 
@@ -65,7 +66,7 @@ class How(NamedTuple):
       negative: what it reads instead of the prompt, to be guided away from; None: the prompt's last token, or
         an empty source.
       others: voices that speak too, over the same vocabulary.
-      combine, weights: how they do; see gptjax.decode.speakers.
+      combine, weights: how they do; see gptjax.decode.ensemble.
       speculation: proposes tokens.
       draft: the voice that does, where not n-gram lookup.
       beams, contrastive: search instead of drawing.
@@ -107,7 +108,7 @@ DRAWS = tuple(name for name in Settings._fields if name not in ("max_tokens", "s
 
 def voice(model: nn.Module, params: Any, tokenizer: Tokenizer, context: int) -> Voice:
     """A Voice of a model as gptjax.models.build gives it."""
-    return Voice(reading.reader(model, params), tokenizer, context)
+    return Voice(prefill.reader(model, params), tokenizer, context)
 
 
 def divided(options: Mapping[str, Any]) -> tuple[Settings, How]:
@@ -130,7 +131,7 @@ def check(of: Voice, settings: Settings, how: How) -> None:
         raise ConfigError(problem)
     settings.check(of.reader.model.config.vocabulary)
     if how.draft and how.speculation:
-        proposals.check_draft(of.reader, how.draft.reader, of.tokenizer, how.draft.tokenizer)
+        drafting.check_draft(of.reader, how.draft.reader, of.tokenizer, how.draft.tokenizer)
     for part in (how.beams, how.contrastive, how.watermark):
         if part:
             part.check()
@@ -274,13 +275,13 @@ def keeping(of: Voice, how: How) -> tuple[Voice, How]:
     return kept(of), how._replace(draft=how.draft and kept(how.draft), others=tuple(map(kept, how.others)))
 
 
-def speaking(of: Voice, how: How) -> speakers.Speakers:
+def speaking(of: Voice, how: How) -> ensemble.Speakers:
     """Who chooses each token; of speculation, who judges and who proposes."""
     if how.guidance != 1:
-        return speakers.guided(of.reader, how.guidance)
+        return ensemble.guided(of.reader, how.guidance)
     if how.others:
-        return speakers.together([of.reader, *(other.reader for other in how.others)], how.combine, how.weights)
-    return speakers.Speakers((of.reader, how.draft.reader) if how.draft else (of.reader,))
+        return ensemble.together([of.reader, *(other.reader for other in how.others)], how.combine, how.weights)
+    return ensemble.Speakers((of.reader, how.draft.reader) if how.draft else (of.reader,))
 
 
 def searched(of: Voice, asks: Sequence[Ask], prompts: Sequence[Prompt], how: How) -> Iterator[tuple[int, Sample]]:

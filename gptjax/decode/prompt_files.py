@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gptjax import console
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.core import console
+from gptjax.core.files import decode_repaired, is_too_deep
 from gptjax.data import records, streams
-from gptjax.files import decode_repaired, is_too_deep
 
 
 def read(place: str) -> Iterator[str]:

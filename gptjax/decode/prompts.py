@@ -7,9 +7,9 @@ so penalties, lengths and histories are of the target alone. Ids only; nothing h
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gptjax.config import ConfigError, DataError
-from gptjax.data import tokenizers
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 
 class Prompt(NamedTuple):

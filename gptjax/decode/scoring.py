@@ -14,10 +14,10 @@ import numpy as np
 from flax import linen as nn
 
 from gptjax import models
-from gptjax.config import ConfigError, DataError
-from gptjax.decode import reading, sampling
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.decode import prefill, sampling
 from gptjax.decode.engine import rounded
-from gptjax.decode.reading import Reader
+from gptjax.decode.prefill import Reader
 from gptjax.models.cache import Cache
 
 MOST_LOGITS = 1 << 26  # numbers, 256 MiB
@@ -191,7 +191,7 @@ def _in_batches(of: Reader, texts: list[Sequence[int]], alternatives: int, rows:
     found: dict[int, Scored] = {}
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
-        B = min(rows, reading.bucket(len(chosen), 1))
+        B = min(rows, prefill.bucket(len(chosen), 1))
         whole = _batch(of, [texts[i] for i in chosen], alternatives, B)
         for row, i in enumerate(chosen):
             found[i] = Scored(*(x[row, : len(texts[i]) - 1] for x in whole))
@@ -202,8 +202,8 @@ def _batch(of: Reader, texts: list[Sequence[int]], alternatives: int, B: int) ->
     # [B, at least T - 1 of the longest text, ...]; rows that have no text, or no more of it, read id 0.
     c = of.model.config
     most = max(len(ids) for ids in texts) - 1
-    longest = min(reading.longest_piece(), c.context)
-    while longest > reading.SHORTEST and B * longest * c.vocabulary > MOST_LOGITS:
+    longest = min(prefill.longest_piece(), c.context)
+    while longest > prefill.SHORTEST and B * longest * c.vocabulary > MOST_LOGITS:
         longest //= 2
     room = -(-max(most, 1) // longest) * longest
     ids_BS = np.zeros((B, room + 1), np.int32)
@@ -211,7 +211,7 @@ def _batch(of: Reader, texts: list[Sequence[int]], alternatives: int, B: int) ->
         ids_BS[row, : len(ids)] = ids
     cache = of.empty(B, min(rounded(most), c.context), longest)
     said: list[tuple[jax.Array, ...]] = []
-    for ids_1T, n in reading.pieces(range(most), 0, longest):
+    for ids_1T, n in prefill.pieces(range(most), 0, longest):
         begin, T = len(said) * longest, ids_1T.shape[1]
         piece_BT, next_BT = ids_BS[:, begin : begin + T], ids_BS[:, begin + 1 : begin + T + 1]
         cache, now = judged(of.model, alternatives, of.params, piece_BT, next_BT, cache, np.full(B, n, np.int32))

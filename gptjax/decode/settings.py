@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax import limits
-from gptjax.config import ConfigError
+from gptjax.config import limits
+from gptjax.config.errors import ConfigError
 
 FEW = 64  # the largest top k that is found without a look at the whole vocabulary for each of its bits
 NOWHERE = np.int32(2**31 - 1)  # an id that no vocabulary has: what is scattered there is dropped

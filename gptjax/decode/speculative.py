@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax import models
-from gptjax.decode.penalties import History
-from gptjax.decode.proposals import (
+from gptjax.decode.drafting import (
     ACCEPTING,
     Plan,
     Proposals,
@@ -26,6 +25,7 @@ from gptjax.decode.proposals import (
     token_keys,
     token_numbers,
 )
+from gptjax.decode.penalties import History
 from gptjax.decode.sampling import draw, likeliest, logprobs, processed
 from gptjax.decode.settings import Knobs
 from gptjax.models.cache import Cache

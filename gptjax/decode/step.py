@@ -14,9 +14,9 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.decode import sampling
 from gptjax.decode.constraints import only_allowed
+from gptjax.decode.ensemble import combined
 from gptjax.decode.penalties import History
 from gptjax.decode.settings import Knobs
-from gptjax.decode.speakers import combined
 from gptjax.decode.watermark import Watermark, marked
 from gptjax.models.cache import Cache
 

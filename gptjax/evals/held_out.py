@@ -13,17 +13,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax import console, data, objectives, sharding, workdir
-from gptjax.config import ConfigError, DataError
-from gptjax.data import batches, examples, records, sources, token_sets, tokenizers
+from gptjax import data, objectives, sharding
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core import console
+from gptjax.data import batches, examples, records, sources, token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import EVALUATED, Rows, in_order, packed, prepared
 from gptjax.data.records import Options
+from gptjax.data.tokenizers import tokenizers
 from gptjax.models import kernels
 from gptjax.objectives.objective import Loss
+from gptjax.runs import directory
 
 if TYPE_CHECKING:
-    from gptjax.run import Run
+    from gptjax.runs.run import Run
 
 
 COUNTS = ("tokens", "examples", "bytes", "perplexity")  # of what was read, or said by another figure too
@@ -132,9 +135,9 @@ def evaluate(of: "Run", files: Sequence[Path] | None = None, split: str | None =
         layout, known = packed if tokens.again else in_order, "".join(texts)
         rows = prepared(layout(tokens, c.data.context, 0, Augment(), known), prepare(tokens), 0)
     else:
-        workdir.check_has_text(of.workdir)
+        directory.check_has_text(of.workdir)
         loaded = data.load(c.data, of.tokenizer)
-        workdir.check_same_text(of.workdir, loaded.fingerprints)
+        directory.check_same_text(of.workdir, loaded.fingerprints)
         rows = loaded.held_out_rows(c.data, prepare)
     return over_rows(of, rows)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from gptjax import console, models
-from gptjax.config import ConfigError
+from gptjax import models
+from gptjax.config.errors import ConfigError
+from gptjax.core import console
+from gptjax.core.files import write_atomic
 from gptjax.data import layouts, pairs
 from gptjax.data.augment import Augment
 from gptjax.data.pairs import Pair
@@ -19,10 +21,9 @@ from gptjax.decode import generate as decoding
 from gptjax.decode.beam import Beams
 from gptjax.decode.settings import Settings
 from gptjax.evals import held_out
-from gptjax.files import write_atomic
 
 if TYPE_CHECKING:
-    from gptjax.run import Run
+    from gptjax.runs.run import Run
 
 ROWS = 32  # sentences that are searched at once
 

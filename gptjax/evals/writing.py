@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gptjax import console, models
-from gptjax.config import ConfigError
-from gptjax.data import examples, fields, forms, records, token_sets, tokenizers
-from gptjax.data.forms import FORMS
+from gptjax import models
+from gptjax.config.errors import ConfigError
+from gptjax.core import console
+from gptjax.core.files import write_atomic
+from gptjax.data import examples, fields, records, task_formats, token_sets
 from gptjax.data.records import Options, Record
+from gptjax.data.task_formats import FORMS
+from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import generate as decoding
 from gptjax.decode.settings import Settings
-from gptjax.files import write_atomic
 
 if TYPE_CHECKING:
-    from gptjax.run import Run
+    from gptjax.runs.run import Run
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 LEAD = 3  # sentences
@@ -49,7 +51,7 @@ def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: in
         raise ConfigError(f"{of.workdir} did not learn to write answers: its data.examples.form is {c.examples.form!r}")
     options = Options(tuple(c.examples.fields))
     found = [one for path in files for one in records.read(path, options)] or examples.read(c, split)
-    right = [forms.pair(one, c.examples).target for one in found]
+    right = [task_formats.pair(one, c.examples).target for one in found]
     texts = written(of, found, rows)
     figures = rouge(scorer, texts, right)
     name = next(iter(fields.named(c.examples.template)), "") if c.examples.form == "text" else "input"
@@ -92,7 +94,7 @@ def prompt_of(record: Record, options: Any, tokenizer: Any, room: int) -> list[i
         return tokenizers.encode(tokenizer, "".join(read))
 
     names = fields.named(options.template) if options.form == "text" else ["instruction", "input"]
-    short, _ = forms.shortened(record, names, lambda record: len(ids_of(record)), room)
+    short, _ = task_formats.shortened(record, names, lambda record: len(ids_of(record)), room)
     return ids_of(short)[:room]
 
 

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models.attention import Attention
-from gptjax.models.cells import Kernel
-from gptjax.models.kernels.plain import Prefix, Sight
+from gptjax.models.kernels.reference import Prefix, Sight
 from gptjax.models.layers import Linear, TokenEmbedding
 from gptjax.models.mlp import MLP, ExpertLinear, Experts
+from gptjax.models.recurrent.model.cells import Kernel
 
 LORA = ("lora_a", "lora_b", "lora_e", "dora")
 

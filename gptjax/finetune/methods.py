@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax import models
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 from gptjax.finetune import attached, paths
 from gptjax.finetune.attached import Attached
 from gptjax.finetune.paths import Flat

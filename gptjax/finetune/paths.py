@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 
 Flat = dict[str, Any]
 

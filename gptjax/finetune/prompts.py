@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from gptjax import objectives
-from gptjax.config import ConfigError
-from gptjax.data import prepared_folders, tokenizers
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.config.errors import ConfigError
+from gptjax.data import prepared_folders
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 # Objectives that make rows which do not begin as texts do, cut them anew, or learn from a model without the prompt.
 APART = ("fim", "prefix", "next_sentence", "distillation")

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 from gptjax.finetune import paths
 from gptjax.finetune.methods import NOT_INSIDE
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 from gptjax.interop.hf_config import COMMON, key, only, short
 from gptjax.interop.openai import ACTIVATIONS
-from gptjax.interop.translation import (
+from gptjax.interop.weight_mapping import (
     NEUTRAL,
     Family,
     Tensor,

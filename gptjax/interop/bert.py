@@ -5,7 +5,7 @@ from typing import Any
 
 from gptjax.interop.hf_config import COMMON, key, only
 from gptjax.interop.openai import ACTIVATIONS
-from gptjax.interop.translation import NEUTRAL, Family, Tensor, head_width, linear, named, norm, qkv, theirs_of
+from gptjax.interop.weight_mapping import NEUTRAL, Family, Tensor, head_width, linear, named, norm, qkv, theirs_of
 from gptjax.interop.weights import Stored
 
 MASKED_HEAD = "cls.predictions.transform.dense.weight"

@@ -11,10 +11,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gptjax.config import ConfigError, DataError, flatten
-from gptjax.config_problems import model_problems
+from gptjax.config import flatten
+from gptjax.config.checks import model_problems
+from gptjax.config.errors import ConfigError, DataError
 from gptjax.interop import bart, bert, hf_config, llama, openai, t5
-from gptjax.interop.translation import Family, Tensor, each_layer
+from gptjax.interop.weight_mapping import Family, Tensor, each_layer
 
 FAMILIES: dict[str, Family] = {
     "gpt2": openai.GPT2,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 
 
 class Key(NamedTuple):

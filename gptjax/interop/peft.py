@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gptjax.config import ConfigError, DataError
-from gptjax.files import appearing, is_free
-from gptjax.finetune import adapters, methods, paths
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core import hub
+from gptjax.core.files import appearing, is_free
+from gptjax.finetune import methods, paths
 from gptjax.finetune.paths import Flat
-from gptjax.interop import families, hub, peft_config, weights
+from gptjax.interop import families, peft_config, weights
+from gptjax.interop.convert_run import family_that_says, to_ours, to_theirs
 from gptjax.interop.peft_config import LoraConfig
-from gptjax.interop.transfer import family_that_says, to_ours, to_theirs
-from gptjax.interop.translation import Tensor
+from gptjax.interop.weight_mapping import Tensor
 from gptjax.models.stacking import unstack
+from gptjax.runs import adapters
 
 if TYPE_CHECKING:
-    from gptjax.run import Run
+    from gptjax.runs.run import Run
 
 FACTS, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

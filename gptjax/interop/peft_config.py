@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 
 # Keys of peft's LoraConfig that change nothing when an adapter is used, by the reason.
 NO_EFFECT = {

@@ -8,7 +8,7 @@ import numpy as np
 from gptjax.interop.bart import DECODING_KEYS, SIDES, decoding_config, decoding_model
 from gptjax.interop.hf_config import COMMON, key
 from gptjax.interop.openai import ACTIVATIONS
-from gptjax.interop.translation import NEUTRAL, Family, Tensor, cross, linear, named, qkv, theirs_of
+from gptjax.interop.weight_mapping import NEUTRAL, Family, Tensor, cross, linear, named, qkv, theirs_of
 from gptjax.interop.weights import Stored
 
 PROJECTIONS = {

@@ -19,23 +19,23 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.models import parametrization
-from gptjax.models.alignment import ATTENTIONS
 from gptjax.models.cache import Cache
-from gptjax.models.cells import CELLS
+from gptjax.models.embedder import silenced
 from gptjax.models.encoder import Encoder
 from gptjax.models.gpt import GPT
 from gptjax.models.heads import HEADS, POOLINGS
 from gptjax.models.kernels import FOR_FEW_ROWS, KERNELS, resolved
-from gptjax.models.kernels.plain import TokenLoss
+from gptjax.models.kernels.reference import TokenLoss
 from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
 from gptjax.models.model import Interceptor
 from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
-from gptjax.models.recurrent import Recurrent
+from gptjax.models.recurrent.model.attention import ATTENTIONS
+from gptjax.models.recurrent.model.cells import CELLS
+from gptjax.models.recurrent.model.model import Recurrent
 from gptjax.models.seq2seq import DECODERS, ENCODERS, Seq2Seq
 from gptjax.models.stacking import unstack
-from gptjax.models.trunk import REMATS, RESIDUALS
-from gptjax.models.words import silenced
+from gptjax.models.transformer import REMATS, RESIDUALS
 
 # Each has `features`, `asked`, `read` (both), `table` and `config`; what writes text `extend` and `empty` too.
 MODELS: dict[str, Any] = {"gpt": GPT, "encoder": Encoder, "seq2seq": Seq2Seq, "recurrent": Recurrent}
@@ -192,7 +192,7 @@ def _by_name(tree: Any, over_layers: Callable[[jax.Array], jax.Array]) -> dict[s
 
 
 def cross_entropy(model: nn.Module, said: Output, targets_BT: Any, weights_BT: Any) -> jax.Array:
-    """Sum over positions of weight * nats that the model needs for the target; see gptjax.models.kernels.plain."""
+    """Sum over positions of weight * nats that the model needs for the target; see gptjax.models.kernels.reference."""
     c = model.config
     return KERNELS[c.kernels].cross_entropy(said.x_BTD, said.table_VD, targets_BT, weights_BT, c.logit_softcap)
 
@@ -200,7 +200,7 @@ def cross_entropy(model: nn.Module, said: Output, targets_BT: Any, weights_BT: A
 def token_loss(
     model: nn.Module, said: Output, targets_BT: Any, weights_BT: Any, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> TokenLoss:
-    """Cross-entropy with label smoothing and z-loss, and what it is without; see gptjax.models.kernels.plain."""
+    """Cross-entropy with label smoothing and z-loss, and what it is without; see gptjax.models.kernels.reference."""
     c = model.config
     kernel = KERNELS[c.kernels].token_loss
     return kernel(said.x_BTD, said.table_VD, targets_BT, weights_BT, c.logit_softcap, smoothing, z_loss)

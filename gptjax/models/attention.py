@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes, cache
+from gptjax.models import cache, logical_axes
 from gptjax.models.cache import LayerCache
-from gptjax.models.kernels import KERNELS, plain
-from gptjax.models.kernels.plain import Relative, Sight
+from gptjax.models.kernels import KERNELS, reference
+from gptjax.models.kernels.reference import Relative, Sight
 from gptjax.models.layers import Dropout, Linear, RMSNorm, is_off, residual_std
 from gptjax.models.positions import Places
 
@@ -49,7 +49,9 @@ class Attention(nn.Module):
         if c.qk_norm:  # arXiv 2010.04245, per head and with a scale as in Qwen3
             self.q_norm, self.k_norm = (RMSNorm(False, c.norm_epsilon, c.kernels) for _ in range(2))
         if c.value_residual and not self.crosses:
-            self.first_value_share = axes.parameter(self, "first_value_share", nn.initializers.constant(0.5), ())
+            self.first_value_share = logical_axes.parameter(
+                self, "first_value_share", nn.initializers.constant(0.5), ()
+            )
         self.drop = Dropout(c.dropout)
         self.out = Linear(c.width, c.use_bias, residual_std(c), self.dtype, c.kernels)
 
@@ -79,7 +81,7 @@ class Attention(nn.Module):
         H, G, K = c.heads, c.kv_heads, c.head_width
         J = H // G
         # Key head by key head: its J queries, its keys, its values; so that heads can be divided among devices.
-        qkv = axes.constrain(self.qkv(x_BTD).reshape(B, T, G, J + 2, K), "BTG__")
+        qkv = logical_axes.constrain(self.qkv(x_BTD).reshape(B, T, G, J + 2, K), "BTG__")
         q, k, v = qkv[..., :J, :].reshape(B, T, H, K), qkv[..., J, :], qkv[..., J + 1, :]
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -89,10 +91,14 @@ class Attention(nn.Module):
             first_v_BTGK = jnp.where(first_layer, v, first_v_BTGK)
             share = self.first_value_share
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
-        q, k, v = axes.constrain(q, "BTHK"), axes.constrain(k, "BTGK"), axes.constrain(v, "BTGK")
+        q, k, v = (
+            logical_axes.constrain(q, "BTHK"),
+            logical_axes.constrain(k, "BTGK"),
+            logical_axes.constrain(v, "BTGK"),
+        )
         sight = self.sight(places, window, deterministic)
         if kept is None and self.is_mutable_collection("attention"):  # for pictures
-            self.sow("attention", "weights_BHTT", plain.self_weights(q, k, sight))
+            self.sow("attention", "weights_BHTT", reference.self_weights(q, k, sight))
         if kept is None:
             mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, sight)
         else:
@@ -134,19 +140,19 @@ class Attention(nn.Module):
             q_BTHK = self.q_norm(q_BTHK)
         k_BGSK, v_BGSK = memory.x_BSM if isinstance(memory.x_BSM, LayerCache) else self.remembered(memory).x_BSM
         k_BSGK, v_BSGK = (x.swapaxes(1, 2).astype(q_BTHK.dtype) for x in (k_BGSK, v_BGSK))
-        mask_BTS = plain.pair_mask(segments_BT, memory.segments_BS)
+        mask_BTS = reference.pair_mask(segments_BT, memory.segments_BS)
         if self.is_mutable_collection("attention"):  # for pictures
-            weights = plain.attention_weights(q_BTHK, k_BSGK, mask_BTS, c.attention_scale)
+            weights = reference.attention_weights(q_BTHK, k_BSGK, mask_BTS, c.attention_scale)
             self.sow("attention", "weights_BHTS", weights)
         drop = self._drop(deterministic)
-        mixed = plain.across(q_BTHK, k_BSGK, v_BSGK, mask_BTS, c.attention_scale, drop)
+        mixed = reference.across(q_BTHK, k_BSGK, v_BSGK, mask_BTS, c.attention_scale, drop)
         return self._written(mixed.reshape(B, T, c.heads, c.head_width))
 
     def remembered(self, memory: Memory) -> Memory:
         """The memory as this layer reads it: keys and values, made once."""
         c = self.config
         B, S, _ = memory.x_BSM.shape
-        kv = axes.constrain(self.kv(memory.x_BSM).reshape(B, S, c.kv_heads, 2, c.head_width), "BSG__")
+        kv = logical_axes.constrain(self.kv(memory.x_BSM).reshape(B, S, c.kv_heads, 2, c.head_width), "BSG__")
         k_BSGK, v_BSGK = kv[..., 0, :], kv[..., 1, :]
         if c.qk_norm:
             k_BSGK = self.k_norm(k_BSGK)
@@ -157,5 +163,5 @@ class Attention(nn.Module):
 
     def _written(self, mixed_BTHK: jax.Array) -> jax.Array:
         B, T, H, K = mixed_BTHK.shape
-        mixed = axes.constrain(mixed_BTHK.reshape(B, T, H * K), "BTH")
-        return axes.constrain(self.out(mixed), "BTD")
+        mixed = logical_axes.constrain(mixed_BTHK.reshape(B, T, H * K), "BTH")
+        return logical_axes.constrain(self.out(mixed), "BTD")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gptjax.models.kernels.plain import Sight, bias_of, masked_attend, prefixed
+from gptjax.models.kernels.reference import Sight, bias_of, masked_attend, prefixed
 
 
 class LayerCache(NamedTuple):

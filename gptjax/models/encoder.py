@@ -1,6 +1,6 @@
 """Encoders in the manner of BERT (arXiv 1810.04805): every token reads the whole text, before it and after it.
 
-Knows nothing of text, losses or devices. Its blocks are those of gptjax.models.trunk.
+Knows nothing of text, losses or devices. Its blocks are those of gptjax.models.transformer.
 """
 
 from typing import ClassVar
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes
+from gptjax.models import logical_axes
 from gptjax.models.layers import ACTIVATIONS, NORMS, Linear
 from gptjax.models.model import Model
-from gptjax.models.trunk import Trunk
+from gptjax.models.transformer import Trunk
 
 
 class Encoder(Model):
@@ -29,7 +29,7 @@ class Encoder(Model):
         nn.share_scope(self, self.trunk)
         if c.types:
             init = nn.initializers.normal(c.init_std)
-            self.types_nD = axes.parameter(self, "types", init, (c.types, c.width))
+            self.types_nD = logical_axes.parameter(self, "types", init, (c.types, c.width))
         if c.head_transform:
             self.transform = Linear(c.width, True, c.init_std, self.dtype, c.kernels)
             self.transform_norm = NORMS[c.norm](c.use_bias, c.norm_epsilon, c.kernels)

@@ -1,6 +1,6 @@
 """The GPT decoder: token ids in, logits out. One file for the whole family; a config says which member.
 
-Knows nothing of text, losses or devices. Its blocks are those of gptjax.models.trunk.
+Knows nothing of text, losses or devices. Its blocks are those of gptjax.models.transformer.
 """
 
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.models.cache import Cache
 from gptjax.models.model import Model
 from gptjax.models.positions import POSITIONS
-from gptjax.models.trunk import Trunk
+from gptjax.models.transformer import Trunk
 
 
 def one_block(config: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes, parametrization
+from gptjax.models import logical_axes, parametrization
 from gptjax.models.layers import Dropout, Linear
 
 
@@ -84,7 +84,7 @@ class TaskHead(nn.Module):
             return answer.astype(jnp.float32)
         answer = Dropout(c.dropout)(answer * parametrization.multiplier(c), deterministic)
         shape = c.width, head.outputs or c.labels
-        kernel = axes.parameter(self, "kernel", nn.initializers.normal(c.init_std), shape)
-        bias = axes.parameter(self, "bias", nn.initializers.zeros, shape[1:])
+        kernel = logical_axes.parameter(self, "kernel", nn.initializers.normal(c.init_std), shape)
+        bias = logical_axes.parameter(self, "bias", nn.initializers.zeros, shape[1:])
         answer = jnp.dot(answer.astype(jnp.float32), kernel) + bias
         return answer[..., 0] if head.squeezes else answer

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes
+from gptjax.models import logical_axes
 from gptjax.models.kernels import KERNELS
 
 
@@ -64,10 +64,10 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernels, shape = KERNELS[self.kernels], (x.shape[-1], self.features)
         shape = shape[::-1] if kernels.turned else shape
-        kernel = axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
+        kernel = logical_axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
         y = kernels.product(x, kernel, self.dtype, self.dtype)
         if self.use_bias:
-            y += axes.parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+            y += logical_axes.parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
 
 
@@ -99,10 +99,10 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        scale_D = logical_axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
         y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, True)
         if self.use_bias:
-            y += axes.parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
+            y += logical_axes.parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         return y.astype(x.dtype)
 
 
@@ -115,7 +115,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        scale_D = logical_axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
         y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, False)
         return y.astype(x.dtype)
 
@@ -134,10 +134,10 @@ class TokenEmbedding(nn.Module):
     def setup(self) -> None:
         """Declares the table E_VD."""
         init, shape = nn.initializers.normal(self.init_std), (self.vocabulary, self.width)
-        self.embedding_VD = axes.parameter(self, "embedding", init, shape, self.dtype)
+        self.embedding_VD = logical_axes.parameter(self, "embedding", init, shape, self.dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return axes.looked_up(self.embedding_VD, ids_BT).astype(self.dtype)
+        return logical_axes.looked_up(self.embedding_VD, ids_BT).astype(self.dtype)
 
     def table(self) -> jax.Array:
         """What a tied head multiplies with, [V, D]; float32, or in `dtype` where it was gathered."""
@@ -157,7 +157,7 @@ class Head(nn.Module):
         """Declares the kernel [D, V]."""
         init, shape = nn.initializers.normal(self.init_std), (self.width, self.vocabulary)
         shape = shape[::-1] if KERNELS[self.kernels].turned else shape
-        self.kernel = axes.parameter(self, "kernel", init, shape, self.dtype)
+        self.kernel = logical_axes.parameter(self, "kernel", init, shape, self.dtype)
 
     def table(self) -> jax.Array:
         """The matrix as a tied head's, [V, D]."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes, parametrization
+from gptjax.models import logical_axes, parametrization
 from gptjax.models.kernels import KERNELS
 from gptjax.models.layers import ACTIVATIONS, GATES, Linear, residual_std
 
@@ -65,10 +65,10 @@ class ExpertLinear(nn.Module):
     def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
         """kernel_EDF and bias_EF for inputs of D = `width`; None for a bias where there is none."""
         shape = (self.experts, width, self.features)
-        kernel_EDF = axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
+        kernel_EDF = logical_axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
         if not self.use_bias:
             return kernel_EDF, None
-        return kernel_EDF, axes.parameter(self, "bias", nn.initializers.zeros, (self.experts, self.features))
+        return kernel_EDF, logical_axes.parameter(self, "bias", nn.initializers.zeros, (self.experts, self.features))
 
 
 def route(scores_NE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -95,12 +95,12 @@ def load_balance(scores_NE: jax.Array, expert_Nk: jax.Array) -> jax.Array:
     E = scores_NE.shape[-1]
     chosen_E = jax.nn.one_hot(expert_Nk, E).mean(range(expert_Nk.ndim))
     likely_E = jax.nn.softmax(scores_NE, axis=-1).mean(range(scores_NE.ndim - 1))
-    return E * jnp.sum(axes.mean_of_rows(chosen_E) * axes.mean_of_rows(likely_E))
+    return E * jnp.sum(logical_axes.mean_of_rows(chosen_E) * logical_axes.mean_of_rows(likely_E))
 
 
 def router_z(scores_NE: jax.Array) -> jax.Array:
     """Mean over tokens of (log of the sum of exp(logits))^2 (arXiv 2202.08906 eq. 5), which keeps logits small."""
-    return axes.mean_of_rows(jnp.mean(jax.nn.logsumexp(scores_NE, axis=-1) ** 2))
+    return logical_axes.mean_of_rows(jnp.mean(jax.nn.logsumexp(scores_NE, axis=-1) ** 2))
 
 
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]  # of each linear layer of some experts, by its name
@@ -142,7 +142,9 @@ def through_experts(
     return y_MD.reshape(-1, k, D).sum(1).reshape(x_BTD.shape)
 
 
-def divided_among_devices(layout: axes.Layout, x: Any, expert: Any, share: Any, weights: Weights, config: Any) -> Any:
+def divided_among_devices(
+    layout: logical_axes.Layout, x: Any, expert: Any, share: Any, weights: Weights, config: Any
+) -> Any:
     """`through_experts` on several devices: each sorts the tokens that it has, so that no sort crosses devices.
 
     Devices that divide experts among them bring their tokens together, take each through the experts that they have,
@@ -192,7 +194,7 @@ class Experts(nn.Module):
         if c.activation in GATES:
             weights["gate"] = linear("gate", D, F, c.init_std)
         weights["down"] = linear("down", F, D, residual_std(c))
-        layout = axes.current()
+        layout = logical_axes.current()
         if layout is None:
             return through_experts(x_BTD, expert_BTk, share_BTk, weights, c, 0, lambda y: y)
         return divided_among_devices(layout, x_BTD, expert_BTk, share_BTk, weights, c)

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from gptjax.models.embedder import Words
 from gptjax.models.heads import TaskHead
-from gptjax.models.kernels.plain import unembed
-from gptjax.models.words import Words
+from gptjax.models.kernels.reference import unembed
 
 Interceptor = Callable[..., Any]  # (method, args, kwargs, nn.module.InterceptorContext) -> what it gives
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gptjax.models import axes
+from gptjax.models import logical_axes
 
 
 def restarting(segments_BT: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ class LearnedPositions(nn.Module):
         if T > context:
             raise ValueError(f"{T} tokens are more than the {context} learned positions")
         init = nn.initializers.normal(self.config.init_std)
-        table_SD = axes.parameter(self, "embedding", init, (context, D))
+        table_SD = logical_axes.parameter(self, "embedding", init, (context, D))
         return x_BTD + rows_at(table_SD, positions, T).astype(x_BTD.dtype)
 
 
@@ -145,7 +145,7 @@ class RelativePositions(nn.Module):
     def __call__(self) -> jax.Array:
         c = self.config
         init = nn.initializers.normal(c.init_std)
-        return axes.parameter(self, "embedding", init, (c.relative.buckets, c.heads))
+        return logical_axes.parameter(self, "embedding", init, (c.relative.buckets, c.heads))
 
 
 class Scheme(NamedTuple):

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.models.attention import Memory
 from gptjax.models.cache import Cache
-from gptjax.models.cells import CELLS
 from gptjax.models.model import Model
-from gptjax.models.recurrent import RecurrentDecoder, RecurrentEncoder
-from gptjax.models.trunk import Trunk
+from gptjax.models.recurrent.model.cells import CELLS
+from gptjax.models.recurrent.model.model import RecurrentDecoder, RecurrentEncoder
+from gptjax.models.transformer import Trunk
 
 
 class TransformerEncoder(nn.Module):

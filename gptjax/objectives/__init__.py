@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from gptjax.config import ConfigError, did_you_mean
-from gptjax.data.forms import FORMS
-from gptjax.data.specials import Specials, specials
+from gptjax.config import did_you_mean
+from gptjax.config.errors import ConfigError
+from gptjax.data.task_formats import FORMS
 from gptjax.data.token_sets import TokenSet
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers.specials import Specials, specials
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.adversarial import ATTACKS, adversarial
 from gptjax.objectives.answers import classification, regression, span, tagging
 from gptjax.objectives.causal import causal

@@ -139,5 +139,5 @@ CORRUPTIONS: dict[str, Callable[[Arrays, Reading, np.random.Generator], Arrays]]
 
 
 def _end(reading: Reading) -> int:
-    assert reading.end is not None, "gptjax.data.specials refuses a tokenizer without an end"
+    assert reading.end is not None, "gptjax.data.tokenizers.specials refuses a tokenizer without an end"
     return reading.end

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.data.specials import Specials
 from gptjax.data.token_sets import TokenSet
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers.specials import Specials
+from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.objective import Reading
 
 SOME = 8  # ids by which two texts are told apart
@@ -20,7 +20,7 @@ def reading(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: Toke
 
     Args:
       tokenizer: of the set.
-      specials: as gptjax.data.specials gives them.
+      specials: as gptjax.data.tokenizers.specials gives them.
       options: `config.objective`.
       tokens: the set.
     """

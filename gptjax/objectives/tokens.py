@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 
 from gptjax import models
-from gptjax.models.kernels.plain import TokenLoss
+from gptjax.models.kernels.reference import TokenLoss
 from gptjax.objectives.objective import Loss
 
 

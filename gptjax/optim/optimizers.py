@@ -12,12 +12,12 @@ import jax
 import optax
 from optax import contrib
 
-from gptjax import random
-from gptjax.finetune.updates import tuning
+from gptjax.core import rng
 from gptjax.models.layers import is_off
 from gptjax.models.parametrization import rate_factors
 from gptjax.optim.averaging import averaged
 from gptjax.optim.schedules import Schedule, schedule
+from gptjax.optim.update_rules import tuning
 
 
 def names(path: Any) -> list[str]:
@@ -141,7 +141,7 @@ def sophia(config: Any) -> optax.GradientTransformation:
     direction of signs. An estimate counts from the following step on: the first step is one by sign.
     """
     c = config.optimizer
-    key = jax.random.key_data(random.key(config.seed, "hessian"))  # orbax saves numbers
+    key = jax.random.key_data(rng.key(config.seed, "hessian"))  # orbax saves numbers
     return contrib.sophia(
         schedule(config),
         b1=c.beta1,

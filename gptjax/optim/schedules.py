@@ -1,8 +1,8 @@
 """Schedules by name: the learning rate as a function of the step, made from `config.schedule`.
 
 Each takes the peak, `config.schedule` and the run's steps, and rises linearly from zero over `warmup_steps`. All that
-they read of these may be traced, so that runs which differ in it can be one program (gptjax.training.members). Making a
-schedule allocates nothing: all is computed where a step is asked for.
+they read of these may be traced, so that runs which differ in it can be one program
+(gptjax.training.population.members). Making a schedule allocates nothing: all is computed where a step is asked for.
 """
 
 from collections.abc import Callable

@@ -1,20 +1,20 @@
 """How a run lies on devices: one mesh, one table of rules, and where state and batches go.
 
-No file elsewhere names a mesh axis, but for plans, which compare meshes (gptjax.inspect.meshes, roofline).
+No file elsewhere names a mesh axis, but for plans, which compare meshes (gptjax.planning.meshes, roofline).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax.models.axes import Layout, of_parameter, placed
-from gptjax.objectives.objective import Loss
+from gptjax.models.logical_axes import Layout, of_parameter, placed
 
 # The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
+Objective = TypeVar("Objective", bound=Callable[..., Any])
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # Which mesh axes divide an array's axis, by its letter (gptjax.models): of parameters, as they are kept,
@@ -104,7 +104,7 @@ def _stored(there: Layout, tree: Any, among: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def over_rows(objective: Loss, mesh: Mesh) -> Loss:
+def over_rows(objective: Objective, mesh: Mesh) -> Objective:
     """The objective of whole batches, of which each device works on its own rows.
 
     What it gives is the sum over the devices; its gradient by the parameters lies as they do. Dropout is drawn apart

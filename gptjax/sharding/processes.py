@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gptjax import console
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
+from gptjax.core import console
 
 T = TypeVar("T")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import config as configs
-from gptjax import schema
-from gptjax import workdir as workdirs
-from gptjax.config import CheckpointError, ConfigError, DataError
-from gptjax.files import appearing, is_free, locked
+from gptjax.config.errors import CheckpointError, ConfigError, DataError
+from gptjax.core import schema
+from gptjax.core.files import appearing, is_free, locked
+from gptjax.runs import directory as workdirs
 from gptjax.sweeps.trials import Search, shape_of
 
 OWN = "sweep.json"

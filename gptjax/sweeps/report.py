@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax.files import write_atomic
+from gptjax.core.console import aligned
+from gptjax.core.files import write_atomic
 from gptjax.sweeps import plots, recipe
 from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import space as spaces
 from gptjax.sweeps.results import Result
 from gptjax.sweeps.trials import Search
 from gptjax.sweeps.watch import shown, words
-from gptjax.tables import aligned
 
 SHOWN = 8  # trials, or settings, in what is printed
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptjax import schema
-from gptjax.config import DataError
-from gptjax.files import write_atomic
+from gptjax.config.errors import DataError
+from gptjax.core import schema
+from gptjax.core.files import write_atomic
 from gptjax.sweeps.space import Values
 
 DONE, DIVERGED, PRUNED, IMPOSSIBLE = "done", "diverged", "pruned", "impossible"

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 
 Values = dict[str, Any]  # swept keys, such as "optimizer.learning_rate", and what a trial has there
 

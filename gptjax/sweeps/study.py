@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax.config import ConfigError
-from gptjax.files import locked
+from gptjax.config.errors import ConfigError
+from gptjax.core.files import locked
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import training, trials
 from gptjax.sweeps.results import DONE, IMPOSSIBLE, PRUNED, Result

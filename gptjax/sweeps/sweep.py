@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from gptjax import console
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
+from gptjax.core import console
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import study as studies

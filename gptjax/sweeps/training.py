@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from gptjax import config as configs
-from gptjax import console
-from gptjax.config import ConfigError, Diverged
+from gptjax.config.errors import ConfigError, Diverged
+from gptjax.core import console
 from gptjax.sweeps.results import DIVERGED, DONE, PRUNED, Result
 from gptjax.sweeps.trials import Trial
 from gptjax.sweeps.watch import Watch, words
@@ -26,13 +26,13 @@ class Pruned(Exception):
 
 def problem(config: Any) -> str:
     """What makes a config, of a trial, one that cannot be trained here; "" where nothing does."""
-    from gptjax.training import job, memory
+    from gptjax.training import memory, setup
 
     if config.init_from:  # its model is another run's, whose config is read when the trial begins
         return ""
     try:
         resolved = configs.resolve(config)
-        job.check(resolved)
+        setup.check(resolved)
         memory.check_config(resolved)
     except ConfigError as error:
         return str(error)
@@ -98,8 +98,8 @@ def one_after_the_other(trials: Sequence[Trial], watch: Watch) -> Iterator[Resul
 
 def as_one_program(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -> Iterator[Result]:
     """Each trial's result once all are trained, by gptjax.training.population; members evolve every so many steps."""
-    from gptjax.training import population
-    from gptjax.training.evolution import Evolution
+    from gptjax.training.population import population
+    from gptjax.training.population.evolution import Evolution
 
     last: list[Line] = [{} for _ in trials]
 
@@ -127,7 +127,7 @@ def as_one_program(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) 
 
 def varied(trial: Trial) -> str:
     """What became of the values of a member that took another's place; "" of one that has those it began with."""
-    from gptjax.training import evolution
+    from gptjax.training.population import evolution
 
     lines = evolution.lines(trial.workdir)
     return f"evolved: {words(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
@@ -135,8 +135,8 @@ def varied(trial: Trial) -> str:
 
 def one_program(every_steps: int, trials: Sequence[Trial]) -> None:
     """Raises ConfigError for trials that cannot be one program, or whose members cannot evolve."""
-    from gptjax.training import population
-    from gptjax.training.evolution import Evolution
+    from gptjax.training.population import population
+    from gptjax.training.population.evolution import Evolution
 
     check(trials, population.on_one_device)
     evolution = Evolution(every_steps) if every_steps else None

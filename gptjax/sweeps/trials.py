@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax.config import ConfigError
-from gptjax.files import read_json
+from gptjax.config.errors import ConfigError
+from gptjax.core.files import read_json
 from gptjax.sweeps import space as spaces
 from gptjax.sweeps.space import Range, Space, Values
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gptjax import console
+from gptjax.core import console
 from gptjax.sweeps.results import DONE, Result, ranked
 from gptjax.sweeps.trials import Trial
 

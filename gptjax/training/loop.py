@@ -15,32 +15,24 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import config as configs
-from gptjax import console, data, models, sharding, wakeful
-from gptjax import workdir as workdirs
-from gptjax.config import Diverged, Interrupted
+from gptjax import data, models, sharding
+from gptjax.config.errors import Diverged, Interrupted
+from gptjax.core import console, cpu_idle
 from gptjax.data import batches
 from gptjax.evals import held_out
 from gptjax.finetune.paths import Flat
-from gptjax.finetune.updates import with_fisher
+from gptjax.interop import foreign
+from gptjax.optim.update_rules import with_fisher
+from gptjax.runs import directory as workdirs
+from gptjax.runs import pretrained
+from gptjax.runs.checkpoint_policy import Due
+from gptjax.runs.checkpoints import Checkpoints, shapes_on
+from gptjax.runs.train_state import TrainState, initial, parameter_count, starting_from
 from gptjax.sharding import processes
-from gptjax.training import (
-    goodput,
-    interrupts,
-    memory,
-    metrics,
-    origins,
-    profile,
-    recovery,
-    remembering,
-    report,
-    samples,
-    watchdog,
-)
-from gptjax.training.checkpoints import Checkpoints, shapes_on
-from gptjax.training.job import Job, check, make_job
-from gptjax.training.recorder import OnLine, Recorder
-from gptjax.training.saving import Due
-from gptjax.training.state import TrainState, initial, parameter_count, starting_from
+from gptjax.training import ewc, memory, recovery
+from gptjax.training.monitoring import goodput, interrupts, metrics, profiler, report, samples, watchdog
+from gptjax.training.monitoring.recorder import OnLine, Recorder
+from gptjax.training.setup import Job, check, make_job
 from gptjax.training.step import Step, of_config
 
 # Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
@@ -65,8 +57,8 @@ def train(
       Interrupted: by a signal; the step in hand is saved.
     """
     started = time.monotonic() if started is None else started
-    origins.check_there(config, workdir)
-    with origins.at_hand(config, workdir) as origin:
+    pretrained.check_there(config, workdir)
+    with foreign.at_hand(config, workdir) as origin:
         config = resolved(config, workdir, origin)
         workdirs.check_free(workdir, config)
         summary = report.read_summary(workdir)
@@ -81,7 +73,7 @@ def train(
             with goodput.kept(job.clock, workdir, int(state.step), processes.is_first()):
                 with interrupts.noted() as asked:
                     state = take_all_steps(job, state, checkpoints, on_line, asked)
-                with job.clock.during("finish"), wakeful.wakeful(jax.default_backend() == "cpu"):
+                with job.clock.during("finish"), cpu_idle.wakeful(jax.default_backend() == "cpu"):
                     return finish(job, state)
         except KeyboardInterrupt as error:
             checkpoints.wait()
@@ -147,9 +139,9 @@ def start_of(job: Job) -> Callable[[], TrainState]:
 
 def shapes_of(job: Job) -> TrainState:
     """The shapes of the run's state."""
-    if not job.origin or not origins.is_part(job.config):
+    if not job.origin or not pretrained.is_part(job.config):
         return jax.eval_shape(start_of(job))
-    return jax.eval_shape(begins_from(job), origins.base_shapes(job.origin, job.config))
+    return jax.eval_shape(begins_from(job), pretrained.base_shapes(job.origin, job.config))
 
 
 def begins_from(job: Job) -> Callable[[Any], TrainState]:
@@ -159,15 +151,19 @@ def begins_from(job: Job) -> Callable[[Any], TrainState]:
 
 def base_of(origin: Path, job: Job) -> Any:
     """The parameters that the run begins with: another's newest, or those it was imported with."""
-    base = origins.base_of(origin, job.config, job.mesh) if origin != job.workdir else origins.saved(origin, job.mesh)
-    if origins.is_part(job.config):
-        origins.know_base(job.workdir, base)
+    base = (
+        pretrained.base_of(origin, job.config, job.mesh)
+        if origin != job.workdir
+        else pretrained.saved(origin, job.mesh)
+    )
+    if pretrained.is_part(job.config):
+        pretrained.know_base(job.workdir, base)
     return base
 
 
-def remember(memory: remembering.Memory, job: Job, base: Any) -> Flat:
-    """What of the base the run is to remember, by path; see gptjax.training.remembering."""
-    return remembering.remembered(memory, job.config, base, shapes_of(job).params, job.workdir, job.mesh)
+def remember(memory: ewc.Memory, job: Job, base: Any) -> Flat:
+    """What of the base the run is to remember, by path; see gptjax.training.ewc."""
+    return ewc.remembered(memory, job.config, base, shapes_of(job).params, job.workdir, job.mesh)
 
 
 def begin_from(base: Any, job: Job) -> TrainState:
@@ -246,11 +242,11 @@ def take_steps(
     due = Due(c.checkpoint, steps)
     with (
         recovery.with_state(lambda: state),
-        wakeful.wakeful(jax.default_backend() == "cpu"),
+        cpu_idle.wakeful(jax.default_backend() == "cpu"),
         batches.prefetched(partial(placed_unless_left_out, job), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
-        profile.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,
+        profiler.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,
         watchdog.watched(c.train.hang_minutes, job.workdir / "hang.txt", lambda: clock.kind) as beat,
         clock.during("step"),
     ):

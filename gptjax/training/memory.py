@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gptjax import machine, sharding
-from gptjax.config import ConfigError
-from gptjax.config_problems import recurs
-from gptjax.machine import bytes_of, gib
+from gptjax import sharding
+from gptjax.config.checks import recurs
+from gptjax.config.errors import ConfigError
+from gptjax.core import machine
+from gptjax.core.machine import bytes_of, gib
 
 MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}  # of the optimizer, a float32 each
 NUMBER = 4  # bytes of a float32, and of an id
@@ -77,7 +78,7 @@ def exact(config: ConfigDict, state: Any) -> list[Need]:
 
     Args:
       config: resolved, with its vocabulary.
-      state: shapes of the gptjax.training.state.TrainState.
+      state: shapes of the gptjax.runs.train_state.TrainState.
     """
     trained, kept = bytes_of(state.params), bytes_of(state.frozen)
     keys = "model.width, model.layers or model.vocabulary"

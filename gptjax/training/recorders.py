@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import console
+from gptjax.core import console
 from gptjax.optim import schedule
-from gptjax.training.job import Job
-from gptjax.training.recorder import Recorder
+from gptjax.runs.train_state import TrainState
+from gptjax.training.monitoring.recorder import Recorder
+from gptjax.training.monitoring.writers import Line
 from gptjax.training.recovery import BadRun
-from gptjax.training.state import TrainState
-from gptjax.training.writers import Line
+from gptjax.training.setup import Job
 
 OnMembersLine = Callable[[int, Line], None]
 
@@ -31,7 +31,7 @@ def of_member(tree: Any, member: int) -> Any:
 
 
 class Recorders:
-    """A gptjax.training.recorder.Recorder for each member, one step behind as that is.
+    """A gptjax.training.monitoring.recorder.Recorder for each member, one step behind as that is.
 
     A context: leaving it closes the writers.
     """

@@ -4,7 +4,7 @@ Bad steps in a row mean that the batches are bad or that the parameters have bec
 checkpoint from before them and leaves out their batches, and those of as many steps before (as arXiv 2204.02311 section
 5.1 does): the way there is exact, and to leave out only what was skipped would lead to the same parameters again.
 Left-out steps keep their numbers, so that a batch stays a function of the step, and change nothing, the optimizer's
-count and with it the schedule included; data.json says which they are. gptjax.training.guard decides what is bad.
+count and with it the schedule included; data.json says which they are. gptjax.optim.skip_step decides what is bad.
 """
 
 import hashlib
@@ -18,18 +18,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gptjax import console, random, sharding
-from gptjax import workdir as workdirs
-from gptjax.config import Diverged
-from gptjax.data.specials import text_of
-from gptjax.files import write_atomic
-from gptjax.inspect import nonfinite
+from gptjax import sharding
+from gptjax.config.errors import Diverged
+from gptjax.core import console, rng
+from gptjax.core.files import write_atomic
+from gptjax.data.tokenizers.specials import text_of
 from gptjax.objectives import shared_out
+from gptjax.optim import skip_step as guards
+from gptjax.runs import directory as workdirs
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
-from gptjax.training import guard as guards
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.job import Job
-from gptjax.training.state import TrainState
+from gptjax.training import nonfinite
+from gptjax.training.setup import Job
 from gptjax.training.step import drops_out, gradients
 
 REPORT = "diverged.json"
@@ -218,13 +219,13 @@ def first_nonfinite(job: Job, bad: BadRun) -> nonfinite.Finding:
     assert bad.state is not None
     c, index = job.config, bad.worst.step - 1
     batch = job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
-    rng = random.key(c.seed, "dropout", index) if drops_out(c) else None
+    dropout_key = rng.key(c.seed, "dropout", index) if drops_out(c) else None
 
     def gradient(params: Any, batch: Any) -> Any:
-        return gradients(job.objective, params, shared_out(batch), rng, c.train.grad_accumulation, job.mesh)[1]
+        return gradients(job.objective, params, shared_out(batch), dropout_key, c.train.grad_accumulation, job.mesh)[1]
 
     try:
-        return nonfinite.first(c, bad.state.answering(), batch, rng, gradient)
+        return nonfinite.first(c, bad.state.answering(), batch, dropout_key, gradient)
     except Exception as error:  # such as for want of memory: the rest of the report is worth having without it
         return nonfinite.Finding("not known", f"{type(error).__name__}: {str(error)[:200]}")
 

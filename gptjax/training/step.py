@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax import objectives, random, sharding
+from gptjax import objectives, sharding
+from gptjax.core import rng
 from gptjax.finetune import methods
 from gptjax.finetune.paths import union
 from gptjax.finetune.quantised import dequantised
@@ -17,9 +18,9 @@ from gptjax.models import kernels
 from gptjax.models.layers import is_off
 from gptjax.objectives import shared_out
 from gptjax.objectives.objective import Loss
-from gptjax.training import guard as guards
-from gptjax.training import statistics
-from gptjax.training.state import TrainState
+from gptjax.optim import skip_step as guards
+from gptjax.runs.train_state import TrainState
+from gptjax.training.monitoring import run_stats
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -118,10 +119,10 @@ def train_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = shared_out(batch)
-        rng = random.key(seed, "dropout", state.step) if dropout else None
+        dropout_key = rng.key(seed, "dropout", state.step) if dropout else None
         of_tuned = beside(objective, state.frozen)
-        metrics, grads = gradients(of_tuned, state.params, batch, rng, slices, mesh)
-        loss = loss_of_slice(beside(curved, state.frozen), batch, rng, slices, mesh)
+        metrics, grads = gradients(of_tuned, state.params, batch, dropout_key, slices, mesh)
+        loss = loss_of_slice(beside(curved, state.frozen), batch, dropout_key, slices, mesh)
 
         def update(old: Any, grads: Any) -> Any:
             updates, opt_state = optimizer.update(grads, old[1], old[0], obj_fn=loss)
@@ -131,7 +132,7 @@ def train_step(
             norm = optax.tree.norm(grads)
             bad, guard, verdict = guards.judged(state.guard, metrics["loss"], norm, limits)
             params, opt_state = guards.unless(bad, update, (state.params, state.opt_state), grads)
-            measured = statistics.of_step(state.params, params, state.step + 1, statistics_every)
+            measured = run_stats.of_step(state.params, params, state.step + 1, statistics_every)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard)
         return state, metrics | {"grad_norm": norm} | verdict | measured
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 from gptjax.data import layouts
 from gptjax.data.augment import Augment
 from gptjax.data.batches import (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import shared, tiny_config
 
-from gptjax.config import DataError
-from gptjax.data import dialogues, examples, fields, records, tokenizers
+from gptjax.config.errors import DataError
+from gptjax.data import dialogues, examples, fields, records
 from gptjax.data.records import Record
+from gptjax.data.tokenizers import tokenizers
 
 BYTES = tokenizers.bytes_encoding()
 TOOLS = (

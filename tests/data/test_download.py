@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 from gptjax.data.download import download
 
 CONTENT = b"It was a bright cold day in April.\n" * 100

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from gptjax import config as configs
 from gptjax import data
-from gptjax.config import ConfigError, DataError
-from gptjax.data import chat, examples, forms, layouts, records, tokenizers
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data import chat, examples, layouts, records, task_formats
 from gptjax.data.augment import Augment
 from gptjax.data.batches import EvalBatches
 from gptjax.data.records import Options, Record
+from gptjax.data.tokenizers import tokenizers
 
 BYTES = tokenizers.bytes_encoding()
 END = BYTES.end
@@ -179,14 +180,16 @@ def test_instructions_are_alpacas():
     text = BYTES.decode(row["inputs_BT"][: int(np.flatnonzero(row["weights_BT"])[-1]) + 1].tolist())
     assert text == "<|endoftext|>### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n2"
     assert learnt_of(row) == ["2|"]
-    assert "Input" not in "".join(piece for piece, _ in forms.instructions(Record(one | {"input": ""}, "here"), config))
+    assert "Input" not in "".join(
+        piece for piece, _ in task_formats.instructions(Record(one | {"input": ""}, "here"), config)
+    )
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(max_codepoint=900), max_size=60), st.text(min_size=1, max_size=9), st.integers(24, 60))
 def test_a_long_text_loses_its_end_and_never_its_answer(text, answer, context):
     config = settings_of(form="text", template="Q: {text} A:", answer=" {label}", context=context)
-    form, c = forms.FORMS["text"], config.examples
+    form, c = task_formats.FORMS["text"], config.examples
     room = max(context, len(f"Q:  A: {answer}".encode()))
     (one,), is_long = form.encoded(Record({"text": text, "label": answer}, "here"), c, BYTES, room)
     whole = f"Q: {text} A: {answer}"
@@ -260,7 +263,7 @@ def test_marks_of_answers_equal_transformers(name, tmp_path):
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
     import tokenizers as library
 
-    from gptjax.interop import tokenizers as hf
+    from gptjax.data.tokenizers import from_hf as hf
 
     special = [
         "<|begin_of_text|>",
@@ -296,7 +299,7 @@ def test_marks_of_answers_equal_transformers(name, tmp_path):
     peer = transformers.AutoTokenizer.from_pretrained(folder)
     expected = peer.apply_chat_template(DIALOGUE, return_dict=True, return_assistant_tokens_mask=True)
     record, c = Record({"messages": DIALOGUE}, "here"), settings_of(form="chat", chat_template=name).examples
-    (one,), is_long = forms.FORMS["chat"].encoded(record, c, tokenizer, 1000)
+    (one,), is_long = task_formats.FORMS["chat"].encoded(record, c, tokenizer, 1000)
     begin = [256] if name == "llama3" else []  # which stands around texts here
     assert begin + one.ids == expected["input_ids"] and not is_long
     assert [0] * len(begin) + one.arrays["weights_BT"].tolist() == expected["assistant_masks"]
@@ -428,17 +431,17 @@ def test_a_label_that_nothing_shows_is_refused(tmp_path):
     ],
 )
 def test_configs_that_cannot_be(changes, says):
-    from gptjax.training import job
+    from gptjax.training import setup
 
     config = tiny_config(data_path="none", data_layout=changes.pop("layout", "examples"))
     with config.unlocked():
         config.data.examples.update(changes)
     with pytest.raises(ConfigError, match=says):
-        job.check(configs.resolve(config))
+        setup.check(configs.resolve(config))
 
 
 def test_form_and_objective_have_to_go_together():
-    from gptjax.training import job
+    from gptjax.training import setup
 
     config = tiny_config(
         data_path="none", data_layout="examples", model_task="classification", train_objective="classification"
@@ -446,11 +449,11 @@ def test_form_and_objective_have_to_go_together():
     with pytest.raises(
         ConfigError, match="classification learns from examples with answers; set data.examples.form=classes"
     ):
-        job.check(config)
+        setup.check(config)
     with config.unlocked():
         config.data.examples.update(form="values")
     with pytest.raises(ConfigError, match="set data.examples.form=classes"):
-        job.check(config)
+        setup.check(config)
 
 
 def test_tokens_that_are_said_what_they_are_are_not_augmented():

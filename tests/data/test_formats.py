@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 from gptjax.data import formats
 from gptjax.data.formats import Reading, Text
 

@@ -9,14 +9,15 @@ from conftest import shared, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax import config as configs
 from gptjax import data, prepare
-from gptjax.config import ConfigError, DataError
-from gptjax.data import layouts, packing, pairs, tokenizers
+from gptjax.config import checks
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data import layouts, packing, pairs
 from gptjax.data.augment import Augment
 from gptjax.data.batches import EvalBatches
 from gptjax.data.pairs import Pair
 from gptjax.data.token_sets import Part, TokenSet
+from gptjax.data.tokenizers import tokenizers
 
 BYTES = tokenizers.bytes_encoding()
 END = BYTES.end
@@ -158,7 +159,7 @@ def test_lines_without_the_columns_are_told_by_number(tmp_path):
 def test_configs_that_cannot_be_are_refused(changes, message):
     config = tiny_config(**({"data_languages": ("en", "de"), "data_layout": "pairs"} | changes))
     with pytest.raises(ConfigError, match=message):
-        configs.check(config, {})
+        checks.check(config, {})
 
 
 # Token sets
@@ -241,7 +242,7 @@ def test_held_out_rows_are_all_there():
 
 @pytest.mark.parametrize("begin", [(), (300,)])
 def test_prepared_prompts_are_sources(begin):
-    """Records as gptjax.data.documents makes them, with what each kind of tokenizer puts around."""
+    """Records as gptjax.data.prepare.documents makes them, with what each kind of tokenizer puts around."""
     opening, ending, closing = (begin, (END,), ()) if begin else ((END,), (), (END,))
     records = [[*opening, *b"ab", *b"c", *ending], [*opening, *b"d", *b"ef", *ending]]
     prompts = np.array([len(opening) + 2, len(opening) + 1])

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax import prepare
-from gptjax.config import DataError
-from gptjax.data import cleaning, examples, formats, pairs, preparing, records, sources, tokenizers
+from gptjax.config.errors import DataError
+from gptjax.data import examples, formats, pairs, records, sources
 from gptjax.data.formats import Reading
+from gptjax.data.prepare import cleaning, pipeline
 from gptjax.data.records import Options
+from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import prompt_files
 
 ZSTD = pytest.importorskip("zstandard", reason="the data extra is not installed")
@@ -306,8 +308,8 @@ def refuse(monkeypatch, name, function):
 READERS = {
     "text": lambda root: sources.read(tiny_config(data_path=root).data),
     "text by a glob": lambda root: sources.read(tiny_config(data_path=f"{root}/**/*.txt").data),
-    "prepare": lambda root: preparing.sources_of([str(root)]),
-    "prepare by a glob": lambda root: preparing.sources_of([f"{root}/**/*.txt"]),
+    "prepare": lambda root: pipeline.sources_of([str(root)]),
+    "prepare by a glob": lambda root: pipeline.sources_of([f"{root}/**/*.txt"]),
 }  # fmt: skip
 
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.config import DataError
-from gptjax.data import shards, tokenizers
+from gptjax.config.errors import DataError
+from gptjax.data import shards
 from gptjax.data.token_sets import Part, TokenSet, borders, encoded, joined
+from gptjax.data.tokenizers import tokenizers
 
 
 def records(lengths, first=0):

@@ -5,7 +5,7 @@ from conftest import shared, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
 from gptjax.data import sources
 
 

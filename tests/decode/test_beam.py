@@ -12,10 +12,11 @@ import pytest
 from conftest import ROOT, tiny_config
 
 from gptjax import models
-from gptjax.config import ConfigError, DataError
-from gptjax.decode import beam, reading
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core import hub
+from gptjax.decode import beam, prefill
 from gptjax.decode.beam import Beams
-from gptjax.interop import families, hub, transfer
+from gptjax.interop import convert_run, families
 
 sys.path.append(str(ROOT / "tests" / "golden"))
 import make_beam
@@ -30,19 +31,19 @@ def imported(family):
     """A Reader of a golden folder's model, its embedding drawn anew so that texts differ; llama as in make_beam."""
     folder = make_hf.FOLDER / family
     family, config = families.model_of(hub.read_json(folder / "config.json"))
-    params = transfer.read_params(folder, family, config)
+    params = convert_run.read_params(folder, family, config)
     embedding = params["tokens"]["embedding"]
     params["tokens"]["embedding"] = 0.3 * np.random.default_rng(1).normal(size=embedding.shape).astype("f")
     if folder.name == "llama":
         params["tokens"]["embedding"], head = make_beam.tables()
         params["head"]["kernel"] = head.T
-    return reading.reader(models.build(config), jax.tree.map(jnp.asarray, params))
+    return prefill.reader(models.build(config), jax.tree.map(jnp.asarray, params))
 
 
 def tiny():
     """A Reader of a model that can read 16 tokens, with a vocabulary of 5."""
     model = models.build(tiny_config(model_vocabulary=5, model_init_std=1.0).model)
-    return reading.reader(model, model.init(jax.random.key(3), jnp.zeros((1, 1), jnp.int32))["params"])
+    return prefill.reader(model, model.init(jax.random.key(3), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 import tokenizers as library
 from conftest import shared
 
-from gptjax.config import ConfigError
-from gptjax.data import tokenizers
-from gptjax.data.library_tokenizer import LibraryTokenizer
+from gptjax.config.errors import ConfigError
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.hf_tokenizer import LibraryTokenizer
 from gptjax.decode import constraints
 
 CLOSED = {"additionalProperties": False}

@@ -8,7 +8,7 @@ import pytest
 from test_beam import ENDS, PROMPT, PROMPTS, imported, tiny
 
 from gptjax import models
-from gptjax.config import ConfigError, DataError
+from gptjax.config.errors import ConfigError, DataError
 from gptjax.decode import contrastive
 from gptjax.decode.contrastive import Contrastive
 

@@ -12,11 +12,11 @@ import pytest
 from conftest import AS_USERS_RUN, ROOT, tiny_config
 
 from gptjax import models
-from gptjax.data import tokenizers
-from gptjax.decode import engine, reading, speculative, step
+from gptjax.data.tokenizers import tokenizers
+from gptjax.decode import engine, prefill, speculative, step
 from gptjax.decode import generate as decoding
+from gptjax.decode.drafting import Speculation
 from gptjax.decode.generate import Ask, How
-from gptjax.decode.proposals import Speculation
 from gptjax.decode.settings import Settings
 
 ALPHABET = "".join(map(chr, range(32, 97)))
@@ -152,13 +152,13 @@ def test_so_it_is_as_users_programs_are_compiled(changes):
 @pytest.fixture
 def pieces(monkeypatch):
     """A list that grows by the ids of each piece of a prompt that is read."""
-    read, extended = [], reading.extended
+    read, extended = [], prefill.extended
 
     def counted(model, params, ids_BT, cache, count_B):
         read.append(np.asarray(ids_BT)[0, : int(count_B[0])].tolist())
         return extended(model, params, ids_BT, cache, count_B)
 
-    monkeypatch.setattr(reading, "extended", counted)
+    monkeypatch.setattr(prefill, "extended", counted)
     return read
 
 
@@ -256,7 +256,7 @@ def test_the_likeliest_at_each_place():
 
 def compiled():
     """How many programs there are."""
-    functions = (step.run, reading.extended, engine.begun, speculative.run_rounds)
+    functions = (step.run, prefill.extended, engine.begun, speculative.run_rounds)
     return [function._cache_size() for function in functions]
 
 

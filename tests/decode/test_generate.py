@@ -11,14 +11,14 @@ from conftest import generate
 from test_engine import voice
 
 import gptjax
-from gptjax.config import ConfigError, DataError
+from gptjax.config.errors import ConfigError, DataError
 from gptjax.decode import constraints
 from gptjax.decode import generate as decoding
 from gptjax.decode.beam import Beams
 from gptjax.decode.contrastive import Contrastive
+from gptjax.decode.drafting import Speculation
 from gptjax.decode.engine import Sample
 from gptjax.decode.generate import Ask, How
-from gptjax.decode.proposals import Speculation
 from gptjax.decode.settings import Settings
 from gptjax.decode.watermark import Watermark, detect
 from gptjax.training import loop
@@ -137,7 +137,7 @@ def test_texts_are_shown_when_they_are_over_not_when_the_next_is(trained, call, 
             yield number, Sample(f"{number}", [1], [0.0], "end", [])
             shown.append(capsys.readouterr().out)
 
-    monkeypatch.setattr("gptjax.run.Run.answers", answers)
+    monkeypatch.setattr("gptjax.runs.run.Run.answers", answers)
     call(generate, f"--workdir={trained}", "--prompt=a", "--samples=2")
     assert shown == ["a0\n\n", "a1\n"]
 

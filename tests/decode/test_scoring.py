@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny_config
 
 from gptjax import models
-from gptjax.config import ConfigError, DataError
-from gptjax.decode import reading, scoring
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.decode import prefill, scoring
 
 CONTEXT, VOCABULARY = 160, 97
 MEMBERS = {
@@ -28,7 +28,7 @@ def made(**changes):
     model = models.build(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32), models.shapes(model))
-    return model, params, reading.reader(model, params)
+    return model, params, prefill.reader(model, params)
 
 
 def drawn(*lengths, seed=1):
@@ -86,7 +86,7 @@ def test_a_context_that_no_piece_fits_is_read_to_its_end(context):
     (ids,) = drawn(context)
     expected = uncached(model, params, ids)[np.arange(context - 1), ids[1:]]
     np.testing.assert_allclose(scoring.scored(of, ids).logprobs, expected, atol=1e-5)
-    cache = reading.read(of, ids, of.empty(1, context, reading.longest_piece()))
+    cache = prefill.read(of, ids, of.empty(1, context, prefill.longest_piece()))
     assert cache.length_B.tolist() == [context]
 
 

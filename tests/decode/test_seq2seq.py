@@ -11,16 +11,17 @@ import pytest
 from conftest import generate, tiny_config
 from test_beam import reference, same
 
-from gptjax import models, run
-from gptjax.config import ConfigError
-from gptjax.data import tokenizers
-from gptjax.decode import beam, engine, prompts, reading, step
+from gptjax import models
+from gptjax.config.errors import ConfigError
+from gptjax.data.tokenizers import tokenizers
+from gptjax.decode import beam, engine, prefill, prompts, step
 from gptjax.decode import generate as decoding
 from gptjax.decode.beam import Beams
 from gptjax.decode.contrastive import Contrastive
+from gptjax.decode.drafting import Speculation
 from gptjax.decode.generate import Ask, How
-from gptjax.decode.proposals import Speculation
 from gptjax.decode.settings import Settings
+from gptjax.runs import run
 
 BYTES = tokenizers.bytes_encoding()
 END, V, CONTEXT = 256, 257, 64
@@ -146,8 +147,8 @@ def test_penalties_count_the_target_alone():
 
 def test_samples_of_one_source_encode_it_once(monkeypatch):
     of, calls = made(), []
-    heard = reading.heard
-    monkeypatch.setattr(reading, "heard", lambda *given: calls.append(1) or heard(*given))
+    heard = prefill.heard
+    monkeypatch.setattr(prefill, "heard", lambda *given: calls.append(1) or heard(*given))
     asks = [ask("one source", seed=n, temperature=1.0) for n in range(4)]
     found = answers(of, [*asks, ask("another")], rows=2)
     assert len(calls) == 2 and len({tuple(sample.ids) for sample in found}) == 5
@@ -177,7 +178,7 @@ def test_speculation_gives_the_same_targets(draft):
 
 def test_nothing_is_compiled_for_other_sources():
     of = made()
-    compiled = lambda: [f._cache_size() for f in (reading.heard, engine.begun, step.run, beam.searched)]
+    compiled = lambda: [f._cache_size() for f in (prefill.heard, engine.begun, step.run, beam.searched)]
     answers(of, [ask("a" * 20), ask("bb")], rows=2, room=40)
     answers(of, [ask("a" * 20), ask("bb")], rows=2, beams=Beams(2))
     before = compiled()
@@ -189,7 +190,7 @@ def test_nothing_is_compiled_for_other_sources():
 def test_what_is_heard_is_kept_in_the_dtype_that_is_wanted():
     of = made()
     narrow = decoding.keeping(of.voice, How(cache_dtype="bfloat16"))[0].reader
-    kept = reading.listened(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).heard
+    kept = prefill.listened(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).heard
     assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16", "int32"}
     room = narrow.empty(1, 8, 1, 16).heard
     assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == jax.tree.map(lambda x: (x.shape, x.dtype), room)

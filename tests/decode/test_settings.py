@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 from gptjax.decode import sampling
 from gptjax.decode.penalties import History
 from gptjax.decode.settings import FEW, Settings, knobs, used

@@ -10,11 +10,11 @@ from conftest import tiny_config
 from scipy import stats
 
 from gptjax import models
-from gptjax.config import ConfigError
-from gptjax.data import tokenizers
-from gptjax.decode import reading
+from gptjax.config.errors import ConfigError
+from gptjax.data.tokenizers import tokenizers
+from gptjax.decode import prefill
+from gptjax.decode.drafting import Plan, Speculation, check_draft, looked_up
 from gptjax.decode.penalties import History
-from gptjax.decode.proposals import Plan, Speculation, check_draft, looked_up
 from gptjax.decode.sampling import draw, processed
 from gptjax.decode.settings import Settings, knobs, used
 from gptjax.decode.speculative import State, run_rounds
@@ -39,7 +39,7 @@ def reader(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
     leaves, tree = jax.tree.flatten(model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"])
     noises = [noise * 0.02 * jax.random.normal(jax.random.key(7), x.shape) for x in leaves]
     wild = [loud * (x + dx) if x.ndim > 1 else x for x, dx in zip(leaves, noises, strict=True)]
-    return reading.reader(model, jax.tree.unflatten(tree, wild))
+    return prefill.reader(model, jax.tree.unflatten(tree, wild))
 
 
 def begun(how, target, draft, prompts, S, budgets):
@@ -48,7 +48,7 @@ def begun(how, target, draft, prompts, S, budgets):
     def read(of):
         batch = of.empty(len(prompts), S, how.ahead)
         for row, prompt in enumerate(prompts):
-            batch = caches.put(batch, row, reading.read(of, prompt[:-1], of.empty(1, S, S)))
+            batch = caches.put(batch, row, prefill.read(of, prompt[:-1], of.empty(1, S, S)))
         return batch
 
     ids = np.full((len(prompts), S), 3, np.int32)

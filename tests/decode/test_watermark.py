@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gptjax.config import ConfigError, DataError
-from gptjax.data import tokenizers
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import watermark as wm
 from gptjax.decode.watermark import Watermark
 

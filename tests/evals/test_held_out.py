@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import evaluate
 
-from gptjax.config import DataError
-from gptjax.data import batches, token_sets, tokenizers
+from gptjax.config.errors import DataError
+from gptjax.data import batches, token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import in_order
+from gptjax.data.tokenizers import tokenizers
 from gptjax.evals import held_out
 
 

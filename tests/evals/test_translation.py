@@ -6,10 +6,10 @@ import json
 import pytest
 from conftest import evaluate, shared, tiny_config
 
-from gptjax import run
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 from gptjax.decode.beam import Beams
 from gptjax.evals import translation
+from gptjax.runs import run
 
 sacrebleu = pytest.importorskip("sacrebleu")
 

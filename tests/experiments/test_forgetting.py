@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 import gptjax
-from gptjax.config import ConfigError, DataError
+from gptjax.config.errors import ConfigError, DataError
 from gptjax.evals import held_out
 from gptjax.training import loop
 

@@ -1,4 +1,4 @@
-"""What the experiment on transfer makes of its results; its runs are gptjax.training.population's."""
+"""What the experiment on transfer makes of its results; its runs are gptjax.training.population.population's."""
 
 import sys
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 
 FOLDER = ROOT / "experiments" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

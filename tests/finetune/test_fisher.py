@@ -8,10 +8,12 @@ from conftest import BASE, overrides, tiny_config, train
 from safetensors.numpy import load_file
 
 import gptjax
-from gptjax import data, models, objectives, random
-from gptjax import workdir as workdirs
-from gptjax.finetune import fisher, paths, updates
-from gptjax.training import loop, remembering
+from gptjax import data, models, objectives
+from gptjax.core import rng
+from gptjax.finetune import fisher, paths
+from gptjax.optim import update_rules
+from gptjax.runs import directory as workdirs
+from gptjax.training import ewc, loop
 
 ROWS = 6
 
@@ -48,7 +50,7 @@ def by_hand(origin, count=ROWS, params=None, seed=0):
     """The mean over single rows of a run's text of the squared gradient, by path."""
     run = gptjax.load(origin)
     loaded = data.load(run.config.data, run.tokenizer)
-    rows = loaded.rows(run.config.data, random.integer(seed, "finetune"))(data.TEXT, run.config.data.context)
+    rows = loaded.rows(run.config.data, rng.integer(seed, "finetune"))(data.TEXT, run.config.data.context)
     model = models.build(run.config.model)
     grad = jax.jit(jax.grad(lambda params, row: objectives.loss(run.config, model)(params, row, None)[0]))
     total = None
@@ -68,8 +70,8 @@ def test_the_pull_is_its_penaltys_gradient():
     def penalty(params):
         return 0.3 / 2 * (known["a/kernel"] * (params["a"]["kernel"] - start["a"]["kernel"]) ** 2).sum()
 
-    pull = updates.elastic(0.3)
-    state = updates.with_fisher((pull.init(start), "of another"), known)
+    pull = update_rules.elastic(0.3)
+    state = update_rules.with_fisher((pull.init(start), "of another"), known)
     assert state[1] == "of another"
     out, after = pull.update(grads, state[0], now)
     wanted = jax.tree.map(jnp.add, grads, jax.grad(penalty)(now))
@@ -109,7 +111,7 @@ def config_of(origin, text, **changes):
 
 
 def read(workdir):
-    return load_file(workdir / remembering.FISHER)
+    return load_file(workdir / ewc.FISHER)
 
 
 def same(found, wanted):
@@ -121,7 +123,7 @@ def same(found, wanted):
 @pytest.mark.slow
 def test_a_run_estimates_it_on_its_origins_text_when_it_begins(tune, trained):
     same(read(tune(finetune_ewc=1.0)), by_hand(trained))
-    assert not (tune() / remembering.FISHER).exists()
+    assert not (tune() / ewc.FISHER).exists()
 
 
 def test_what_matters_is_held_and_the_rest_is_free(tune, trained):

@@ -11,12 +11,12 @@ from conftest import ROOT, tiny_config
 from ml_collections import ConfigDict
 
 from gptjax import models
-from gptjax.config import ConfigError, DataError
-from gptjax.data import tokenizers
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import methods, paths
+from gptjax.interop import convert_run
 from gptjax.interop import peft as ours
-from gptjax.interop import transfer
-from gptjax.run import Run
+from gptjax.runs.run import Run
 
 torch = pytest.importorskip("torch", reason="needs torch (the parity extra)")
 peft = pytest.importorskip("peft", reason="needs peft (the parity extra)")
@@ -32,8 +32,8 @@ IDS = np.random.default_rng(0).integers(0, 30, (2, 7))
 def base(request):
     """(a run of a family's golden model, transformers' own)."""
     folder = ROOT / "tests" / "golden" / "hf" / request.param
-    family, model = transfer.read_model(folder)
-    params = transfer.read_params(folder, family, model)
+    family, model = convert_run.read_model(folder)
+    params = convert_run.read_params(folder, family, model)
     config = tiny_config()
     with config.unlocked():
         config.model = ConfigDict({key: value for key, value in model.items() if key != "objective"})

@@ -12,18 +12,20 @@ from conftest import evaluate, generate, tiny_config
 import gptjax
 import gptjax.decode.beam
 from gptjax import convert, models, optim
-from gptjax.config import ConfigError, DataError
-from gptjax.data import layouts, pairs, token_sets, tokenizers
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data import layouts, pairs, token_sets
 from gptjax.data.augment import Augment
-from gptjax.data.specials import Specials
-from gptjax.decode import chat, scoring
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.specials import Specials
+from gptjax.decode import scoring
 from gptjax.decode.generate import Ask
 from gptjax.decode.settings import Settings
-from gptjax.finetune import adapters, methods, paths, prompts
+from gptjax.finetune import methods, paths, prompts
 from gptjax.objectives.reading import reading
-from gptjax.training.job import check
+from gptjax.runs import adapters, chat
+from gptjax.runs.train_state import starting_from
 from gptjax.training.loop import train
-from gptjax.training.state import starting_from
+from gptjax.training.setup import check
 
 P, V = 3, 257
 MODELS = {
@@ -200,7 +202,7 @@ def test_training_lowers_the_loss_and_changes_the_prompt_alone(tuned, base_run):
     now, before = paths.flat(run.params), paths.flat(base.params)
     assert set(now) - set(before) == {"tokens/prompt"}
     assert all(np.array_equal(now[path], before[path]) for path in before)
-    first = methods.parted(base.params, run.config, gptjax.random.key(0, "finetune"), base.params).tuned
+    first = methods.parted(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
     assert (np.asarray(now["tokens/prompt"]) != first["tokens"]["prompt"]).all()
     state = jax.eval_shape(
         lambda params: starting_from(params, run.model, optim.optimizer(run.config), run.config), base.params
@@ -275,7 +277,7 @@ def test_objectives_that_corrupt_text_leave_the_prompt_alone(lines_file, tmp_pat
     run, base = (gptjax.load(tmp_path / name) for name in ("run", "base"))
     V = run.config.model.vocabulary
     assert run.tokenizer.prompt == (V, V + 1, V + 2)
-    first = methods.parted(base.params, run.config, gptjax.random.key(0, "finetune"), base.params).tuned
+    first = methods.parted(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
     now = np.asarray(run.params["tokens"]["prompt"])
     assert np.isfinite(now).all() and (now != first["tokens"]["prompt"]).any(1).all(), "all of it is read"
     if arch == "encoder":

@@ -14,12 +14,13 @@ from conftest import BASE, ROOT, overrides, plan, tiny_config, train
 
 import gptjax
 from gptjax import convert, optim, sharding
-from gptjax.config import ConfigError
-from gptjax.finetune import adapters, methods, paths, quantised
+from gptjax.config.errors import ConfigError
+from gptjax.finetune import methods, paths, quantised
 from gptjax.objectives.causal import causal
+from gptjax.runs import adapters
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.runs.train_state import starting_from
 from gptjax.training import loop
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.state import starting_from
 from gptjax.training.step import jitted, train_step
 
 pytest.importorskip("qwix", reason="the quant extra is not installed")

@@ -9,11 +9,11 @@ from conftest import BASE, overrides, plan, tiny_config, train
 
 import gptjax
 from gptjax import convert, models, optim
-from gptjax.config import CheckpointError, ConfigError, DataError
-from gptjax.finetune import adapters, methods, paths
-from gptjax.training import origins
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.state import starting_from
+from gptjax.config.errors import CheckpointError, ConfigError, DataError
+from gptjax.finetune import methods, paths
+from gptjax.runs import adapters, pretrained
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.runs.train_state import starting_from
 
 
 def from_run(origin, **changes):
@@ -55,7 +55,7 @@ def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, tra
         assert moved and not own and all(path.startswith(("block_1/", "final_norm/")) for path in moved)
     else:
         assert own and not moved
-        first = paths.flat(methods.parted(base.params, run.config, gptjax.random.key(0, "finetune"), base.params).tuned)
+        first = paths.flat(methods.parted(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned)
         assert any(not np.array_equal(first[path], now[path]) for path in own)
     assert run.generate("the ", temperature=0.0, max_tokens=5).text
 
@@ -121,7 +121,7 @@ def test_an_adapter_is_a_small_folder_that_its_base_takes_and_no_other(tune, tra
 def test_a_base_that_has_changed_is_refused(tune, trained):
     workdir = tune("lora")
     facts = json.loads((workdir / "data.json").read_text())
-    assert facts["base"] == origins.fingerprint(gptjax.load(trained).params)
+    assert facts["base"] == pretrained.fingerprint(gptjax.load(trained).params)
     (workdir / "data.json").write_text(json.dumps(facts | {"base": "0" * 64}))
     try:
         with pytest.raises(CheckpointError, match="its parameters have changed since"):
@@ -196,7 +196,7 @@ def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
     with config.unlocked():
         config.model = gptjax.load(trained).config.model.copy_and_resolve_references().unlock()
         config.model.update(task="classification", labels=3)
-    tuned, frozen = origins.parted_shapes(trained, config, models.shapes(methods.model_of(config)))
+    tuned, frozen = pretrained.parted_shapes(trained, config, models.shapes(methods.model_of(config)))
     assert {path for path in paths.flat(tuned) if path.startswith("task/")} == {"task/kernel", "task/bias"}
     assert "tokens/embedding" in paths.flat(frozen)
 

@@ -12,8 +12,6 @@ import signal
 import sys
 import traceback
 
-from gptjax import command
-
 SECONDS = 180  # of wall time, after which a command counts as hung; a busy machine takes long for a short one
 COUNTS = collections.defaultdict(collections.Counter)  # outcomes by command
 KINDS = {0: "ok", 2: "refused", 3: "diverged"}
@@ -55,7 +53,7 @@ def run(main, arguments):
     sys.argv = ["gptjax", *arguments]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guarded():
-            command.run(main)
+            arguments.run(main)
     except SystemExit as leaving:
         return leaving.code, out.getvalue(), err.getvalue()
     except Hung:

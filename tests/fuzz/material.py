@@ -10,7 +10,7 @@ import harness
 from conftest import BASE, overrides
 
 from experiments import compare, sweep
-from gptjax import combine, convert, evaluate, generate, plan, prepare, train
+from gptjax import convert, evaluate, generate, merge, plan, prepare, train
 
 WORDS = ["the", "a", "model", "reads", "text", "and", "writes", "ünïcode", "again", "softly", "漢字"]
 SMALL = {
@@ -201,7 +201,7 @@ def commands(folder):
             [*keys, "--mesh", "--chip", "--devices", "--steps", "--config.train.dtype", "--config.model.activation"],
         ),
         "combine": Fuzzed(
-            combine,
+            merge,
             folder,
             [
                 ["--runs", "run", "other", "--to=new"],

@@ -52,12 +52,12 @@ def main():
     import transformers
     from ml_collections import ConfigDict
 
-    from gptjax.interop import transfer
+    from gptjax.interop import convert_run
 
     golden = {}
     for family in FAMILIES:
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER / family).eval()
-        c = ConfigDict(transfer.read_model(FOLDER / family)[1])
+        c = ConfigDict(convert_run.read_model(FOLDER / family)[1])
         golden[family] = [written(model, c.start, FORCED.get(family), c.never, *case) for case in CASES]
     GOLDEN.write_text(json.dumps(golden) + "\n")
     print(f"{GOLDEN}: {GOLDEN.stat().st_size:,} bytes")

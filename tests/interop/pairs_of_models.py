@@ -10,7 +10,7 @@ from conftest import ROOT
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as library
 
-from gptjax.interop import transfer
+from gptjax.interop import convert_run
 
 sys.path.append(str(ROOT / "tests" / "golden"))
 import make_hf_encoders
@@ -95,5 +95,5 @@ def pair(family, case, directory, seed=0, **changes):
     settings = settings | dict(vocab_size=size) | changes
     model = make_hf_encoders.random_model(architecture, family, settings, seed)
     model.save_pretrained(directory / "hf")
-    transfer.import_run(str(directory / "hf"), directory / "run")
+    convert_run.import_run(str(directory / "hf"), directory / "run")
     return directory / "run", model

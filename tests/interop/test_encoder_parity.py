@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from gptjax import models
-from gptjax.interop import transfer
+from gptjax.interop import convert_run
 
 sys.path.append(str(ROOT / "tests" / "golden"))
 import make_hf_encoders
@@ -19,8 +19,8 @@ import make_hf_encoders
 
 def check(folder, label):
     found = dict(np.load(folder / "expected.npz"))
-    family, config = transfer.read_model(folder)
-    params, model = transfer.read_params(folder, family, config), models.build(config)
+    family, config = convert_run.read_model(folder)
+    params, model = convert_run.read_params(folder, family, config), models.build(config)
     read = {name: array for name, array in found.items() if name not in ("logits", "answers")}
     said = {}
     if "logits" in found:

@@ -12,11 +12,12 @@ from test_transfer import equal
 import gptjax
 from gptjax import config as configs
 from gptjax import convert, models
-from gptjax.config import ConfigError, DataError
-from gptjax.data import specials, tokenizers
-from gptjax.interop import families, transfer
+from gptjax.config import checks
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data.tokenizers import specials, tokenizers
+from gptjax.interop import convert_run, families
 from gptjax.models.stacking import stack
-from gptjax.run import Run
+from gptjax.runs.run import Run
 
 ENCODER = dict(
     model_arch="encoder", model_use_bias=True, model_norm_position="post", model_embedding_norm=True, model_types=2,
@@ -72,10 +73,10 @@ def read_of(run):
 @pytest.mark.parametrize("kind", RUNS)
 def test_export_and_import_are_bit_exact(kind, tmp_path):
     run = random_run(tmp_path, **RUNS[kind])
-    made = transfer.export_run(run, tmp_path / "hf", shard_bytes=30_000)
+    made = convert_run.export_run(run, tmp_path / "hf", shard_bytes=30_000)
     assert made["architecture"] == kind.split(",")[0] and not made["remark"]
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == [made["architecture"]]
-    transfer.import_run(str(tmp_path / "hf"), tmp_path / "run")
+    convert_run.import_run(str(tmp_path / "hf"), tmp_path / "run")
     again = gptjax.load(tmp_path / "run")
     equal(again.params, run.params)
     there, here = (families.meaning(one.config.model.to_dict()) for one in (run, again))
@@ -91,7 +92,7 @@ def test_transformers_loads_what_is_exported_and_says_the_same(kind, tmp_path):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
     run = random_run(tmp_path, **RUNS[kind])
-    made = transfer.export_run(run, tmp_path / "hf")
+    made = convert_run.export_run(run, tmp_path / "hf")
     loaded = getattr(transformers, made["architecture"])
     model, told = loaded.from_pretrained(tmp_path / "hf", output_loading_info=True)
     missing = {name for name in told["missing_keys"] if "pooler" not in name}
@@ -120,11 +121,11 @@ def test_transformers_loads_what_is_exported_and_says_the_same(kind, tmp_path):
 def test_what_has_no_place_beside_a_tasks_head_is_left_out_with_a_word(tmp_path):
     tuned = MASKED | dict(model_task="classification", model_pooling="mean", train_objective="classification")
     with pytest.raises(ConfigError, match="bert is nearest, without .*pooling mean"):
-        transfer.export_run(random_run(tmp_path, **tuned), tmp_path / "hf")
-    made = transfer.export_run(random_run(tmp_path, **tuned | dict(model_pooling="pooler")), tmp_path / "hf")
+        convert_run.export_run(random_run(tmp_path, **tuned), tmp_path / "hf")
+    made = convert_run.export_run(random_run(tmp_path, **tuned | dict(model_pooling="pooler")), tmp_path / "hf")
     assert made["architecture"] == "BertForSequenceClassification" and "masked words is left out" in made["remark"]
     embedding = ENCODER | dict(model_task="embedding", model_pooling="mean", train_objective="contrastive")
-    made = transfer.export_run(random_run(tmp_path, **embedding), tmp_path / "vectors")
+    made = convert_run.export_run(random_run(tmp_path, **embedding), tmp_path / "vectors")
     assert made["architecture"] == "BertModel" and "pooling (mean)" in made["remark"]
 
 
@@ -134,8 +135,8 @@ def test_a_scanned_encoder_decoder_is_written_layer_by_layer(tmp_path):
     with config.unlocked():
         config.model.scan_layers = True
     stacked = Run(tmp_path, config, models.build(config.model), stack(run.params), run.tokenizer)
-    transfer.export_run(run, tmp_path / "one")
-    transfer.export_run(stacked, tmp_path / "other")
+    convert_run.export_run(run, tmp_path / "one")
+    convert_run.export_run(stacked, tmp_path / "other")
     equal(*(load_file(tmp_path / name / "model.safetensors") for name in ("one", "other")))
 
 
@@ -144,7 +145,7 @@ def test_old_names_copies_and_what_nothing_reads_are_understood(tmp_path):
     for kind in ("BertForPreTraining", "BartForConditionalGeneration"):
         run = random_run(tmp_path, **RUNS[kind])
         folder = tmp_path / kind
-        transfer.export_run(run, folder)
+        convert_run.export_run(run, folder)
         found = load_file(folder / "model.safetensors")
         if kind == "BertForPreTraining":
             settings = json.loads((folder / "config.json").read_text())
@@ -166,12 +167,12 @@ def test_old_names_copies_and_what_nothing_reads_are_understood(tmp_path):
             found["decoder.embed_tokens.weight"] = found["shared.weight"]
             copy = "decoder.embed_tokens.weight"
         save_file(found, folder / "model.safetensors")
-        transfer.import_run(str(folder), tmp_path / f"{kind}-run")
+        convert_run.import_run(str(folder), tmp_path / f"{kind}-run")
         equal(gptjax.load(tmp_path / f"{kind}-run").params, run.params)
         found[copy] = found[copy] + 1
         save_file(found, folder / "model.safetensors")
         with pytest.raises(DataError, match=f"{copy} differs from .*, which config.json ties it to"):
-            transfer.import_run(str(folder), tmp_path / "none")
+            convert_run.import_run(str(folder), tmp_path / "none")
 
 
 @pytest.mark.parametrize("family", ["bert", "bart", "marian", "t5"])
@@ -179,7 +180,7 @@ def test_a_familys_tokenizer_frames_texts_as_transformers_does(family, tmp_path)
     import pairs_of_models
 
     made = pairs_of_models.write_tokenizer(family, tmp_path)
-    from gptjax.interop import tokenizers as hf_tokenizers
+    from gptjax.data.tokenizers import from_hf as hf_tokenizers
 
     ours, _ = hf_tokenizers.read(tmp_path)
     for text in ("the cat is here, again", "Where did it go?", ""):
@@ -231,7 +232,7 @@ def test_a_converted_run_says_what_the_model_that_it_came_from_says(family, tmp_
 def test_berts_vocabulary_file_alone_is_a_tokenizer(tmp_path):
     import pairs_of_models
 
-    from gptjax.interop import tokenizers as hf_tokenizers
+    from gptjax.data.tokenizers import from_hf as hf_tokenizers
 
     made = pairs_of_models.write_tokenizer("bert", tmp_path / "whole")
     by_id = sorted(made.get_vocab().items(), key=lambda item: item[1])
@@ -245,17 +246,17 @@ def test_berts_vocabulary_file_alone_is_a_tokenizer(tmp_path):
 
 
 def test_marians_sentencepiece_models_are_refused_in_one_line(tmp_path):
-    transfer.export_run(random_run(tmp_path, **RUNS["MarianMTModel"]), tmp_path / "hf")
+    convert_run.export_run(random_run(tmp_path, **RUNS["MarianMTModel"]), tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").unlink()
     for name in ("source.spm", "target.spm", "vocab.json"):
         (tmp_path / "hf" / name).write_text("{}")
     with pytest.raises(DataError, match="two models of sentencepiece.*put a tokenizer.json"):
-        transfer.import_run(str(tmp_path / "hf"), tmp_path / "run")
+        convert_run.import_run(str(tmp_path / "hf"), tmp_path / "run")
 
 
 def test_convert_there_and_back_on_the_command_line(call, tmp_path):
     run = random_run(tmp_path, **RUNS["BartForConditionalGeneration"])
-    transfer.export_run(run, tmp_path / "hf")
+    convert_run.export_run(run, tmp_path / "hf")
     made = json.loads(call(convert, f"--from=hf:{tmp_path / 'hf'}", f"--to={tmp_path / 'run'}", "--json").out)
     assert made["family"] == "bart" and made["tokenizer_kind"].startswith("tiktoken.Encoding, exact")
     assert (
@@ -317,4 +318,4 @@ def test_an_id_that_is_never_said_is_none_of_what_decoding_reads(tmp_path):
     assert np.argmin(params["head_bias"]) == 7 and params["head_bias"][7] < -1e8 < params["head_bias"][8]
     assert run.params["head_bias"][7] > -10
     with pytest.raises(ConfigError, match=r"model.never is \(7,\); it needs model.head_bias"):
-        configs.check(tiny_config(model_never="(7,)"), models.CHOICES)
+        checks.check(tiny_config(model_never="(7,)"), models.CHOICES)

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 import gptjax
 from gptjax import convert, models
-from gptjax.config import DataError, UserError
-from gptjax.interop import families, hf_config, transfer
+from gptjax.config.errors import DataError, UserError
+from gptjax.interop import convert_run, families, hf_config
 
 torch = pytest.importorskip("torch", reason="needs torch (the parity extra)")
 transformers = pytest.importorskip("transformers", reason="needs transformers (the parity extra)")
@@ -60,8 +60,8 @@ def both(folder):
     """(our logits or our refusal, transformers' logits or None where it does not accept the folder)."""
     ids = (np.arange(24)[None] * 7) % 290
     try:
-        family, model = transfer.read_model(folder)
-        params = transfer.read_params(folder, family, model)
+        family, model = convert_run.read_model(folder)
+        params = convert_run.read_params(folder, family, model)
         ours = np.asarray(models.logits(models.build(model), params, ids))
     except UserError as error:
         assert "\n" not in str(error)
@@ -172,8 +172,8 @@ def test_wrapped_names_are_read_and_git_lfs_pointers_are_told(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     for prefix in ("_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module."):
         save_file({prefix + name: value for name, value in tensors.items()}, folder / "model.safetensors")
-        family, model = transfer.read_model(folder)
-        params = transfer.read_params(folder, family, model)
+        family, model = convert_run.read_model(folder)
+        params = convert_run.read_params(folder, family, model)
         ids = (np.arange(24)[None] * 7) % 290
         np.testing.assert_array_equal(models.logits(models.build(model), params, ids), plain)
     save_file(tensors | {f"module.{name}": value for name, value in tensors.items()}, folder / "model.safetensors")

@@ -10,12 +10,11 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.config import ConfigError, DataError
-from gptjax.data import tokenizers
-from gptjax.data.library_tokenizer import ALPHABET, LibraryTokenizer, to_bytes
-from gptjax.decode import prompts, stopping
-from gptjax.interop import exactness
-from gptjax.interop import tokenizers as hf
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.data.tokenizers import exactness, tokenizers
+from gptjax.data.tokenizers import from_hf as hf
+from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, LibraryTokenizer, to_bytes
+from gptjax.decode import detokenize, prompts
 
 TEXT = ["def read(self):\n    return 'naïve' + \"再见\" * 3\n\n\n", "class A:\n\tx = 12345  # ☃ and 🤖\r\n"] * 30
 PIECES = [
@@ -331,15 +330,15 @@ def test_gpt1s_own_files(gpt1):
 def test_text_of_a_library_tokenizer_comes_in_whole_characters(tmp_path):
     tokenizer, _ = hf.read(save(sentencepiece(), tmp_path, eos_token="</s>"))
     ids = tokenizer.encode_ordinary("a bell é再🤖")
-    pieces, state = [], stopping.State()
+    pieces, state = [], detokenize.State()
     for token in [*ids, 2]:
-        state, text, used, _ = stopping.fed(state, [token], tokenizer)
+        state, text, used, _ = detokenize.fed(state, [token], tokenizer)
         pieces.append(text)
         assert used == 1
     assert "".join(pieces) == " " + tokenizer.decode(ids) == " a bell é再🤖"
     assert state.ended == "end" and "🤖" in pieces
     # A row beyond the vocabulary has no text to go on with.
-    assert stopping.fed(stopping.State(), [ids[0], 268, 0], tokenizer).used == 2
+    assert detokenize.fed(detokenize.State(), [ids[0], 268, 0], tokenizer).used == 2
 
 
 def test_a_prompt_begins_as_the_folder_says(tmp_path):

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 from gptjax import models
-from gptjax.interop import families, hub, transfer
+from gptjax.core import hub
+from gptjax.interop import convert_run, families
 from gptjax.objectives.causal import causal
 
 sys.path.append(str(ROOT / "tests" / "golden"))
@@ -23,7 +24,7 @@ WITH_GRADIENTS = ("gpt2", "llama")
 def imported(folder):
     """Model and parameters of a folder, and `to_ours`, which gives any tensors of that family our names."""
     family, config = families.model_of(hub.read_json(folder / "config.json"))
-    params = transfer.read_params(folder, family, config)
+    params = convert_run.read_params(folder, family, config)
     return models.build(config), params, families.tensors_of(family, config)
 
 
@@ -34,7 +35,7 @@ def check_gradients(model, params, tensors, found):
     np.testing.assert_allclose(loss, found["loss"], rtol=1e-5)
     worst = 0.0
     for tensor in tensors:
-        theirs = transfer.to_ours(tensor, [found[f"grads/{name}"] for name in tensor.theirs])
+        theirs = convert_run.to_ours(tensor, [found[f"grads/{name}"] for name in tensor.theirs])
         ours = grads
         for name in tensor.ours.split("/"):
             ours = ours[name]

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import gptjax
 from gptjax import convert
-from gptjax.config import DataError
+from gptjax.config.errors import DataError
+from gptjax.interop import convert_run, peft_config
 from gptjax.interop import peft as adapters
-from gptjax.interop import peft_config, transfer
 
 torch = pytest.importorskip("torch", reason="needs torch (the parity extra)")
 peft = pytest.importorskip("peft", reason="needs peft (the parity extra)")
@@ -47,7 +47,7 @@ def bases(tmp_path_factory):
     @functools.cache
     def made(name):
         folder = tmp_path_factory.mktemp("bases") / name
-        transfer.import_run(str(shared(f"cases/{name}")), folder, "bytes")
+        convert_run.import_run(str(shared(f"cases/{name}")), folder, "bytes")
         return folder
 
     return made

@@ -11,9 +11,9 @@ from conftest import ROOT
 from ml_collections import ConfigDict
 
 from gptjax import models
-from gptjax.decode import beam, reading
+from gptjax.decode import beam, prefill
 from gptjax.decode.beam import Beams
-from gptjax.interop import transfer
+from gptjax.interop import convert_run
 
 sys.path.append(str(ROOT / "tests" / "golden"))
 import make_hf_encoders
@@ -22,9 +22,9 @@ import make_texts
 
 def imported(folder):
     """A Reader of a folder's model, and its config."""
-    family, config = transfer.read_model(folder)
-    params = jax.tree.map(jnp.asarray, transfer.read_params(folder, family, config))
-    return reading.reader(models.build(config), params), ConfigDict(config)
+    family, config = convert_run.read_model(folder)
+    params = jax.tree.map(jnp.asarray, convert_run.read_params(folder, family, config))
+    return prefill.reader(models.build(config), params), ConfigDict(config)
 
 
 def check(of, start, case, expected):

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.models.kernels.plain import masked_attend, visible
+from gptjax.models.kernels.reference import masked_attend, visible
 
 
 def reference(q_BTHK, k_BSGK, v_BSGK, mask_TS, scale, bias_HTS):

@@ -8,7 +8,7 @@ from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.models.kernels.plain import unembed
+from gptjax.models.kernels.reference import unembed
 from gptjax.models.layers import ACTIVATIONS, Head, LayerNorm, Linear, RMSNorm, TokenEmbedding
 from gptjax.models.positions import LearnedPositions
 

@@ -9,11 +9,11 @@ from conftest import BASE, overrides, tiny_config
 
 from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
-from gptjax.config import ConfigError
-from gptjax.inspect import coordinates
-from gptjax.models import axes, parametrization
-from gptjax.training import job
-from gptjax.training.state import initial
+from gptjax.config.errors import ConfigError
+from gptjax.interpret import coordinates
+from gptjax.models import logical_axes, parametrization
+from gptjax.runs.train_state import initial
+from gptjax.training import setup
 from gptjax.training.step import train_step
 
 MUP = dict(model_parametrization="mup", model_base__width=16, model_base__head__width=8)
@@ -55,7 +55,7 @@ def test_each_parameter_is_in_the_group_of_its_axes():
         config = config_of(**flags)
         for path, leaf in jax.tree_util.tree_leaves_with_path(models.shapes(models.build(config.model))):
             names = [key.key for key in path]
-            letters = axes.of_parameter(names, leaf.ndim).replace("E", "")
+            letters = logical_axes.of_parameter(names, leaf.ndim).replace("E", "")
             if names[-1] == "kernel":
                 first, last = (letter in grows for letter in letters[-2:])
                 expected = {(True, True): "hidden", (True, False): "output"}[first, last]
@@ -156,4 +156,4 @@ def test_activations_move_as_far_at_any_width_and_under_the_standard_one_do_not(
 )
 def test_impossible(changes, said):
     with pytest.raises(ConfigError, match=said):
-        job.check(config_of(**changes))
+        setup.check(config_of(**changes))

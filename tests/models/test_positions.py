@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gptjax.models.positions import (
-    POSITIONS,
-    LearnedPositions,
-    SinusoidalPositions,
-    alibi_slopes,
-    restarting,
-    rotation,
-)
+from gptjax.models.positions import POSITIONS, LearnedPositions, SinusoidalPositions, alibi_slopes, restarting, rotation
 
 ROTARY = dict(
     theta=10_000.0, scaling="none", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,

@@ -8,7 +8,7 @@ import pytest
 from test_gpt import MODERN, build
 
 from gptjax import models
-from gptjax.models.kernels.plain import unembed
+from gptjax.models.kernels.reference import unembed
 from gptjax.models.positions import POSITIONS
 from gptjax.models.stacking import stack
 

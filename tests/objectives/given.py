@@ -6,10 +6,11 @@ import numpy as np
 from conftest import tiny_config
 from ml_collections import ConfigDict
 
-from gptjax.data import token_sets, tokenizers
+from gptjax.data import token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import examples, flat, packed
-from gptjax.data.specials import USUAL, specials
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.specials import USUAL, specials
 from gptjax.objectives.reading import reading
 
 BYTES = tokenizers.bytes_encoding()

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from gptjax import config as configs
 from gptjax import models
-from gptjax.models.kernels import plain
+from gptjax.models.kernels import reference
 from gptjax.objectives.causal import causal
 
 
-def reference(logits_BTV, targets_BT):
+def in_numpy(logits_BTV, targets_BT):
     """Nats of each position's target, softmax written out in float64."""
     logits = np.asarray(logits_BTV, np.float64)
     top = logits.max(-1, keepdims=True)
@@ -35,9 +35,9 @@ def test_cross_entropy_vs_reference(B, T, V, scale, cap, seed):
     x, table, targets = rng.normal(size=(B, T, 4)), scale * rng.normal(size=(V, 4)), rng.integers(0, V, (B, T))
     weights = rng.integers(0, 3, (B, T)).astype("f")
     logits = cap * np.tanh(x @ table.T / cap) if cap else x @ table.T
-    expected = (reference(logits, targets) * weights).sum()
+    expected = (in_numpy(logits, targets) * weights).sum()
     x, table = jnp.array(x, jnp.float32), jnp.array(table, jnp.float32)
-    got = jax.jit(plain.cross_entropy, static_argnums=4)(x, table, targets, weights, cap)
+    got = jax.jit(reference.cross_entropy, static_argnums=4)(x, table, targets, weights, cap)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -47,7 +47,7 @@ def test_weights_choose_what_counts():
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     rng = np.random.default_rng(0)
     ids, targets = rng.integers(0, 257, (2, 2, 8))
-    nats = reference(models.logits(model, params, ids), targets)
+    nats = in_numpy(models.logits(model, params, ids), targets)
     weights = rng.integers(0, 3, (2, 8)).astype("f")
     batch = {"inputs_BT": ids, "targets_BT": targets, "weights_BT": weights}
     loss, metrics = jax.jit(causal(model))(params, batch, None)
@@ -70,7 +70,7 @@ def test_packed_documents_are_read_apart():
         return loss, models.logits(model, params, ids, segments)
 
     (loss, logits), (whole, _) = both(params, segments), both(params, np.ones_like(segments))
-    np.testing.assert_allclose(loss, reference(logits, targets).sum(), rtol=1e-5)
+    np.testing.assert_allclose(loss, in_numpy(logits, targets).sum(), rtol=1e-5)
     assert abs(loss - whole) > 1e-4 * whole
 
 
@@ -82,7 +82,7 @@ def test_a_mixtures_penalty_is_trained_on_and_not_evaluated_on():
     ids, targets = rng.integers(0, 257, (2, 2, 8))
     batch = {"inputs_BT": ids, "targets_BT": targets, "weights_BT": np.full((2, 8), 0.5, "f")}
     loss, metrics = jax.jit(causal(model))(params, batch, None)
-    nats = reference(models.logits(model, params, ids), targets)
+    nats = in_numpy(models.logits(model, params, ids), targets)
     np.testing.assert_allclose(metrics["loss"], nats.sum() / 2, rtol=1e-5)
     # Means over two layers, times the weight of the batch; the penalty adds the layers up.
     penalty = 2 * (0.01 * metrics["load_balance"] + 0.001 * metrics["router_z"])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax import objectives
-from gptjax.data.specials import specials
+from gptjax.data.tokenizers.specials import specials
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.denoising import infilled, most, noise, partition, permuted, sentinels, sizes
 from gptjax.objectives.masked import MASKINGS

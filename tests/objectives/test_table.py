@@ -9,7 +9,7 @@ from given import draws, options, read_with, row_of
 
 from gptjax import config as configs
 from gptjax import models, objectives
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
 from gptjax.data.batches import stacked
 from gptjax.objectives import OBJECTIVES, shared_out
 from gptjax.objectives.adversarial import adversarial, within, worst

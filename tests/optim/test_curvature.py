@@ -11,7 +11,7 @@ from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.models.kernels import gpu
 from gptjax.objectives import shared_out
-from gptjax.training.state import initial
+from gptjax.runs.train_state import initial
 from gptjax.training.step import of_config
 
 SEQ2SEQ = dict(model_arch="seq2seq", train_objective="seq2seq", data_layout="pairs", model_encoder_layers=1)

@@ -12,9 +12,9 @@ import gptjax
 from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
+from gptjax.runs.checkpoints import Checkpoints, shapes_on
+from gptjax.runs.train_state import initial, starting_with
 from gptjax.training import loop
-from gptjax.training.checkpoints import Checkpoints, shapes_on
-from gptjax.training.state import initial, starting_with
 from gptjax.training.step import jitted, train_step
 
 # Steps of about the same size; Adafactor's are relative to parameters of 0.02.

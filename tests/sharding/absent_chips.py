@@ -16,9 +16,9 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from gptjax import config as configs
-from gptjax.inspect import costs, hlo, scale
-from gptjax.inspect.chips import CHIPS
 from gptjax.models import kernels
+from gptjax.planning import compiled_plan, costs, hlo
+from gptjax.planning.chips import CHIPS
 
 H100 = """
 gpu_device_info {
@@ -67,8 +67,8 @@ def products(text):
 def compiled(chip, count, recipe, flags):
     """What the tests ask of the step of a recipe with these flags."""
     as_if_on(chip, count)
-    built = scale.program(costs.planned(configs.read(recipe, flags)), CHIPS[chip])
-    program, seconds = scale.compiled(built)
+    built = compiled_plan.program(costs.planned(configs.read(recipe, flags)), CHIPS[chip])
+    program, seconds = compiled_plan.compiled(built)
     text = program.as_text()
     if "DUMP" in os.environ:
         Path(os.environ["DUMP"]).write_text(text)

@@ -15,11 +15,12 @@ from conftest import tiny_config  # before jax: it says how much to optimise
 
 from gptjax import config as configs
 from gptjax import models, optim, sharding
+from gptjax.config import checks
 from gptjax.models.kernels import gpu
 from gptjax.objectives.causal import causal
-from gptjax.sharding import checks
-from gptjax.training.job import CHOICES
-from gptjax.training.state import initial
+from gptjax.runs.train_state import initial
+from gptjax.training import mesh_checks
+from gptjax.training.setup import CHOICES
 from gptjax.training.step import of_config
 
 MODEL = dict(model_heads=4, model_width=32, optimizer_learning_rate=1e-3, data_batch_size=16, train_steps=20)
@@ -90,7 +91,7 @@ def trained(changes, sizes):
     config = configs.with_vocabulary(tiny_config(**changes), 264)
     config = config.copy_and_resolve_references().unlock()
     config.mesh.update(sizes)
-    configs.check(config, CHOICES, checks.problems(config, 8))
+    checks.check(config, CHOICES, mesh_checks.problems(config, 8))
     mesh = sharding.make_mesh(**config.mesh)
     model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
     optimizer = optim.optimizer(config)

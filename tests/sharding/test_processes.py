@@ -17,9 +17,9 @@ import yaml
 from conftest import BASE, ROOT, overrides
 
 import gptjax
-from gptjax.config import ConfigError
+from gptjax.config.errors import ConfigError
+from gptjax.runs.checkpoints import Checkpoints
 from gptjax.sharding.processes import Place, place
-from gptjax.training.checkpoints import Checkpoints
 
 NOBODY = Place()
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import BASE, overrides
 
-from gptjax.config import ConfigError, Interrupted
+from gptjax.config.errors import ConfigError, Interrupted
 from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import space, study, sweep, training
 from gptjax.sweeps.results import DIVERGED, DONE, PRUNED, Result

@@ -12,7 +12,7 @@ import pytest
 from conftest import BASE, ROOT, overrides, train
 
 from gptjax import config as configs
-from gptjax.config import ConfigError, DataError
+from gptjax.config.errors import ConfigError, DataError
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import space, training

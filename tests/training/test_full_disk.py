@@ -13,8 +13,10 @@ import pytest
 from conftest import BASE, ROOT, overrides, tiny_config
 
 import gptjax
-from gptjax.training import checkpoints, folders, loop, writers
-from gptjax.training.checkpoints import Checkpoints
+from gptjax.runs import checkpoint_dir, checkpoints
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.training import loop
+from gptjax.training.monitoring import writers
 
 # Tasks that orbax gives up when a save fails.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
@@ -82,7 +84,7 @@ def tmpfs_that_fills_up(request, monkeypatch, workdir):
 
 def errors_as_of_a_full_disk(request, monkeypatch, workdir):
     """The same with no disk of their own: the system's error for the first two saves from step 40 on."""
-    complete, failures = folders.complete, []
+    complete, failures = checkpoint_dir.complete, []
 
     def complete_or_fail(directory, step, loss):
         if step >= 40 and len(failures) < 2:
@@ -90,7 +92,7 @@ def errors_as_of_a_full_disk(request, monkeypatch, workdir):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         complete(directory, step, loss)
 
-    monkeypatch.setattr(folders, "complete", complete_or_fail)
+    monkeypatch.setattr(checkpoint_dir, "complete", complete_or_fail)
     return failures
 
 

@@ -17,9 +17,11 @@ from conftest import AS_USERS_RUN, BASE, ROOT, evaluate, overrides, shared, tiny
 import gptjax
 from gptjax import config as configs
 from gptjax.data import batches
-from gptjax.training import goodput, guard, loop, metrics, recorder
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.job import make_job
+from gptjax.optim import skip_step
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.training import loop
+from gptjax.training.monitoring import goodput, metrics, recorder
+from gptjax.training.setup import make_job
 
 FILES = {
     "config.json",
@@ -220,7 +222,7 @@ def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
     lines = []
     with recorder.Recorder(job, state, lambda *count, **shown: None, lines.append) as found:
         for step in range(1, 9):
-            found.push(step, {"loss": 1.0, "grad_norm": 1.0} | dict.fromkeys(guard.METRICS, 0))
+            found.push(step, {"loss": 1.0, "grad_norm": 1.0} | dict.fromkeys(skip_step.METRICS, 0))
             for kind, seconds in (("step", 0.75), ("data", 0.25), ("eval", 5), ("save", 5)):
                 now[kind] += seconds
             found.write(found.take())

@@ -14,13 +14,13 @@ from conftest import tiny_config
 
 import gptjax
 from gptjax import objectives
-from gptjax import workdir as workdirs
 from gptjax.objectives.causal import causal
 from gptjax.objectives.objective import Objective
+from gptjax.runs import directory as workdirs
+from gptjax.runs import train_state as states
+from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop, recovery
-from gptjax.training import state as states
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.job import make_job
+from gptjax.training.setup import make_job
 
 STEPS = 20
 CHANGES = dict(

@@ -13,7 +13,7 @@ from conftest import ROOT, tiny_config
 from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.objectives.causal import causal
-from gptjax.training.state import initial
+from gptjax.runs.train_state import initial
 from gptjax.training.step import jitted, loss_of_slice, train_step
 
 

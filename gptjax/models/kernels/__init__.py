@@ -10,35 +10,35 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gptjax.models.kernels import cpu, few, gpu, plain, tpu
-from gptjax.models.kernels.plain import Elementwise
+from gptjax.models.kernels import cpu, cpu_decode, gpu, reference, tpu
+from gptjax.models.kernels.reference import Elementwise
 
 
 class Kernels(NamedTuple):
-    """One way to compute each hot part; gptjax.models.kernels.plain says what each gives."""
+    """One way to compute each hot part; gptjax.models.kernels.reference says what each gives."""
 
     product: Callable[[jax.Array, jax.Array, str, str], jax.Array]
     standardise: Callable[[jax.Array, jax.Array, float, bool], jax.Array]
     activate: Callable[[Elementwise], Elementwise]
     attend: Callable[..., jax.Array]
     cross_entropy: Callable[..., jax.Array]
-    token_loss: Callable[..., plain.TokenLoss]
+    token_loss: Callable[..., reference.TokenLoss]
     attention_plan: Callable[..., str]  # what computes attention, and why not something faster: for a person
     compiler_options: Callable[[str], dict[str, str]]  # of XLA, for a train step in that dtype
-    unembed: Callable[..., jax.Array] = plain.unembed
-    ragged_product: Callable[..., jax.Array] = plain.ragged_product
+    unembed: Callable[..., jax.Array] = reference.unembed
+    ragged_product: Callable[..., jax.Array] = reference.ragged_product
     turned: bool = False  # whether kernels of products are stored [out, in]
 
 
 PLAIN = Kernels(
-    product=plain.product,
-    standardise=plain.standardise,
-    activate=plain.activate,
-    attend=plain.attend,
-    cross_entropy=plain.cross_entropy,
-    token_loss=plain.token_loss,
-    attention_plan=plain.attention_plan,
-    compiler_options=plain.compiler_options,
+    product=reference.product,
+    standardise=reference.standardise,
+    activate=reference.activate,
+    attend=reference.attend,
+    cross_entropy=reference.cross_entropy,
+    token_loss=reference.token_loss,
+    attention_plan=reference.attention_plan,
+    compiler_options=reference.compiler_options,
 )
 
 KERNELS: dict[str, Kernels] = {
@@ -61,7 +61,7 @@ KERNELS: dict[str, Kernels] = {
     ),
     "tpu": PLAIN._replace(ragged_product=tpu.ragged_product),
 }
-KERNELS["cpu_few"] = KERNELS["cpu"]._replace(product=few.product, unembed=few.unembed, turned=True)
+KERNELS["cpu_few"] = KERNELS["cpu"]._replace(product=cpu_decode.product, unembed=cpu_decode.unembed, turned=True)
 
 # What a gradient that is differentiated again is computed with, where a platform's own kernels give only one.
 TWICE = {"gpu": "plain", "tpu": "plain"}

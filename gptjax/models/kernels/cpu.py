@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gptjax.models.kernels import head, plain
-from gptjax.models.kernels.plain import Elementwise, Sight
+from gptjax.models.kernels import chunked_cross_entropy, reference
+from gptjax.models.kernels.reference import Elementwise, Sight
 
 BLOCK = 64  # queries that are computed together, each with the keys that one of them can see
 FEW = 128  # up to that many tokens one block for all is faster
@@ -35,7 +35,7 @@ def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) 
 
 
 def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
-    """As gptjax.models.kernels.plain.product.
+    """As gptjax.models.kernels.reference.product.
 
     In two dimensions, because the weight gradient of a product with more is transposed in memory.
     """
@@ -43,7 +43,7 @@ def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> j
     if dtype == "bfloat16":
         y_NF = _bfloat16_product(x_ND.astype(dtype), kernel_DF).astype(out_dtype)
     else:
-        y_NF = plain.product(x_ND, kernel_DF, dtype, out_dtype)
+        y_NF = reference.product(x_ND, kernel_DF, dtype, out_dtype)
     return y_NF.reshape(*x.shape[:-1], -1)
 
 
@@ -79,8 +79,9 @@ _bfloat16_product.defvjp(_product_and_operands, _product_back)
 
 
 def activate(f: Elementwise) -> Elementwise:
-    """As gptjax.models.kernels.plain.activate, with its derivative computed from its arguments again: fewer passes over
-    memory. In float32, because XLA rounds to bfloat16 after each step of it here, which takes longer than the step."""
+    """As gptjax.models.kernels.reference.activate, with its derivative computed from its arguments again: fewer passes
+    over memory. In float32, because XLA rounds to bfloat16 after each step of it here, which takes longer than the
+    step."""
 
     def in_float32(*xs: jax.Array) -> jax.Array:
         return f(*(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in xs)).astype(xs[0].dtype)
@@ -93,7 +94,7 @@ def activate(f: Elementwise) -> Elementwise:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def standardise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
-    """As gptjax.models.kernels.plain.standardise.
+    """As gptjax.models.kernels.reference.standardise.
 
     Means are products with a constant vector, which are threaded where XLA's reductions over rows are not.
     """
@@ -128,9 +129,9 @@ standardise.defvjp(_standardise, _standardise_back)
 # Loss
 
 
-SLICING = head.Slicing(logit_bytes=2**28, multiple=1, dot=dot)
-cross_entropy = partial(head.cross_entropy, slicing=SLICING)
-token_loss = partial(head.token_loss, slicing=SLICING)
+SLICING = chunked_cross_entropy.Slicing(logit_bytes=2**28, multiple=1, dot=dot)
+cross_entropy = partial(chunked_cross_entropy.cross_entropy, slicing=SLICING)
+token_loss = partial(chunked_cross_entropy.token_loss, slicing=SLICING)
 
 
 # Attention
@@ -151,9 +152,9 @@ def spans(T: int, window: int) -> list[Span]:
 
 
 def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
-    """As gptjax.models.kernels.plain.attend; with dropout, or a window known only on the device, it is that."""
+    """As gptjax.models.kernels.reference.attend; with dropout, or a window known only on the device, it is that."""
     if sight.is_plain or sight.drop is not None or not isinstance(sight.window, int):
-        return plain.attend(q_BTHK, k_BTGK, v_BTGK, sight)
+        return reference.attend(q_BTHK, k_BTGK, v_BTGK, sight)
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     # One product of three dimensions a block: with more XLA moves its operands in memory first.
@@ -206,7 +207,7 @@ def _weights(
     seen = (distance_rs >= 0) & (distance_rs < window) if window else distance_rs >= 0
     if segments_NT is not None:
         queries_Nr = jnp.repeat(segments_NT[:, span.first : span.end], J, axis=1)
-        seen = seen & plain.same_segment(queries_Nr, segments_NT[:, span.key : span.end])
+        seen = seen & reference.same_segment(queries_Nr, segments_NT[:, span.key : span.end])
     scores_Nrs = jnp.where(seen, scores_Nrs, -jnp.inf)
     e_Nrs = jnp.exp(scores_Nrs - scores_Nrs.max(-1, keepdims=True))
     return e_Nrs / e_Nrs.sum(-1, keepdims=True)
@@ -269,7 +270,7 @@ def attention_plan(config: Any, dtype: str, packed: bool) -> str:
     """What computes attention."""
     if config.dropout:
         return "plain: dropout of attention weights is drawn by JAX (model.dropout)"
-    if not plain.windows_known(config):
+    if not reference.windows_known(config):
         return "plain: scanned layers have windows of different lengths"
     return "in blocks of queries, with a gradient of its own"
 

@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gptjax.models import axes
-from gptjax.models.kernels import head, plain
-from gptjax.models.kernels.plain import Sight, TokenLoss
+from gptjax.models import logical_axes
+from gptjax.models.kernels import chunked_cross_entropy, reference
+from gptjax.models.kernels.reference import Sight, TokenLoss
 
 # Tensor cores want both sides of a product in multiples; 128 is what nanoGPT's 50,304 is one of.
-SLICING = head.Slicing(logit_bytes=2**30, multiple=128)
+SLICING = chunked_cross_entropy.Slicing(logit_bytes=2**30, multiple=128)
 
 
 def cross_entropy(
     x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, cap: float
 ) -> jax.Array:
-    """As gptjax.models.kernels.plain.cross_entropy."""
+    """As gptjax.models.kernels.reference.cross_entropy."""
     return token_loss(x_BTD, table_VD, targets_BT, weights_BT, cap, 0.0, 0.0).loss
 
 
@@ -33,12 +33,14 @@ def token_loss(
     smoothing: float,
     z_loss: float,
 ) -> TokenLoss:
-    """As gptjax.models.kernels.plain.token_loss."""
+    """As gptjax.models.kernels.reference.token_loss."""
 
     def sliced(x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> TokenLoss:
-        return head.token_loss(x_BTD, table_VD, targets_BT, weights_BT, cap, smoothing, z_loss, SLICING)
+        return chunked_cross_entropy.token_loss(
+            x_BTD, table_VD, targets_BT, weights_BT, cap, smoothing, z_loss, SLICING
+        )
 
-    arrays, layout = (x_BTD, table_VD, targets_BT, weights_BT), axes.current()
+    arrays, layout = (x_BTD, table_VD, targets_BT, weights_BT), logical_axes.current()
     if layout is None or layout.parts("T", x_BTD.shape[1]) == 1:
         return sliced(*arrays)
     of_sequence = layout.computed["T"]
@@ -87,13 +89,13 @@ def _widest_head() -> int:
 
 
 def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
-    """As gptjax.models.kernels.plain.attend, by cuDNN where it can; `attention_plan` says beforehand whether."""
+    """As gptjax.models.kernels.reference.attend, by cuDNN where it can; `attention_plan` says beforehand whether."""
     window = sight.window
     positions = "none" if sight.slopes_H is None else "alibi"
     dropped, packed = float(sight.drop is not None), sight.segments_BT is not None
     why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, dropped, isinstance(window, int), packed)
     if why or sight.is_plain or not isinstance(window, int):
-        return plain.attend(q_BTHK, k_BTGK, v_BTGK, sight)
+        return reference.attend(q_BTHK, k_BTGK, v_BTGK, sight)
     flash = partial(
         jax.nn.dot_product_attention,
         scale=sight.scale,
@@ -101,7 +103,7 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",
     )
-    layout = axes.current()
+    layout = logical_axes.current()
     if layout is None:
         return flash(q_BTHK, k_BTGK, v_BTGK)
     # JAX compiles cuDNN's call only where no axis of the mesh is left to XLA to divide, be it of one device; and a call
@@ -142,5 +144,5 @@ def exchanging_heads(
 
 def attention_plan(config: Any, dtype: str, packed: bool) -> str:
     """What computes attention, and why not cuDNN."""
-    why = refusal(config.head_width, dtype, config.positions, config.dropout, plain.windows_known(config), packed)
+    why = refusal(config.head_width, dtype, config.positions, config.dropout, reference.windows_known(config), packed)
     return f"plain: {why}" if why else "cuDNN's flash attention"

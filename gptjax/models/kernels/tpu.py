@@ -31,7 +31,7 @@ def tiling(x_MK: jax.Array, N: int) -> dict[str, str]:
 
 @jax.custom_vjp
 def ragged_product(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """As gptjax.models.kernels.plain.ragged_product, of operands of one dtype."""
+    """As gptjax.models.kernels.reference.ragged_product, of operands of one dtype."""
     with set_xla_metadata(**tiling(x_MD, kernel_EDF.shape[-1])):
         return jax.lax.ragged_dot_general(x_MD, kernel_EDF, sizes_E, _ROWS_OF_AN_EXPERT)
 

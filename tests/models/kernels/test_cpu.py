@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gptjax import config as configs
 from gptjax import models
-from gptjax.models.kernels import KERNELS, cpu, plain
-from gptjax.models.kernels.plain import Sight
+from gptjax.models.kernels import KERNELS, cpu, reference
+from gptjax.models.kernels.reference import Sight
 from gptjax.models.layers import ACTIVATIONS, GATES
 from gptjax.objectives.causal import causal
 from gptjax.training import loop
@@ -31,7 +31,7 @@ from gptjax.training import loop
 def test_standardise_vs_reference(D, rows, scale, centre, seed):
     rng = np.random.default_rng(seed)
     x, gain = normal(rng, 2, rows, D, scale=scale) + scale, normal(rng, D)
-    ours, theirs = (lambda x, gain, f=f: f(x, gain, 1e-5, centre) for f in (cpu.standardise, plain.standardise))
+    ours, theirs = (lambda x, gain, f=f: f(x, gain, 1e-5, centre) for f in (cpu.standardise, reference.standardise))
     compare(ours, theirs, x, gain)
 
 
@@ -72,7 +72,7 @@ def test_attention_vs_reference(B, T, G, share, window, scale, alibi, seed):
     causal = Sight(window, scale, slopes(G * share) if alibi else None)
     compare(
         lambda q, k, v: cpu.attend(q, k, v, causal),
-        lambda q, k, v: plain.attend(q, k, v, causal),
+        lambda q, k, v: reference.attend(q, k, v, causal),
         *inputs(seed, B, T, G, share),
     )
 
@@ -97,7 +97,7 @@ def test_attention_in_segments_vs_reference(B, T, G, share, window, documents, a
     causal = Sight(window, None, slopes(G * share) if alibi else None, segments_BT=segments)
     compare(
         lambda q, k, v: cpu.attend(q, k, v, causal),
-        lambda q, k, v: plain.attend(q, k, v, causal),
+        lambda q, k, v: reference.attend(q, k, v, causal),
         *inputs(seed, B, T, G, share),
     )
 
@@ -111,7 +111,7 @@ def test_attention_in_bfloat16_vs_reference_in_float32():
         return out, *pull(out)
 
     ours = jax.jit(lambda *given: gradients(cpu.attend, *given))(*low)
-    exact = jax.jit(lambda *given: gradients(plain.attend, *given))(*(x.astype("float32") for x in low))
+    exact = jax.jit(lambda *given: gradients(reference.attend, *given))(*(x.astype("float32") for x in low))
     for mine, their in zip(ours, exact, strict=True):
         assert mine.dtype == jnp.bfloat16
         close(mine, their, 0.03)
@@ -133,7 +133,7 @@ def test_long_attention_does_less_than_the_square():
     def flops(f):
         return jax.jit(lambda *given: f(*given, Sight())).lower(q, k, v).compile().cost_analysis()["flops"]
 
-    assert flops(cpu.attend) < 0.8 * flops(plain.attend)
+    assert flops(cpu.attend) < 0.8 * flops(reference.attend)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_long_attention_does_less_than_the_square():
 )
 def test_what_blocks_cannot_is_computed_plainly(causal):
     given = inputs(0, 1, 9, 1, 2)
-    np.testing.assert_array_equal(cpu.attend(*given, causal), plain.attend(*given, causal))
+    np.testing.assert_array_equal(cpu.attend(*given, causal), reference.attend(*given, causal))
 
 
 def test_the_plan_tells_of_dropout():
@@ -200,7 +200,7 @@ def test_kernels_know_the_window_unless_scanned_layers_differ(monkeypatch, remat
 
     def attend(q, k, v, causal):
         seen.append(isinstance(causal.window, int))
-        return plain.attend(q, k, v, causal)
+        return reference.attend(q, k, v, causal)
 
     monkeypatch.setitem(KERNELS, "cpu", KERNELS["cpu"]._replace(attend=attend))
     config = tiny_config(

@@ -11,8 +11,8 @@ from conftest import tiny_config
 
 from gptjax import config as configs
 from gptjax.models import kernels
-from gptjax.models.kernels import gpu, plain
-from gptjax.models.kernels.plain import Sight
+from gptjax.models.kernels import gpu, reference
+from gptjax.models.kernels.reference import Sight
 
 FITS = dict(head_width=64, dtype="bfloat16", positions="rotary", dropout=0.0)
 
@@ -58,7 +58,7 @@ def test_the_oldest_device_bounds_the_heads_width(on_gpu, monkeypatch, capabilit
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="here is a GPU")
 def test_without_a_gpu_plain_attention_computes_and_the_plan_says_so():
     q = normal(np.random.default_rng(0), 1, 4, 2, 8, dtype="bfloat16")
-    np.testing.assert_array_equal(gpu.attend(q, q, q, Sight()), plain.attend(q, q, q, Sight()))
+    np.testing.assert_array_equal(gpu.attend(q, q, q, Sight()), reference.attend(q, q, q, Sight()))
     assert plan() == "plain: no GPU is here"
 
 
@@ -106,7 +106,7 @@ def test_cudnn_is_asked_by_name_for_what_plain_attention_gives(calls, window, sc
     (settings,) = calls
     assert settings.pop("implementation") == "cudnn" and settings.pop("is_causal") is True
     assert settings == {"scale": scale, "local_window_size": (window - 1, 0) if window else None}
-    exact = plain.attend(*(x.astype("float32") for x in (q, k, v)), causal)
+    exact = reference.attend(*(x.astype("float32") for x in (q, k, v)), causal)
     assert out.dtype == jnp.bfloat16
     close(out, exact, 0.02)
 
@@ -124,5 +124,5 @@ def test_cudnn_is_asked_by_name_for_what_plain_attention_gives(calls, window, sc
 )
 def test_what_cudnn_cannot_is_computed_plainly(calls, dtype, causal):
     q, k, v = (normal(np.random.default_rng(seed), 1, 6, 2, 8, dtype=dtype) for seed in range(3))
-    np.testing.assert_array_equal(gpu.attend(q, k, v, causal), plain.attend(q, k, v, causal))
+    np.testing.assert_array_equal(gpu.attend(q, k, v, causal), reference.attend(q, k, v, causal))
     assert not calls

@@ -8,8 +8,8 @@ from compare import compare, normal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptjax.models.kernels import head, plain
-from gptjax.models.kernels.head import Slicing
+from gptjax.models.kernels import chunked_cross_entropy, reference
+from gptjax.models.kernels.chunked_cross_entropy import Slicing
 
 
 def draw(seed, B, T, V, D=6):
@@ -18,7 +18,7 @@ def draw(seed, B, T, V, D=6):
     return normal(rng, B, T, D), normal(rng, V, D), jnp.asarray(targets), jnp.asarray(weights)
 
 
-def reference(x, table, targets, weights, smoothing, z):
+def in_numpy(x, table, targets, weights, smoothing, z):
     """Written out in float64: cross-entropy with (1 - s) one-hot + s / V, and z log^2 Z."""
     logits = np.asarray(x, np.float64) @ np.asarray(table, np.float64).T
     log_z = np.log(np.exp(logits).sum(-1))
@@ -32,7 +32,9 @@ def reference(x, table, targets, weights, smoothing, z):
 @pytest.mark.parametrize("smoothing, z", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.3), (0.2, 0.1)])
 def test_plain_vs_reference(smoothing, z):
     given = draw(0, 3, 5, 11)
-    np.testing.assert_allclose(plain.token_loss(*given, 0.0, smoothing, z), reference(*given, smoothing, z), rtol=1e-5)
+    np.testing.assert_allclose(
+        reference.token_loss(*given, 0.0, smoothing, z), in_numpy(*given, smoothing, z), rtol=1e-5
+    )
 
 
 def test_label_smoothing_vs_torch():
@@ -42,7 +44,7 @@ def test_label_smoothing_vs_torch():
     wanted = torch.tensor(np.array(targets, np.int64)).reshape(-1)
     nats = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=0.1, reduction="none")
     expected = (nats.numpy() * np.array(weights).reshape(-1)).sum()
-    np.testing.assert_allclose(plain.token_loss(x, table, targets, weights, 0.0, 0.1).loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(reference.token_loss(x, table, targets, weights, 0.0, 0.1).loss, expected, rtol=1e-5)
 
 
 @settings(max_examples=2, deadline=None)
@@ -62,10 +64,10 @@ def test_slices_vs_plain(T, V, cap, smoothing, z, multiple, seed):
     slicing = Slicing(logit_bytes=4 * V * 4, multiple=multiple)
 
     def ours(x, table):
-        return head.token_loss(x, table, targets, weights, cap, smoothing, z, slicing)
+        return chunked_cross_entropy.token_loss(x, table, targets, weights, cap, smoothing, z, slicing)
 
     def theirs(x, table):
-        return plain.token_loss(x, table, targets, weights, cap, smoothing, z)
+        return reference.token_loss(x, table, targets, weights, cap, smoothing, z)
 
     compare(lambda *given: ours(*given).loss, lambda *given: theirs(*given).loss, x, table)
     np.testing.assert_allclose(jax.jit(ours)(x, table), theirs(x, table), rtol=1e-5, atol=1e-5)

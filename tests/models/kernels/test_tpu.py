@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from compare import compare, normal
 
-from gptjax.models.kernels import plain, tpu
+from gptjax.models.kernels import reference, tpu
 
 
 @pytest.mark.parametrize("D, F", [(128, 256), (24, 40)], ids=["tiled", "no tile divides it"])
 def test_values_and_gradients_are_plain_ones(D, F):
     rng, sizes = np.random.default_rng(0), jnp.array([100, 0, 60, 40])
-    ours, theirs = (lambda x, w, f=f: f(x, w, sizes) for f in (tpu.ragged_product, plain.ragged_product))
+    ours, theirs = (lambda x, w, f=f: f(x, w, sizes) for f in (tpu.ragged_product, reference.ragged_product))
     compare(ours, theirs, normal(rng, 256, D), normal(rng, 4, D, F))
 
 

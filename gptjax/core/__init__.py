@@ -1,0 +1,1 @@
+"""What every other package stands on: console, files, arguments, random streams and the JAX runtime."""

@@ -1,0 +1,1 @@
+"""Text to prepared token sets: reads documents, cleans, deduplicates, tokenizes and reports."""

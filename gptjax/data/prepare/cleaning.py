@@ -1,0 +1,286 @@
+"""The steps that clean a corpus: a table from their names to functions from a document's text to what is left of it.
+
+A step is pure, so that workers can run it in any number and any order of documents. The two steps that need to know
+earlier documents, `exact` and `near`, are in a table of their own: workers make signatures, `duplicates.Seen` compares.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptjax.config import did_you_mean
+from gptjax.config.errors import ConfigError, DataError
+from gptjax.core.files import decode, parse_json
+from gptjax.data import records
+from gptjax.data.prepare import dedup, filters, pii
+from gptjax.data.sources import read_text
+from gptjax.data.streams import lines, opened, suffix_of
+
+
+class Dropped(NamedTuple):
+    """A document that a step drops, and why: a short phrase, the same for all documents that break one rule."""
+
+    reason: str
+
+
+Step = Callable[[str], str | Dropped]
+
+
+class Options(NamedTuple):
+    """What the steps can be told."""
+
+    min_words: int = 50  # length: fewer are dropped
+    max_words: int = 100_000  # length: more are dropped
+    keep_scripts: tuple[str, ...] = ()  # script: all others are dropped; names are filters.SCRIPTS
+    drop_scripts: tuple[str, ...] = ()  # script: these are dropped
+    blocklist: str = ""  # blocklist: a file with a term a line
+    evaluation: tuple[str, ...] = ()  # decontaminate: files of what models are evaluated on
+    near_threshold: float = 0.7  # near: share of common shingles (Jaccard) from which two documents are the same
+    near_shingle: int = 5  # near: words in a row that are compared
+    near_permutations: int = 128  # near: numbers in a signature
+
+
+def _nfc(options: Options) -> Step:
+    """Unicode's composed form: one way to write what can be written in two."""
+    return partial(unicodedata.normalize, "NFC")
+
+
+# Control characters but tab and newline, the byte order mark, noncharacters, and surrogates, which UTF-8 cannot hold.
+# Format characters stay: emoji and Indic scripts are written with joiners, Arabic and Hebrew with direction marks.
+_REFUSED = "\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufdd0-\ufdef\ud800-\udfff\ufffe\uffff"
+_REFUSED_BEYOND = "".join(chr(plane * 0x10000 + last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))
+# The range first: one by one, these 32 would be compared with every character of every text.
+_CONTROL = re.compile(f"[{_REFUSED}\U0001fffe-\U0010ffff](?<=[{_REFUSED}{_REFUSED_BEYOND}])")
+
+
+def _control(options: Options) -> Step:
+    """Line ends become newlines, and what is no text goes."""
+    return lambda text: _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _kept_by(rules: Iterable[filters.Rule]) -> Step:
+    def step(text: str) -> str | Dropped:
+        reason = next(filters.broken(rules, text), None)
+        return text if reason is None else Dropped(reason)
+
+    return step
+
+
+def _length(options: Options) -> Step:
+    """Gopher's rules on the number and the length of words."""
+    if not 0 <= options.min_words <= options.max_words:
+        raise ConfigError(f"min_words={options.min_words} must be at least 0 and at most max_words={options.max_words}")
+    return _kept_by(filters.length_rules(options.min_words, options.max_words))
+
+
+def _boilerplate(options: Options) -> Step:
+    """The rest of Gopher's rules on quality."""
+    return _kept_by(filters.QUALITY)
+
+
+def _repetition(options: Options) -> Step:
+    """Gopher's rules on repetition."""
+    return _kept_by(filters.REPETITION)
+
+
+def _script(options: Options) -> Step:
+    """Drops documents by the script that most of their letters are in."""
+    keep, drop = options.keep_scripts, options.drop_scripts
+    for name in (*keep, *drop):
+        if name not in filters.SCRIPTS:
+            near = did_you_mean(name, filters.SCRIPTS)
+            raise ConfigError(f"unknown script {name!r}{near or '; there are ' + ', '.join(filters.SCRIPTS)}")
+    if not keep and not drop:
+        raise ConfigError("the step script needs keep_scripts or drop_scripts")
+
+    def step(text: str) -> str | Dropped:
+        script = filters.dominant_script(text)
+        return Dropped(f"script {script}") if script in drop or (keep and script not in keep) else text
+
+    return step
+
+
+def _personal(options: Options) -> Step:
+    """Puts tags in the place of personal data."""
+    return pii.scrub
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether no word of a script with spaces goes on at either end."""
+    return not (
+        _are_one_word(text[start - 1 : start], text[start]) or _are_one_word(text[end - 1], text[end : end + 1])
+    )
+
+
+def _are_one_word(left: str, right: str) -> bool:
+    return all(
+        character and unicodedata.category(character)[0] in "LMN" and not filters.has_unspaced(character)
+        for character in (left, right)
+    )
+
+
+def holds_term(text: str, term: str) -> bool:
+    """Whether a term stands in a text, both case-folded: as whole words, as anything in scripts without spaces."""
+    start = text.find(term)
+    while start >= 0:
+        if filters.has_unspaced(term) or _stands_alone(text, start, start + len(term)):
+            return True
+        start = text.find(term, start + 1)
+    return False
+
+
+def _blocklist(options: Options) -> Step:
+    """Drops documents that hold a term of a file, whatever its case; spaces in a term are any space."""
+    if not options.blocklist:
+        raise ConfigError("the step blocklist needs blocklist, a file with a term a line")
+    lines = unicodedata.normalize("NFC", read_text(Path(options.blocklist))).casefold().split("\n")
+    # Found by the words they begin with, one or two, or by two characters where terms need not be words: looked for are
+    # only those terms of which this much is in the text, so that ten thousand cost as much as ten.
+    by_words: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    by_pair: dict[str, list[str]] = defaultdict(list)
+    terms = {" ".join(line.split()) for line in lines} - {""}
+    if not terms:
+        raise DataError(f"{options.blocklist} holds no terms")
+    for term in sorted(terms):
+        words = filters.tokens(term)
+        if words and not filters.has_unspaced(term):
+            by_words[tuple(words[:2])].append(term)
+        else:
+            by_pair[term[:2]].append(term)
+    only_unspaced = all(map(filters.has_unspaced, itertools.chain.from_iterable(by_pair.values())))
+
+    def candidates(folded: str) -> Iterator[str]:
+        words = filters.tokens(folded)
+        for key in by_words.keys() & set(itertools.chain(zip(words), itertools.pairwise(words))):
+            yield from by_words[key]
+        if by_pair and (not only_unspaced or filters.has_unspaced(folded)):
+            pairs = set(map("".join, itertools.pairwise(folded))) | set(folded)
+            for pair in by_pair.keys() & pairs:
+                yield from by_pair[pair]
+
+    def step(text: str) -> str | Dropped:
+        folded = " ".join(text.casefold().split())
+        found = any(holds_term(folded, term) for term in candidates(folded))
+        return Dropped("a term of the blocklist") if found else text
+
+    return step
+
+
+_GRAM = 13  # words, as in arXiv 2005.14165, appendix C
+
+
+def evaluation_items(path: str) -> Iterator[str]:
+    """The texts of an evaluation file: the strings of .json, .jsonl and .parquet, a table's cells, else paragraphs.
+
+    Raises:
+      DataError: it cannot be read, or it is not what its name says.
+    """
+    file = Path(path)
+    with opened(file) as (_, stream):
+        match suffix_of(file):
+            case "json":
+                yield from records.strings(parse_json(stream.read(), path, finite=False))
+            case "jsonl":
+                for number, line in lines(file, stream):
+                    if line.strip():
+                        value = parse_json(line, f"{path}, line {number:,}", finite=False)
+                        yield from records.strings(value)
+            case "csv" | "tsv" as kind:
+                for _, row, _ in records.ROWS[kind](file, stream, None):
+                    yield from row
+            case "parquet":
+                for record in records.read(file):
+                    yield from records.strings(record.fields)
+            case _:
+                yield from re.split(r"\n\s*\n", decode(stream.read(), path))
+
+
+def _gram_hashes(text: str) -> np.ndarray:
+    """A 64-bit hash of each 13 words in a row, uint64; it differs from one run of Python to the next."""
+    words = filters.tokens(text)
+    hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+    count = max(len(words) - _GRAM + 1, 0)
+    sums = np.zeros(count, np.uint64)
+    for place in range(_GRAM if count else 0):
+        sums = sums * np.uint64(0x9E3779B97F4A7C15) + hashes[place : place + count]
+    return sums
+
+
+def _decontaminate(options: Options) -> Step:
+    """Drops documents that share 13 words in a row with what models are evaluated on (arXiv 2005.14165, appendix C).
+
+    Compared are lower-cased words without punctuation; shorter items cannot match.
+    """
+    if not options.evaluation:
+        raise ConfigError("the step decontaminate needs evaluation, the files of what models are evaluated on")
+    items = itertools.chain.from_iterable(map(evaluation_items, options.evaluation))
+    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *map(_gram_hashes, items)]))
+    # By their first 24 bits: most of a document's are told apart without a search.
+    may_be_known = np.zeros(1 << 24, bool)
+    may_be_known[known >> np.uint64(40)] = True
+
+    def step(text: str) -> str | Dropped:
+        grams = _gram_hashes(text)
+        grams = grams[may_be_known[grams >> np.uint64(40)]]
+        shared = len(grams) and (known[np.searchsorted(known, grams).clip(max=len(known) - 1)] == grams).any()
+        return Dropped("13 words of an evaluation") if shared else text
+
+    return step
+
+
+STEPS: dict[str, Callable[[Options], Step]] = {
+    "nfc": _nfc,
+    "control": _control,
+    "length": _length,
+    "script": _script,
+    "boilerplate": _boilerplate,
+    "repetition": _repetition,
+    "blocklist": _blocklist,
+    "decontaminate": _decontaminate,
+    "personal": _personal,
+}
+
+
+def _exact(options: Options) -> Callable[[str], bytes]:
+    return dedup.exact_signature
+
+
+def _near(options: Options) -> Callable[[str], np.ndarray]:
+    dedup.check(options)
+    return partial(dedup.near_signature, options=options)
+
+
+# What `duplicates.Seen` has a method for under the same name: what it is asked with, made by workers.
+SIGNATURES: dict[str, Callable[[Options], Callable[[str], Any]]] = {"exact": _exact, "near": _near}
+
+# In the recommended order: rules see what the cleaning of characters left, tags do not keep a text from being found,
+# and only what nothing else drops is remembered as an earlier document.
+NAMES = (*STEPS, *SIGNATURES)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ConfigError for a step that there is not, or that is named twice; says nothing of its options."""
+    for place, name in enumerate(names):
+        if name not in NAMES:
+            raise ConfigError(f"unknown step {name!r}{did_you_mean(name, NAMES)}")
+        if name in names[:place]:
+            raise ConfigError(f"the step {name} is named twice")
+
+
+def check(names: Sequence[str], options: Options) -> None:
+    """Makes every step once, so that what cannot work is known before anything is begun.
+
+    Raises:
+      ConfigError: a step that there is not, an option that is missing or cannot be, a library that is not installed.
+      DataError: a file of the options that cannot be read.
+    """
+    check_names(names)
+    for name in names:
+        (STEPS | SIGNATURES)[name](options)

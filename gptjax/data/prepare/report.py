@@ -1,0 +1,96 @@
+"""What preparing did to the documents, counted step by step: for a file, and as a table for a person."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gptjax.data.prepare.documents import Outcome
+
+READ = "read"
+SHOWN = 10  # reasons
+
+
+class Report:
+    """Counts of every step.
+
+    Args:
+      clean: the steps' names, in order.
+      state: what `state` gave, to go on with.
+    """
+
+    def __init__(self, clean: Sequence[str], state: dict[str, Any]) -> None:
+        counts = ("documents_in", "documents_out", "bytes_in", "bytes_out", "changed")
+        fresh = [{"step": name} | dict.fromkeys(counts, 0) for name in (READ, *clean)]
+        self.steps: list[dict[str, Any]] = state.get("steps", fresh)
+        self.reasons: dict[str, dict[str, Any]] = state.get("reasons", {})
+
+    @property
+    def documents_out(self) -> int:
+        """Documents that passed every step."""
+        return self.steps[-1]["documents_out"]
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {"steps": self.steps, "reasons": self.reasons}
+
+    def add(self, outcome: Outcome) -> None:
+        """Counts a chunk."""
+        sizes_M, passed_M = outcome.read_bytes_M, outcome.read_bytes_M >= 0
+        for number, step in enumerate(self.steps):
+            after_M = outcome.sizes_MS[:, number]
+            step["documents_in"] += int(passed_M.sum())
+            step["bytes_in"] += int(sizes_M[passed_M].sum())
+            passed_M, sizes_M = after_M >= 0, after_M
+            step["documents_out"] += int(passed_M.sum())
+            step["bytes_out"] += int(sizes_M[passed_M].sum())
+            step["changed"] += int(outcome.changed_S[number])
+        for drop in outcome.drops:
+            name = self.steps[drop.step]["step"]
+            known = self.reasons.setdefault(f"{name}: {drop.reason}", {"documents": 0, "example": drop.example})
+            known["documents"] += 1
+
+    def most_common(self) -> list[dict[str, Any]]:
+        """The most common reasons for dropping, with an example each."""
+        order = sorted(self.reasons.items(), key=lambda item: -item[1]["documents"])
+        return [{"reason": reason} | facts for reason, facts in order[:SHOWN]]
+
+    def reasons_line(self) -> str:
+        """They, in a line."""
+        return "; ".join(f"{one['reason']} ({one['documents']:,})" for one in self.most_common()) or "there was none"
+
+    def finished(self, splits: dict[str, dict[str, int]]) -> dict[str, Any]:
+        """The whole report.
+
+        Args:
+          splits: documents, tokens and bytes of text of each side.
+        """
+        tokens, size = (sum(side[name] for side in splits.values()) for name in ("tokens", "text_bytes"))
+        return {
+            "splits": splits,
+            "tokens": tokens,
+            "bytes_per_token": size / max(tokens, 1),
+            "steps": self.steps,
+            "dropped": self.most_common(),
+        }
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The report for a person, line by line."""
+    lines = [f"{'step':14s} {'documents in':>13s} {'out':>11s} {'MB in':>10s} {'out':>10s} {'changed':>10s}"]
+    for step in report["steps"]:
+        lines.append(
+            f"{step['step']:14s} {step['documents_in']:13,} {step['documents_out']:11,} "
+            f"{step['bytes_in'] / 1e6:10,.1f} {step['bytes_out'] / 1e6:10,.1f} {step['changed']:10,}"
+        )
+    if report["dropped"]:
+        lines += ["", "dropped"]
+    for one in report["dropped"]:
+        example = " ".join(one["example"].split())
+        lines.append(f"{one['documents']:10,}  {one['reason']}: {example[:60]!r}")
+    lines.append("")
+    for name, side in report["splits"].items():
+        lines.append(
+            f"{name:9s} {side['documents']:11,} documents {side['tokens']:15,} tokens "
+            f"{side['text_bytes'] / 1e6:10,.1f} MB"
+        )
+    lines.append(f"bytes per token {report['bytes_per_token']:.3f}")
+    return lines

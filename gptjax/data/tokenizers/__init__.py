@@ -1,0 +1,1 @@
+"""Tokenizers: tiktoken's, trained ones and those of Hugging Face folders."""

@@ -1,0 +1,92 @@
+"""Ids that objectives need beyond text: masks, separators, sentinels. Looked up in a tokenizer, or put behind its own.
+
+A tokenizer is left as it is: what it lacks are the next ids after its last, in an order of their own, so that an id
+means the same in every run with that tokenizer, whatever the run is trained on.
+"""
+
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from gptjax.config.errors import DataError
+from gptjax.data.tokenizers.tokenizers import Tokenizer, special_tokens
+
+# What each is called in vocabularies that have it; the first name is the one that it gets here.
+USUAL = {
+    "mask": ("[MASK]", "<mask>", "<|mask|>"),
+    "class": ("[CLS]", "<s>", "<cls>"),
+    "separator": ("[SEP]", "</s>", "<sep>"),
+    "fim_prefix": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<PRE>"),
+    "fim_suffix": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<SUF>"),
+    "fim_middle": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<MID>"),
+}
+SENTINEL = "<extra_id_{}>"  # T5's
+
+
+class Specials(NamedTuple):
+    """Special ids of a run."""
+
+    ids: dict[str, int]  # by what they are for, a key of USUAL
+    sentinels: tuple[int, ...]  # what spans that are left out are called, in order
+    vocabulary: int  # how many ids a model has to know: the tokenizer's, and of these the ones that it lacks
+
+
+def specials(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -> Specials:
+    """The special ids of a tokenizer.
+
+    Args:
+      tokenizer: that texts are encoded with.
+      names: keys of USUAL that are needed; "end" only asks that the tokenizer has one.
+      sentinels: how many of them are needed.
+
+    Returns:
+      ids, of which those from `tokenizer.n_vocab` to before `vocabulary` are none of the tokenizer's.
+
+    Raises:
+      DataError: the tokenizer has no end.
+    """
+    if "end" in names and tokenizer.end is None:
+        raise DataError(f"the tokenizer {tokenizer.name} has no end of text, which targets need; take bytes or bpe:N")
+    known, missing = special_tokens(tokenizer), _missing(tokenizer)
+    first = tokenizer.n_vocab
+    ids = {
+        name: first + missing.index(name)
+        if name in missing
+        else next(known[one] for one in USUAL[name] if one in known)
+        for name in names
+        if name in USUAL
+    }
+    own = tuple(known[SENTINEL.format(i)] for i in range(_own_sentinels(known)))[:sentinels]
+    added = range(first + len(missing), first + len(missing) + sentinels - len(own))
+    highest = max([first - 1, *ids.values(), *added])
+    return Specials(ids, (*own, *added), highest + 1)
+
+
+def name_of(tokenizer: Tokenizer, token: int) -> str:
+    """What an id behind the tokenizer's own is called."""
+    missing, place = _missing(tokenizer), token - tokenizer.n_vocab
+    if place < len(missing):
+        return USUAL[missing[place]][0]
+    return SENTINEL.format(place - len(missing) + _own_sentinels(special_tokens(tokenizer)))
+
+
+def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids, of which those behind the tokenizer's own are written by name; a prompt's have none."""
+    texts = (token for token in ids if token not in tokenizer.prompt)
+    runs = groupby(texts, lambda token: token >= tokenizer.n_vocab)
+    return "".join(
+        "".join(name_of(tokenizer, token) for token in run) if beyond else tokenizer.decode(list(run))
+        for beyond, run in runs
+    )
+
+
+def _missing(tokenizer: Tokenizer) -> list[str]:
+    known = special_tokens(tokenizer)
+    return [name for name, usual in USUAL.items() if not any(one in known for one in usual)]
+
+
+def _own_sentinels(known: dict[str, int]) -> int:
+    count = 0
+    while SENTINEL.format(count) in known:
+        count += 1
+    return count

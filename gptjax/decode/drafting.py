@@ -1,0 +1,181 @@
+"""What tokens to try: proposals of a draft model, or of a row's own history.
+
+Pure functions on the device; nothing here knows the model whose tokens are wanted, or judges a proposal.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gptjax import models
+from gptjax.config.errors import ConfigError
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
+from gptjax.decode.penalties import History
+from gptjax.decode.prefill import Reader
+from gptjax.decode.sampling import draw, processed
+from gptjax.decode.settings import Knobs
+from gptjax.models.cache import Cache
+
+LONGEST = 64  # proposals a round, and ids that are looked up: far beyond use
+# What keys of a token are folded with, so that its draws are independent; `draw` itself splits, which is 0 and 1.
+PROPOSING, ACCEPTING = 2, 3
+
+
+class Speculation(NamedTuple):
+    """How tokens are proposed.
+
+    Attributes:
+      tokens: proposals a round (k).
+      ngram: the most ids of a row's end that are looked up in its history; 0: a draft model proposes.
+    """
+
+    tokens: int = 4
+    ngram: int = 0
+
+    @property
+    def ahead(self) -> int:
+        """What the caches of model and draft model must be made with, at least (gptjax.models.empty)."""
+        return self.tokens + 1
+
+    def check(self, has_draft: bool) -> None:
+        """Raises ConfigError for values that cannot be, given whether there is a draft model."""
+        for name, least in (("tokens", 1), ("ngram", 0)):
+            if not least <= getattr(self, name) <= LONGEST:
+                raise ConfigError(f"{name} of speculation is {getattr(self, name)}; it must be {least} to {LONGEST}")
+        if self.ngram and has_draft:
+            raise ConfigError("a draft model and n-gram lookup cannot both propose tokens; leave out one of the two")
+        if not self.ngram and not has_draft:
+            raise ConfigError("nothing proposes tokens; give a draft model, or the n-gram length to look up, such as 3")
+
+
+def check_draft(target: Reader, draft: Reader, tokenizer: Tokenizer, draft_tokenizer: Tokenizer) -> None:
+    """Raises ConfigError where the draft model's ids are not the model's."""
+    V, of_draft = target.model.config.vocabulary, draft.model.config.vocabulary
+    if V != of_draft:
+        raise ConfigError(f"the draft model has {of_draft} ids and the model {V}; they must share one vocabulary")
+    if tokenizers.sha256(tokenizer) != tokenizers.sha256(draft_tokenizer):
+        raise ConfigError("the draft model's tokenizer is not the model's; train both with the same one")
+
+
+class Plan(NamedTuple):
+    """What a program is compiled for; static.
+
+    Attributes:
+      target: whose tokens are wanted; with unrolled layers.
+      draft: who proposes; None for n-gram lookup.
+      how: checked.
+      used: gptjax.decode.settings.used of the rows.
+      ends: ids that end a text.
+    """
+
+    target: nn.Module
+    draft: nn.Module | None
+    how: Speculation
+    used: frozenset[str]
+    ends: tuple[int, ...] = ()
+
+
+class Proposals(NamedTuple):
+    """Of one round; only the first `length` of a row count."""
+
+    ids_Bk: jax.Array
+    length_B: jax.Array
+    logits_BkV: jax.Array | None  # of the distributions that they were drawn from; None: they are certain
+
+
+def looked_up(how: Speculation, history: History, most_B: jax.Array) -> Proposals:
+    """What followed the newest earlier occurrence of a row's last ids, of as many as occur, at most `how.ngram`.
+
+    It may overlap the end, so that a row that repeats itself is told to go on with it (prompt lookup decoding,
+    https://github.com/apoorvumang/prompt-lookup-decoding; arXiv 2304.04487).
+
+    Args:
+      how, history: as of State and Plan.
+      most_B: how many proposals are of use.
+    """
+    ids_BS = history.ids_BS
+    length_B1 = history.length_B[:, None]
+    S = ids_BS.shape[1]
+    places_S = jnp.arange(S)
+    same_BS = places_S < length_B1  # the ids before this place are the last ones of the row
+    matched_BS = jnp.zeros(ids_BS.shape, jnp.int32)
+    for back in range(1, how.ngram + 1):
+        last_B1 = jnp.take_along_axis(ids_BS, jnp.maximum(length_B1 - back, 0), 1)
+        same_BS &= (places_S >= back) & (jnp.roll(ids_BS, back, 1) == last_B1)
+        matched_BS += same_BS
+    start_B1 = jnp.argmax(matched_BS * S + places_S, 1)[:, None]
+    found_B = jnp.max(matched_BS, 1) > 0
+    places_Bk = start_B1 + jnp.arange(how.tokens) % jnp.maximum(length_B1 - start_B1, 1)
+    ids_Bk = jnp.take_along_axis(ids_BS, places_Bk, 1, mode="clip")
+    return Proposals(ids_Bk, jnp.where(found_B, most_B, 0), None)
+
+
+def drafted(
+    plan: Plan, params: Any, keys_B: jax.Array, knobs: Knobs, history: History, cache: Cache, most_B: jax.Array
+) -> tuple[Proposals, Cache]:
+    """What the draft model draws, processed as the model's logits will be, and its cache, not yet set back.
+
+    Args:
+      params, cache: the draft model's.
+      most_B: how many proposals are of use; no more are written.
+      plan, keys_B, knobs, history: as of `run_rounds` and State.
+    """
+    model: Any = plan.draft
+
+    def propose(x_BD: jax.Array, table_VD: jax.Array, history: History, n: Any) -> tuple[History, tuple[Any, Any]]:
+        logits_BV = models.next_logits(model, x_BD, table_VD)
+        logits_BV = processed(logits_BV, knobs, history, plan.used, plan.ends)
+        drawing_B = token_keys(keys_B, token_numbers(history, 1), PROPOSING)[:, 0]
+        ids_B = draw(logits_BV, drawing_B, knobs.temperature_B, plan.used)
+        history = appended(history, ids_B[:, None], (n < most_B).astype(jnp.int32))
+        return history, (ids_B, logits_BV if "sampling" in plan.used else None)
+
+    # A row whose proposals were all accepted has two ids that the draft model did not read.
+    behind_B = jnp.clip(history.length_B - cache.length_B, 1, 2)
+    places_B2 = cache.length_B[:, None] + jnp.arange(2)
+    ids_B2 = jnp.take_along_axis(history.ids_BS, places_B2, 1, mode="clip")
+    x_B2D, table_VD, cache = models.extend(model, params, ids_B2, cache, behind_B)
+    x_BD = jnp.take_along_axis(x_B2D, (behind_B - 1)[:, None, None], 1)[:, 0]
+    history, first = propose(x_BD, table_VD, history, 0)
+
+    def step(carry: tuple[Cache, History, jax.Array], n: jax.Array) -> tuple[Any, Any]:
+        cache, history, ids_B = carry
+        x_B1D, table_VD, cache = models.extend(model, params, ids_B[:, None], cache, (n < most_B).astype(jnp.int32))
+        history, said = propose(x_B1D[:, 0], table_VD, history, n)
+        return (cache, history, said[0]), said
+
+    (cache, _, _), rest = jax.lax.scan(step, (cache, history, first[0]), jnp.arange(1, plan.how.tokens))
+    ids_Bk, logits_BkV = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]).swapaxes(0, 1), first, rest)
+    return Proposals(ids_Bk, most_B, logits_BkV), cache
+
+
+def token_numbers(history: History, n: int) -> jax.Array:
+    """The numbers of each row's next n tokens, 0 for its first new one: [B, n]."""
+    return (history.length_B - history.prompt_B)[:, None] + jnp.arange(n)
+
+
+def token_keys(keys_B: jax.Array, numbers_Bn: jax.Array, purpose: int | None = None) -> jax.Array:
+    """Keys [B, n] of tokens by their numbers, for plain draws or another purpose."""
+
+    def of(key: jax.Array, number: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(key, number)
+        return key if purpose is None else jax.random.fold_in(key, purpose)
+
+    return jax.vmap(jax.vmap(of, (None, 0)))(keys_B, numbers_Bn)
+
+
+def appended(history: History, ids_BT: jax.Array, length_B: jax.Array) -> History:
+    """The history with the first `length` ids of each row after its own."""
+    ids_BS = put(history.ids_BS, ids_BT, history.length_B, length_B)
+    return history._replace(ids_BS=ids_BS, length_B=history.length_B + length_B)
+
+
+def put(values_BS: jax.Array, new_BT: jax.Array, at_B: jax.Array, length_B: jax.Array) -> jax.Array:
+    """The values with the first `length` new ones of each row from place `at` on."""
+    B, S = values_BS.shape
+    places_T = jnp.arange(new_BT.shape[1])
+    places_BT = jnp.where(places_T < length_B[:, None], at_B[:, None] + places_T, S)
+    return values_BS.at[jnp.arange(B)[:, None], places_BT].set(new_BT, mode="drop")

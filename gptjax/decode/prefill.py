@@ -1,0 +1,144 @@
+"""Prompts into a cache: in pieces of few lengths, so that a new prompt length seldom compiles a program.
+
+An encoder-decoder hears a source first, whole, in one of few lengths too; what it reads then is its own text. Pure
+functions of a model, its parameters and a cache; no token is drawn here.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gptjax import models
+from gptjax.core import machine
+from gptjax.models import cache as caches
+from gptjax.models.cache import Cache
+
+SHORTEST = 16  # tokens of the shortest piece that a program is compiled for
+
+
+class Reader(NamedTuple):
+    """A model that keeps what it reads, as gptjax.models.for_few_rows gives it."""
+
+    model: nn.Module
+    params: Any
+    dtype: str  # of keys and values
+
+    def empty(self, rows: int, capacity: int, ahead: int, source: int = 0) -> Cache:
+        """A cache for that many rows; see gptjax.models.empty.
+
+        Raises:
+          ConfigError: there is not enough memory for it.
+        """
+        make = partial(models.empty, self.model, rows, capacity, ahead, self.dtype, source)
+        machine.check_cache(jax.eval_shape(make), rows, capacity)
+        return make()
+
+    @property
+    def hears(self) -> bool:
+        """Whether it is an encoder-decoder, and reads a source besides its own text."""
+        return models.kind(self.model) == "seq2seq"
+
+
+def reader(model: nn.Module, params: Any) -> Reader:
+    """A Reader of a model as gptjax.models.build gives it; keys and values are kept in its arithmetic's dtype."""
+    model, params = models.for_few_rows(model, params)
+    return Reader(model, params, model.dtype)
+
+
+def slides(of: Reader) -> bool:
+    """Whether its layers can look back from any position: not where positions are rows of a table."""
+    return models.is_recurrent(of.model.config) or models.POSITIONS[of.model.config.positions].add is None
+
+
+def sliding(of: Reader) -> Reader:
+    """The reader of a model whose layers look back over `config.context` tokens at most; a state is of all of them."""
+    if models.is_recurrent(of.model.config):
+        return of
+    config = ConfigDict(of.model.config)
+    config.windows = tuple(min(window or config.context, config.context) for window in config.windows)
+    return of._replace(model=of.model.clone(config=FrozenConfigDict(config)))
+
+
+def longest_piece() -> int:
+    """The most tokens that are read at once: on CPU products are at full speed from few rows on."""
+    return 64 if jax.default_backend() == "cpu" else 512
+
+
+def bucket(n: int, least: int = 64) -> int:
+    """A size that few programs are compiled for: the next power of two, at least `least`."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def pieces(ids: Sequence[int], done: int, longest: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(ids_1T, how many of the T are real) from the `done`th token to the last.
+
+    Pieces begin at multiples of `longest` wherever `done` is one: a prompt whose beginning was read before is read in
+    the same pieces as a new one, and gives the same numbers.
+    """
+    while done < len(ids):
+        piece = ids[done : done + longest]
+        T = min(longest, bucket(len(piece), SHORTEST))
+        ids_1T = np.zeros((1, T), np.int32)
+        ids_1T[0, : len(piece)] = piece
+        yield ids_1T, len(piece)
+        done += len(piece)
+
+
+@partial(jax.jit, static_argnums=0)
+def extended(model: nn.Module, params: Any, ids_BT: jax.Array, cache: Cache, count_B: jax.Array) -> Cache:
+    """The cache after some more tokens of each row."""
+    return models.extend(model, params, ids_BT, cache, count_B)[2]
+
+
+def read(of: Reader, ids: Sequence[int], cache: Cache, done: int = 0) -> Cache:
+    """A cache of a single row after these ids, of which it has read the first `done` already."""
+    longest = longest_piece() if slides(of) else min(longest_piece(), of.model.config.context)
+    for ids_1T, n in pieces(ids, done, longest):
+        cache = extended(of.model, of.params, jnp.asarray(ids_1T), cache, jnp.array([n], jnp.int32))
+    return cache
+
+
+@partial(jax.jit, static_argnums=0)
+def heard(model: nn.Module, params: Any, source_BS: jax.Array, segments_BS: jax.Array, cache: Cache) -> Cache:
+    """As gptjax.models.listened, compiled."""
+    return models.listened(model, params, source_BS, segments_BS, cache)
+
+
+def listened(of: Reader, sources: Sequence[Sequence[int]], cache: Cache) -> Cache:
+    """The cache of an encoder-decoder, of which as many rows as there are sources have heard one each."""
+    B, longest = len(cache.length_B), max(map(len, sources))
+    source_BS = np.zeros((B, source_room(of, longest)), np.int32)
+    segments_BS = np.zeros_like(source_BS)
+    segments_BS[len(sources) :, 0] = 1  # a row without a source hears one token
+    for row, ids in enumerate(sources):
+        source_BS[row, : len(ids)], segments_BS[row, : len(ids)] = ids, 1
+    return heard(of.model, of.params, source_BS, segments_BS, cache)
+
+
+def source_room(of: Reader, longest: int) -> int:
+    """S, in which a source of that many tokens is read: one of few."""
+    return max(longest, min(bucket(longest, SHORTEST), of.model.config.context))
+
+
+def shared(read_ids: Sequence[int], cache: Cache, ids: Sequence[int]) -> int:
+    """How many tokens of a cache of a single row that has read `read_ids` serve one that is to read `ids`.
+
+    All where they are the same, else whole pieces, so that they come to the same numbers; none where a layer has
+    already made room for newer tokens, or has a state of other ones.
+    """
+    if tuple(read_ids) == tuple(ids):
+        return len(ids)
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(read_ids, ids, strict=False))
+    common = sum(1 for _ in alike)
+    if not caches.goes_back(cache):
+        return common if common == len(read_ids) and common % longest_piece() == 0 else 0
+    if len(read_ids) > min(layer.k_BGSK.shape[2] for layer in cache.layers):
+        return 0
+    return common - common % longest_piece()

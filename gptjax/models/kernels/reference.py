@@ -1,0 +1,301 @@
+"""The plain formulas: short, differentiated by JAX, and the reference that every other kernel is compared with."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.models import logical_axes
+
+Elementwise = Callable[..., jax.Array]
+
+
+class Relative(NamedTuple):
+    """Scores that depend on how far apart query and key are, by buckets of distances (arXiv 1910.10683 section 2.1)."""
+
+    table_RH: jax.Array  # what each bucket adds to each head's scores
+    longest: int  # the distance from which on all share the last bucket
+
+
+class Prefix(NamedTuple):
+    """Keys and values that every query reads, wherever it stands."""
+
+    k_PGK: jax.Array
+    v_PGK: jax.Array
+
+
+class Sight(NamedTuple):
+    """What a sequence's attention to itself depends on, besides queries, keys and values."""
+
+    window: int | jax.Array = 0  # how many keys a query reads at most, its own included; 0: all
+    scale: float | None = None  # of query-key products; None: 1 / sqrt(K)
+    slopes_H: jax.Array | None = None  # scores are lowered by slope * distance (arXiv 2108.12409)
+    drop: Callable[[jax.Array], jax.Array] | None = None  # applied to the attention weights, e.g. a dropout
+    segments_BT: jax.Array | None = None  # a query reads keys of its own segment alone; None: a row is one segment
+    causal: bool = True  # whether it reads only itself and what is before it
+    ahead_BT: jax.Array | None = None  # 1: keys that are read from before, too
+    relative: Relative | None = None
+    prefix: Prefix | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether only the plain formula has all of it."""
+        return not (self.causal and self.ahead_BT is None and self.relative is None and self.prefix is None)
+
+
+def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
+    """x @ kernel over the last axis of x, of operands in `dtype`, summed up to `out_dtype`: [..., F]."""
+    return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=out_dtype)
+
+
+def ragged_product(x_MD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """x_MD @ kernel of the expert that each row is of, [M, F]: rows come expert by expert, sizes_E of each."""
+    return jax.lax.ragged_dot(x_MD, kernel_EDF, sizes_E)
+
+
+def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) -> jax.Array:
+    """x @ y of two matrices, summed up in float32, either transposed first."""
+    return jnp.dot(x.T if turn_x else x, y.T if turn_y else y, preferred_element_type=jnp.float32)
+
+
+def standardise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale over the last axis; without `centre` the mean is taken as 0."""
+    centred = x - x.mean(-1, keepdims=True) if centre else x
+    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + epsilon) * scale_D
+
+
+def activate(f: Elementwise) -> Elementwise:
+    """The elementwise function itself."""
+    return f
+
+
+def windows_known(config: Any) -> bool:
+    """Whether each layer's window is known before the program runs: not where one program serves several."""
+    return not config.scan_layers or len(set(config.windows)) == 1
+
+
+def visible(queries_T: jax.Array, keys_S: jax.Array, window: int | jax.Array, causal: bool = True) -> jax.Array:
+    """mask_TS: True where the query at one position may read the key at another.
+
+    Args:
+      queries_T, keys_S: positions.
+      window: how many keys a query reads at most, its own included; 0 for all.
+      causal: whether none of them is after its own; else the window goes both ways.
+    """
+    distance_TS = queries_T[:, None] - keys_S
+    near_TS = (jnp.abs(distance_TS) < window) | (jnp.asarray(window) == 0)
+    return (distance_TS >= 0) & near_TS if causal else near_TS
+
+
+def bucket_of(distance: jax.Array, buckets: int, longest: int, causal: bool) -> jax.Array:
+    """The bucket of a distance, query's position less key's (arXiv 1910.10683 section 2.1).
+
+    Half of the buckets are a distance each; the others' borders grow geometrically up to `longest`. Where keys may also
+    be after the query, the second half of all buckets is theirs.
+    """
+    after = jnp.zeros_like(distance)
+    if not causal:
+        buckets //= 2
+        after, distance = buckets * (distance < 0), jnp.abs(distance)
+    distance = jnp.maximum(distance, 0)
+    exact = buckets // 2
+    logs = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(longest / exact)
+    grown = jnp.minimum(exact + (logs * (buckets - exact)).astype(jnp.int32), buckets - 1)
+    return after + jnp.where(distance < exact, distance, grown)
+
+
+def bias_of(sight: Sight, distance_TS: jax.Array) -> jax.Array | None:
+    """What is added to the scores at these distances, query's position less key's: [..., H, T, S], or None."""
+    if sight.slopes_H is not None:
+        return -sight.slopes_H[:, None, None] * jnp.abs(distance_TS)[..., None, :, :]
+    if sight.relative is not None:
+        table_RH = sight.relative.table_RH
+        which = bucket_of(distance_TS, table_RH.shape[0], sight.relative.longest, sight.causal)
+        return jnp.moveaxis(table_RH[which], -1, -3)
+    return None
+
+
+def prefixed(
+    prefix: Prefix | None, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Keys, values, mask and bias, as `masked_attend` takes them, with a prefix before them: all read it as it is."""
+    if prefix is None:
+        return k_BSGK, v_BSGK, mask, bias
+    B, P = k_BSGK.shape[0], prefix.k_PGK.shape[0]
+
+    def before(prefix_PGK: jax.Array, x_BSGK: jax.Array) -> jax.Array:
+        own = jnp.broadcast_to(prefix_PGK.astype(x_BSGK.dtype), (B, *prefix_PGK.shape))
+        return jnp.concatenate([own, x_BSGK], axis=1)
+
+    def widened(x: jax.Array, value: Any) -> jax.Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(P, 0)], constant_values=value)
+
+    bias = None if bias is None else widened(bias, 0)
+    return before(prefix.k_PGK, k_BSGK), before(prefix.v_PGK, v_BSGK), widened(mask, True), bias
+
+
+def same_segment(queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
+    """mask_BTS: True where query and key are of one segment."""
+    return queries_BT[:, :, None] == keys_BS[:, None, :]
+
+
+def masked_attend(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: jax.Array,
+    scale: float | None = None,
+    bias_HTS: jax.Array | None = None,
+    drop: Any = None,
+) -> jax.Array:
+    """softmax(scale q k^T + bias) v for grouped heads (arXiv 1706.03762 eq. 1, arXiv 2305.13245) -> [B, T, H, K].
+
+    Args:
+      q_BTHK, k_BSGK, v_BSGK: queries, keys and values; G divides H, and H/G query heads share a key head.
+      mask: True where query t may read key s, [T, S] or of a shape that broadcasts to [B, H, T, S].
+      scale: of the products; None for 1 / sqrt(K).
+      bias_HTS: added to the scores, float32, with B in front where rows differ; None for nothing.
+      drop: applied to the attention weights, e.g. a dropout; None for nothing.
+    """
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    q_BTGJK = q_BTHK.reshape(B, T, G, H // G, K)
+    scores = jnp.einsum("btgjk,bsgk->bgjts", q_BTGJK, k_BSGK, preferred_element_type=jnp.float32)
+    scores_BHTS = scores.reshape(B, H, T, -1) * (1 / math.sqrt(K) if scale is None else scale)
+    if bias_HTS is not None:
+        scores_BHTS += bias_HTS
+    scores_BHTS = jnp.where(mask, scores_BHTS, -jnp.inf)
+    # The division comes after the value product: K columns to divide instead of S.
+    weights = jnp.exp(scores_BHTS - jax.lax.stop_gradient(scores_BHTS.max(-1, keepdims=True)))
+    sums_BHT1 = weights.sum(-1, keepdims=True)
+    if drop is not None:
+        weights = drop(weights)
+    weights = weights.astype(v_BSGK.dtype).reshape(B, G, H // G, T, -1)
+    mixed_BTHK = jnp.einsum("bgjts,bsgk->btgjk", weights, v_BSGK).reshape(B, T, H, -1)
+    return mixed_BTHK / sums_BHT1.transpose(0, 2, 1, 3).astype(mixed_BTHK.dtype)
+
+
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
+    """Attention of a sequence to itself -> [B, T, H, K]; see `masked_attend`."""
+    # Each query reads all keys: devices that divide sequences gather them (arXiv 2407.21783 section 3.3.2).
+    k_BTGK, v_BTGK = logical_axes.constrain(k_BTGK, "BSGK"), logical_axes.constrain(v_BTGK, "BSGK")
+    positions_T = jnp.arange(q_BTHK.shape[1])
+    mask = visible(positions_T, positions_T, sight.window, sight.causal)
+    if sight.ahead_BT is not None:
+        mask = mask | (sight.ahead_BT > 0)[:, None, None]
+    if sight.segments_BT is not None:
+        mask = mask & same_segment(sight.segments_BT, sight.segments_BT)[:, None]
+    bias_HTS = bias_of(sight, positions_T[:, None] - positions_T)
+    k, v, mask, bias_HTS = prefixed(sight.prefix, k_BTGK, v_BTGK, mask, bias_HTS)
+    return masked_attend(q_BTHK, k, v, mask, sight.scale, bias_HTS, sight.drop)
+
+
+def across(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array, scale: float | None, drop: Any
+) -> jax.Array:
+    """Attention to another sequence -> [B, T, H, K]; see `masked_attend`."""
+    return masked_attend(q_BTHK, k_BSGK, v_BSGK, mask_BTS[:, None], scale, None, drop)
+
+
+def attention_weights(q_BTHK: jax.Array, k_BSGK: jax.Array, mask_BTS: jax.Array, scale: float | None) -> jax.Array:
+    """How much each query reads of each key, float32 [B, H, T, S]: what `across` mixes values by, for pictures."""
+    S = k_BSGK.shape[1]
+    one_hot_BSGS = jnp.broadcast_to(jnp.eye(S)[None, :, None], (*k_BSGK.shape[:3], S))
+    return masked_attend(q_BTHK, k_BSGK, one_hot_BSGS, mask_BTS[:, None], scale).swapaxes(1, 2)
+
+
+def self_weights(q_BTHK: jax.Array, k_BTGK: jax.Array, sight: Sight) -> jax.Array:
+    """How much each query reads of each key of its own sequence, float32 [B, H, T, T]: what `attend` mixes values by.
+
+    Without dropout; what goes to a prefix is left out, so that rows then add up to less than one.
+    """
+    B, T, G, _ = k_BTGK.shape
+    one_hot_BTGT = jnp.broadcast_to(jnp.eye(T)[None, :, None], (B, T, G, T))
+    if sight.prefix is not None:
+        k_PGK = sight.prefix.k_PGK
+        sight = sight._replace(prefix=Prefix(k_PGK, jnp.zeros((*k_PGK.shape[:2], T))))
+    return attend(q_BTHK, k_BTGK, one_hot_BTGT, sight._replace(drop=None)).swapaxes(1, 2)
+
+
+def pair_mask(segments_BT: jax.Array | None, segments_BS: jax.Array) -> jax.Array:
+    """mask_BTS of a target's tokens that read a source: what is of their own segment; None: of segment 1.
+
+    A token of a segment that the source lacks, such as padding, reads everything, so that it comes to something finite.
+    """
+    segments_BT = jnp.ones((segments_BS.shape[0], 1), segments_BS.dtype) if segments_BT is None else segments_BT
+    mask_BTS = same_segment(segments_BT, segments_BS)
+    return mask_BTS | ~mask_BTS.any(-1, keepdims=True)
+
+
+def attention_plan(config: Any, dtype: str, packed: bool) -> str:
+    """What computes attention."""
+    return "plain"
+
+
+def compiler_options(dtype: str) -> dict[str, str]:
+    """Nothing that XLA does not do by itself."""
+    return {}
+
+
+def softcap(logits: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(logits / cap) (arXiv 2408.00118 section 2); the logits themselves where cap is 0."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def unembed(x: jax.Array, table_VD: jax.Array, cap: float) -> jax.Array:
+    """Logits of each row of the table, capped, in float32: [..., D] -> [..., V]."""
+    with jax.named_scope("head"):
+        logits = jnp.dot(x, table_VD.T.astype(x.dtype), preferred_element_type=jnp.float32)
+    return softcap(logits, cap)
+
+
+class TokenLoss(NamedTuple):
+    """Sums over positions by their weights. Only the first has a gradient."""
+
+    loss: jax.Array  # what is to be lowered
+    nats: jax.Array  # -log softmax(logits)[target]
+    hits: jax.Array  # 1 where no other token is likelier than the target
+
+
+def token_loss(
+    x_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    cap: float,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> TokenLoss:
+    """Cross-entropy with each position's target, in nats.
+
+    Args:
+      x_BTD: what the head reads.
+      table_VD: a row per token; the product is in x's dtype, summed up in float32.
+      targets_BT: token ids.
+      weights_BT: how much each position counts, float32.
+      cap: of the logits; 0 for none.
+      smoothing: share of the target's probability that all tokens get in equal parts (arXiv 1512.00567 section 7).
+      z_loss: factor of log(sum(exp(logits)))^2, which keeps logits from drifting (arXiv 2204.02311 section 5).
+    """
+    logits_BTV = unembed(x_BTD, table_VD, cap)
+    # Not by an index: that way words can be divided among devices.
+    chosen_BT = jnp.sum(logits_BTV, axis=-1, where=jnp.arange(table_VD.shape[0]) == targets_BT[..., None])
+    log_sum_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    nats_BT = log_sum_BT - chosen_BT
+    hits_BT = (chosen_BT >= logits_BTV.max(-1)).astype(jnp.float32)
+    loss_BT = nats_BT
+    if smoothing:
+        loss_BT += smoothing * (chosen_BT - logits_BTV.mean(-1))
+    if z_loss:
+        loss_BT += z_loss * log_sum_BT**2
+    nats, hits = (jax.lax.stop_gradient(jnp.sum(x_BT * weights_BT)) for x_BT in (nats_BT, hits_BT))
+    return TokenLoss(jnp.sum(loss_BT * weights_BT), nats, hits)
+
+
+def cross_entropy(
+    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, cap: float
+) -> jax.Array:
+    """Sum over positions of weight * -log softmax(logits)[target], in nats; arguments as of `token_loss`."""
+    return token_loss(x_BTD, table_VD, targets_BT, weights_BT, cap).loss

@@ -1,0 +1,1 @@
+"""Recurrent models: cells, their loop over time, and attention over a source."""

@@ -1,0 +1,244 @@
+"""Recurrent layers: how a step's state follows from its input and the state before.
+
+The formulas, the order of the gates and the two biases are those of `torch.nn.RNN`, `GRU` and `LSTM`: a cell reads
+`inputs = W_i x + b_i` and `states = W_h h + b_h`, each P columns wide, gate after gate; in what follows `.` multiplies
+element by element, and h' is the state after h. States are float32. Knows no tokens, no attention and no losses.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gptjax.models import logical_axes
+from gptjax.models.kernels import KERNELS
+from gptjax.models.recurrent.model.scan import Loop, Product, scan
+
+State = tuple[jax.Array, ...]  # h_BD, which is what a layer gives, and whatever else goes on to the next step
+
+
+class Cell(NamedTuple):
+    """One kind of cell.
+
+    Attributes:
+      gates: P / D.
+      parts: arrays of its state.
+      sums: whether it reads nothing but inputs + states.
+      step: (inputs_BP, or 0.0 where the other holds their sum, states_BP, state) -> the next state.
+    """
+
+    gates: int
+    parts: int
+    sums: bool
+    step: Callable[[Any, jax.Array, State], State]
+
+
+def rnn(inputs_BP: Any, states_BP: jax.Array, state: State) -> State:
+    """h' = tanh(inputs + states) (Elman 1990, "Finding structure in time")."""
+    return (jnp.tanh(inputs_BP + states_BP),)
+
+
+def gru(inputs_BP: jax.Array, states_BP: jax.Array, state: State) -> State:
+    """h' = (1 - z) . n + z . h, with gates r, z, n in this order (arXiv 1406.1078 section 2.3).
+
+    r and z are the sigmoid of their columns' sums, n = tanh(inputs_n + r . states_n): r after the product, as in torch
+    and cuDNN, where the paper has it before.
+    """
+    (h_BD,) = state
+    inputs_r, inputs_z, inputs_n = jnp.split(inputs_BP, 3, axis=-1)
+    states_r, states_z, states_n = jnp.split(states_BP, 3, axis=-1)
+    r, z = jax.nn.sigmoid(inputs_r + states_r), jax.nn.sigmoid(inputs_z + states_z)
+    n = jnp.tanh(inputs_n + r * states_n)
+    return (n + z * (h_BD - n),)
+
+
+def lstm(inputs_BP: Any, states_BP: jax.Array, state: State) -> State:
+    """c' = f . c + i . g and h' = o . tanh(c'), with gates i, f, g, o in this order.
+
+    g is the tanh, the others are the sigmoid of their columns' sums (Hochreiter & Schmidhuber 1997, "Long short-term
+    memory", with the forget gate of Gers et al. 2000, "Learning to forget").
+    """
+    return _lstm(inputs_BP + states_BP, state[1])
+
+
+@jax.custom_vjp
+def _lstm(sums_BP: jax.Array, c_BD: jax.Array) -> State:
+    return _lstm_forward(sums_BP, c_BD)[0]
+
+
+def _lstm_forward(sums_BP: jax.Array, c_BD: jax.Array) -> tuple[State, Any]:
+    i, f, g, o = jnp.split(sums_BP, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    next_c_BD = f * c_BD + i * g
+    squashed_BD = jnp.tanh(next_c_BD)
+    return (o * squashed_BD, next_c_BD), (i, f, g, o, c_BD, squashed_BD)
+
+
+def _lstm_backward(saved: Any, dstate: State) -> State:
+    """Of six arrays a step that JAX would save eleven of."""
+    i, f, g, o, c_BD, squashed_BD = saved
+    dh_BD, dc_BD = dstate
+    dc_BD = dc_BD + dh_BD * o * (1 - squashed_BD**2)
+    di, df, dg = dc_BD * g * i * (1 - i), dc_BD * c_BD * f * (1 - f), dc_BD * i * (1 - g**2)
+    do = dh_BD * squashed_BD * o * (1 - o)
+    return jnp.concatenate([di, df, dg, do], axis=-1), dc_BD * f
+
+
+_lstm.defvjp(_lstm_forward, _lstm_backward)
+
+CELLS: dict[str, Cell] = {
+    "rnn": Cell(1, 1, True, rnn),
+    "gru": Cell(3, 1, False, gru),
+    "lstm": Cell(4, 2, True, lstm),
+}
+
+
+class Kernel(nn.Module):
+    """A matrix that multiplies before or within a loop: [rows, columns], and a bias where there is one.
+
+    Attributes:
+      config: `config.model`; reads kernels.
+      dtype: of the arithmetic.
+      rows, columns: at first normal with a standard deviation of 1 / sqrt(rows): no norm makes up for small inputs.
+      use_bias: whether there is a bias, 0 at first.
+      ones: first and last column, plus one, of those whose bias is 1 at first.
+      squares: where it is not 0: how many orthogonal matrices it is at first, side by side, so that neither states nor
+        gradients grow or vanish at once (arXiv 1312.6120; of arXiv 1409.0473 appendix B.1).
+    """
+
+    config: Any
+    dtype: str
+    rows: int
+    columns: int
+    use_bias: bool = False
+    ones: tuple[int, int] = (0, 0)
+    squares: int = 0
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        self.turned = KERNELS[self.config.kernels].turned
+        self.kernel = self.matrix()
+        if self.use_bias:
+            self.bias = logical_axes.parameter(self, "bias", self._first_bias, (self.columns,))
+
+    def matrix(self) -> jax.Array:
+        """The matrix, as kernels of products are stored."""
+        init = _side_by_side(self.squares) if self.squares else nn.initializers.normal(self.rows**-0.5)
+        shape = (self.columns, self.rows) if self.turned else (self.rows, self.columns)
+        return logical_axes.parameter(self, "kernel", init, shape, self.dtype)
+
+    def _first_bias(self, key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
+        return jnp.zeros(shape, dtype).at[slice(*self.ones)].set(1.0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x @ kernel over the last axis, without the bias, float32."""
+        return KERNELS[self.config.kernels].product(x, self.kernel, self.dtype, "float32")
+
+    def equation(self) -> str:
+        """Of rows [B, rows] times `kernel`, as a loop takes it."""
+        return "bd,pd->bp" if self.turned else "bd,dp->bp"
+
+    def added(self) -> jax.Array | float:
+        """The bias, or 0."""
+        return self.bias if self.use_bias else 0.0
+
+
+def _side_by_side(squares: int) -> Callable[..., jax.Array]:
+    def init(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+        square = nn.initializers.orthogonal()
+        D, along = min(shape), int(shape[1] >= shape[0])
+        return jnp.concatenate([square(one, (D, D), dtype) for one in jax.random.split(key, squares)], axis=along)
+
+    return init
+
+
+class Layer(nn.Module):
+    """One layer in one direction.
+
+    Attributes:
+      config: `config.model`; reads width, use_bias, kernels.
+      dtype: of the products.
+      cell: of CELLS.
+      reads: columns of what it reads.
+      feeds: columns of what an attention gives it besides; 0: nothing.
+    """
+
+    config: Any
+    dtype: str
+    cell: str
+    reads: int
+    feeds: int = 0
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        c, gates = self.config, CELLS[self.cell].gates
+        P = gates * c.width
+        # An LSTM forgets little at first (Gers et al. 2000; Jozefowicz et al. 2015, section 2.2).
+        forget = (c.width, 2 * c.width) if self.cell == "lstm" else (0, 0)
+        self.input = Kernel(c, self.dtype, self.reads, P, c.use_bias, forget)
+        self.state = Kernel(c, self.dtype, c.width, P, c.use_bias, squares=gates)
+        if self.feeds:
+            self.feed = Kernel(c, self.dtype, self.feeds, P)
+
+    def __call__(
+        self, x_TBD: jax.Array, begins_TB1: jax.Array | None, state: State, reverse: bool = False, keeps: bool = False
+    ) -> State:
+        """The state after each step, time first; the first part of it, [T, B, width], is what the layer gives.
+
+        Args:
+          x_TBD: what it reads; the products with it are made before the loop, all at once.
+          begins_TB1: True where the state is 0 before; None: nowhere.
+          state: before the first step, or in reverse before the last.
+          reverse: whether it reads backwards.
+          keeps: whether it gives all parts of the state, not the first alone.
+        """
+        cell = CELLS[self.cell]
+        inputs_TBP = self.input(x_TBD) + self.outer_bias()
+        addends = {"state": inputs_TBP} if cell.sums else {}
+        xs = (begins_TB1, None if cell.sums else inputs_TBP)
+
+        def step(product: Product, bias: Any, state: State, x: Any) -> tuple[State, State]:
+            begins_B1, inputs_BP = x
+            if begins_B1 is not None:
+                state = begun(state, 0.0, begins_B1)
+            states_BP = product("state", state[0]) + bias
+            state = cell.step(0.0 if inputs_BP is None else inputs_BP, states_BP, state)
+            return state, state if keeps else state[:1]
+
+        loop = Loop(step, {"state": self.state.equation()}, self.dtype, reverse)
+        states: State = scan(loop, {"state": self.state.kernel}, addends, self.inner_bias(), state, xs)[1]
+        return states
+
+    def outer_bias(self) -> jax.Array | float:
+        """What is added to the inputs: their bias, and the states' too where the cell reads only the sum of both."""
+        return self.input.added() + (self.state.added() if CELLS[self.cell].sums else 0.0)
+
+    def inner_bias(self) -> jax.Array | float:
+        """What is added to the states' product."""
+        return 0.0 if CELLS[self.cell].sums else self.state.added()
+
+
+def zeros(cell: str, rows: int, width: int) -> State:
+    """The state before anything was read."""
+    return tuple(jnp.zeros((rows, width), jnp.float32) for _ in range(CELLS[cell].parts))
+
+
+def begun(state: State, first: State | float, begins_B1: jax.Array) -> State:
+    """The state, but that it is `first` in rows where something begins."""
+    if not isinstance(first, tuple):
+        return tuple(jnp.where(begins_B1, first, old) for old in state)
+    return tuple(jnp.where(begins_B1, new, old) for new, old in zip(first, state, strict=True))
+
+
+def beginnings(segments_BT: jax.Array, reverse: bool = False) -> jax.Array:
+    """begins_TB1: where a run of equal segments begins; in reverse, where it ends."""
+    borders_Bt = segments_BT[:, 1:] != segments_BT[:, :-1]
+    at_edge = (0, 1) if reverse else (1, 0)
+    return jnp.pad(borders_Bt, ((0, 0), at_edge), constant_values=True).T[..., None]
+
+
+def after(states: Any, count_B: jax.Array) -> Any:
+    """States [T, B, ...], each after so many tokens of its row, at least 1: [B, ...]."""
+    return jax.tree.map(lambda part: part[count_B - 1, jnp.arange(part.shape[1])], states)

@@ -1,0 +1,148 @@
+"""`Run`: a trained model with all that belongs to it, as a notebook and every command but train sees it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from gptjax import models
+from gptjax.config.errors import CheckpointError, DataError
+from gptjax.core import rng
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.tokenizers import Tokenizer
+from gptjax.decode import fill_mask
+from gptjax.decode import generate as decoding
+from gptjax.decode.engine import Sample
+from gptjax.finetune import methods, prompts
+from gptjax.runs import inputs, parameter_table, predictions, pretrained
+from gptjax.runs.directory import read_config
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Run:
+    """A trained model with all that belongs to it.
+
+    Attributes:
+      workdir: its directory.
+      config: resolved and locked.
+      model: the Linen module; `model.apply({"params": params}, ids_BT)` gives logits.
+      params: float32 parameters of a checkpoint, the newest unless another was asked for.
+      tokenizer: a tiktoken.Encoding, or a LibraryTokenizer where that library cannot give the same ids; where a prompt
+        was tuned, with its ids in `begin`, which are behind the vocabulary.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    model: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+
+    def logits(self, *arrays: Any, **by_name: Any) -> np.ndarray:
+        """float32 [B, T, V]: of the token after each position; of an encoder, of the token at it, which may be masked.
+
+        Args:
+          *arrays: what the model's forward pass takes, int32. A decoder: ids_BT, and if wanted segments_BT and ahead_BT
+            (1: read from before, too). An encoder: ids_BT, and if wanted segments_BT and types_BT. An encoder-decoder:
+            ids_BT of the target, its start first, source_BS, and if wanted source_segments_BS and segments_BT. Segments
+            number the texts of a row, and 0 is padding; without them a row is one text.
+          **by_name: the same by these names.
+
+        Raises:
+          DataError: not two dimensions, longer than the context, ids out of range, or arrays that do not fit together.
+        """
+        return np.asarray(self._apply(self.params, inputs.checked(self.model, arrays, by_name)))
+
+    def answer(self, *arrays: Any, **by_name: Any) -> np.ndarray:
+        """What the task head says (`config.model.task`), float32; see gptjax.models.heads. As of `logits` otherwise."""
+        if self.config.model.task == "none":
+            raise DataError(f"{self.workdir} has no task head; its config.model.task is none")
+        return np.asarray(self._answer(self.params, inputs.checked(self.model, arrays, by_name)))
+
+    def predict(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the task head says of records, in words; see gptjax.runs.predictions.predictions."""
+        return predictions.predictions(self, records)
+
+    def generate(
+        self,
+        prompt: str = "",
+        seed: int = 0,
+        index: int = 0,
+        on_text: Callable[[str], None] = lambda text: None,
+        **options: Any,
+    ) -> Sample:
+        """A continuation of the prompt; of a search, the best.
+
+        Args:
+          prompt: text to go on from; empty for the start of a document. Of an encoder-decoder: the source.
+          seed: decides every draw, together with `index`.
+          index: which of several continuations this is.
+          on_text: gets each piece of text as it comes.
+          **options: of gptjax.decode.settings.Settings (`max_tokens`, `temperature`, `top_k`, `stop`, ...) and of
+            gptjax.decode.generate.How (`slide`, `beams`, `grammar`, ...).
+
+        Raises:
+          ConfigError, DataError: settings or a prompt that cannot be.
+        """
+        settings, how = decoding.divided(options)
+        ask = decoding.Ask(prompt, settings, rng.key(seed, "sample", index))
+        return next(self.answers([ask], how, lambda _, text: on_text(text)))[1]
+
+    def answers(
+        self,
+        asks: Sequence[decoding.Ask],
+        how: decoding.How = decoding.PLAIN,
+        on_text: decoding.OnText = lambda number, text: None,
+        stride: int = 0,
+    ) -> Iterator[tuple[int, Sample]]:
+        """Continuations of many prompts, as they are ready; see gptjax.decode.generate.generate."""
+        return decoding.generate(self.voice, asks, how, on_text, stride)
+
+    def fill(self, text: str, k: int = 5) -> fill_mask.Filled:
+        """The k likeliest fillings of each mask in a text; of an encoder. See gptjax.decode.fill_mask.fill."""
+        return fill_mask.fill(self.model, self.params, self.tokenizer, text, k)
+
+    @cached_property
+    def _apply(self) -> Any:
+        return jax.jit(lambda params, read: models.logits(self.model, params, **read))
+
+    @cached_property
+    def _answer(self) -> Any:
+        return jax.jit(partial(models.answer, self.model))
+
+    @cached_property
+    def voice(self) -> decoding.Voice:
+        """The model as gptjax.decode takes it."""
+        return decoding.voice(self.model, self.params, self.tokenizer, self.config.model.context)
+
+    def __repr__(self) -> str:
+        return f"{self.workdir}\n{parameter_table.as_text(self.params)}"
+
+    def _repr_html_(self) -> str:
+        return parameter_table.as_html(self.params, str(self.workdir))
+
+
+def load(workdir: str | Path, step: int | str | None = None) -> Run:
+    """The run in a directory.
+
+    Args:
+      workdir: the directory.
+      step: of the checkpoint; "best": the one with the least held-out loss; None: the newest.
+
+    Raises:
+      CheckpointError: no run, no such checkpoint, or none that is not damaged.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    around = [*tokenizer.begin, *([] if tokenizer.end is None else [tokenizer.end])]
+    if tokenizer.n_vocab > config.model.vocabulary or any(not 0 <= one < tokenizer.n_vocab for one in around):
+        what = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
+        raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {what}")
+    seen = prompts.seen(tokenizer, config)
+    return Run(workdir, config, methods.model_of(config), pretrained.saved(workdir, step=step), seen)

@@ -1,0 +1,1 @@
+"""What a run records of itself: metrics, writers, goodput, statistics, profiles, watchdog and report."""

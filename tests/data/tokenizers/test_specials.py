@@ -1,0 +1,57 @@
+"""Ids that objectives need: a tokenizer's own where it has them, the same ones in every run where it has not."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptjax.config.errors import DataError
+from gptjax.data.tokenizers import tokenizers
+from gptjax.data.tokenizers.specials import USUAL, name_of, specials, text_of
+
+BYTES = tokenizers.bytes_encoding()
+
+
+def with_names(*names):
+    """A tokenizer of bytes that has these special tokens."""
+    ranks = {bytes([value]): value for value in range(256)}
+    special = {name: 256 + i for i, name in enumerate(names)}
+    return tokenizers.Encoding("own", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens=special)
+
+
+def test_own_names_are_found_and_nothing_is_added():
+    own = with_names("<s>", "</s>", "<mask>", "<extra_id_0>", "<extra_id_1>", "<fim-suffix>")
+    found = specials(own, ["mask", "class", "separator", "fim_suffix", "sentinels"], 2)
+    assert found.ids == {"mask": 258, "class": 256, "separator": 257, "fim_suffix": 261}
+    assert found.sentinels == (259, 260) and found.vocabulary == own.n_vocab
+
+
+@given(st.sets(st.sampled_from(sorted(USUAL))), st.integers(0, 5))
+def test_what_is_missing_is_numbered_the_same_whatever_is_asked(names, sentinels):
+    all_of_them = specials(BYTES, list(USUAL), 5)
+    found = specials(BYTES, names, sentinels)
+    assert found.ids == {name: all_of_them.ids[name] for name in names}
+    assert found.sentinels == all_of_them.sentinels[:sentinels]
+    used = [*found.ids.values(), *found.sentinels]
+    assert found.vocabulary == max([BYTES.n_vocab - 1, *used]) + 1
+    assert len({*all_of_them.ids.values(), *all_of_them.sentinels}) == len(USUAL) + 5
+    assert min([BYTES.n_vocab, *used]) >= BYTES.n_vocab
+
+
+def test_more_sentinels_than_a_tokenizer_has_come_behind_the_others():
+    own = with_names("<extra_id_0>", "[MASK]")
+    found = specials(own, ["mask"], 3)
+    assert found.sentinels == (256, 258 + len(USUAL) - 1, 259 + len(USUAL) - 1)
+    assert [name_of(own, token) for token in found.sentinels[1:]] == ["<extra_id_1>", "<extra_id_2>"]
+
+
+def test_text_with_such_ids_has_their_names():
+    found = specials(BYTES, ["mask", "fim_middle"], 2)
+    ids = [*b"a", found.ids["mask"], *"ü".encode(), found.sentinels[1], found.ids["fim_middle"]]
+    assert text_of(BYTES, ids) == "a[MASK]ü<extra_id_1><|fim_middle|>"
+    assert text_of(BYTES, []) == ""
+
+
+def test_a_tokenizer_without_an_end_is_refused_where_one_is_needed():
+    with pytest.raises(DataError, match=r"the tokenizer chars has no end of text"):
+        specials(tokenizers.chars_encoding(["abc"]), ["end"])
+    specials(BYTES, ["end"])

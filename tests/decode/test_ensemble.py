@@ -1,0 +1,155 @@
+"""Several models as one, and guidance: against NumPy and against transformers on the same weights."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_config
+
+from gptjax import models
+from gptjax.config.errors import ConfigError
+from gptjax.core import hub
+from gptjax.data.tokenizers import tokenizers
+from gptjax.decode import ensemble
+from gptjax.decode import generate as decoding
+from gptjax.decode.generate import Ask, How
+from gptjax.decode.settings import Settings
+from gptjax.interop import convert_run, families
+
+sys.path.append(str(ROOT / "tests" / "golden"))
+import make_beam
+
+CHARS = tokenizers.chars_encoding([chr(65 + i) for i in range(37)])
+PROMPT = tuple(make_beam.PROMPT)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """The voice of make_beam's model; its tokenizer has no end, so that texts are of one length."""
+    family, config = families.model_of(hub.read_json(make_beam.FOLDER / "config.json"))
+    params = convert_run.read_params(make_beam.FOLDER, family, config)
+    params["tokens"]["embedding"], head = make_beam.tables()
+    params["head"]["kernel"] = head.T
+    return decoding.voice(models.build(config), jax.tree.map(jnp.asarray, params), CHARS, config["context"])
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    pytest.importorskip("transformers", reason="the parity extra is not installed")
+    model = make_beam.load()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def voice(seed, vocabulary=37, context=32):
+    config = tiny_config(model_vocabulary=vocabulary, model_init_std=0.5, model_context=context, model_layers=1)
+    model = models.build(config.model)
+    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    tokenizer = tokenizers.chars_encoding([chr(65 + i) for i in range(vocabulary)])
+    return decoding.voice(model, params, tokenizer, context)
+
+
+def said(of, how, prompt=PROMPT, **settings):
+    """The sample that a voice says."""
+    wanted = Settings(**{"temperature": 0, "max_tokens": 20} | settings)
+    ((_, sample),) = decoding.generate(of, [Ask(prompt, wanted, jax.random.key(0))], how)
+    return sample
+
+
+def they_say(theirs, prompt=PROMPT, max_tokens=20, **options):
+    """The new ids of transformers' greedy text."""
+    import torch
+
+    ids = torch.tensor([prompt])
+    options |= dict(attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens, pad_token_id=0)
+    return theirs.generate(ids, **options)[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5, 4.0])
+@pytest.mark.parametrize("negative", [None, (1, 2, 3), (30,) * 12])
+def test_guidance_equals_transformers(llama, theirs, scale, negative):
+    import torch
+
+    options = {} if negative is None else {"negative_prompt_ids": torch.tensor([negative])}
+    how = How(guidance=scale, negative=None if negative is None else CHARS.decode(negative))
+    ours = said(llama, how).ids
+    assert ours == they_say(theirs, guidance_scale=scale, **options)
+    assert ours != said(llama, How()).ids or scale == 0.5
+
+
+@pytest.mark.parametrize(
+    "ours, options",
+    [
+        ({}, {}),
+        ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
+        ({"no_repeat_ngram": 2}, {"no_repeat_ngram_size": 2}),
+        (
+            {"repetition_penalty": 1.3, "no_repeat_ngram": 3, "logit_bias": {7: 1.5}},
+            {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "sequence_bias": [[[7], 1.5]]},
+        ),
+    ],
+)
+def test_greedy_with_penalties_equals_transformers(llama, theirs, ours, options):
+    for prompt in (PROMPT, (5,), (7, 30, 2) * 6):
+        assert said(llama, How(), prompt, max_tokens=40, **ours).ids == they_say(theirs, prompt, 40, **options)
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+
+
+def mixed(combine, logits_MTV, weights):
+    """Log-probabilities of the mixture, in NumPy."""
+    logprobs_MTV = log_softmax(logits_MTV)
+    weights = np.array(weights)[:, None, None] / sum(weights)
+    if combine == "logits":
+        return log_softmax((weights * logprobs_MTV).sum(0))
+    if combine == "token":
+        entropy_MT1 = -(np.exp(logprobs_MTV) * logprobs_MTV).sum(-1, keepdims=True)
+        weights = weights * np.exp(-entropy_MT1)
+        weights = weights / weights.sum(0)
+    return np.log((weights * np.exp(logprobs_MTV)).sum(0))
+
+
+@pytest.mark.parametrize("combine", ensemble.COMBINES)
+@pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
+def test_mixtures_equal_numpy(combine, weights):
+    first, second = voice(0), voice(1)
+    sample = said(first, How(others=(second,), combine=combine, weights=weights))
+    ids = np.array([[*PROMPT, *sample.ids]])
+    logits_MTV = [models.logits(of.reader.model, of.reader.params, ids)[0, 7:-1] for of in (first, second)]
+    logprobs_TV = mixed(combine, logits_MTV, weights or (1, 1))
+    assert sample.ids == logprobs_TV.argmax(-1).tolist()
+    np.testing.assert_allclose(sample.logprobs, logprobs_TV.max(-1), atol=1e-4)
+    assert sample.ids != said(first, How()).ids
+
+
+@pytest.mark.parametrize("combine", ensemble.COMBINES)
+def test_one_model_twice_is_itself(combine):
+    of = voice(0)
+    twice, alone = said(of, How(others=(of,), combine=combine)), said(of, How())
+    assert twice.ids == alone.ids
+    np.testing.assert_allclose(twice.logprobs, alone.logprobs, atol=1e-5)
+
+
+def test_who_speaks_with_others_looks_back_no_further_than_they_can():
+    sample = said(voice(0), How(others=(voice(1, context=16),)), max_tokens=20)
+    assert sample.finish == "context" and len(PROMPT) + len(sample.ids) == 16
+
+
+def test_what_cannot_speak_together_is_refused():
+    readers = [voice(0).reader, voice(1, vocabulary=31).reader]
+    with pytest.raises(ConfigError, match=r"models have different vocabularies \(\[31, 37\] ids\)"):
+        ensemble.together(readers, "probabilities")
+    with pytest.raises(ConfigError, match="must have one tokenizer"):
+        said(voice(0), How(others=(voice(1, vocabulary=31),)))
+    with pytest.raises(ConfigError, match="combine is 'mean'; it must be one of probabilities, logits, token"):
+        ensemble.together(readers[:1] * 2, "mean")
+    for weights in ((1.0,), (1.0, 0.0), (1.0, float("nan"))):
+        with pytest.raises(ConfigError, match="there must be a weight above 0 for each of the 2 models"):
+            ensemble.together(readers[:1] * 2, "logits", weights)
+    with pytest.raises(ConfigError, match="guidance is 0; it must be a number above 0"):
+        said(voice(0), How(guidance=0))
