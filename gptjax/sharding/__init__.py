@@ -5,7 +5,7 @@ No file elsewhere names a mesh axis, but for plans, which compare meshes (gptjax
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from gptjax.models.logical_axes import Layout, of_parameter, placed
 
 # The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
-Objective = TypeVar("Objective", bound=Callable[..., Any])
+Objective = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # Which mesh axes divide an array's axis, by its letter (gptjax.models): of parameters, as they are kept,
