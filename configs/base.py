@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
     data.layout = "flat"  # rows as windows of one stream (flat), whole documents (packed), or one of them (examples);
     # of an encoder-decoder: prompts as sources and what follows them as targets (pairs)
     data.languages = ()  # of parallel text at data.path: source and target, such as ("en", "de"), as files are called
-    data.columns = (0, 1)  # where that is one tab-separated file: which columns are source and target, from 0
+    data.columns = (0, 1)  # of one table without a header: which columns are source and target, from 0
     data.examples = examples = ConfigDict()  # of records with fields at data.path, .jsonl .json .csv .tsv .parquet, or
     # a directory of train, val (dev) and test: what a record is to the model
     examples.form = ""  # text, instructions (Alpaca's), chat; for a head: classes, values, choices, tags, spans

@@ -3,7 +3,9 @@
 import os
 import random
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
+from zlib import crc32
 
 # Programs that several tests compile are compiled once; a user's own cache is left alone, and so is another process's.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"gptjax-tests-{os.getuid()}"))
@@ -13,8 +15,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-cache-")
 # Tiny models compile for longer than they run. What .ci/run does after the tests is compiled as a user's run is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older emitters compile in three fifths of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# XLA's older emitters, which jax 0.11 has no more, compile in three fifths of the time.
+os.environ.setdefault("XLA_FLAGS", "" if version("jax") >= "0.11" else "--xla_cpu_use_fusion_emitters=false")
 # Steps of tiny models are too short to wait for actively.
 os.environ.setdefault("GPTJAX_WAKEFUL", "0")
 
@@ -27,6 +29,9 @@ from gptjax import config as configs
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "base.py")
 SHARED = ROOT.parent / "shared"
+# What has a command, and what has `jax.jit`, compile as a user's does.
+AS_USERS_RUN = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True} if "emitters" in os.environ["XLA_FLAGS"] else {}
 
 TINY = {
     "model.layers": 2,
@@ -80,8 +85,8 @@ def text_file(tmp_path_factory):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Of a test that is `thorough` all cases but the first are slow."""
+def pytest_collection_modifyitems(config, items):
+    """Of a test that is `thorough` all cases but the first are slow; of slow ones GPTJAX_SHARE=0/2 keeps half."""
     seen = set()
     for item in items:
         if item.get_closest_marker("thorough"):
@@ -89,6 +94,12 @@ def pytest_collection_modifyitems(items):
             if test in seen:
                 item.add_marker(pytest.mark.slow)
             seen.add(test)
+    share, shares = map(int, os.environ.get("GPTJAX_SHARE", "0/1").split("/"))
+    parts = {True: [], False: []}
+    for item in items:
+        parts[not item.get_closest_marker("slow") or crc32(item.nodeid.encode()) % shares == share].append(item)
+    items[:] = parts[True]
+    config.hook.pytest_deselected(items=parts[False])
 
 
 @pytest.fixture(scope="module", autouse=True)

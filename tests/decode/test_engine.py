@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_config
+from conftest import AS_USERS_RUN, ROOT, tiny_config
 
 from gptjax import models
 from gptjax.data import tokenizers
@@ -140,7 +140,7 @@ def test_a_row_is_the_same_bit_for_bit_alone_and_among_fifteen_others():
 )
 @pytest.mark.slow
 def test_so_it_is_as_users_programs_are_compiled(changes):
-    here = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    here = AS_USERS_RUN | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     script = f"import test_engine; test_engine.check_bits(**{changes})"
     command = [sys.executable, "-c", script]
     done = subprocess.run(

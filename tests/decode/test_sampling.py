@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import AS_USERS_RUN
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -212,7 +213,7 @@ def test_a_row_does_not_know_its_neighbours():
 @pytest.mark.slow
 def test_a_row_does_not_know_its_neighbours_in_optimised_programs():
     """The same as a user's programs are compiled, at GPT-2's vocabulary."""
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    environment = os.environ | AS_USERS_RUN
     code = "import conftest, test_sampling; test_sampling.rows_alone_and_together(50257)"
     here = Path(__file__).parent
     environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), *sys.path])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BASE, ROOT, overrides
+from conftest import AS_USERS_RUN, BASE, ROOT, overrides
 
 pytestmark = pytest.mark.slow
 WHEELS = os.environ.get("GPTJAX_CHIP_COMPILERS", "")
@@ -44,11 +44,11 @@ def compiled(chip, cases):
     for count, changes, mesh in cases.values():
         flags = overrides(**changes, **{f"mesh_{axis}": size for axis, size in mesh.items()})
         said.append((chip, count, BASE, flags))
-    environment = os.environ | {
+    environment = os.environ | AS_USERS_RUN
+    environment |= {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, wheels))),
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, wheels.glob("nvidia/*/lib"))),
         "JAX_PLATFORMS": "cpu",  # of what runs, which is nothing
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
         "TPU_LIBRARY_PATH": str(wheels / "libtpu" / "libtpu.so"),
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

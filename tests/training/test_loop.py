@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import BASE, ROOT, evaluate, overrides, shared, tiny_config
+from conftest import AS_USERS_RUN, BASE, ROOT, evaluate, overrides, shared, tiny_config
 
 import gptjax
 from gptjax import config as configs
@@ -160,7 +160,7 @@ def test_killed_at_any_step_a_run_ends_bit_identical(tmp_path, text_file):
     whole = start(tmp_path / "whole", text_file)
     assert whole.wait() == 0, whole.stderr.read()
     expected = params_of(tmp_path / "whole")
-    for step in random.sample(range(5, 560), 2):
+    for step in random.sample(range(5, 560), 3):
         workdir = tmp_path / f"killed_{step}"
         first = start(workdir, text_file)
         while not reached(workdir, step) and first.poll() is None:
@@ -283,12 +283,10 @@ def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
 
 
 @pytest.mark.slow
-def test_shakespeare_in_a_quarter_of_nanogpts_steps(tmp_path, call):
-    """Compiled as a user's run is; the text's own counts of pairs of characters give 2.482."""
+def test_shakespeare_as_nanogpt_trains_it(tmp_path, call):
     path, workdir = shared("data/tinyshakespeare/input.txt"), tmp_path / "shakespeare"
     command = [sys.executable, "-m", "gptjax.train", f"--config={ROOT / 'configs' / 'shakespeare.py'}"]
-    flags = [f"--config.data.path={path}", f"--workdir={workdir}", "--config.train.steps=500"]
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
-    subprocess.run([*command, *flags], cwd=ROOT, env=env, check=True)
+    flags = [f"--config.data.path={path}", f"--workdir={workdir}"]
+    subprocess.run([*command, *flags], cwd=ROOT, env=os.environ | AS_USERS_RUN, check=True)
     figures = json.loads(call(evaluate, f"--workdir={workdir}", "--json").out)
-    assert figures["tokens"] == 111_539 and figures["loss"] <= 2.2
+    assert figures["tokens"] == 111_539 and figures["loss"] <= 1.90
