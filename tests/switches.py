@@ -243,14 +243,22 @@ def config_in(folder, array, chosen):
     return config_of(keys | {"init_from": str(origin)}, folder), origin
 
 
+@functools.cache
+def check_parts(origin, config):
+    """Raises ConfigError where a run of a config, as JSON, cannot tune a part of that run's parameters."""
+    config = configs.from_json(config)
+    origins.parted_shapes(Path(origin), config, models.shapes(methods.model_of(config)))
+
+
 def refusal(folder, array, chosen):
     """The line that refuses a choice before anything is read; "" where nothing does."""
     config, origin = config_in(folder, array, chosen)
     try:
         config = loop.resolved(config, folder / "none", origin)
+        if config.objective.teacher and config.model.vocabulary:
+            return "the teacher has no vocabulary but its tokenizer's"
         if origin and origins.is_part(config):
-            config = configs.with_vocabulary(config, config.model.vocabulary or 257)
-            origins.parted_shapes(origin, config, models.shapes(methods.model_of(config)))
+            check_parts(str(origin), configs.to_json(configs.with_vocabulary(config, config.model.vocabulary or 257)))
     except ConfigError as error:
         return str(error)
     return ""
