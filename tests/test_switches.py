@@ -13,7 +13,7 @@ from gptjax.training.job import CHOICES
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "switches.json").read_text())
 CASES = [
-    pytest.param(array, row, id=f"{array}-{i}", marks=() if i % 10 == 0 else pytest.mark.slow)
+    pytest.param(array, row, id=f"{array}-{i}", marks=() if i % 32 == 0 else pytest.mark.slow)
     for array, rows in ROWS.items()
     for i, row in enumerate(rows)
 ]
