@@ -154,6 +154,8 @@ def example_problems(config: ConfigDict) -> Iterator[str]:
             f"data.examples.labels names {len(set(c.labels))} labels ({', '.join(c.labels) or 'none'}), and "
             f"model.labels is {config.model.labels}; give the names that the data have, and their number"
         )
+    if c.form in ("tags", "spans") and any(data.augment.values()):
+        yield f"data.augment moves tokens, and data.examples.form={c.form} says of each what it is; leave it out"
     if c.balanced and c.form != "classes":
         yield f"data.examples.balanced is of form=classes alone, not of {c.form}"
 

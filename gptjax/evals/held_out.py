@@ -40,7 +40,6 @@ def eval_step(config: ConfigDict, objective: Loss, mesh: Mesh) -> Look:
     options = kernels.compiler_options(config.model, config.train.dtype) | sharding.compiler_options(mesh)
     look = jax.jit(
         lambda params, batch: whole(params, batch, None)[1],
-        in_shardings=(None, sharding.of_batch(mesh)),  # parameters lie where they are kept
         out_shardings=sharding.replicated(mesh),
         compiler_options=options or None,
     )

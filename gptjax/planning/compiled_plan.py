@@ -120,9 +120,10 @@ def state_bytes(mesh: Any, shapes: TrainState, config: ConfigDict) -> Memory:
       config: of the run.
     """
     there = sharding.of_state(mesh, shapes)
+    batch = costs.batch_shapes(config)
     parameters = bytes_per_device((shapes.params, shapes.frozen), (there.params, there.frozen))
     optimizer = bytes_per_device(shapes.opt_state, there.opt_state)
-    return Memory(parameters, optimizer, bytes_per_device(costs.batch_shapes(config), sharding.of_batch(mesh)), 0)
+    return Memory(parameters, optimizer, bytes_per_device(batch, sharding.of_batch(mesh, batch)), 0)
 
 
 def abstract(mesh: Mapping[str, int]) -> AbstractMesh:
@@ -141,7 +142,8 @@ def compiled(built: Program) -> tuple[jax.stages.Compiled, float]:
     """The program for its mesh, and the seconds that it took to compile."""
     began = time.monotonic()
     state = shapes_on(built.shapes, sharding.of_state(built.mesh, built.shapes))
-    batch = shapes_on(costs.batch_shapes(built.config), sharding.of_batch(built.mesh))
+    batch = costs.batch_shapes(built.config)
+    batch = shapes_on(batch, sharding.of_batch(built.mesh, batch))
     return built.step.lower(state, batch).compile(), time.monotonic() - began
 
 

@@ -80,10 +80,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Of arrays [B, ...], after so many leading axes that are not divided; of [B, T] where devices divide sequences."""
-    inside = (COMPUTED["T"],) if layout(mesh).is_divided(COMPUTED["T"]) else ()
-    return NamedSharding(mesh, P(*(None,) * leading, COMPUTED["B"], *inside))
+def of_batch(mesh: Mesh, batch: Mapping[str, Any], leading: int = 0) -> dict[str, NamedSharding]:
+    """Shardings of a batch's arrays by the letters that their names end in: rows, and of each the positions.
+
+    Args:
+      mesh: of the run.
+      batch: arrays or their shapes; several texts of one row, [B, C, T], also go by the name of [B, T].
+      leading: how many axes before B are whole on each device.
+    """
+    there = layout(mesh)
+
+    def of_array(name: str, shape: Sequence[int]) -> NamedSharding:
+        letters = name.rpartition("_")[2].replace("S", "T")  # sources lie as targets do
+        letters = letters[0] + "C" * (len(shape) - len(letters)) + letters[1:]
+        return NamedSharding(mesh, P(*(None,) * leading, *there.spec(letters, shape, COMPUTED, AXES)))
+
+    return {name: of_array(name, array.shape[leading:]) for name, array in batch.items()}
 
 
 def of_state(mesh: Mesh, tree: Any) -> Any:
@@ -184,26 +196,30 @@ def place(batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, pa
       mesh: of the run.
       start, end, parts: which rows they are.
     """
-    there = of_batch(mesh)
+    shapes = {
+        name: jax.ShapeDtypeStruct((len(given) * parts // (end - start), *given.shape[1:]), given.dtype)
+        for name, given in batch.items()
+    }
+    there = of_batch(mesh, shapes)
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), there)
 
-    def put(given: Any) -> jax.Array:
-        rows = len(given) * parts // (end - start)
+    def put(name: str) -> jax.Array:
+        given, rows = batch[name], shapes[name].shape[0]
         first = rows * start // parts
 
         def of_device(where: Any) -> Any:
             of_rows, *others = where
             return given[(slice((of_rows.start or 0) - first, (of_rows.stop or rows) - first), *others)]
 
-        return jax.make_array_from_callback((rows, *given.shape[1:]), there, of_device)
+        return jax.make_array_from_callback(shapes[name].shape, there[name], of_device)
 
-    return {name: put(given) for name, given in batch.items()}
+    return {name: put(name) for name in batch}
 
 
 def own_rows(mesh: Mesh) -> tuple[int, int, int]:
     """(start, end, parts): of a batch cut into that many equal parts, this process's devices hold these in a row."""
     parts = layout(mesh).devices(COMPUTED["B"])
-    where = of_batch(mesh).addressable_devices_indices_map((parts, layout(mesh).devices(COMPUTED["T"])))
+    where = NamedSharding(mesh, P(COMPUTED["B"])).addressable_devices_indices_map((parts,))
     held = sorted(index[0].start or 0 for index in where.values() if index)
     return held[0], held[-1] + 1, parts

@@ -28,14 +28,14 @@ Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
     """[B, ...] -> [A, B/A, ...], each slice spread over all devices."""
 
-    def cut(x: jax.Array) -> jax.Array:
+    def cut(name: str, x: jax.Array) -> jax.Array:
         # Slice a takes rows a, a + A, ...: rows stay on the devices that have them.
         x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
         if mesh.size == 1:  # also a part of a larger one, which has members of a population on its devices
             return x
-        return jax.lax.with_sharding_constraint(x, sharding.of_batch(mesh, leading=1))
+        return jax.lax.with_sharding_constraint(x, sharding.of_batch(mesh, {name: x}, leading=1)[name])
 
-    return jax.tree.map(cut, batch)
+    return {name: cut(name, x) for name, x in batch.items()}
 
 
 def gradients(objective: Loss, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
@@ -184,7 +184,7 @@ def jitted(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] |
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(there, sharding.of_batch(mesh)),
+        in_shardings=(there, None),  # batches lie as gptjax.sharding.place puts them
         out_shardings=(there, sharding.replicated(mesh)),
         compiler_options=options or None,
     )

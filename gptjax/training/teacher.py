@@ -47,8 +47,8 @@ def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
 
     def said(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         found = models.forward(teacher.model, params, models.reads(teacher.model, batch))
-        return models.next_logits(teacher.model, found.x_BTD, found.table_VD)
+        logits_BTV = models.next_logits(teacher.model, found.x_BTD, found.table_VD)
+        return jax.lax.with_sharding_constraint(logits_BTV, sharding.of_batch(mesh, {TEACHER: logits_BTV})[TEACHER])
 
-    of_batch = sharding.of_batch(mesh)
-    teach = jax.jit(said, in_shardings=(None, of_batch), out_shardings=of_batch)
+    teach = jax.jit(said)
     return lambda batch: batch | {TEACHER: teach(params, batch)}

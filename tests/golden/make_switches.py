@@ -18,12 +18,13 @@ HERE = Path(__file__).resolve().parent
 TRIES = 200
 
 
-def array_of(refusal):
-    """[{switch: value}, ...]."""
-    values = {name: [(name, value) for value in own] for name, own in switches.SWITCHES.items()}
-    every = switches.every_pair()
+def array_of(array, refusal):
+    """[{switch: value}, ...], and the pairs that are in none of them."""
+    table = switches.ARRAYS[array]
+    values = {name: [(name, value) for value in own] for name, own in table.items()}
+    every = switches.every_pair(array)
     allowed = {pair for pair in every if not refusal(dict(pair))}
-    print(f"{len(every)} pairs, {len(allowed)} allowed", flush=True)
+    print(f"{array}: {len(every)} pairs, {len(allowed)} allowed", flush=True)
 
     def fits(row):
         return all(tuple(sorted((row[-1], other))) in allowed for other in row[:-1])
@@ -36,7 +37,7 @@ def array_of(refusal):
     rng, lost = random.Random(0), set()
     while missing - lost:
         pair = min(missing - lost)
-        tries = (completed(pair, values, allowed, missing, rng) for _ in range(TRIES))
+        tries = (completed(pair, values, allowed, missing, rng, chance=i / 10) for i in range(TRIES))
         row = next((row for row in tries if row and not refusal(row)), None)
         if row is None:
             lost.add(pair)
@@ -51,8 +52,10 @@ def array_of(refusal):
     return rows
 
 
-def completed(pair, values, allowed, missing, rng):
-    """A choice with this pair, of values that may meet, with many pairs that are missing; None: none found."""
+def completed(pair, values, allowed, missing, rng, chance):
+    """A choice with this pair, of values that may meet, with many pairs that are missing, fewer the more is left to
+    chance; None: none found.
+    """
     row = dict(pair)
     for name in rng.sample(sorted(values), len(values)):
         if name in row:
@@ -62,13 +65,20 @@ def completed(pair, values, allowed, missing, rng):
         ]
         if not fitting:
             return None
-        gain = lambda value: sum(tuple(sorted((value, other))) in missing for other in row.items()) + rng.random()
+        gain = lambda value: (
+            sum(tuple(sorted((value, other))) in missing for other in row.items()) + chance * rng.random()
+        )
         row[name] = max(fitting, key=gain)[1]
     return {name: row[name] for name in values}
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        rows = array_of(lambda chosen: switches.refusal(Path(place), chosen))
-    lines = ",\n".join(f" {json.dumps(row)}" for row in rows)
-    (HERE / "switches.json").write_text(f"[\n{lines}\n]\n")
+        folder = switches.written(Path(place))
+        made = {
+            array: array_of(array, lambda chosen, array=array: switches.refusal(folder, array, chosen))
+            for array in switches.ARRAYS
+        }
+    lines = {array: ",\n".join(f"  {json.dumps(row)}" for row in rows) for array, rows in made.items()}
+    text = ",\n".join(f' "{array}": [\n{rows}\n ]' for array, rows in lines.items())
+    (HERE / "switches.json").write_text(f"{{\n{text}\n}}\n")

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from gptjax import sharding
+from gptjax.planning import compiled_plan
+
 FEW = ("one", "data", "fsdp", "tensor", "tensor alone", "context", "experts, one", "experts, expert")
 FEW += ("recurrent, one", "recurrent, fsdp", "cudnn, one", "cudnn, all")
 MORE = (
@@ -159,3 +162,18 @@ def test_experts_exchange_tokens_and_not_parameters(runs):
     assert names(run) == {"all-gather", "reduce-scatter", "all-reduce"}
     for shape, where in [*of_more_than_scalars(run, "all-gather"), *of_more_than_scalars(run, "reduce-scatter")]:
         assert "mlp" in where and shape[1] == 16 and shape[0] in (2, 8), (shape, where)
+
+
+def test_arrays_of_a_batch_lie_by_the_letters_of_their_names():
+    mesh, rows = compiled_plan.abstract({"data": 2, "context": 4}), ("data", "fsdp", "expert")
+    shapes = {
+        "inputs_BT": (8, 16), "source_BS": (8, 16), "labels_B": (8,), "spans_B2": (8, 2), "choices_BT": (8, 4, 16),
+        "teacher_BTV": (8, 16, 7),
+    }  # fmt: skip
+    found = sharding.of_batch(mesh, {name: np.zeros(shape) for name, shape in shapes.items()})
+    assert {name: tuple(there.spec) for name, there in found.items()} == {
+        "inputs_BT": (rows, "context"), "source_BS": (rows, "context"), "labels_B": (rows,),
+        "spans_B2": (rows, None), "choices_BT": (rows, None, "context"), "teacher_BTV": (rows, "context", "tensor"),
+    }  # fmt: skip
+    slices = sharding.of_batch(mesh, {"labels_B": np.zeros((2, 8))}, leading=1)
+    assert tuple(slices["labels_B"].spec) == (None, rows)
