@@ -25,7 +25,7 @@ from gptjax.models.attention import Attention
 from gptjax.models.kernels.reference import Prefix, Sight
 from gptjax.models.layers import Linear, TokenEmbedding
 from gptjax.models.mlp import MLP, ExpertLinear, Experts
-from gptjax.models.recurrent.model.cells import Kernel
+from gptjax.models.recurrent.cells import Kernel
 
 LORA = ("lora_a", "lora_b", "lora_e", "dora")
 

@@ -30,9 +30,9 @@ from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
 from gptjax.models.model import Interceptor
 from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
-from gptjax.models.recurrent.model.attention import ATTENTIONS
-from gptjax.models.recurrent.model.cells import CELLS
-from gptjax.models.recurrent.model.model import Recurrent
+from gptjax.models.recurrent.attention import ATTENTIONS
+from gptjax.models.recurrent.cells import CELLS
+from gptjax.models.recurrent.model import Recurrent
 from gptjax.models.seq2seq import DECODERS, ENCODERS, Seq2Seq
 from gptjax.models.stacking import unstack
 from gptjax.models.transformer import REMATS, RESIDUALS

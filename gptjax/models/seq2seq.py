@@ -14,8 +14,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from gptjax.models.attention import Memory
 from gptjax.models.cache import Cache
 from gptjax.models.model import Model
-from gptjax.models.recurrent.model.cells import CELLS
-from gptjax.models.recurrent.model.model import RecurrentDecoder, RecurrentEncoder
+from gptjax.models.recurrent.cells import CELLS
+from gptjax.models.recurrent.model import RecurrentDecoder, RecurrentEncoder
 from gptjax.models.transformer import Trunk
 
 

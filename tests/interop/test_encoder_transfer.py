@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from safetensors.numpy import load_file, save_file
-from test_transfer import equal
+from test_convert_run import equal
 
 import gptjax
 from gptjax import config as configs

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import AS_USERS_RUN, BASE, ROOT, evaluate, overrides, shared, tiny_config
+from training_processes import lines_of, params_of, reached, start
 
 import gptjax
 from gptjax import config as configs
@@ -38,10 +39,6 @@ SUMMARY = {
     "steps", "seconds", "tokens_per_second", "val_loss", "val_bits_per_byte", "gzip_bits_per_byte",
     "xz_bits_per_byte", "parameters", "goodput",
 } | TIMES  # fmt: skip
-
-
-def lines_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_what_it_should(trained):
@@ -137,24 +134,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_code_3(tmp_path, text_file,
     assert not (tmp_path / "run" / "summary.json").exists()
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         assert int(path.name) < 4, "what is not finite is not saved"
-
-
-def params_of(workdir):
-    return gptjax.load(workdir).params
-
-
-def start(workdir, text, **changes):
-    command = [sys.executable, "-m", "gptjax.train", f"--config={BASE}", f"--workdir={workdir}"]
-    settings = dict(data_path=text, train_steps=600, checkpoint_every_steps=37, log_every_steps=1, model_dropout=0.1)
-    settings |= dict(eval_every_steps=200) | changes
-    return subprocess.Popen(
-        [*command, *overrides(**settings)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
-def reached(workdir, step):
-    path = workdir / "metrics.jsonl"
-    return path.exists() and path.read_bytes().count(b"\n") >= step
 
 
 @pytest.mark.slow

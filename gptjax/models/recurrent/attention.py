@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models import logical_axes
-from gptjax.models.recurrent.model.cells import Kernel
-from gptjax.models.recurrent.model.scan import Product
+from gptjax.models.recurrent.cells import Kernel
+from gptjax.models.recurrent.scan import Product
 
 
 class Source(NamedTuple):

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from gptjax.models import logical_axes
 from gptjax.models.kernels import KERNELS
-from gptjax.models.recurrent.model.scan import Loop, Product, scan
+from gptjax.models.recurrent.scan import Loop, Product, scan
 
 State = tuple[jax.Array, ...]  # h_BD, which is what a layer gives, and whatever else goes on to the next step
 

@@ -16,10 +16,10 @@ from gptjax.models.cache import Cache
 from gptjax.models.kernels.reference import pair_mask
 from gptjax.models.layers import Dropout
 from gptjax.models.model import Model
-from gptjax.models.recurrent.model import cells
-from gptjax.models.recurrent.model.attention import ATTENTIONS, Read, Source
-from gptjax.models.recurrent.model.cells import CELLS, Kernel, Layer, State
-from gptjax.models.recurrent.model.scan import Loop, Product, scan
+from gptjax.models.recurrent import cells
+from gptjax.models.recurrent.attention import ATTENTIONS, Read, Source
+from gptjax.models.recurrent.cells import CELLS, Kernel, Layer, State
+from gptjax.models.recurrent.scan import Loop, Product, scan
 
 Begins = tuple[jax.Array, tuple[State, ...]]  # begins_TB1, and each layer's state where something begins
 

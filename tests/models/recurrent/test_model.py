@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BASE, ROOT, evaluate, generate, overrides, tiny_config, train
-from gptjax.models.recurrent.model.cells import CELLS
-from gptjax.models.recurrent.model.model import RecurrentEncoder
 
 from gptjax import config as configs
 from gptjax import models
+from gptjax.models.recurrent.cells import CELLS
+from gptjax.models.recurrent.model import RecurrentEncoder
 
 sys.path.append(str(ROOT / "tests" / "golden"))
 import make_recurrent

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gptjax.models.recurrent.model.scan import Loop, scan
 from jax.extend.core import jaxprs_in_params
+
+from gptjax.models.recurrent.scan import Loop, scan
 
 B, D, P, S, T = 2, 3, 4, 5, 6
 EQUATIONS = {"kernel": "bd,dp->bp", "turned": "bd,pd->bp", "rows": "bd,bsd->bs"}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_config
-from test_loop import lines_of, reached, start
+from training_processes import lines_of, reached, start
 
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop

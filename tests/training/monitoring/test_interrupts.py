@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from test_loop import lines_of, params_of, reached, start
+from training_processes import lines_of, params_of, reached, start
 
 from gptjax.config.errors import Interrupted
 from gptjax.runs.checkpoints import Checkpoints

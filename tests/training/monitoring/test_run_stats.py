@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from test_step import batch_of, setting
+from tiny_steps import batch_of, setting
 
 from gptjax.models.stacking import unstack
 from gptjax.training import loop

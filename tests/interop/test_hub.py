@@ -14,7 +14,7 @@ from conftest import ROOT
 from gptjax.interop import convert_run
 
 sys.path.append(str(ROOT / "tests" / "interop"))
-from test_transfer import FAMILIES, random_run
+from test_convert_run import FAMILIES, random_run
 
 COMMIT = "0123456789012345678901234567890123456789"
 
