@@ -65,11 +65,11 @@ def get_config() -> ConfigDict:
     model.qkv_bias = placeholder(bool)  # in the projections to queries, keys and values; None: as use_bias
     model.tied_head = True  # logits from the token embedding's own table
     model.head_bias = False  # a bias of each token's logit
-    model.never = ()  # with head_bias: ids that are never decoded, such as Marian's padding
+    model.suppress_tokens = ()  # with head_bias: ids that are never decoded, such as Marian's padding
     model.head_transform = False  # of an encoder: one more layer, activation and norm before the head, as in BERT
     model.logit_scale = 1.0  # what the head reads times this; T5 with a tied head: width ** -0.5
     model.logit_softcap = 0.0  # logits are squashed to this times tanh(logits / this); 0: they are not
-    model.predict_ahead = 0  # heads of a block each for the tokens after the next one, for train.objective=multi_token
+    model.mtp_depth = 0  # heads of a block each for the tokens after the next one, for train.objective=multi_token
     model.task = "none"  # a head besides: classification, tagging, span, choice, regression or embedding
     model.labels = 2  # of classification and tagging: how many there are
     model.pooling = "last"  # what stands for a whole text in a task head: first, last, mean, or BERT's pooler

@@ -65,7 +65,7 @@ def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Resul
         return sweep.run_study(search, folder, storage, tell)
     if flags.vmap or flags.evolve:
         runtime.processors_as_devices()  # members lie side by side on them
-    way = training.together(flags.evolve or 0) if flags.vmap or flags.evolve else training.ONE_AFTER_THE_OTHER
+    way = training.together(flags.evolve or 0) if flags.vmap or flags.evolve else training.SEQUENTIAL
     return sweep.run(search, folder, way, tell)
 
 

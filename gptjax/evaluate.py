@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         figures = translate(loaded, flags)
         text = translation.as_text(figures)
     else:
-        figures = held_out.evaluate(loaded, flags.data, flags.test)
+        figures = held_out.evaluate_run(loaded, flags.data, flags.test)
         text = as_text(figures)
     print(json.dumps(figures) if flags.json else text)
 

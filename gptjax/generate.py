@@ -22,8 +22,8 @@ from gptjax.decode import printer
 
 if TYPE_CHECKING:
     from gptjax.decode.engine import Sample
-    from gptjax.decode.generate import How
-    from gptjax.decode.settings import Settings
+    from gptjax.decode.generate import GenerationConfig
+    from gptjax.decode.settings import SamplingParams
     from gptjax.runs.run import Run
 
 MOST_SAMPLES = 1_000_000  # of a prompt, all of which are in memory at once
@@ -156,10 +156,10 @@ def _given(flags: Any, **names: str) -> dict[str, Any]:
     return {name: getattr(flags, flag) for name, flag in names.items() if getattr(flags, flag) is not None}
 
 
-def _settings(flags: Any) -> "Settings":
-    from gptjax.decode.settings import Settings
+def _settings(flags: Any) -> "SamplingParams":
+    from gptjax.decode.settings import SamplingParams
 
-    given = _given(flags, **{name: name for name in Settings._fields})
+    given = _given(flags, **{name: name for name in SamplingParams._fields})
     given["stop"] = tuple(given.get("stop", ()))
     if "logit_bias" in given:
         given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
@@ -169,7 +169,7 @@ def _settings(flags: Any) -> "Settings":
         for name in ("temperature", "top_k"):
             if name in given:
                 raise ConfigError(f"{name} does nothing in a search by beams or contrast; leave it out")
-    return Settings(**given)
+    return SamplingParams(**given)
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -192,11 +192,11 @@ def _depends(flags: Any, on: str, *names: str) -> None:
             raise ConfigError(f"--{name} does nothing without --{'with' if on == 'others' else on}")
 
 
-def _how(flags: Any) -> "How":
+def _how(flags: Any) -> "GenerationConfig":
     from gptjax.decode.beam import Beams
     from gptjax.decode.contrastive import Contrastive
     from gptjax.decode.drafting import Speculation
-    from gptjax.decode.generate import How
+    from gptjax.decode.generate import GenerationConfig
     from gptjax.decode.watermark import Watermark
     from gptjax.runs import run
 
@@ -204,30 +204,32 @@ def _how(flags: Any) -> "How":
     _depends(flags, "contrastive_k", "contrastive_alpha")
     _depends(flags, "watermark", "watermark_gamma", "watermark_delta", "detect")
     _depends(flags, "others", "combine", "weights")
-    how: dict[str, Any] = _given(
+    generation: dict[str, Any] = _given(
         flags, guidance="guidance", negative="negative_prompt", alternatives="logprobs", cache_dtype="cache_dtype"
     )
-    how |= _given(flags, combine="combine")
+    generation |= _given(flags, combine="combine")
     if flags.beams is not None:
         names = ("beams", "groups", "diversity_penalty", "length_penalty", "best")
         stopping: Any = {"true": True, "false": False, "never": "never", None: False}[flags.early_stopping]
-        how["beams"] = Beams(**_given(flags, **{name: name for name in names}), early_stopping=stopping)
+        generation["beams"] = Beams(**_given(flags, **{name: name for name in names}), early_stopping=stopping)
     if flags.contrastive_k is not None:
-        how["contrastive"] = Contrastive(**_given(flags, k="contrastive_k", alpha="contrastive_alpha"))
+        generation["contrastive"] = Contrastive(**_given(flags, k="contrastive_k", alpha="contrastive_alpha"))
     if flags.watermark is not None:
-        how["watermark"] = Watermark(**_given(flags, key="watermark", gamma="watermark_gamma", delta="watermark_delta"))
+        generation["watermark"] = Watermark(
+            **_given(flags, key="watermark", gamma="watermark_gamma", delta="watermark_delta")
+        )
     if flags.draft or flags.ngram is not None or flags.draft_tokens is not None:
-        how["speculation"] = Speculation(**_given(flags, tokens="draft_tokens", ngram="ngram"))
+        generation["speculation"] = Speculation(**_given(flags, tokens="draft_tokens", ngram="ngram"))
     if flags.draft:
-        how["draft"] = run.load(flags.draft).voice
+        generation["draft"] = run.load(flags.draft).generator
     if flags.others:
-        how["others"] = tuple(run.load(other).voice for other in flags.others)
+        generation["others"] = tuple(run.load(other).generator for other in flags.others)
     if flags.weights:
         try:
-            how["weights"] = tuple(map(float, flags.weights.split(",")))
+            generation["weights"] = tuple(map(float, flags.weights.split(",")))
         except ValueError:
             raise ConfigError(f"--weights={flags.weights} are not numbers with commas between, such as 2,1") from None
-    return How(rows=flags.rows, room=flags.room, slide=flags.slide, grammar=_grammar(flags), **how)
+    return GenerationConfig(rows=flags.rows, room=flags.room, slide=flags.slide, grammar=_grammar(flags), **generation)
 
 
 def _grammar(flags: Any) -> Any:
@@ -271,32 +273,32 @@ def answer(flags: Any, loaded: "Run") -> None:
     """All continuations of all prompts, printed."""
     from gptjax import models
     from gptjax.core import rng
-    from gptjax.decode.generate import Ask
+    from gptjax.decode.generate import Request
 
-    settings, how, prompts = _settings(flags), _how(flags), _prompts(flags)
-    hears = models.kind(loaded.model) == "seq2seq"
-    if hears and flags.prompt_logprobs:
+    settings, generation, prompts = _settings(flags), _how(flags), _prompts(flags)
+    is_encoder_decoder = models.kind(loaded.model) == "seq2seq"
+    if is_encoder_decoder and flags.prompt_logprobs:
         raise ConfigError("--prompt_logprobs is for decoders; an encoder-decoder says nothing of its source")
-    if (how.beams or how.contrastive) and flags.samples > 1:
+    if (generation.beams or generation.contrastive) and flags.samples > 1:
         raise ConfigError("--samples does nothing in a search, which draws nothing; --best gives several of its beams")
-    asks = [
-        Ask(prompt, settings, rng.key(flags.seed, "sample", index))
+    requests = [
+        Request(prompt, settings, rng.key(flags.seed, "sample", index))
         for prompt in prompts
         for index in range(flags.samples)
     ]
-    facts: list[dict[str, Any]] = [{"index": number % flags.samples} for number in range(len(asks))]
+    facts: list[dict[str, Any]] = [{"index": number % flags.samples} for number in range(len(requests))]
     if flags.prompt_logprobs:
         of_prompts = {prompt: _of_prompt(loaded, prompt) for prompt in prompts}
-        facts = [fact | of_prompts[str(ask.prompt)] for fact, ask in zip(facts, asks, strict=True)]
-    screen = printer.Printer(asks, facts, flags.json, hears)
+        facts = [fact | of_prompts[str(request.prompt)] for fact, request in zip(facts, requests, strict=True)]
+    screen = printer.Printer(requests, facts, flags.json, is_encoder_decoder)
     stride = LIVE if sys.stdout.isatty() and not flags.json else 0
-    coming = loaded.answers(asks, how, screen.on_text, stride)
-    several = len(asks) > 1 and not (sys.stdout.isatty() and not flags.json)
+    coming = loaded.answers(requests, generation, screen.on_text, stride)
+    several = len(requests) > 1 and not (sys.stdout.isatty() and not flags.json)
     # The best of a search come together, and all at once. To group others would be to wait for the next.
     found: Iterable[tuple[int, Iterable[tuple[int, Sample]]]] = ((pair[0], [pair]) for pair in coming)
-    if how.beams or how.contrastive:
+    if generation.beams or generation.contrastive:
         found = groupby(coming, key=itemgetter(0))
-    with console.bar("texts", len(asks)) if several else nullcontext(lambda: None) as advance:
+    with console.bar("texts", len(requests)) if several else nullcontext(lambda: None) as advance:
         for number, samples in found:
             screen.done(number, [sample for _, sample in samples])
             advance()
@@ -308,8 +310,8 @@ def _of_prompt(loaded: "Run", prompt: str) -> dict[str, Any]:
     from gptjax.decode import scoring
     from gptjax.decode.prompts import prompt_ids
 
-    ids = prompt_ids(loaded.tokenizer, prompt, loaded.voice.context)
-    logprobs = scoring.scored(loaded.voice.reader, ids).logprobs.tolist() if len(ids) > 1 else []
+    ids = prompt_ids(loaded.tokenizer, prompt, loaded.generator.context)
+    logprobs = scoring.scored(loaded.generator.reader, ids).logprobs.tolist() if len(ids) > 1 else []
     return {"prompt_ids": ids, "prompt_logprobs": logprobs}
 
 
@@ -331,7 +333,7 @@ def talk(flags: Any, loaded: "Run") -> None:
     """A dialogue with whoever writes to stdin."""
     from gptjax import models
     from gptjax.core import rng
-    from gptjax.decode.generate import Ask
+    from gptjax.decode.generate import Request
     from gptjax.runs import chat
 
     if models.kind(loaded.model) != "decoder":
@@ -340,12 +342,12 @@ def talk(flags: Any, loaded: "Run") -> None:
     if given or flags.json or flags.samples > 1 or flags.slide:
         what = given[0] if given else "json" if flags.json else "slide" if flags.slide else "samples"
         raise ConfigError(f"--{what} and --chat cannot be used together; leave out one of them")
-    settings, how = _settings(flags), _how(flags)
+    settings, generation = _settings(flags), _how(flags)
     template = chat.load_template(flags.workdir, flags.chat_template)
-    room = loaded.voice.context - min(settings.max_tokens, loaded.voice.context // 2)
+    room = loaded.generator.context - min(settings.max_tokens, loaded.generator.context // 2)
     turns = count()
 
-    def ask() -> str | None:
+    def request() -> str | None:
         try:
             return input("> " if sys.stdin.isatty() else "")
         except EOFError:
@@ -353,12 +355,12 @@ def talk(flags: Any, loaded: "Run") -> None:
 
     def answer(ids: list[int], stop: tuple[str, ...]) -> str:
         wanted = settings._replace(stop=(*settings.stop, *stop))
-        one = Ask(tuple(ids), wanted, rng.key(flags.seed, "sample", next(turns)))
-        _, sample = next(loaded.answers([one], how, lambda _, text: printer.write(text), LIVE))
+        one = Request(tuple(ids), wanted, rng.key(flags.seed, "sample", next(turns)))
+        _, sample = next(loaded.answers([one], generation, lambda _, text: printer.write(text), LIVE))
         printer.write("\n")
         return sample.text
 
-    chat.dialogue(ask, answer, template, loaded.tokenizer, room, flags.system or "")
+    chat.dialogue(request, answer, template, loaded.tokenizer, room, flags.system or "")
 
 
 def detect(flags: Any, loaded: "Run") -> None:

@@ -69,7 +69,7 @@ SWITCHES = {
         "causal": {},
         "prefix": {"train.objective": "prefix"},
         "fim": {"train.objective": "fim"},
-        "multi_token": {"train.objective": "multi_token", "model.predict_ahead": 1},
+        "multi_token": {"train.objective": "multi_token", "model.mtp_depth": 1},
         "distillation": {"train.objective": "distillation", "objective.teacher": TEACHER},
         "contrastive": {
             "model.task": "embedding", "model.pooling": "mean", "train.objective": "contrastive",
@@ -248,7 +248,7 @@ def config_in(folder, array, chosen):
 def check_parts(origin, config):
     """Raises ConfigError where a run of a config, as JSON, cannot tune a part of that run's parameters."""
     config = configs.from_json(config)
-    pretrained.parted_shapes(Path(origin), config, models.shapes(methods.model_of(config)))
+    pretrained.partition_shapes(Path(origin), config, models.shapes(methods.model_of(config)))
 
 
 def refusal(folder, array, chosen):

@@ -86,7 +86,7 @@ def test_a_recipe_trains(recipe, dtype, texts, tmp_path, request):
 
 def test_every_recipe_is_one_of_these():
     files = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in (ROOT / "configs").rglob("*.py")}
-    assert files - {"finetune/ways"} == {recipe.partition(":")[0] for recipe in RECIPES}
+    assert files - {"finetune/methods"} == {recipe.partition(":")[0] for recipe in RECIPES}
 
 
 def test_denoising_rows_that_a_mesh_cannot_divide_are_refused():

@@ -8,7 +8,7 @@ python -m gptjax.train --config=configs/finetune/alpaca.py --config.data.path=al
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.finetune.ways import by_way
+from configs.finetune.methods import apply_method
 
 
 def get_config(way: str = "full") -> ConfigDict:
@@ -22,5 +22,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=50, batches=20)
     config.checkpoint.every_steps = 150
     config.sample.update(prompt="### Instruction:\nName three animals.\n\n### Response:\n", max_tokens=60)
-    by_way(config, way)
+    apply_method(config, way)
     return config

@@ -8,7 +8,7 @@ python -m gptjax.train --config=configs/finetune/bbc.py --config.data.path=bbc.j
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.finetune.ways import by_way
+from configs.finetune.methods import apply_method
 
 
 def get_config(way: str = "full") -> ConfigDict:
@@ -26,5 +26,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=50, batches=10)
     config.checkpoint.every_steps = 150
     config.sample.update(prompt="", max_tokens=100)
-    by_way(config, way)
+    apply_method(config, way)
     return config

@@ -10,7 +10,7 @@ python -m gptjax.generate --workdir=runs/dialogue --chat
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.finetune.ways import by_way
+from configs.finetune.methods import apply_method
 
 
 def get_config(way: str = "full") -> ConfigDict:
@@ -22,5 +22,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=50, batches=20)
     config.checkpoint.every_steps = 150
     config.sample.update(prompt="User: How are you ?\nAssistant:", max_tokens=40)
-    by_way(config, way)
+    apply_method(config, way)
     return config

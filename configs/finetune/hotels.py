@@ -9,7 +9,7 @@ python -m gptjax.train --config=configs/finetune/hotels.py --config.init_from=ru
 from ml_collections import ConfigDict
 
 from configs import modern
-from configs.finetune.ways import by_way
+from configs.finetune.methods import apply_method
 
 
 def get_config(way: str = "full") -> ConfigDict:
@@ -34,5 +34,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.data.examples.update(form="classes", labels=("0", "1"), balanced=True)
     config.train.objective = "classification"
     config.eval.batches = 40
-    by_way(config, way)
+    apply_method(config, way)
     return config

@@ -10,7 +10,7 @@ python -m gptjax.evaluate --workdir=runs/sst2-lora --test=test
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.finetune.ways import by_way
+from configs.finetune.methods import apply_method
 
 
 def get_config(way: str = "full") -> ConfigDict:
@@ -22,5 +22,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=86, batches=28)
     config.checkpoint.every_steps = 430
     config.sample.prompt = ""
-    by_way(config, way)
+    apply_method(config, way)
     return config

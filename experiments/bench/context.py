@@ -66,7 +66,7 @@ def main() -> None:
 
     def gathered(q: Any, k: Any, v: Any) -> Any:
         k, v = (jax.lax.with_sharding_constraint(x, whole) for x in (k, v))
-        return reference.attend(q, k, v, reference.Sight())
+        return reference.attend(q, k, v, reference.AttentionSpec())
 
     around = partial(ring, axis="context", devices=flags.devices)
     passed = jax.shard_map(around, mesh=mesh, in_specs=(divided,) * 3, out_specs=divided, check_vma=False)

@@ -132,18 +132,18 @@ def ours(text: str, tokenizer: str, workers: int, output: Path) -> float:
     settings = pipeline.Settings((text,), tokenizer, task)
     shutil.rmtree(output, ignore_errors=True)
     times: list[float] = []
-    run: Callable[..., None] = pipeline.Making.run
+    run: Callable[..., None] = pipeline.Builder.run
 
-    def timed(self: pipeline.Making, pool: Any) -> None:
+    def timed(self: pipeline.Builder, pool: Any) -> None:
         list(pool.map(ready, [(0.3,)] * workers))
         times.append(time.perf_counter())
         run(self, pool)
 
-    pipeline.Making.run = timed  # type: ignore[method-assign]
+    pipeline.Builder.run = timed  # type: ignore[method-assign]
     try:
         pipeline.prepare(settings, output, workers)
     finally:
-        pipeline.Making.run = run  # type: ignore[method-assign]
+        pipeline.Builder.run = run  # type: ignore[method-assign]
     return time.perf_counter() - times[0]
 
 

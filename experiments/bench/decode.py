@@ -45,8 +45,8 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     from gptjax.core import cpu_idle
     from gptjax.data.tokenizers.tokenizers import bytes_encoding
     from gptjax.decode import engine, prefill, speculative, step
-    from gptjax.decode.ensemble import Speakers
-    from gptjax.decode.settings import Settings
+    from gptjax.decode.ensemble import Ensemble
+    from gptjax.decode.settings import SamplingParams
 
     config = configs.read(str(REPO / "configs" / "gpt2.py"), [])
     config.model.update({key: shape[key] for key in ("layers", "heads", "width", "context")})
@@ -54,7 +54,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     config = configs.resolve(config)
     model = models.build(config.model, dtype)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    reader, B = prefill.reader(model, params), shape["batch"]
+    reader, B = prefill.decoder(model, params), shape["batch"]
     del params
     tokenizer, rng = bytes_encoding(), np.random.default_rng(0)
     tokenizer.end = None  # every text has all of its tokens
@@ -63,15 +63,15 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     def turn() -> float:
         """Seconds for B texts."""
         requests = [
-            engine.Request(
+            engine.EngineRequest(
                 (tuple(rng.integers(0, shape["vocab"], prompt_tokens).tolist()),),
-                Settings(max_tokens=new_tokens, temperature=0, top_k=0),
+                SamplingParams(max_tokens=new_tokens, temperature=0, top_k=0),
                 jax.random.key(n),
             )
             for n in range(B)
         ]
         start = time.perf_counter()
-        said = dict(engine.Engine(Speakers((reader,)), Silent(tokenizer), limits).answer(requests))
+        said = dict(engine.Engine(Ensemble((reader,)), Silent(tokenizer), limits).answer(requests))
         seconds = time.perf_counter() - start
         assert sum(len(sample.ids) for sample in said.values()) == B * new_tokens
         return seconds
@@ -79,7 +79,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     start = time.perf_counter()
     turn()
     compiled = time.perf_counter() - start
-    programs = [step.run, prefill.extended, engine.begun, speculative.run_rounds]
+    programs = [step.decode_steps, prefill.extended, engine.insert, speculative.run_rounds]
     known = sum(program._cache_size() for program in programs)
     c = config.model
     each = np.dtype(jnp.dtype(dtype)).itemsize

@@ -54,7 +54,7 @@ def measured(method: str, quantise: str, recipe: str, base: Any) -> dict[str, An
         "method": method,
         "quantise": quantise,
         "trained": parameter_count(state.params),
-        "frozen": parameter_count(state.answering_shapes()) - parameter_count(state.params),
+        "frozen": parameter_count(state.eval_shapes()) - parameter_count(state.params),
         "frozen_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.frozen)),
         "optimizer_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state)),
         "checkpoint_bytes": written,

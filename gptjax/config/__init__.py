@@ -162,7 +162,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             same = model.base_head_width == model.head_width
             model.attention_scale = None if same else math.sqrt(model.base_head_width) / model.head_width
         model.qkv_bias = model.use_bias if model.qkv_bias is None else model.qkv_bias
-        model.windows, model.never = tuple(model.windows), tuple(model.never)
+        model.windows, model.suppress_tokens = tuple(model.windows), tuple(model.suppress_tokens)
         config.data.stages = tuple(config.data.stages)
         config.data.languages = tuple(config.data.languages)
         config.data.columns = tuple(config.data.columns)

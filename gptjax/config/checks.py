@@ -197,17 +197,17 @@ def model_problems(model: ConfigDict) -> Iterator[str]:
 
 
 def never_problems(model: ConfigDict) -> Iterator[str]:
-    """Of `model.never`."""
-    if any(type(token) is not int or token < 0 for token in model.never):
-        yield f"model.never is {model.never}; it must list ids, such as (0,)"
-    if model.never and not model.head_bias:
-        yield f"model.never is {model.never}; it needs model.head_bias, by which these ids are kept out"
+    """Of `model.suppress_tokens`."""
+    if any(type(token) is not int or token < 0 for token in model.suppress_tokens):
+        yield f"model.suppress_tokens is {model.suppress_tokens}; it must list ids, such as (0,)"
+    if model.suppress_tokens and not model.head_bias:
+        yield f"model.suppress_tokens is {model.suppress_tokens}; it needs model.head_bias, which suppresses them"
 
 
 def arch_problems(model: ConfigDict) -> Iterator[str]:
     """Of what goes with one `model.arch` alone."""
-    if model.predict_ahead and model.arch != "gpt":
-        yield f"model.predict_ahead={model.predict_ahead} is for decoders, model.arch=gpt"
+    if model.mtp_depth and model.arch != "gpt":
+        yield f"model.mtp_depth={model.mtp_depth} is for decoders, model.arch=gpt"
     if recurs(model):
         for key, value in {"scan_layers": False, "remat": "none"}.items():
             if model[key] != value:

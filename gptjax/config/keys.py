@@ -17,7 +17,7 @@ def _named(names: str) -> list[str]:
 
 
 WHOLE = _named("""
-: seed; model: context experts experts_per_token heads labels layers predict_ahead types width;
+: seed; model: context experts experts_per_token heads labels layers mtp_depth types width;
 model.relative: buckets longest; model.rotary: original_context; data: batch_size prefetch;
 data.examples: shot_seed shots; finetune: bottleneck fisher_rows length rank top_layers unfreeze_every;
 finetune.adalora: every_steps final_steps first_rank warmup_steps; optimizer: hessian_every_steps;
@@ -52,7 +52,7 @@ finetune: also method quantise rule targets; optimizer: name; schedule: name;
 objective: adversarial corruption masking teacher; train: dtype objective; sample: prompt
 """)
 LIST = _named("""
-model: never windows; data: columns languages mixture stages; data.examples: fields labels; finetune: rates;
+model: suppress_tokens windows; data: columns languages mixture stages; data.examples: fields labels; finetune: rates;
 log: profile_steps writers
 """)
 
@@ -76,7 +76,7 @@ NAMES = {"data.examples.labels": (str, int), "data.examples.fields": (str,)}  # 
 SEEDS = ("seed", "data.seed", "data.examples.shot_seed")
 # The most of what would be refused by nothing else before it fills the memory or the time that there is.
 MOST = dict.fromkeys(SEEDS, limits.SEED) | {
-    "model.predict_ahead": 100,  # blocks
+    "model.mtp_depth": 100,  # blocks
     "data.prefetch": 1000,  # threads
     "train.hang_minutes": 1e7,  # about 19 years
     "checkpoint.every_minutes": 1e7,

@@ -99,7 +99,7 @@ def phases(stages: Sequence[Stage], mixings: Sequence[Mixing]) -> list[Phase]:
     return found
 
 
-class Share(NamedTuple):
+class ProcessShard(NamedTuple):
     """What one of several processes reads of each batch: of so many equal parts those from `start` to before `end`."""
 
     start: int = 0
@@ -107,7 +107,7 @@ class Share(NamedTuple):
     parts: int = 1
 
 
-WHOLE = Share()
+WHOLE = ProcessShard()
 
 
 class Batches:
@@ -126,7 +126,7 @@ class Batches:
         rows: Callable[[str, int], grain.MapDataset],
         stages: Sequence[Stage],
         mixings: Sequence[Mixing],
-        share: Share = WHOLE,
+        share: ProcessShard = WHOLE,
         first: int = 0,
     ) -> None:
         self.phases, self.share = phases(stages, mixings), share

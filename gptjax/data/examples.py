@@ -18,7 +18,7 @@ from gptjax.data import dialogues, fields, pairs, records, sources, streams, tas
 from gptjax.data.dialogues import Note
 from gptjax.data.records import Options, Record
 from gptjax.data.sources import Corpus, Document
-from gptjax.data.task_formats import FORMS, Encoded, Form
+from gptjax.data.task_formats import FORMS, Form, TokenizedExample
 from gptjax.data.token_sets import Borders, Part, TokenSet
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
@@ -130,7 +130,7 @@ def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: s
     if form.objective:  # what follows a text is not read where no next token is asked for
         around = around._replace(closing=())
     room = config.context + (not form.objective) - sum(map(len, around))
-    kept, long, without, notes = list[list[Encoded]](), list[Record](), 0, Counter[Note]()
+    kept, long, without, notes = list[list[TokenizedExample]](), list[Record](), 0, Counter[Note]()
     with console.bar(label, len(found)) as advance:
         for one in found:
             own, is_long = form.encoded(one, c, tokenizer, room)
@@ -161,7 +161,9 @@ def _say_long(long: Sequence[Record], found: Sequence[Record], config: Any, name
     console.say(f"examples   {of} and are {'cut' if c.too_long == 'cut' else 'left out'}")
 
 
-def _joined(kept: list[list[Encoded]], around: Borders, form: Form, name: str, again: Sequence[int]) -> TokenSet:
+def _joined(
+    kept: list[list[TokenizedExample]], around: Borders, form: Form, name: str, again: Sequence[int]
+) -> TokenSet:
     each = [one for several in kept for one in several]
     whole = [np.array([*around.opening, *one.ids, *around.ending], np.int32) for one in each]
     answers = dict[str, np.ndarray]()
@@ -179,7 +181,7 @@ def _joined(kept: list[list[Encoded]], around: Borders, form: Form, name: str, a
     )
 
 
-def _with_borders(key: str, one: Encoded, around: Borders, learns: bool) -> np.ndarray:
+def _with_borders(key: str, one: TokenizedExample, around: Borders, learns: bool) -> np.ndarray:
     """An array of a number an id, with those of what stands around a text.
 
     Weights of what is learnt become those of the position that predicts it, one before.

@@ -98,9 +98,9 @@ def of_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[
             fields = fields["translation"]
         sides = [fields.get(name) for name in (languages if has_names else map(str, which))]
         if not all(isinstance(side, str) for side in sides):
-            asks = f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {which}"
+            requests = f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {which}"
             has = ", ".join(map(str, fields)) if has_names else f"{len(fields)} column{'s'[: len(fields) > 1]}"
-            raise DataError(f"{record.where} has {has}; {asks} are read")
+            raise DataError(f"{record.where} has {has}; {requests} are read")
         found.append(Pair(*map(str, sides)))
     return _whole(found, str(path))
 

@@ -20,7 +20,7 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer, encode, encode_special,
 Pieces = list[tuple[str, bool]]  # of a text in order, and whether each is learnt
 
 
-class Encoded(NamedTuple):
+class TokenizedExample(NamedTuple):
     """A text as ids.
 
     Attributes:
@@ -48,7 +48,7 @@ class Form(NamedTuple):
     """
 
     pieces: Callable[[Record, Any, Tokenizer | None], Pieces]
-    encoded: Callable[[Record, Any, Tokenizer, int], tuple[list[Encoded], bool]]
+    encoded: Callable[[Record, Any, Tokenizer, int], tuple[list[TokenizedExample], bool]]
     arrays: tuple[str, ...] = ("weights_BT",)
     objective: str = ""
     labelled: bool = False
@@ -99,26 +99,26 @@ def instructions(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> 
     ]
 
 
-def encoded_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> Encoded:
+def encoded_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> TokenizedExample:
     """Pieces as ids, each encoded by itself, as a prompt is; `ends` where the last one is learnt."""
     ids, learnt = list[int](), list[bool]()
     for piece, counts in pieces:
         own = encode(piece)
         ids, learnt = ids + own, learnt + [counts] * len(own)
-    return Encoded(ids, {"weights_BT": np.array(learnt, np.float32)}, bool(pieces) and pieces[-1][1])
+    return TokenizedExample(ids, {"weights_BT": np.array(learnt, np.float32)}, bool(pieces) and pieces[-1][1])
 
 
-def cut(one: Encoded, room: int) -> Encoded:
+def cut(one: TokenizedExample, room: int) -> TokenizedExample:
     """At most so many ids, and their numbers; a text that is cut does not end."""
     arrays = {name: x[:room] if name.endswith("_BT") else x for name, x in one.arrays.items()}
-    return one if len(one.ids) <= room else Encoded(one.ids[:room], arrays)
+    return one if len(one.ids) <= room else TokenizedExample(one.ids[:room], arrays)
 
 
 def learning(pieces: Callable[..., Pieces], names: Callable[[Any], list[str]]) -> Form:
     """A form whose answers are learnt token by token; `names`: of the fields that become shorter where it is long."""
 
-    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
-        def ids_of(record: Record) -> Encoded:
+    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+        def ids_of(record: Record) -> TokenizedExample:
             return encoded_pieces(pieces(record, c), lambda text: encode(tokenizer, text))
 
         record, is_long = shortened(record, names(c), lambda record: len(ids_of(record).ids), room)
@@ -159,12 +159,12 @@ def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Piec
         raise DataError(f"{record.where}: {error}") from error
 
 
-def encoded_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
+def encoded_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """As ids; one that is too long loses its end."""
     one = encoded_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
     begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or border(tokenizer)
     if one.ids[: len(begin)] == begin:  # some templates write what texts begin with themselves
-        one = Encoded(one.ids[len(begin) :], {"weights_BT": one.arrays["weights_BT"][len(begin) :]}, one.ends)
+        one = TokenizedExample(one.ids[len(begin) :], {"weights_BT": one.arrays["weights_BT"][len(begin) :]}, one.ends)
     short = cut(one, room)
     return ([short] if short.arrays["weights_BT"].any() else []), len(one.ids) > room
 
@@ -183,21 +183,21 @@ def border(tokenizer: Tokenizer) -> list[int]:
     return encode(tokenizer, "\n") if tokenizer.end is None else [tokenizer.end]
 
 
-def read_together(pieces: Pieces, tokenizer: Tokenizer) -> Encoded:
+def read_together(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
     """One text, or two with `types_BT` 1 from the second on."""
     first, *others = [encode(tokenizer, piece) for piece, _ in pieces] or [[]]
     ids = first + (border(tokenizer) + others[0] if others else [])
     types = np.arange(len(ids)) > len(first) if others else np.zeros(len(ids))
-    return Encoded(ids, {"types_BT": types.astype(np.int32)})
+    return TokenizedExample(ids, {"types_BT": types.astype(np.int32)})
 
 
 def labelled(name: str, answer: Callable[[Record, Any], Any], dtype: str, objective: str, has_names: bool) -> Form:
     """A form with one answer a text: `name` of it in a batch, and weights_B."""
 
-    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
+    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
         own = {name: np.array(answer(record, c), dtype), "weights_B": np.array(1, np.float32)}
 
-        def read(record: Record) -> Encoded:
+        def read(record: Record) -> TokenizedExample:
             return read_together(labelled_text(record, c), tokenizer)
 
         names = named(c.template + c.second)
@@ -219,14 +219,14 @@ def choices(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Piece
     return [(filled(c.template, record, "template"), False), *((f" {one}", False) for one in choices_of(record, c))]
 
 
-def encoded_choices(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
+def encoded_choices(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """The text with each choice behind it; one that is too long loses the text's end."""
     own = {"labels_B": np.array(choice_of(record, c), np.int32), "weights_B": np.array(1, np.float32)}
     behind = [encode(tokenizer, f" {one}") for one in choices_of(record, c)]
     read = encode(tokenizer, filled(c.template, record, "template"))
     left = [max(room - len(ids), 0) for ids in behind]
     whole = [(read[:most] + ids)[:room] for most, ids in zip(left, behind, strict=True)]
-    return [Encoded(ids, own) for ids in whole], min(left) < len(read)
+    return [TokenizedExample(ids, own) for ids in whole], min(left) < len(read)
 
 
 def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
@@ -238,7 +238,7 @@ def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     return [(f" {word}" if i else word, False) for i, word in enumerate(words)]
 
 
-def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
+def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """Each word's label stands at its first id, and the others weigh 0.
 
     Raises:
@@ -253,11 +253,11 @@ def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tup
         number = c.labels.index(known_label(label, record, c))
         ids, labels, weights = ids + own, labels + [number] * len(own), weights + [1, *[0] * len(own)][: len(own)]
     arrays = {"labels_BT": np.array(labels, np.int32), "weights_BT": np.array(weights, np.float32)}
-    one = cut(Encoded(ids, arrays), room)
+    one = cut(TokenizedExample(ids, arrays), room)
     return ([one] if one.arrays["weights_BT"].any() else []), len(ids) > room
 
 
-def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[Encoded], bool]:
+def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """A question and a text that is too long loses its end; an answer that was there makes it none at all.
 
     Of `second`, the letter from 0 at which the answer begins is the field `label`, and its text `answer`.

@@ -13,7 +13,7 @@ import numpy as np
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.decode import prefill
-from gptjax.decode.prefill import Reader, bucket
+from gptjax.decode.prefill import Decoder, bucket
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache
 
@@ -70,13 +70,13 @@ def capacity(batch: Batch, new_tokens: int, least: int = 64) -> int:
     return bucket(max(map(len, batch.prompts)) + new_tokens, least)
 
 
-def begun(of: Reader, batch: Batch, C: int) -> Cache:
+def begun(of: Decoder, batch: Batch, C: int) -> Cache:
     """A cache of B rows that has read nothing, but heard their sources, all together."""
     cache = of.empty(batch.rows, C, 1)
-    return prefill.listened(of, batch.sources, cache) if batch.sources else cache
+    return prefill.encode_source(of, batch.sources, cache) if batch.sources else cache
 
 
-def alone(of: Reader, cache: Cache, row: int, C: int) -> Cache:
+def alone(of: Decoder, cache: Cache, row: int, C: int) -> Cache:
     """A cache of a single row that has heard what this row of another one has."""
     heard = jax.tree.map(lambda x: x[row : row + 1], cache.heard)
     return of.empty(1, C, prefill.longest_piece())._replace(heard=heard)
@@ -88,11 +88,11 @@ def put(cache: Cache, row: jax.Array, single: Cache) -> Cache:
     return caches.put(cache, row, single)
 
 
-def side_by_side(of: Reader, batch: Batch, C: int) -> Cache:
+def side_by_side(of: Decoder, batch: Batch, C: int) -> Cache:
     """A cache of B rows, with room for C tokens each, that have read all of their prompts but the last token."""
     cache = begun(of, batch, C)
     for row, ids in enumerate(batch.prompts):
         if len(ids) > 1:
-            single = prefill.read(of, ids[:-1], alone(of, cache, row, C))
+            single = prefill.prefill(of, ids[:-1], alone(of, cache, row, C))
             cache = put(cache, jnp.asarray(row), single._replace(heard=None))
     return cache

@@ -17,7 +17,7 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.decode.batching import Batch, batches, capacity, limits, side_by_side
-from gptjax.decode.prefill import Reader, bucket
+from gptjax.decode.prefill import Decoder, bucket
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, taken
 
@@ -233,7 +233,7 @@ def ranked(row: Group, best: int) -> list[Hypothesis]:
 
 
 def search(
-    of: Reader,
+    of: Decoder,
     prompts: Sequence[Sequence[int]],
     settings: Beams,
     max_tokens: int,
@@ -267,7 +267,7 @@ def search(
     return found
 
 
-def _searched(of: Reader, batch: Batch, settings: Beams, ends: Sequence[int]) -> Group:
+def _searched(of: Decoder, batch: Batch, settings: Beams, ends: Sequence[int]) -> Group:
     rules = Rules(
         float(settings.diversity_penalty),
         float(settings.length_penalty),
@@ -297,13 +297,13 @@ def _started(cache: Cache, last_B: jax.Array, limit_B: jax.Array, groups: int, w
     return Search(jnp.zeros((), jnp.int32), caches.multiplied(cache, beams), jnp.repeat(last_B, beams), start)
 
 
-def _begun(of: Reader, batch: Batch, settings: Beams, T: int) -> Search:
+def _begun(of: Decoder, batch: Batch, settings: Beams, T: int) -> Search:
     cache = side_by_side(of, batch, _capacity(batch, T))
     width = settings.beams // settings.groups
     return _started(cache, batch.last_B, batch.limit_B, settings.groups, width, T)
 
 
-def _with_room(of: Reader, batch: Batch, search: Search, T: int) -> Search:
+def _with_room(of: Decoder, batch: Batch, search: Search, T: int) -> Search:
     """The same search with room for T new tokens."""
     more = T - search.groups.ids_WT.shape[-1]
 

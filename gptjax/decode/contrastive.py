@@ -16,7 +16,7 @@ from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.decode import prefill
 from gptjax.decode.batching import Batch, alone, batches, begun, bucket, capacity, limits
-from gptjax.decode.prefill import Reader
+from gptjax.decode.prefill import Decoder
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, taken
 
@@ -82,7 +82,7 @@ def _put(cache: Cache, h_BCD: jax.Array, row: jax.Array, single: Cache, h_CD: ja
     return caches.put(cache, row, single), h_BCD.at[row].set(h_CD)
 
 
-def side_by_side(of: Reader, batch: Batch) -> tuple[Cache, jax.Array]:
+def side_by_side(of: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
     """A cache of B rows that have read all of their prompts but the last token, and h_BCD of what they read."""
     C, D = capacity(batch, int(batch.limit_B.max())), of.model.config.width
     cache, h_BCD = begun(of, batch, C), jnp.zeros((batch.rows, C, D))
@@ -179,7 +179,7 @@ def searched(
 
 
 def search(
-    of: Reader,
+    of: Decoder,
     prompts: Sequence[Sequence[int]],
     settings: Contrastive,
     max_tokens: int,

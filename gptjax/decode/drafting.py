@@ -14,9 +14,9 @@ from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode.penalties import History
-from gptjax.decode.prefill import Reader
-from gptjax.decode.sampling import draw, processed
-from gptjax.decode.settings import Knobs
+from gptjax.decode.prefill import Decoder
+from gptjax.decode.sampling import processed, sample
+from gptjax.decode.settings import BatchedSamplingParams
 from gptjax.models.cache import Cache
 
 LONGEST = 64  # proposals a round, and ids that are looked up: far beyond use
@@ -51,7 +51,7 @@ class Speculation(NamedTuple):
             raise ConfigError("nothing proposes tokens; give a draft model, or the n-gram length to look up, such as 3")
 
 
-def check_draft(target: Reader, draft: Reader, tokenizer: Tokenizer, draft_tokenizer: Tokenizer) -> None:
+def check_draft(target: Decoder, draft: Decoder, tokenizer: Tokenizer, draft_tokenizer: Tokenizer) -> None:
     """Raises ConfigError where the draft model's ids are not the model's."""
     V, of_draft = target.model.config.vocabulary, draft.model.config.vocabulary
     if V != of_draft:
@@ -60,7 +60,7 @@ def check_draft(target: Reader, draft: Reader, tokenizer: Tokenizer, draft_token
         raise ConfigError("the draft model's tokenizer is not the model's; train both with the same one")
 
 
-class Plan(NamedTuple):
+class DraftPlan(NamedTuple):
     """What a program is compiled for; static.
 
     Attributes:
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
     target: nn.Module
     draft: nn.Module | None
-    how: Speculation
+    generation: Speculation
     used: frozenset[str]
     ends: tuple[int, ...] = ()
 
@@ -86,7 +86,7 @@ class Proposals(NamedTuple):
     logits_BkV: jax.Array | None  # of the distributions that they were drawn from; None: they are certain
 
 
-def looked_up(how: Speculation, history: History, most_B: jax.Array) -> Proposals:
+def prompt_lookup(generation: Speculation, history: History, most_B: jax.Array) -> Proposals:
     """What followed the newest earlier occurrence of a row's last ids, of as many as occur, at most `how.ngram`.
 
     It may overlap the end, so that a row that repeats itself is told to go on with it (prompt lookup decoding,
@@ -102,19 +102,25 @@ def looked_up(how: Speculation, history: History, most_B: jax.Array) -> Proposal
     places_S = jnp.arange(S)
     same_BS = places_S < length_B1  # the ids before this place are the last ones of the row
     matched_BS = jnp.zeros(ids_BS.shape, jnp.int32)
-    for back in range(1, how.ngram + 1):
+    for back in range(1, generation.ngram + 1):
         last_B1 = jnp.take_along_axis(ids_BS, jnp.maximum(length_B1 - back, 0), 1)
         same_BS &= (places_S >= back) & (jnp.roll(ids_BS, back, 1) == last_B1)
         matched_BS += same_BS
     start_B1 = jnp.argmax(matched_BS * S + places_S, 1)[:, None]
     found_B = jnp.max(matched_BS, 1) > 0
-    places_Bk = start_B1 + jnp.arange(how.tokens) % jnp.maximum(length_B1 - start_B1, 1)
+    places_Bk = start_B1 + jnp.arange(generation.tokens) % jnp.maximum(length_B1 - start_B1, 1)
     ids_Bk = jnp.take_along_axis(ids_BS, places_Bk, 1, mode="clip")
     return Proposals(ids_Bk, jnp.where(found_B, most_B, 0), None)
 
 
 def drafted(
-    plan: Plan, params: Any, keys_B: jax.Array, knobs: Knobs, history: History, cache: Cache, most_B: jax.Array
+    plan: DraftPlan,
+    params: Any,
+    keys_B: jax.Array,
+    batched: BatchedSamplingParams,
+    history: History,
+    cache: Cache,
+    most_B: jax.Array,
 ) -> tuple[Proposals, Cache]:
     """What the draft model draws, processed as the model's logits will be, and its cache, not yet set back.
 
@@ -127,9 +133,9 @@ def drafted(
 
     def propose(x_BD: jax.Array, table_VD: jax.Array, history: History, n: Any) -> tuple[History, tuple[Any, Any]]:
         logits_BV = models.next_logits(model, x_BD, table_VD)
-        logits_BV = processed(logits_BV, knobs, history, plan.used, plan.ends)
+        logits_BV = processed(logits_BV, batched, history, plan.used, plan.ends)
         drawing_B = token_keys(keys_B, token_numbers(history, 1), PROPOSING)[:, 0]
-        ids_B = draw(logits_BV, drawing_B, knobs.temperature_B, plan.used)
+        ids_B = sample(logits_BV, drawing_B, batched.temperature_B, plan.used)
         history = appended(history, ids_B[:, None], (n < most_B).astype(jnp.int32))
         return history, (ids_B, logits_BV if "sampling" in plan.used else None)
 
@@ -147,7 +153,7 @@ def drafted(
         history, said = propose(x_B1D[:, 0], table_VD, history, n)
         return (cache, history, said[0]), said
 
-    (cache, _, _), rest = jax.lax.scan(step, (cache, history, first[0]), jnp.arange(1, plan.how.tokens))
+    (cache, _, _), rest = jax.lax.scan(step, (cache, history, first[0]), jnp.arange(1, plan.generation.tokens))
     ids_Bk, logits_BkV = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]).swapaxes(0, 1), first, rest)
     return Proposals(ids_Bk, most_B, logits_BkV), cache
 

@@ -18,10 +18,10 @@ from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode import constraints, detokenize, prefill, settings, speculative, step
 from gptjax.decode.constraints import Constraint, Matcher
-from gptjax.decode.drafting import Plan, Speculation
-from gptjax.decode.ensemble import Speakers
+from gptjax.decode.drafting import DraftPlan, Speculation
+from gptjax.decode.ensemble import Ensemble
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import Settings
+from gptjax.decode.settings import SamplingParams
 from gptjax.decode.step import Program, State
 from gptjax.decode.watermark import Watermark
 from gptjax.models import cache as caches
@@ -30,7 +30,7 @@ from gptjax.models.cache import Cache
 REMEMBERED = 4  # prompts whose caches are kept, for others that begin alike
 
 
-class Request(NamedTuple):
+class EngineRequest(NamedTuple):
     """A prompt to go on from.
 
     Attributes:
@@ -42,7 +42,7 @@ class Request(NamedTuple):
     """
 
     prompts: tuple[tuple[int, ...], ...]
-    settings: Settings
+    settings: SamplingParams
     key: jax.Array
     constraint: Constraint | None = None
     sources: tuple[tuple[int, ...], ...] = ()
@@ -86,10 +86,10 @@ class New(NamedTuple):
     accepted: int = 0
 
 
-class Row:
+class Slot:
     """A request that has a row, and its text so far."""
 
-    def __init__(self, ticket: int, request: Request) -> None:
+    def __init__(self, ticket: int, request: EngineRequest) -> None:
         self.ticket, self.request = ticket, request
         self.sample = Sample("", [], [], "", [])
         self.state = detokenize.State()
@@ -136,7 +136,7 @@ class Row:
         return rest
 
 
-class Known(NamedTuple):
+class PrefixCache(NamedTuple):
     """What a speaker has read, for others that begin alike: ids of its text, after a source where it hears one."""
 
     speaker: int
@@ -173,7 +173,7 @@ def rounded(length: int) -> int:
 
 
 @partial(jax.jit, donate_argnums=0)
-def begun(
+def insert(
     state: State, row: Any, read: tuple[Cache, ...], next_M: Any, history: History, key: Any, until: Any
 ) -> State:
     """The state with a row given to a text, all of it read but for the last token; `history` is of that row alone."""
@@ -182,7 +182,7 @@ def begun(
         state.next_MB.at[:, row].set(next_M),
         jax.tree.map(lambda old, new: old.at[row].set(new), state.history, history),
         state.keys_B.at[row].set(key),
-        state.knobs,
+        state.batched,
         state.until_B.at[row].set(until),
         state.active_B.at[row].set(True),
     )
@@ -206,23 +206,23 @@ class Engine:
 
     def __init__(
         self,
-        speakers: Speakers,
+        ensemble: Ensemble,
         tokenizer: Tokenizer,
         limits: Limits,
         alternatives: int = 0,
         watermark: Watermark | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        B, S, M = limits.rows, rounded(limits.length), len(speakers.readers)
-        rings = limits.slide and all(map(prefill.slides, speakers.readers))
+        B, S, M = limits.rows, rounded(limits.length), len(ensemble.readers)
+        rings = limits.slide and all(map(prefill.slides, ensemble.readers))
         if rings:
-            speakers = speakers._replace(readers=tuple(map(prefill.sliding, speakers.readers)))
-        self.speakers, self.tokenizer, self.limits = speakers, tokenizer, limits
+            ensemble = ensemble._replace(readers=tuple(map(prefill.sliding, ensemble.readers)))
+        self.ensemble, self.tokenizer, self.limits = ensemble, tokenizer, limits
         self.capacity = S if rings else min(S, limits.context)
-        self.rows: list[Row | None] = [None] * B
+        self.rows: list[Slot | None] = [None] * B
         self.program = Program(
-            models=speakers.models,
-            combine=speakers.combine,
+            models=ensemble.models,
+            combine=ensemble.combine,
             used=frozenset(),
             ends=tokenizers.eos_token_ids(tokenizer),
             room=0 if rings else limits.context,
@@ -230,20 +230,20 @@ class Engine:
             watermark=watermark,
         )
         self.speculation = speculation
-        self.weight_M = jnp.asarray(speakers.weights, jnp.float32)
-        self.remembered: deque[Known] = deque(maxlen=REMEMBERED * M)
+        self.weight_M = jnp.asarray(ensemble.weights, jnp.float32)
+        self.remembered: deque[PrefixCache] = deque(maxlen=REMEMBERED * M)
         nowhere, ahead = jnp.zeros(B, jnp.int32), speculation.ahead if speculation else 1
         # Where the parameters are, and bound to it: an array that is not is another kind of argument to `jax.jit`.
-        self.device = _beside(speakers.params)
+        self.device = _beside(ensemble.params)
         state = State(
             caches=tuple(
                 reader.empty(B, self.capacity, ahead, limits.source and prefill.source_room(reader, limits.source))
-                for reader in speakers.readers
+                for reader in ensemble.readers
             ),
             next_MB=jnp.zeros((M, B), jnp.int32),
             history=History(jnp.zeros((B, S), jnp.int32), nowhere, jnp.copy(nowhere)),
             keys_B=jax.random.split(jax.random.key(0), B),
-            knobs=settings.knobs([Settings()] * B),
+            batched=settings.batched([SamplingParams()] * B),
             until_B=jnp.copy(nowhere),
             active_B=jnp.zeros(B, bool),
         )
@@ -258,7 +258,7 @@ class Engine:
           source: what its encoder reads, if it has one: heard before, whole, or heard now.
           remember: whether this may serve others.
         """
-        of, ids, done, cache, heard = self.speakers.readers[speaker], tuple(ids), 0, None, None
+        of, ids, done, cache, heard = self.ensemble.readers[speaker], tuple(ids), 0, None, None
         for known in self.remembered:
             if (known.speaker, known.source) != (speaker, source):
                 continue
@@ -270,31 +270,31 @@ class Engine:
             cache = cache._replace(heard=heard)
         is_new = done < len(ids)
         if source and heard is None:
-            cache, is_new = jax.device_put(prefill.listened(of, [source], cache), self.device), True
-        cache = prefill.read(of, ids, cache, done)
+            cache, is_new = jax.device_put(prefill.encode_source(of, [source], cache), self.device), True
+        cache = prefill.prefill(of, ids, cache, done)
         if remember and is_new:
-            self.remembered.append(Known(speaker, source, ids, cache))
+            self.remembered.append(PrefixCache(speaker, source, ids, cache))
         return cache
 
     def _cut(self, cache: Cache, length: int) -> Cache:
         return cache._replace(length_B=jax.device_put(np.array([length], np.int32), self.device))
 
-    def admit(self, waiting: Iterator[tuple[int, Request]]) -> None:
+    def admit(self, waiting: Iterator[tuple[int, EngineRequest]]) -> None:
         """Gives free rows to requests that wait."""
         came = False
         for number, busy in enumerate(self.rows):
             if busy is None and (next_up := next(waiting, None)):
-                self.rows[number] = row = Row(*next_up)
+                self.rows[number] = row = Slot(*next_up)
                 self._begin(number, row, row.request.prompts)
                 came = True
         if came:
-            wanted = [row.request.settings if row else Settings(temperature=0) for row in self.rows]
-            room = self.state.knobs.bias_ids_Bn.shape[1]
-            self.state = self.state._replace(knobs=jax.device_put(settings.knobs(wanted, room), self.device))
+            wanted = [row.request.settings if row else SamplingParams(temperature=0) for row in self.rows]
+            room = self.state.batched.bias_ids_Bn.shape[1]
+            self.state = self.state._replace(batched=jax.device_put(settings.batched(wanted, room), self.device))
             kinds = settings.used([row.request.settings for row in self.rows if row])
             self.program = self.program._replace(used=self.program.used | kinds)
 
-    def _begin(self, number: int, row: Row, prompts: Sequence[Sequence[int]]) -> None:
+    def _begin(self, number: int, row: Slot, prompts: Sequence[Sequence[int]]) -> None:
         ids, prompt, context = row.all_ids, len(row.request.prompts[0]), self.limits.context
         is_new = len(ids) == prompt  # what is read again in the middle of a text serves no other
         if self.program.room:  # of a table of positions: the newest half of what does not fit
@@ -302,7 +302,7 @@ class Engine:
         ids_S = np.zeros(self.state.history.ids_BS.shape[1], np.int32)
         ids_S[: len(ids)] = ids
         longest = self.limits.length if self.limits.slide else self.limits.context
-        self.state = begun(
+        self.state = insert(
             self.state,
             number,
             tuple(self.read(i, ids[:-1], row.request.source(i), is_new) for i, ids in enumerate(prompts)),
@@ -312,7 +312,7 @@ class Engine:
             min(prompt + row.request.settings.max_tokens, longest),
         )
 
-    def turn(self, steps: int) -> list[tuple[Row, str]]:
+    def turn(self, steps: int) -> list[tuple[Slot, str]]:
         """Some more tokens for each busy row, and the text that they add; rows whose text is over become free."""
         drawn = self._propose_and_judge(steps) if self.speculation else self._draw(steps)
         active_B = jax.device_get(self.state.active_B)
@@ -322,7 +322,7 @@ class Engine:
                 continue
             text = row.feed(self.tokenizer, drawn[number])
             if not row.sample.finish and not active_B[number] and self.limits.slide:
-                self._begin(number, row, [row.all_ids] * len(self.speakers.readers))
+                self._begin(number, row, [row.all_ids] * len(self.ensemble.readers))
             elif row.sample.finish or not active_B[number]:
                 text += row.end("context")
                 over.append(number)
@@ -337,9 +337,9 @@ class Engine:
         matchers = [row.matcher if row else None for row in self.rows]
         allowed_BW = None
         if any(matchers):
-            steps, allowed_BW = 1, constraints.batched(matchers, self.speakers.models[0].config.vocabulary)
-        params, most = self.speakers.params, jnp.int32(min(steps, step.MOST))
-        self.state, on_device = step.run(self.program, params, self.weight_M, self.state, most, allowed_BW)
+            steps, allowed_BW = 1, constraints.batched(matchers, self.ensemble.models[0].config.vocabulary)
+        params, most = self.ensemble.params, jnp.int32(min(steps, step.MOST))
+        self.state, on_device = step.decode_steps(self.program, params, self.weight_M, self.state, most, allowed_BW)
         drawn = jax.device_get(on_device)
 
         def of_row(number: int) -> New:
@@ -353,17 +353,17 @@ class Engine:
 
     def _propose_and_judge(self, steps: int) -> list[New]:
         """The same by speculation; the first speaker judges, the second proposes where there is one."""
-        how: Any = self.speculation
-        rounds = jnp.int32(max(1, min(steps, step.MOST) // how.ahead))
-        (target, *drafts), models, params = self.state.caches, self.speakers.models, self.speakers.params
-        plan = Plan(models[0], models[1] if drafts else None, how, self.program.used, self.program.ends)
-        history, knobs = self.state.history, self.state.knobs
+        generation: Any = self.speculation
+        rounds = jnp.int32(max(1, min(steps, step.MOST) // generation.ahead))
+        (target, *drafts), models, params = self.state.caches, self.ensemble.models, self.ensemble.params
+        plan = DraftPlan(models[0], models[1] if drafts else None, generation, self.program.used, self.program.ends)
+        history, batched = self.state.history, self.state.batched
         before = speculative.State(
             history, target, drafts[0] if drafts else None, self.state.active_B, self.state.until_B - history.length_B
         )
         keys_B = self.state.keys_B
         now, emitted = speculative.run_rounds(
-            plan, rounds, params[0], params[1] if drafts else None, keys_B, knobs, before
+            plan, rounds, params[0], params[1] if drafts else None, keys_B, batched, before
         )
         read = (now.target,) if now.draft is None else (now.target, now.draft)
         self.state = self.state._replace(caches=read, history=now.history, active_B=now.active_B)
@@ -379,7 +379,7 @@ class Engine:
 
     def answer(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[EngineRequest],
         on_text: Callable[[int, str], None] = lambda ticket, text: None,
         stride: int = step.MOST,
     ) -> Iterator[tuple[int, Sample]]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.config.errors import ConfigError
-from gptjax.decode.prefill import Reader
+from gptjax.decode.prefill import Decoder
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -37,7 +37,7 @@ def by_token(logprobs_MBV: jax.Array, weight_M: jax.Array) -> jax.Array:
 COMBINES: dict[str, Combine] = {"probabilities": by_probabilities, "logits": by_logits, "token": by_token}
 
 
-class Speakers(NamedTuple):
+class Ensemble(NamedTuple):
     """Models over one vocabulary that choose each token together.
 
     Attributes:
@@ -46,7 +46,7 @@ class Speakers(NamedTuple):
       weights: of each.
     """
 
-    readers: tuple[Reader, ...]
+    readers: tuple[Decoder, ...]
     combine: str = "probabilities"
     weights: tuple[float, ...] = (1.0,)
 
@@ -61,7 +61,7 @@ class Speakers(NamedTuple):
         return tuple(reader.params for reader in self.readers)
 
 
-def together(readers: Sequence[Reader], combine: str, weights: Sequence[float] = ()) -> Speakers:
+def together(readers: Sequence[Decoder], combine: str, weights: Sequence[float] = ()) -> Ensemble:
     """An ensemble; `weights` are divided by their sum, and are equal where there are none.
 
     Raises:
@@ -75,12 +75,12 @@ def together(readers: Sequence[Reader], combine: str, weights: Sequence[float] =
     sizes = {reader.model.config.vocabulary for reader in readers}
     if len(sizes) > 1:
         raise ConfigError(f"models have different vocabularies ({sorted(sizes)} ids); they cannot speak together")
-    return Speakers(tuple(readers), combine, tuple(weight / sum(weights) for weight in weights))
+    return Ensemble(tuple(readers), combine, tuple(weight / sum(weights) for weight in weights))
 
 
-def guided(reader: Reader, scale: float) -> Speakers:
+def guided(reader: Decoder, scale: float) -> Ensemble:
     """A model guided away from what it says without the prompt (arXiv 2306.17806 eq. 7); scale 1 is the model alone."""
-    return Speakers((reader, reader), "logits", (scale, 1 - scale))
+    return Ensemble((reader, reader), "logits", (scale, 1 - scale))
 
 
 def combined(logits: Sequence[jax.Array], combine: str, weight_M: jax.Array) -> jax.Array:

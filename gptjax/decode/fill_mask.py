@@ -14,11 +14,11 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.specials import USUAL, specials, text_of
+from gptjax.data.tokenizers.specials import COMMON_NAMES, specials, text_of
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode.prefill import SHORTEST, bucket
 
-MASKS = re.compile("|".join(map(re.escape, USUAL["mask"])))
+MASKS = re.compile("|".join(map(re.escape, COMMON_NAMES["mask"])))
 
 
 class Filling(NamedTuple):
@@ -103,7 +103,7 @@ def masked_ids(tokenizer: Tokenizer, text: str, mask: int) -> list[int]:
 def closing(tokenizer: Tokenizer) -> tuple[int, ...]:
     """What stands behind a text: a separator in vocabularies that have one, else the end, if there is one."""
     known = tokenizers.special_tokens(tokenizer)
-    separators = [known[name] for name in USUAL["separator"] if name in known]
+    separators = [known[name] for name in COMMON_NAMES["separator"] if name in known]
     return tuple(separators[:1]) or (() if tokenizer.end is None else (tokenizer.end,))
 
 

@@ -23,7 +23,7 @@ from gptjax.models.cache import Cache
 SHORTEST = 16  # tokens of the shortest piece that a program is compiled for
 
 
-class Reader(NamedTuple):
+class Decoder(NamedTuple):
     """A model that keeps what it reads, as gptjax.models.for_few_rows gives it."""
 
     model: nn.Module
@@ -41,23 +41,23 @@ class Reader(NamedTuple):
         return make()
 
     @property
-    def hears(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """Whether it is an encoder-decoder, and reads a source besides its own text."""
         return models.kind(self.model) == "seq2seq"
 
 
-def reader(model: nn.Module, params: Any) -> Reader:
+def decoder(model: nn.Module, params: Any) -> Decoder:
     """A Reader of a model as gptjax.models.build gives it; keys and values are kept in its arithmetic's dtype."""
     model, params = models.for_few_rows(model, params)
-    return Reader(model, params, model.dtype)
+    return Decoder(model, params, model.dtype)
 
 
-def slides(of: Reader) -> bool:
+def slides(of: Decoder) -> bool:
     """Whether its layers can look back from any position: not where positions are rows of a table."""
     return models.is_recurrent(of.model.config) or models.POSITIONS[of.model.config.positions].add is None
 
 
-def sliding(of: Reader) -> Reader:
+def sliding(of: Decoder) -> Decoder:
     """The reader of a model whose layers look back over `config.context` tokens at most; a state is of all of them."""
     if models.is_recurrent(of.model.config):
         return of
@@ -97,7 +97,7 @@ def extended(model: nn.Module, params: Any, ids_BT: jax.Array, cache: Cache, cou
     return models.extend(model, params, ids_BT, cache, count_B)[2]
 
 
-def read(of: Reader, ids: Sequence[int], cache: Cache, done: int = 0) -> Cache:
+def prefill(of: Decoder, ids: Sequence[int], cache: Cache, done: int = 0) -> Cache:
     """A cache of a single row after these ids, of which it has read the first `done` already."""
     longest = longest_piece() if slides(of) else min(longest_piece(), of.model.config.context)
     for ids_1T, n in pieces(ids, done, longest):
@@ -106,12 +106,14 @@ def read(of: Reader, ids: Sequence[int], cache: Cache, done: int = 0) -> Cache:
 
 
 @partial(jax.jit, static_argnums=0)
-def heard(model: nn.Module, params: Any, source_BS: jax.Array, segments_BS: jax.Array, cache: Cache) -> Cache:
-    """As gptjax.models.listened, compiled."""
-    return models.listened(model, params, source_BS, segments_BS, cache)
+def with_encoder_output(
+    model: nn.Module, params: Any, source_BS: jax.Array, segments_BS: jax.Array, cache: Cache
+) -> Cache:
+    """As gptjax.models.encode_source, compiled."""
+    return models.encode_source(model, params, source_BS, segments_BS, cache)
 
 
-def listened(of: Reader, sources: Sequence[Sequence[int]], cache: Cache) -> Cache:
+def encode_source(of: Decoder, sources: Sequence[Sequence[int]], cache: Cache) -> Cache:
     """The cache of an encoder-decoder, of which as many rows as there are sources have heard one each."""
     B, longest = len(cache.length_B), max(map(len, sources))
     source_BS = np.zeros((B, source_room(of, longest)), np.int32)
@@ -119,10 +121,10 @@ def listened(of: Reader, sources: Sequence[Sequence[int]], cache: Cache) -> Cach
     segments_BS[len(sources) :, 0] = 1  # a row without a source hears one token
     for row, ids in enumerate(sources):
         source_BS[row, : len(ids)], segments_BS[row, : len(ids)] = ids, 1
-    return heard(of.model, of.params, source_BS, segments_BS, cache)
+    return with_encoder_output(of.model, of.params, source_BS, segments_BS, cache)
 
 
-def source_room(of: Reader, longest: int) -> int:
+def source_room(of: Decoder, longest: int) -> int:
     """S, in which a source of that many tokens is read: one of few."""
     return max(longest, min(bucket(longest, SHORTEST), of.model.config.context))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptjax.decode.engine import Sample
-    from gptjax.decode.generate import Ask
+    from gptjax.decode.generate import Request
 
 
 def write(text: str) -> None:
@@ -24,15 +24,15 @@ class Printer:
     """
 
     def __init__(
-        self, asks: "Sequence[Ask]", facts: Sequence[dict[str, Any]], as_json: bool, answers: bool = False
+        self, requests: "Sequence[Request]", facts: Sequence[dict[str, Any]], as_json: bool, answers: bool = False
     ) -> None:
         """`facts` are for the objects of each of `asks`; `answers`: texts stand alone, without their prompts."""
-        self.asks, self.facts, self.as_json = asks, facts, as_json
-        self.prompts = ["" if answers else str(ask.prompt) for ask in asks]
+        self.requests, self.facts, self.as_json = requests, facts, as_json
+        self.prompts = ["" if answers else str(request.prompt) for request in requests]
         self.between = "\n" if answers else "\n\n"
         self.at = 0
-        self.held, self.begun = [""] * len(asks), [False] * len(asks)
-        self.over: list[list[Sample]] = [[] for _ in asks]
+        self.held, self.begun = [""] * len(requests), [False] * len(requests)
+        self.over: list[list[Sample]] = [[] for _ in requests]
         self.tokens, self.start, self.first = 0, time.monotonic(), 0.0
 
     def on_text(self, number: int, text: str) -> None:
@@ -52,7 +52,7 @@ class Printer:
         while self.at < len(self.over) and self.over[self.at]:
             self._show()
             for sample in self.over[self.at] if self.as_json else ():
-                print(json.dumps(_object(self.asks[self.at], sample) | self.facts[self.at]), flush=True)
+                print(json.dumps(_object(self.requests[self.at], sample) | self.facts[self.at]), flush=True)
             self.at += 1
             if not self.as_json:
                 sys.stdout.write(self.between if self.at < len(self.over) else "\n")
@@ -74,9 +74,9 @@ class Printer:
         return f"{self.tokens:,} tokens in {seconds:.1f} s, {self.tokens / seconds:,.1f} tokens/s{first}"
 
 
-def _object(ask: "Ask", sample: "Sample") -> dict[str, Any]:
+def _object(request: "Request", sample: "Sample") -> dict[str, Any]:
     """A text for --json, without what was not asked for."""
-    found = {"prompt": ask.prompt, **sample._asdict()}
+    found = {"prompt": request.prompt, **sample._asdict()}
     if not any(sample.alternatives):
         del found["alternatives"]
     if sample.score is None:

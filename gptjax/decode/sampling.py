@@ -10,13 +10,17 @@ import jax.numpy as jnp
 
 from gptjax.decode import penalties
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import FEW, Knobs
+from gptjax.decode.settings import FEW, BatchedSamplingParams
 
 LANES = 256  # that the vocabulary is dealt out to, in turn, for sums and draws; a power of two
 
 
 def processed(
-    logits_BV: jax.Array, knobs: Knobs, history: History, used: frozenset[str], ends: tuple[int, ...] = ()
+    logits_BV: jax.Array,
+    batched: BatchedSamplingParams,
+    history: History,
+    used: frozenset[str],
+    ends: tuple[int, ...] = (),
 ) -> jax.Array:
     """The logits of the distribution that each row's next token is drawn from, unnormalised, in transformers' order.
 
@@ -30,47 +34,47 @@ def processed(
     Returns:
       float32 [B, V]. A row at temperature 0 has penalties alone: its token is the likeliest.
     """
-    return filtered(penalised(logits_BV.astype(jnp.float32), knobs, history, used, ends), knobs, used)
+    return filtered(penalised(logits_BV.astype(jnp.float32), batched, history, used, ends), batched, used)
 
 
 def penalised(
-    logits_BV: jax.Array, knobs: Knobs, history: History, used: frozenset[str], ends: tuple[int, ...]
+    logits_BV: jax.Array, batched: BatchedSamplingParams, history: History, used: frozenset[str], ends: tuple[int, ...]
 ) -> jax.Array:
     """The logits after biases, penalties and bans; arguments as `processed`."""
     if "logit_bias" in used:
-        logits_BV = penalties.biased(logits_BV, knobs.bias_ids_Bn, knobs.bias_Bn)
+        logits_BV = penalties.biased(logits_BV, batched.bias_ids_Bn, batched.bias_Bn)
     if "repetition_penalty" in used:
-        logits_BV = penalties.repetition(logits_BV, history, knobs.repetition_B)
+        logits_BV = penalties.repetition(logits_BV, history, batched.repetition_B)
     if "no_repeat_ngram" in used:
-        logits_BV = penalties.no_repeat_ngram(logits_BV, history, knobs.ngram_B)
+        logits_BV = penalties.no_repeat_ngram(logits_BV, history, batched.ngram_B)
     if "min_tokens" in used:
-        logits_BV = penalties.not_ended(logits_BV, history, knobs.min_tokens_B, ends)
+        logits_BV = penalties.not_ended(logits_BV, history, batched.min_tokens_B, ends)
     if "frequency_penalty" in used:
-        logits_BV = penalties.frequency_and_presence(logits_BV, history, knobs.frequency_B, knobs.presence_B)
+        logits_BV = penalties.frequency_and_presence(logits_BV, history, batched.frequency_B, batched.presence_B)
     return logits_BV
 
 
-def filtered(logits_BV: jax.Array, knobs: Knobs, used: frozenset[str]) -> jax.Array:
+def filtered(logits_BV: jax.Array, batched: BatchedSamplingParams, used: frozenset[str]) -> jax.Array:
     """The logits after temperature and filters; arguments as `processed`."""
     kept_BV = logits_BV
     if "temperature" in used:
-        kept_BV = tempered(kept_BV, knobs.temperature_B)
+        kept_BV = apply_temperature(kept_BV, batched.temperature_B)
     if "top_many" in used:
-        kept_BV = top_k(kept_BV, knobs.top_k_B)
+        kept_BV = top_k(kept_BV, batched.top_k_B)
     elif "top_k" in used:
-        kept_BV = top_few(kept_BV, knobs.top_k_B)
+        kept_BV = top_few(kept_BV, batched.top_k_B)
     if "top_p" in used:
-        kept_BV = top_p(kept_BV, knobs.top_p_B)
+        kept_BV = top_p(kept_BV, batched.top_p_B)
     if "min_p" in used:
-        kept_BV = min_p(kept_BV, knobs.min_p_B)
+        kept_BV = min_p(kept_BV, batched.min_p_B)
     if "typical_p" in used:
-        kept_BV = typical(kept_BV, knobs.typical_p_B)
+        kept_BV = typical(kept_BV, batched.typical_p_B)
     if "greedy" in used and "sampling" in used:
-        kept_BV = jnp.where(knobs.temperature_B[:, None] > 0, kept_BV, logits_BV)
+        kept_BV = jnp.where(batched.temperature_B[:, None] > 0, kept_BV, logits_BV)
     return kept_BV
 
 
-def tempered(logits_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
+def apply_temperature(logits_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
     """Logits over temperature; 0 leaves them."""
     return logits_BV / jnp.where(temperature_B > 0, temperature_B, 1.0)[:, None]
 
@@ -152,14 +156,14 @@ def _flipped(bits: jax.Array) -> jax.Array:
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
-def likeliest(logits_BV: jax.Array) -> jax.Array:
+def greedy(logits_BV: jax.Array) -> jax.Array:
     """int32 [B]: the id of the largest logit, the first of equals. (`argmax` takes three times as long on CPU.)"""
     V = logits_BV.shape[1]
     is_best_BV = logits_BV == jnp.max(logits_BV, 1, keepdims=True)
     return jnp.minimum(jnp.min(jnp.where(is_best_BV, jnp.arange(V, dtype=jnp.int32), V), 1), V - 1)
 
 
-def draw(
+def sample(
     logits_BV: jax.Array,
     keys_B: jax.Array,
     temperature_B: jax.Array,
@@ -174,9 +178,9 @@ def draw(
       used: static; with "greedy", "sampling" or both.
     """
     if "sampling" not in used:
-        return likeliest(logits_BV)
+        return greedy(logits_BV)
     drawn_B = _drawn(logits_BV, keys_B)
-    return jnp.where(temperature_B > 0, drawn_B, likeliest(logits_BV)) if "greedy" in used else drawn_B
+    return jnp.where(temperature_B > 0, drawn_B, greedy(logits_BV)) if "greedy" in used else drawn_B
 
 
 def _drawn(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.decode import prefill, sampling
 from gptjax.decode.engine import rounded
-from gptjax.decode.prefill import Reader
+from gptjax.decode.prefill import Decoder
 from gptjax.models.cache import Cache
 
 MOST_LOGITS = 1 << 26  # numbers, 256 MiB
@@ -57,13 +57,13 @@ class Window(NamedTuple):
     scored: int
 
 
-def scored(of: Reader, ids: Sequence[int], alternatives: int = 0, stride: int = 0) -> Scored:
+def scored(of: Decoder, ids: Sequence[int], alternatives: int = 0, stride: int = 0) -> Scored:
     """What a model says of one text; see `scored_all`."""
     return scored_all(of, [ids], alternatives, stride, rows=1)[0]
 
 
 def scored_all(
-    of: Reader, texts: Sequence[Sequence[int]], alternatives: int = 0, stride: int = 0, rows: int = 16
+    of: Decoder, texts: Sequence[Sequence[int]], alternatives: int = 0, stride: int = 0, rows: int = 16
 ) -> list[Scored]:
     """What a model says of texts, in their order.
 
@@ -95,13 +95,13 @@ def scored_all(
     return [_joined([_last(next(done), window.scored) for window in of_text]) for of_text in parts]
 
 
-def continuation(of: Reader, prompt_ids: Sequence[int], ids: Sequence[int]) -> Continuation:
+def continuation(of: Decoder, prompt_ids: Sequence[int], ids: Sequence[int]) -> Continuation:
     """What a model says of ids that follow a prompt; see `continuations`."""
     return continuations(of, [(prompt_ids, ids)], rows=1)[0]
 
 
 def continuations(
-    of: Reader, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int = 16
+    of: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int = 16
 ) -> list[Continuation]:
     """What a model says of (prompt, continuation)s, as tasks with several choices ask it.
 
@@ -152,7 +152,7 @@ def _joined(parts: list[Scored]) -> Scored:
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
-def judged(
+def score(
     model: nn.Module,
     alternatives: int,
     params: Any,
@@ -185,7 +185,7 @@ def judged(
     return cache, tuple(x.reshape(B, T, *x.shape[1:]) for x in said_N)
 
 
-def _in_batches(of: Reader, texts: list[Sequence[int]], alternatives: int, rows: int) -> list[Scored]:
+def _in_batches(of: Decoder, texts: list[Sequence[int]], alternatives: int, rows: int) -> list[Scored]:
     # Texts of about one length together, the longest first: if there is no memory for them, that shows at once.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     found: dict[int, Scored] = {}
@@ -198,7 +198,7 @@ def _in_batches(of: Reader, texts: list[Sequence[int]], alternatives: int, rows:
     return [found[i] for i in range(len(texts))]
 
 
-def _batch(of: Reader, texts: list[Sequence[int]], alternatives: int, B: int) -> Scored:
+def _batch(of: Decoder, texts: list[Sequence[int]], alternatives: int, B: int) -> Scored:
     # [B, at least T - 1 of the longest text, ...]; rows that have no text, or no more of it, read id 0.
     c = of.model.config
     most = max(len(ids) for ids in texts) - 1
@@ -214,7 +214,7 @@ def _batch(of: Reader, texts: list[Sequence[int]], alternatives: int, B: int) ->
     for ids_1T, n in prefill.pieces(range(most), 0, longest):
         begin, T = len(said) * longest, ids_1T.shape[1]
         piece_BT, next_BT = ids_BS[:, begin : begin + T], ids_BS[:, begin + 1 : begin + T + 1]
-        cache, now = judged(of.model, alternatives, of.params, piece_BT, next_BT, cache, np.full(B, n, np.int32))
+        cache, now = score(of.model, alternatives, of.params, piece_BT, next_BT, cache, np.full(B, n, np.int32))
         said.append(now)
     if not said:
         nothing = np.zeros((B, 0, alternatives))

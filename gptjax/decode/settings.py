@@ -23,7 +23,7 @@ LARGEST = 1e6  # of a penalty or a bias: far beyond use, and float32 has room fo
 COLDEST = 1e-6
 
 
-class Settings(NamedTuple):
+class SamplingParams(NamedTuple):
     """How to choose the tokens of one continuation. Those that filter come in this order, each after its predecessors.
 
     Attributes:
@@ -73,7 +73,7 @@ class Settings(NamedTuple):
                 raise ConfigError(problem)
 
 
-def _numbers(settings: Settings) -> Iterator[str]:
+def _numbers(settings: SamplingParams) -> Iterator[str]:
     for name, least in WHOLE.items():
         value = getattr(settings, name)
         if not isinstance(value, Integral) or isinstance(value, bool):
@@ -97,7 +97,7 @@ def _numbers(settings: Settings) -> Iterator[str]:
             yield f"{name} is {limits.shown(value)}; it must be {what}"
 
 
-def _biases(settings: Settings, vocabulary: int) -> Iterator[str]:
+def _biases(settings: SamplingParams, vocabulary: int) -> Iterator[str]:
     if not isinstance(settings.logit_bias, Mapping):
         yield f"logit_bias is {settings.logit_bias!r}; it must map ids to nats, such as {{50: -2.5}}"
     for token, bias in settings.logit_bias.items():
@@ -107,7 +107,7 @@ def _biases(settings: Settings, vocabulary: int) -> Iterator[str]:
             yield f"logit_bias of id {token} is {bias!r}; it must be a number in {-LARGEST:g} to {LARGEST:g}, or -inf"
 
 
-def _stops(settings: Settings) -> Iterator[str]:
+def _stops(settings: SamplingParams) -> Iterator[str]:
     stop = settings.stop
     if not isinstance(stop, tuple | list) or any(not isinstance(one, str) for one in stop):
         yield f"stop is {stop!r}; it must be a list of strings"
@@ -115,16 +115,16 @@ def _stops(settings: Settings) -> Iterator[str]:
         yield "stop has an empty string, which every text has at once; leave it out"
 
 
-def _contradictions(settings: Settings) -> Iterator[str]:
+def _contradictions(settings: SamplingParams) -> Iterator[str]:
     if settings.min_tokens > settings.max_tokens:
         yield f"min_tokens is {settings.min_tokens}, more than the {settings.max_tokens} of max_tokens"
     for name in ("top_p", "min_p", "typical_p"):
         value = getattr(settings, name)
-        if settings.greedy and value != Settings._field_defaults[name]:
+        if settings.greedy and value != SamplingParams._field_defaults[name]:
             yield f"{name}={value} does nothing at temperature 0, which takes the likeliest; leave out one of the two"
 
 
-class Knobs(NamedTuple):
+class BatchedSamplingParams(NamedTuple):
     """The same for a batch, as arrays; how many biases a row has room for (n) is part of the shape."""
 
     temperature_B: jax.Array
@@ -141,7 +141,7 @@ class Knobs(NamedTuple):
     bias_Bn: jax.Array
 
 
-def knobs(rows: Sequence[Settings], biases: int = 0) -> Knobs:
+def batched(rows: Sequence[SamplingParams], biases: int = 0) -> BatchedSamplingParams:
     """The settings of rows as arrays.
 
     Args:
@@ -163,7 +163,7 @@ def knobs(rows: Sequence[Settings], biases: int = 0) -> Knobs:
     def real(name: str) -> jax.Array:
         return jnp.asarray([getattr(row, name) for row in rows], jnp.float32)
 
-    return Knobs(
+    return BatchedSamplingParams(
         temperature_B=real("temperature"),
         top_k_B=whole("top_k"),
         top_p_B=real("top_p"),
@@ -179,7 +179,7 @@ def knobs(rows: Sequence[Settings], biases: int = 0) -> Knobs:
     )
 
 
-def used(rows: Sequence[Settings]) -> frozenset[str]:
+def used(rows: Sequence[SamplingParams]) -> frozenset[str]:
     """Which kinds of processing do anything to any row: static, and what a program is compiled for.
 
     A program for more kinds gives each row the same, bit for bit: `used(rows) | used(others)` serves both.

@@ -16,18 +16,18 @@ import jax.numpy as jnp
 from gptjax import models
 from gptjax.decode.drafting import (
     ACCEPTING,
-    Plan,
+    DraftPlan,
     Proposals,
     appended,
     drafted,
-    looked_up,
+    prompt_lookup,
     put,
     token_keys,
     token_numbers,
 )
 from gptjax.decode.penalties import History
-from gptjax.decode.sampling import draw, likeliest, logprobs, processed
-from gptjax.decode.settings import Knobs
+from gptjax.decode.sampling import greedy, logprobs, processed, sample
+from gptjax.decode.settings import BatchedSamplingParams
 from gptjax.models.cache import Cache
 
 ROUNDS = 16  # of a call, at most
@@ -73,7 +73,13 @@ class Emitted(NamedTuple):
 
 @partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def run_rounds(
-    plan: Plan, rounds: Any, params: Any, draft_params: Any, keys_B: jax.Array, knobs: Knobs, state: State
+    plan: DraftPlan,
+    rounds: Any,
+    params: Any,
+    draft_params: Any,
+    keys_B: jax.Array,
+    batched: BatchedSamplingParams,
+    state: State,
 ) -> tuple[State, Emitted]:
     """Rows some rounds further, each by 1 to k + 1 tokens a round, fewer where no row is active before.
 
@@ -89,7 +95,7 @@ def run_rounds(
       knobs: what each row asks for.
       state: is used up (its memory is taken for the new one).
     """
-    B, N = len(keys_B), ROUNDS * (plan.how.tokens + 1)
+    B, N = len(keys_B), ROUNDS * (plan.generation.tokens + 1)
     zeros_B = jnp.zeros(B, jnp.int32)
     emitted = Emitted(jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), jnp.float32), *[zeros_B] * 4)
 
@@ -99,7 +105,7 @@ def run_rounds(
 
     def further(carry: tuple[State, Emitted]) -> tuple[State, Emitted]:
         state, before = carry
-        state, new = one_round(plan, params, draft_params, keys_B, knobs, state)
+        state, new = one_round(plan, params, draft_params, keys_B, batched, state)
         at, counts = before[2], before[3:]
         return state, Emitted(
             put(before.ids_BN, new.ids_BN, at, new.length_B),
@@ -113,21 +119,21 @@ def run_rounds(
 
 
 def one_round(
-    plan: Plan, params: Any, draft_params: Any, keys_B: jax.Array, knobs: Knobs, state: State
+    plan: DraftPlan, params: Any, draft_params: Any, keys_B: jax.Array, batched: BatchedSamplingParams, state: State
 ) -> tuple[State, Emitted]:
     """A round of every active row, each of which has room; arguments as of `run_rounds`, N = T."""
-    k, history, active_B = plan.how.tokens, state.history, state.active_B
+    k, history, active_B = plan.generation.tokens, state.history, state.active_B
     most_B = jnp.where(active_B, jnp.minimum(_room(state) - 1, k), 0)
     draft = state.draft
     if draft is None:
-        proposals = looked_up(plan.how, history, most_B)
+        proposals = prompt_lookup(plan.generation, history, most_B)
     else:
-        proposals, draft = drafted(plan, draft_params, keys_B, knobs, history, draft, most_B)
+        proposals, draft = drafted(plan, draft_params, keys_B, batched, history, draft, most_B)
     own_BTV, target = _read(plan, params, history, state.target, proposals)
-    wanted_BTV = _processed_along(plan, own_BTV, knobs, history, proposals)
+    wanted_BTV = _processed_along(plan, own_BTV, batched, history, proposals)
     certain = proposals.logits_BkV is None or "sampling" not in plan.used
     judge = drawn_alike if certain else accepted_by_ratio
-    accepted_B, next_B = judge(plan, keys_B, knobs, token_numbers(history, k + 1), proposals, wanted_BTV)
+    accepted_B, next_B = judge(plan, keys_B, batched, token_numbers(history, k + 1), proposals, wanted_BTV)
 
     places_T = jnp.arange(k + 1)
     ids_BT = jnp.pad(proposals.ids_Bk, ((0, 0), (0, 1)))
@@ -149,7 +155,12 @@ def one_round(
 
 
 def drawn_alike(
-    plan: Plan, keys_B: jax.Array, knobs: Knobs, numbers_BT: jax.Array, proposals: Proposals, logits_BTV: jax.Array
+    plan: DraftPlan,
+    keys_B: jax.Array,
+    batched: BatchedSamplingParams,
+    numbers_BT: jax.Array,
+    proposals: Proposals,
+    logits_BTV: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """How many proposals are what plain decoding draws there, and what it draws after those.
 
@@ -163,14 +174,19 @@ def drawn_alike(
       proposals: of this round.
     """
     T = logits_BTV.shape[1]
-    temperature_BT = jnp.repeat(knobs.temperature_B[:, None], T, 1)
-    drawn_BT = _flat(partial(draw, used=plan.used), logits_BTV, token_keys(keys_B, numbers_BT), temperature_BT)
+    temperature_BT = jnp.repeat(batched.temperature_B[:, None], T, 1)
+    drawn_BT = _flat(partial(sample, used=plan.used), logits_BTV, token_keys(keys_B, numbers_BT), temperature_BT)
     accepted_B = _leading(drawn_BT[:, :-1] == proposals.ids_Bk, proposals.length_B)
     return accepted_B, jnp.take_along_axis(drawn_BT, accepted_B[:, None], 1)[:, 0]
 
 
 def accepted_by_ratio(
-    plan: Plan, keys_B: jax.Array, knobs: Knobs, numbers_BT: jax.Array, proposals: Proposals, logits_BTV: jax.Array
+    plan: DraftPlan,
+    keys_B: jax.Array,
+    batched: BatchedSamplingParams,
+    numbers_BT: jax.Array,
+    proposals: Proposals,
+    logits_BTV: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """How many proposals drawn from q are accepted, each with probability min(1, p/q), and the id after those.
 
@@ -185,9 +201,9 @@ def accepted_by_ratio(
     uniform_Bk = jax.vmap(jax.vmap(jax.random.uniform))(accepting_Bk)
     p_Bk, q_Bk = (jnp.exp(_flat(logprobs, x_BkV, ids_Bk)) for x_BkV in (logits_BTV[:, :k], q_logits_BkV))
     kept_Bk = uniform_Bk * q_Bk < p_Bk
-    greedy_B = knobs.temperature_B == 0
+    greedy_B = batched.temperature_B == 0
     if "greedy" in plan.used:
-        is_likeliest_Bk = _flat(likeliest, logits_BTV[:, :k]) == ids_Bk
+        is_likeliest_Bk = _flat(greedy, logits_BTV[:, :k]) == ids_Bk
         kept_Bk = jnp.where(greedy_B[:, None], is_likeliest_Bk, kept_Bk)
     accepted_B = _leading(kept_Bk, proposals.length_B)
 
@@ -200,10 +216,12 @@ def accepted_by_ratio(
     refused_B = (accepted_B < proposals.length_B) & ~greedy_B & jnp.any(rest_BV > 0, 1)
     logits_BV = jnp.where(refused_B[:, None], jnp.log(rest_BV), p_logits_BV)
     keys_B = token_keys(keys_B, at(numbers_BT, accepted_B)[:, None])[:, 0]
-    return accepted_B, draw(logits_BV, keys_B, knobs.temperature_B, plan.used)
+    return accepted_B, sample(logits_BV, keys_B, batched.temperature_B, plan.used)
 
 
-def _read(plan: Plan, params: Any, history: History, cache: Cache, proposals: Proposals) -> tuple[jax.Array, Cache]:
+def _read(
+    plan: DraftPlan, params: Any, history: History, cache: Cache, proposals: Proposals
+) -> tuple[jax.Array, Cache]:
     """The model's logits_BTV after the newest id and after each proposal, and its cache with all of them."""
     newest_B1 = jnp.take_along_axis(history.ids_BS, jnp.maximum(history.length_B - 1, 0)[:, None], 1)
     ids_BT = jnp.concatenate([newest_B1, proposals.ids_Bk], 1)
@@ -212,13 +230,13 @@ def _read(plan: Plan, params: Any, history: History, cache: Cache, proposals: Pr
 
 
 def _processed_along(
-    plan: Plan, logits_BTV: jax.Array, knobs: Knobs, history: History, proposals: Proposals
+    plan: DraftPlan, logits_BTV: jax.Array, batched: BatchedSamplingParams, history: History, proposals: Proposals
 ) -> jax.Array:
     """Logits processed at each place with the history that has the proposals before it."""
     B, T, V = logits_BTV.shape
     lengths_BT = history.length_B[:, None] + jnp.arange(T)
     history = appended(history, proposals.ids_Bk, proposals.length_B)
-    each: Any = jax.tree.map(lambda x: jnp.repeat(x, T, axis=0), (knobs, history))
+    each: Any = jax.tree.map(lambda x: jnp.repeat(x, T, axis=0), (batched, history))
     history = each[1]._replace(length_B=lengths_BT.reshape(-1))
     return processed(logits_BTV.reshape(B * T, V), each[0], history, plan.used, plan.ends).reshape(B, T, V)
 

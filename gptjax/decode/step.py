@@ -16,7 +16,7 @@ from gptjax.decode import sampling
 from gptjax.decode.constraints import only_allowed
 from gptjax.decode.ensemble import combined
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import Knobs
+from gptjax.decode.settings import BatchedSamplingParams
 from gptjax.decode.watermark import Watermark, marked
 from gptjax.models.cache import Cache
 
@@ -30,7 +30,7 @@ class State(NamedTuple):
     next_MB: jax.Array  # what each speaker reads next
     history: History
     keys_B: jax.Array  # a row's own random key
-    knobs: Knobs
+    batched: BatchedSamplingParams
     until_B: jax.Array  # how long the history may get
     active_B: jax.Array
 
@@ -66,9 +66,9 @@ def choose(program: Program, state: State, logits_BV: jax.Array, allowed_BW: jax
         back_w = jnp.arange(program.watermark.width, 0, -1)
         places_Bw = jnp.maximum(history.length_B[:, None] - back_w, 0)
         logits_BV = marked(logits_BV, jnp.take_along_axis(history.ids_BS, places_Bw, 1), program.watermark)
-    logits_BV = sampling.processed(logits_BV, state.knobs, history, program.used, program.ends)
+    logits_BV = sampling.processed(logits_BV, state.batched, history, program.used, program.ends)
     keys_B = jax.vmap(jax.random.fold_in)(state.keys_B, history.length_B - history.prompt_B)
-    return sampling.draw(logits_BV, keys_B, state.knobs.temperature_B, program.used)
+    return sampling.sample(logits_BV, keys_B, state.batched.temperature_B, program.used)
 
 
 def read(
@@ -84,7 +84,7 @@ def read(
     return combined(logits, program.combine, weight_M), tuple(extended)
 
 
-def stepped(
+def decode_step(
     program: Program, params: tuple[Any, ...], weight_M: jax.Array, state: State, allowed_BW: jax.Array | None
 ) -> tuple[State, Drawn]:
     """Every active row with one more token; what was drawn has no axis n."""
@@ -105,11 +105,11 @@ def stepped(
         for cache in extended:
             goes_on_B &= cache.length_B < program.room
     next_MB = jnp.where(active_B, ids_B, state.next_MB)
-    return State(extended, next_MB, history, state.keys_B, state.knobs, state.until_B, goes_on_B), drawn
+    return State(extended, next_MB, history, state.keys_B, state.batched, state.until_B, goes_on_B), drawn
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
-def run(
+def decode_steps(
     program: Program,
     params: tuple[Any, ...],
     weight_M: jax.Array,
@@ -126,7 +126,7 @@ def run(
       steps: how many; 1 where `allowed_BW` is given.
       allowed_BW: which ids may come next, as of gptjax.decode.constraints.
     """
-    one = partial(stepped, program, params, weight_M, allowed_BW=allowed_BW)
+    one = partial(decode_step, program, params, weight_M, allowed_BW=allowed_BW)
     shapes = jax.eval_shape(lambda state: one(state)[1], state)
     nothing = jax.tree.map(lambda shape: jnp.zeros((MOST, *shape.shape), shape.dtype), shapes)
 

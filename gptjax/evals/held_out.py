@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 COUNTS = ("tokens", "examples", "bytes", "perplexity")  # of what was read, or said by another figure too
 
-Look = Callable[[Any, Any], dict[str, jax.Array]]
+EvalStep = Callable[[Any, Any], dict[str, jax.Array]]
 
 
-def eval_step(config: ConfigDict, objective: Loss, mesh: Mesh) -> Look:
+def eval_step(config: ConfigDict, objective: Loss, mesh: Mesh) -> EvalStep:
     """Compiled `(params, batch) -> metrics`, summed by weight, without dropout, for a run of this config."""
     whole = sharding.over_rows(objective, mesh)
     options = kernels.compiler_options(config.model, config.train.dtype) | sharding.compiler_options(mesh)
@@ -46,8 +46,8 @@ def eval_step(config: ConfigDict, objective: Loss, mesh: Mesh) -> Look:
     return lambda params, batch: look(params, sharding.place(batch, mesh))
 
 
-def quality_of(
-    look: Look,
+def evaluate(
+    look: EvalStep,
     params: Any,
     batches: Iterable[Any],
     objective: str,
@@ -107,7 +107,7 @@ def asked_for(batch: Any) -> list[int]:
     return []
 
 
-def evaluate(of: "Run", files: Sequence[Path] | None = None, split: str | None = None) -> dict[str, float]:
+def evaluate_run(of: "Run", files: Sequence[Path] | None = None, split: str | None = None) -> dict[str, float]:
     """What a run does on its held-out split, on another split of its examples, or on files of text or of examples.
 
     Returns:
@@ -157,7 +157,7 @@ def over_rows(of: "Run", rows: Rows) -> dict[str, float]:
     with console.bar("evaluating", len(whole)) as advance:
         every = (whole[i] for i in range(len(whole)))
         bytes_V = tokenizers.token_bytes(of.tokenizer)
-        return quality_of(step, of.params, every, c.train.objective, bytes_V, advance)
+        return evaluate(step, of.params, every, c.train.objective, bytes_V, advance)
 
 
 def compressors(text: bytes) -> dict[str, float]:

@@ -19,7 +19,7 @@ from gptjax.data.augment import Augment
 from gptjax.data.pairs import Pair
 from gptjax.decode import generate as decoding
 from gptjax.decode.beam import Beams
-from gptjax.decode.settings import Settings
+from gptjax.decode.settings import SamplingParams
 from gptjax.evals import held_out
 
 if TYPE_CHECKING:
@@ -91,17 +91,17 @@ def translated(of: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS
       rows: how many are searched at once.
     """
     context = of.config.data.context
-    asks = []
+    requests = []
     for source in sources:
         ids = pairs.source_ids(of.tokenizer, source)
         whole = ids if len(ids) <= context else [*ids[: context - 1], ids[-1]]
-        asks.append(decoding.Ask(tuple(whole), Settings(max_tokens=context), jax.random.key(0)))
+        requests.append(decoding.Request(tuple(whole), SamplingParams(max_tokens=context), jax.random.key(0)))
     # Those of like lengths together: fewer shapes are compiled, and little is padded.
-    order = sorted(range(len(asks)), key=lambda number: len(asks[number].prompt))
-    found = [""] * len(asks)
-    how = decoding.How(rows=rows, beams=beams)
-    with console.bar("translating", len(asks)) as advance:
-        for place, sample in of.answers([asks[number] for number in order], how):
+    order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
+    found = [""] * len(requests)
+    generation = decoding.GenerationConfig(rows=rows, beams=beams)
+    with console.bar("translating", len(requests)) as advance:
+        for place, sample in of.answers([requests[number] for number in order], generation):
             found[order[place]] = " ".join(sample.text.split())
             advance(1)
     return found

@@ -20,7 +20,7 @@ from gptjax.data.records import Options, Record
 from gptjax.data.task_formats import FORMS
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import generate as decoding
-from gptjax.decode.settings import Settings
+from gptjax.decode.settings import SamplingParams
 
 if TYPE_CHECKING:
     from gptjax.runs.run import Run
@@ -68,15 +68,17 @@ def written(of: "Run", found: Sequence[Record], rows: int = 16) -> list[str]:
     """What a run writes for each record, greedily; half of data.context is for that, and what is longer is cut."""
     c, opening = of.config.data, token_sets.borders(of.tokenizer).opening
     room = c.context // 2
-    asks = []
+    requests = []
     for one in found:
         prompt = prompt_of(one, c.examples, of.tokenizer, room - len(opening))
         ids = (*opening, *prompt) if models.kind(of.model) == "decoder" else (*of.tokenizer.begin, *prompt, *_end(of))
-        asks.append(decoding.Ask(ids, Settings(max_tokens=c.context - room, temperature=0.0), jax.random.key(0)))
-    order = sorted(range(len(asks)), key=lambda number: len(asks[number].prompt))
-    texts = [""] * len(asks)
-    with console.bar("writing", len(asks)) as advance:
-        for place, sample in of.answers([asks[number] for number in order], decoding.How(rows=rows)):
+        requests.append(
+            decoding.Request(ids, SamplingParams(max_tokens=c.context - room, temperature=0.0), jax.random.key(0))
+        )
+    order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
+    texts = [""] * len(requests)
+    with console.bar("writing", len(requests)) as advance:
+        for place, sample in of.answers([requests[number] for number in order], decoding.GenerationConfig(rows=rows)):
             texts[order[place]] = sample.text.strip()
             advance(1)
     return texts

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models.attention import Attention
-from gptjax.models.kernels.reference import Prefix, Sight
+from gptjax.models.kernels.reference import AttentionSpec, Prefix
 from gptjax.models.layers import Linear, TokenEmbedding
 from gptjax.models.mlp import MLP, ExpertLinear, Experts
 from gptjax.models.recurrent.cells import Kernel
@@ -152,7 +152,7 @@ def mlp(how: Attached, module: nn.Module, call: Callable[..., Any], x_BTD: jax.A
     return bottleneck(how, module, x_BTD, call(x_BTD))
 
 
-def sight(how: Attached, module: Attention, call: Callable[..., Any], *args: Any) -> Sight:
+def spec(how: Attached, module: Attention, call: Callable[..., Any], *args: Any) -> AttentionSpec:
     """What a sequence's attention to itself depends on: the prefix too (arXiv 2101.00190 section 4.2)."""
     k_PGK, v_PGK = own(module, "prefix_k"), own(module, "prefix_v")
     return call(*args) if k_PGK is None else call(*args)._replace(prefix=Prefix(k_PGK, v_PGK))
@@ -176,7 +176,7 @@ CHANGES: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
     (ExpertLinear, "__call__"): experts_linear,
     (Attention, "__call__"): attention,
     (Attention, "across"): across,
-    (Attention, "sight"): sight,
+    (Attention, "sight"): spec,
     (MLP, "__call__"): mlp,
     (Experts, "__call__"): mlp,
     (TokenEmbedding, "__call__"): embedded,

@@ -215,14 +215,14 @@ def model_of(config: Any, divided: Collection[str] = ()) -> nn.Module:
     return models.build(config.model, config.train.dtype, divided, attachment(config.finetune))
 
 
-class Parted(NamedTuple):
+class Partition(NamedTuple):
     """A model's parameters in two: nested dictionaries."""
 
     tuned: dict[str, Any]  # what trains
     frozen: dict[str, Any]  # the rest
 
 
-def parted(base: Mapping[str, Any], config: Any, key: jax.Array, fresh: Mapping[str, Any]) -> Parted:
+def partition(base: Mapping[str, Any], config: Any, key: jax.Array, fresh: Mapping[str, Any]) -> Partition:
     """What a run that fine-tunes begins with. Pure: of shapes `jax.eval_shape` gives shapes.
 
     Args:
@@ -243,7 +243,7 @@ def parted(base: Mapping[str, Any], config: Any, key: jax.Array, fresh: Mapping[
     if options.also:
         train |= set(paths.matching(own, options.also, "finetune.also"))
     tuned, frozen = paths.divided(paths.nested(own), train)
-    return Parted(paths.union(tuned, paths.nested(new | method.adds(own, config, key))), frozen)
+    return Partition(paths.union(tuned, paths.nested(new | method.adds(own, config, key))), frozen)
 
 
 def merged(params: Any, options: Any) -> Any:

@@ -50,7 +50,11 @@ def block(rows: int) -> int:
 
 
 # `finetune.quantise`: what qwix is told, by the shape of matrices [..., D, F].
-HOWS: dict[str, Callable[[Sequence[int]], dict[str, Any]] | None] = {"none": None, "int8": by_column, "nf4": by_block}
+QUANTIZERS: dict[str, Callable[[Sequence[int]], dict[str, Any]] | None] = {
+    "none": None,
+    "int8": by_column,
+    "nf4": by_block,
+}
 
 
 class Packed(flax.struct.PyTreeNode):
@@ -111,7 +115,7 @@ def quantised(tree: Any, how: str) -> Any:
     Raises:
       ConfigError: qwix is not installed.
     """
-    if HOWS[how] is None:
+    if QUANTIZERS[how] is None:
         return tree
     return paths.nested({path: kept(x, how) if is_inside(path) else x for path, x in paths.flat(tree).items()})
 
@@ -119,7 +123,7 @@ def quantised(tree: Any, how: str) -> Any:
 @partial(jax.jit, static_argnums=1)
 def kept(matrix: jax.Array, how: str) -> Any:
     """One of them, int8 or nf4. Compiled always: the same operations one by one round otherwise."""
-    told = HOWS[how]
+    told = QUANTIZERS[how]
     assert told is not None
     found = library(how).quantize(matrix, **told(matrix.shape))
     # Else XLA moves factors of the scales into products with them, which gives other bits than in another program.
@@ -144,7 +148,7 @@ def as_kept(tree: Any, how: str) -> Any:
     Raises:
       ConfigError: qwix is not installed.
     """
-    if HOWS[how] is None:
+    if QUANTIZERS[how] is None:
         return tree
     library(how)
     return paths.nested(

@@ -68,7 +68,7 @@ def _model(h: Mapping[str, Any]) -> dict[str, Any]:
         mlp_width=h["decoder_ffn_dim"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
         embedding_scale=math.sqrt(D) if h["scale_embedding"] else 1.0, norm_position="post",
         activation=named(ACTIVATIONS, h["activation_function"], "activation_function"),
-        head_bias=True, never=tuple(token for (token,) in never), dropout=h["dropout"], init_std=h["init_std"],
+        head_bias=True, suppress_tokens=tuple(token for (token,) in never), dropout=h["dropout"], init_std=h["init_std"],
         objective="seq2seq", **decoding_model(h),
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def _config(m: Mapping[str, Any]) -> dict[str, Any]:
         activation_function=theirs_of(ACTIVATIONS, m["activation"]), scale_embedding=m["embedding_scale"] != 1,
         dropout=m["dropout"], attention_dropout=m["dropout"], init_std=m["init_std"],
         **{f"{side}_attention_heads": m["heads"] for side in SIDES},
-        bad_words_ids=[[token] for token in m["never"]] or None,
+        bad_words_ids=[[token] for token in m["suppress_tokens"]] or None,
         **{f"{side}_ffn_dim": m["mlp_width"] for side in SIDES}, **decoding_config(m),
     )  # fmt: skip
 

@@ -313,7 +313,7 @@ def export_run(
     if not is_free(folder):
         raise ConfigError(f"{folder} exists; give another --to")
     model = run.config.model.to_dict() | {"objective": run.config.train.objective}
-    family, hf_config, model, remark = family_that_says(model)
+    family, hf_config, model, remark = match_family(model)
     ids = _ids(run.tokenizer, hf_config, model["arch"])
     shapes = flat_shapes(model)
     params = methods.merged(run.params, run.config.finetune)
@@ -358,7 +358,7 @@ def _ids(tokenizer: tokenizers.Tokenizer, hf_config: Mapping[str, Any], arch: st
     return ids if arch == "gpt" else ids | dict(pad_token_id=padding)
 
 
-def family_that_says(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[str, Any], str]:
+def match_family(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[str, Any], str]:
     """The family that computes what a `config.model`, with `objective`, does; its config, the model as it says it, and
     a remark on what that changes. Raises ConfigError where there is none.
     """

@@ -17,7 +17,7 @@ from gptjax.sharding import processes
 
 
 @contextmanager
-def at_hand(config: ConfigDict, workdir: Path) -> Iterator[Path | None]:
+def resolve_pretrained(config: ConfigDict, workdir: Path) -> Iterator[Path | None]:
     """The run that another, in `workdir`, begins with or has begun with, if there is one.
 
     A Hugging Face model is converted once, beside the directory, and goes into that when it is made

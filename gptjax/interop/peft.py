@@ -16,7 +16,7 @@ from gptjax.core.files import appearing, is_free
 from gptjax.finetune import methods, paths
 from gptjax.finetune.paths import Flat
 from gptjax.interop import families, peft_config, weights
-from gptjax.interop.convert_run import family_that_says, to_ours, to_theirs
+from gptjax.interop.convert_run import match_family, to_ours, to_theirs
 from gptjax.interop.peft_config import LoraConfig
 from gptjax.interop.weight_mapping import Tensor
 from gptjax.models.stacking import unstack
@@ -38,7 +38,7 @@ def kernels(of: "Run") -> dict[str, Tensor]:
     Raises:
       ConfigError: no family of Hugging Face's is this model.
     """
-    family, _, model, _ = family_that_says(of.config.model.to_dict() | {"objective": of.config.train.objective})
+    family, _, model, _ = match_family(of.config.model.to_dict() | {"objective": of.config.train.objective})
     own = [tensor for tensor in families.tensors_of(family, model) if tensor.ours.endswith("/kernel")]
     return {tensor.ours.removesuffix("/kernel"): tensor for tensor in own}
 
@@ -200,7 +200,7 @@ def _problems(
 
 def _all_modules(base: "Run") -> set[str]:
     """Last parts of the names of all modules of theirs that the model has, the head too where it is tied."""
-    family, _, model, _ = family_that_says(base.config.model.to_dict() | {"objective": base.config.train.objective})
+    family, _, model, _ = match_family(base.config.model.to_dict() | {"objective": base.config.train.objective})
     names = [name for tensor in families.tensors_of(family, model) for name in tensor.theirs]
     return {module(name).rsplit(".", 1)[-1] for name in [*names, *families.copies_of(family, model)]}
 

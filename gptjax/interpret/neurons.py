@@ -49,5 +49,5 @@ def largest(x_BTF: Any, k: int = 10) -> Examples:
     """The k places where each column is largest: neurons, or features that gptjax.interpret.sparse has encoded."""
     x_BTF = jnp.asarray(x_BTF)
     _, T, F = x_BTF.shape
-    values, places = (np.asarray(x) for x in jax.lax.top_k(x_BTF.reshape(-1, F).T, k))
-    return Examples(values, places // T, places % T)
+    values, position_info = (np.asarray(x) for x in jax.lax.top_k(x_BTF.reshape(-1, F).T, k))
+    return Examples(values, position_info // T, position_info % T)

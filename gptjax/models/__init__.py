@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gptjax.models import parametrization
 from gptjax.models.cache import Cache
-from gptjax.models.embedder import silenced
+from gptjax.models.embedder import suppress
 from gptjax.models.encoder import Encoder
 from gptjax.models.gpt import GPT
 from gptjax.models.heads import HEADS, POOLINGS
@@ -101,7 +101,7 @@ def init(model: nn.Module, key: jax.Array) -> Any:
     def all_of_it(model: Any, **read: jax.Array) -> Any:
         features = model.features(**read)
         answers = model.task(features, read["ids_BT"] >= 0) if model.config.task != "none" else None
-        ahead = model.ahead(features) if model.config.predict_ahead else ()
+        ahead = model.ahead(features) if model.config.mtp_depth else ()
         return model.asked(features), model.table(), answers, ahead
 
     read: Any = example(model)
@@ -154,7 +154,7 @@ def forward(model: nn.Module, params: Any, read: Mapping[str, Any], dropout: jax
 
     def heads(model: Any) -> Any:
         features, segments_BT = model.features(**read, deterministic=dropout is None), read.get("segments_BT")
-        ahead = model.ahead(features, segments_BT, dropout is None) if model.config.predict_ahead else ()
+        ahead = model.ahead(features, segments_BT, dropout is None) if model.config.mtp_depth else ()
         return model.asked(features), model.table(), ahead
 
     (x_BTD, table_VD, ahead), said = _applied(model, params, heads, dropout)
@@ -233,13 +233,13 @@ def empty(model: nn.Module, rows: int, capacity: int, ahead: int, dtype: str, so
     blank = jax.ShapeDtypeStruct((rows, source), jnp.int32)
 
     def heard(params: Any, blank: Any) -> Any:
-        return listened(model, params, blank, blank, cache).heard
+        return encode_source(model, params, blank, blank, cache).heard
 
     shapes_of_it: Any = jax.eval_shape(heard, shapes(model), blank)
     return cache._replace(heard=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes_of_it))
 
 
-def listened(model: nn.Module, params: Any, source_BS: Any, source_segments_BS: Any, cache: Cache) -> Cache:
+def encode_source(model: nn.Module, params: Any, source_BS: Any, source_segments_BS: Any, cache: Cache) -> Cache:
     """The cache of an encoder-decoder that has heard a source: segments are 1, and 0 for padding.
 
     What it heard is kept in the dtype that its layers' keys and values, or states, are kept in.
@@ -294,12 +294,12 @@ def unrolled(model: nn.Module, params: Any) -> tuple[nn.Module, Any]:
 def for_few_rows(model: nn.Module, params: Any) -> tuple[nn.Module, Any]:
     """The same model, unrolled, with its products stored as they are fastest for the few rows that decoding has.
 
-    It never says what `config.never` lists.
+    It never says what `config.suppress_tokens` lists.
 
     Parameters, of JAX or NumPy, become arrays of JAX in the dtype that products read them in, so that no step has to
     make them so anew.
     """
-    model, params = unrolled(model, silenced(params, model.config))
+    model, params = unrolled(model, suppress(params, model.config))
     config = ConfigDict(model.config)
     if model.dtype == "float32":
         config.kernels = FOR_FEW_ROWS.get(config.kernels, config.kernels)

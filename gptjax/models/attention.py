@@ -10,12 +10,12 @@ from flax import linen as nn
 from gptjax.models import cache, logical_axes
 from gptjax.models.cache import LayerCache
 from gptjax.models.kernels import KERNELS, reference
-from gptjax.models.kernels.reference import Relative, Sight
+from gptjax.models.kernels.reference import AttentionSpec, Relative
 from gptjax.models.layers import Dropout, Linear, RMSNorm, is_off, residual_std
-from gptjax.models.positions import Places
+from gptjax.models.positions import PositionInfo
 
 
-class Memory(NamedTuple):
+class CrossKV(NamedTuple):
     """What an encoder made of a source; or, for a layer that reads it, its keys and values."""
 
     x_BSM: Any  # [B, S, M], or a LayerCache
@@ -58,7 +58,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        places: Places,
+        position_info: PositionInfo,
         window: int | jax.Array,
         first_layer: bool | jax.Array,
         first_v_BTGK: jax.Array | None,
@@ -85,8 +85,8 @@ class Attention(nn.Module):
         q, k, v = qkv[..., :J, :].reshape(B, T, H, K), qkv[..., J, :], qkv[..., J + 1, :]
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if places.rotation:
-            q, k = places.rotation.turn(q), places.rotation.turn(k)
+        if position_info.rotation:
+            q, k = position_info.rotation.turn(q), position_info.rotation.turn(k)
         if first_v_BTGK is not None:  # arXiv 2410.17897 eq. 7, the two shares adding up to one
             first_v_BTGK = jnp.where(first_layer, v, first_v_BTGK)
             share = self.first_value_share
@@ -96,33 +96,37 @@ class Attention(nn.Module):
             logical_axes.constrain(k, "BTGK"),
             logical_axes.constrain(v, "BTGK"),
         )
-        sight = self.sight(places, window, deterministic)
+        spec = self.spec(position_info, window, deterministic)
         if kept is None and self.is_mutable_collection("attention"):  # for pictures
-            self.sow("attention", "weights_BHTT", reference.self_weights(q, k, sight))
+            self.sow("attention", "weights_BHTT", reference.self_weights(q, k, spec))
         if kept is None:
-            mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, sight)
+            mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, spec)
         else:
-            kept = cache.written(kept, k, v, places.positions, places.count_B)
-            mixed_BTHK = cache.attend(q, kept, places.positions, places.count_B, sight)
+            kept = cache.written(kept, k, v, position_info.positions, position_info.count_B)
+            mixed_BTHK = cache.attend(q, kept, position_info.positions, position_info.count_B, spec)
         return self._written(mixed_BTHK), first_v_BTGK, kept
 
-    def sight(self, places: Places, window: int | jax.Array, deterministic: bool) -> Sight:
+    def spec(self, position_info: PositionInfo, window: int | jax.Array, deterministic: bool) -> AttentionSpec:
         """What a sequence's attention to itself depends on; arguments as of the call."""
         c = self.config
-        relative = None if places.relative_RH is None else Relative(places.relative_RH, c.relative.longest)
+        relative = (
+            None if position_info.relative_RH is None else Relative(position_info.relative_RH, c.relative.longest)
+        )
         drop = self._drop(deterministic)
-        return Sight(
+        return AttentionSpec(
             window,
             c.attention_scale,
-            places.slopes_H,
+            position_info.slopes_H,
             drop,
-            places.segments_BT,
+            position_info.segments_BT,
             self.causal,
-            places.ahead_BT,
+            position_info.bidirectional_BT,
             relative,
         )
 
-    def across(self, x_BTD: jax.Array, segments_BT: jax.Array | None, memory: Memory, deterministic: bool) -> jax.Array:
+    def across(
+        self, x_BTD: jax.Array, segments_BT: jax.Array | None, memory: CrossKV, deterministic: bool
+    ) -> jax.Array:
         """What each position read of a memory, [B, T, D].
 
         Args:
@@ -148,7 +152,7 @@ class Attention(nn.Module):
         mixed = reference.across(q_BTHK, k_BSGK, v_BSGK, mask_BTS, c.attention_scale, drop)
         return self._written(mixed.reshape(B, T, c.heads, c.head_width))
 
-    def remembered(self, memory: Memory) -> Memory:
+    def remembered(self, memory: CrossKV) -> CrossKV:
         """The memory as this layer reads it: keys and values, made once."""
         c = self.config
         B, S, _ = memory.x_BSM.shape
@@ -156,7 +160,7 @@ class Attention(nn.Module):
         k_BSGK, v_BSGK = kv[..., 0, :], kv[..., 1, :]
         if c.qk_norm:
             k_BSGK = self.k_norm(k_BSGK)
-        return Memory(LayerCache(k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)), memory.segments_BS)
+        return CrossKV(LayerCache(k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)), memory.segments_BS)
 
     def _drop(self, deterministic: bool) -> Any:
         return partial(self.drop, deterministic=False) if not (deterministic or is_off(self.config.dropout)) else None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gptjax.models.kernels.reference import Sight, bias_of, masked_attend, prefixed
+from gptjax.models.kernels.reference import AttentionSpec, bias_of, masked_attend, prefixed
 
 
 class LayerCache(NamedTuple):
@@ -78,7 +78,9 @@ def written(
     return LayerCache(put(kept.k_BGSK, k_BTGK), put(kept.v_BGSK, v_BTGK))
 
 
-def attend(q_BTHK: jax.Array, kept: LayerCache, positions_BT: jax.Array, count_B: jax.Array, sight: Sight) -> jax.Array:
+def attend(
+    q_BTHK: jax.Array, kept: LayerCache, positions_BT: jax.Array, count_B: jax.Array, spec: AttentionSpec
+) -> jax.Array:
     """Causal attention of tokens at these positions to all that the cache holds, themselves included: [B, T, H, K].
 
     Args:
@@ -94,12 +96,12 @@ def attend(q_BTHK: jax.Array, kept: LayerCache, positions_BT: jax.Array, count_B
     keys_BS = held(newest_B1[:, 0] + 1, kept.k_BGSK.shape[2])
     distance_BTS = positions_BT[:, :, None] - keys_BS[:, None]
     seen_BTS = (keys_BS[:, None] >= 0) & (distance_BTS >= 0)
-    if not (isinstance(sight.window, int) and sight.window == 0):
-        seen_BTS &= distance_BTS < sight.window
-    bias = bias_of(sight, distance_BTS)
+    if not (isinstance(spec.window, int) and spec.window == 0):
+        seen_BTS &= distance_BTS < spec.window
+    bias = bias_of(spec, distance_BTS)
     k_BSGK, v_BSGK = (x.swapaxes(1, 2).astype(q_BTHK.dtype) for x in kept)
-    k_BSGK, v_BSGK, mask, bias = prefixed(sight.prefix, k_BSGK, v_BSGK, seen_BTS[:, None], bias)
-    return masked_attend(q_BTHK, k_BSGK, v_BSGK, mask, sight.scale, bias)
+    k_BSGK, v_BSGK, mask, bias = prefixed(spec.prefix, k_BSGK, v_BSGK, seen_BTS[:, None], bias)
+    return masked_attend(q_BTHK, k_BSGK, v_BSGK, mask, spec.scale, bias)
 
 
 def taken(cache: Cache, rows_N: jax.Array) -> Cache:

@@ -12,14 +12,14 @@ from gptjax.models.layers import Head, TokenEmbedding
 NEVER = -1e9  # a logit's bias that keeps its id out
 
 
-def silenced(params: Any, config: Any) -> Any:
-    """The parameters of a model with a head bias, so changed that it never says an id of `config.never`."""
-    if not config.never:
+def suppress(params: Any, config: Any) -> Any:
+    """The parameters of a model with a head bias, so changed that it never says an id of `config.suppress_tokens`."""
+    if not config.suppress_tokens:
         return params
-    return {**params, "head_bias": jnp.asarray(params["head_bias"]).at[jnp.array(config.never)].set(NEVER)}
+    return {**params, "head_bias": jnp.asarray(params["head_bias"]).at[jnp.array(config.suppress_tokens)].set(NEVER)}
 
 
-class Words(nn.Module):
+class Embedder(nn.Module):
     """The table of tokens, and the head's rows: the same table where the head is tied.
 
     Attributes:

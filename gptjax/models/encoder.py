@@ -12,7 +12,7 @@ from flax import linen as nn
 from gptjax.models import logical_axes
 from gptjax.models.layers import ACTIVATIONS, NORMS, Linear
 from gptjax.models.model import Model
-from gptjax.models.transformer import Trunk
+from gptjax.models.transformer import Transformer
 
 
 class Encoder(Model):
@@ -25,8 +25,8 @@ class Encoder(Model):
         """Declares the parts; what the trunk declares is the model's own."""
         c = self.config
         super().setup()
-        self.trunk = Trunk(c, self.dtype, causal=False)
-        nn.share_scope(self, self.trunk)
+        self.transformer = Transformer(c, self.dtype, causal=False)
+        nn.share_scope(self, self.transformer)
         if c.types:
             init = nn.initializers.normal(c.init_std)
             self.types_nD = logical_axes.parameter(self, "types", init, (c.types, c.width))
@@ -59,7 +59,7 @@ class Encoder(Model):
         if self.config.types:
             types_BT = jnp.zeros_like(ids_BT) if types_BT is None else types_BT
             x_BTD += self.types_nD.astype(x_BTD.dtype)[types_BT]
-        return self.trunk(x_BTD, segments_BT, None, deterministic)
+        return self.transformer(x_BTD, segments_BT, None, deterministic)
 
     def asked(self, x_BTD: jax.Array) -> jax.Array:
         """What the head reads of features, [B, T, D]."""

@@ -100,7 +100,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale_D = logical_axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
-        y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, True)
+        y = KERNELS[self.kernels].normalize(x.astype(jnp.float32), scale_D, self.epsilon, True)
         if self.use_bias:
             y += logical_axes.parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         return y.astype(x.dtype)
@@ -116,7 +116,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale_D = logical_axes.parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
-        y = KERNELS[self.kernels].standardise(x.astype(jnp.float32), scale_D, self.epsilon, False)
+        y = KERNELS[self.kernels].normalize(x.astype(jnp.float32), scale_D, self.epsilon, False)
         return y.astype(x.dtype)
 
 
@@ -137,7 +137,7 @@ class TokenEmbedding(nn.Module):
         self.embedding_VD = logical_axes.parameter(self, "embedding", init, shape, self.dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return logical_axes.looked_up(self.embedding_VD, ids_BT).astype(self.dtype)
+        return logical_axes.embedding_lookup(self.embedding_VD, ids_BT).astype(self.dtype)
 
     def table(self) -> jax.Array:
         """What a tied head multiplies with, [V, D]; float32, or in `dtype` where it was gathered."""

@@ -140,7 +140,7 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, layout.spec(letters, x.shape, layout.computed, layout.inner))
 
 
-def looked_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+def embedding_lookup(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
     """table_VD[ids_BT], [B, T, D]; where devices divide the words among them, each adds those that it has."""
     layout = current()
     if layout is None or not layout.inner:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from gptjax.models.embedder import Words
+from gptjax.models.embedder import Embedder
 from gptjax.models.heads import TaskHead
 from gptjax.models.kernels.reference import unembed
 
@@ -40,7 +40,7 @@ class Model(nn.Module):
 
     def setup(self) -> None:
         """Declares the words, whose names are the model's own, and the task head."""
-        self.words = Words(self.config, self.dtype)
+        self.words = Embedder(self.config, self.dtype)
         nn.share_scope(self, self.words)
         if self.config.task != "none":
             self.task = TaskHead(self.config, self.dtype)

@@ -169,7 +169,7 @@ POSITIONS: dict[str, Scheme] = {
 }
 
 
-class Places(NamedTuple):
+class PositionInfo(NamedTuple):
     """Where the tokens of a forward pass stand, as attention needs it."""
 
     positions: jax.Array  # [T], or [B, T] where each row has its own
@@ -177,15 +177,15 @@ class Places(NamedTuple):
     slopes_H: jax.Array | None
     segments_BT: jax.Array | None  # which document each token is of; None: a row is one
     count_B: Any = None  # [B] how many of a row's tokens are real, where they go on from a cache
-    ahead_BT: jax.Array | None = None  # 1: tokens that are read from before, too; None: none is
+    bidirectional_BT: jax.Array | None = None  # 1: tokens that are read from before, too; None: none is
     relative_RH: jax.Array | None = None  # what distances add to scores
 
 
-def places(
+def position_info(
     config: Any, positions: jax.Array, segments_BT: jax.Array | None = None, count_B: jax.Array | None = None
-) -> Places:
+) -> PositionInfo:
     """What `config.positions` (of `config.model`) makes of these positions in these documents."""
     scheme = POSITIONS[config.positions]
     turning = scheme.rotate and scheme.rotate(config, positions)
     slopes_H = scheme.slopes and jnp.asarray(scheme.slopes(config.heads))
-    return Places(positions, turning, slopes_H, segments_BT, count_B)
+    return PositionInfo(positions, turning, slopes_H, segments_BT, count_B)

@@ -11,12 +11,12 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gptjax.models.attention import Memory
+from gptjax.models.attention import CrossKV
 from gptjax.models.cache import Cache
 from gptjax.models.model import Model
 from gptjax.models.recurrent.cells import CELLS
 from gptjax.models.recurrent.model import RecurrentDecoder, RecurrentEncoder
-from gptjax.models.transformer import Trunk
+from gptjax.models.transformer import Transformer
 
 
 class TransformerEncoder(nn.Module):
@@ -29,17 +29,17 @@ class TransformerEncoder(nn.Module):
         """Declares the blocks."""
         config = ConfigDict(self.config)
         config.layers = config.encoder_layers
-        self.trunk = Trunk(FrozenConfigDict(config), self.dtype, causal=False)
-        nn.share_scope(self, self.trunk)
+        self.transformer = Transformer(FrozenConfigDict(config), self.dtype, causal=False)
+        nn.share_scope(self, self.transformer)
 
     def __call__(self, x_BSD: jax.Array, segments_BS: jax.Array, deterministic: bool = True) -> jax.Array:
         """What the decoder reads."""
-        return self.trunk(x_BSD, segments_BS, None, deterministic)
+        return self.transformer(x_BSD, segments_BS, None, deterministic)
 
 
 def transformer_decoder(config: Any, dtype: str) -> nn.Module:
     """Blocks that read an encoder's memory between attention and MLP."""
-    return Trunk(config, dtype, crosses=True)
+    return Transformer(config, dtype, crosses=True)
 
 
 # An encoder: (x_BSD, segments_BS, deterministic) -> x_BSM.
@@ -68,10 +68,10 @@ class Seq2Seq(Model):
         source_segments_BS: jax.Array,
         perturbation_BSD: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> Memory:
+    ) -> CrossKV:
         """What the encoder makes of the source; arguments and errors as of `features`."""
         x_BSD = self.words.embed(source_BS, perturbation_BSD)
-        return Memory(self.encoder(x_BSD, source_segments_BS, deterministic), source_segments_BS)
+        return CrossKV(self.encoder(x_BSD, source_segments_BS, deterministic), source_segments_BS)
 
     def features(
         self,

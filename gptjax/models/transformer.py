@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models import cache, logical_axes
-from gptjax.models.attention import Attention, Memory
+from gptjax.models.attention import Attention, CrossKV
 from gptjax.models.cache import LayerCache
 from gptjax.models.layers import NORMS, Dropout
 from gptjax.models.mlp import MLPS
 from gptjax.models.parametrization import depth_factor
-from gptjax.models.positions import POSITIONS, Places, places, restarting
+from gptjax.models.positions import POSITIONS, PositionInfo, position_info, restarting
 
 Sublayer = Callable[[jax.Array], jax.Array]
 
@@ -36,7 +36,7 @@ REMATS: dict[str, Any] = {
 }
 
 
-class Stream(NamedTuple):
+class ResidualStream(NamedTuple):
     """What goes from block to block."""
 
     x_BTD: jax.Array
@@ -49,7 +49,7 @@ class Layer(NamedTuple):
     number: int | jax.Array
     window: int | jax.Array  # 0: all the way back
     kept: LayerCache | None = None  # keys and values of the tokens before, where they are kept
-    memory: Memory | None = None  # the encoder's, as this layer reads it, where it is kept
+    memory: CrossKV | None = None  # the encoder's, as this layer reads it, where it is kept
 
 
 class Block(nn.Module):
@@ -75,8 +75,13 @@ class Block(nn.Module):
         self.drop = Dropout(c.dropout)
 
     def __call__(
-        self, stream: Stream, layer: Layer, places: Places, deterministic: bool, memory: Memory | None = None
-    ) -> tuple[Stream, Any]:
+        self,
+        stream: ResidualStream,
+        layer: Layer,
+        position_info: PositionInfo,
+        deterministic: bool,
+        memory: CrossKV | None = None,
+    ) -> tuple[ResidualStream, Any]:
         """The stream after this block, and its cache."""
         add, deep = RESIDUALS[self.config.norm_position], depth_factor(self.config)
         first_v, kept = stream.first_v_BTGK, layer.kept
@@ -87,25 +92,27 @@ class Block(nn.Module):
 
         def read(x: jax.Array) -> jax.Array:
             nonlocal first_v, kept
-            mixed, first_v, kept = self.attention(x, places, window, layer.number == 0, first_v, deterministic, kept)
+            mixed, first_v, kept = self.attention(
+                x, position_info, window, layer.number == 0, first_v, deterministic, kept
+            )
             return branch(mixed)
 
         def listen(x: jax.Array) -> jax.Array:
             heard: Any = layer.memory or memory
-            return branch(self.cross.across(x, places.segments_BT, heard, deterministic))
+            return branch(self.cross.across(x, position_info.segments_BT, heard, deterministic))
 
         x_BTD = logical_axes.constrain(add(stream.x_BTD, read, self.attention_norm), "BTD")
         if self.crosses:
             x_BTD = logical_axes.constrain(add(x_BTD, listen, self.cross_norm), "BTD")
         x_BTD = logical_axes.constrain(add(x_BTD, lambda x: branch(self.mlp(x)), self.mlp_norm), "BTD")
-        return Stream(x_BTD, first_v), kept
+        return ResidualStream(x_BTD, first_v), kept
 
-    def remembered(self, memory: Memory) -> Memory:
+    def remembered(self, memory: CrossKV) -> CrossKV:
         """The encoder's memory as this block reads it."""
         return self.cross.remembered(memory)
 
 
-class Trunk(nn.Module):
+class Transformer(nn.Module):
     """Positions, blocks and the norm at their end: embedded tokens [B, T, D] -> what a head reads, [B, T, D].
 
     Attributes:
@@ -154,9 +161,9 @@ class Trunk(nn.Module):
         self,
         x_BTD: jax.Array,
         segments_BT: jax.Array | None = None,
-        memory: Memory | None = None,
+        memory: CrossKV | None = None,
         deterministic: bool = True,
-        ahead_BT: jax.Array | None = None,
+        bidirectional_BT: jax.Array | None = None,
     ) -> jax.Array:
         """What the head reads, [B, T, D].
 
@@ -166,7 +173,7 @@ class Trunk(nn.Module):
             is read as if it were alone. None: a row is one document.
           memory: what to read besides; a document reads what has its number there.
           deterministic: False drops out, and needs `rngs={"dropout": key}`.
-          ahead_BT: 1 for tokens of its own that are read from before, too; None: as the trunk is.
+          bidirectional_BT: 1 for tokens of its own that are read from before, too; None: as the trunk is.
 
         Raises:
           ValueError: T is more than the positions there are.
@@ -174,7 +181,7 @@ class Trunk(nn.Module):
         positions_BT = None if segments_BT is None else restarting(segments_BT)
         x_BTD = self._begun(x_BTD, positions_BT, deterministic)
         positions = jnp.arange(x_BTD.shape[1]) if positions_BT is None else positions_BT
-        at = self._at(positions)._replace(segments_BT=segments_BT, ahead_BT=ahead_BT)
+        at = self._at(positions)._replace(segments_BT=segments_BT, bidirectional_BT=bidirectional_BT)
         layers = [Layer(i, self._window(i)) for i in range(self.config.layers)]
         return self._final(self._through_blocks(x_BTD, at, deterministic, layers, memory)[0])
 
@@ -182,7 +189,7 @@ class Trunk(nn.Module):
         """Keys and values of no token yet, by layer; see gptjax.models.cache.slots."""
         return cache.empty_layers(self.config, rows, capacity, ahead, dtype)
 
-    def hear(self, memory: Memory) -> tuple[Memory, ...]:
+    def hear(self, memory: CrossKV) -> tuple[CrossKV, ...]:
         """A memory as each layer reads it, to be kept."""
         return tuple(getattr(self, f"block_{i}").remembered(memory) for i in range(self.config.layers))
 
@@ -192,7 +199,7 @@ class Trunk(nn.Module):
         kept: Sequence[LayerCache],
         length_B: jax.Array,
         count_B: jax.Array,
-        heard: Sequence[Memory] | None = None,
+        heard: Sequence[CrossKV] | None = None,
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         """What the head reads, [B, T, D], of tokens that follow those that were kept, and all that is kept now.
 
@@ -227,17 +234,17 @@ class Trunk(nn.Module):
             x_BTD = self.embedding_norm(x_BTD)
         return logical_axes.constrain(self.drop(x_BTD, deterministic=deterministic), "BTD")
 
-    def _at(self, positions: jax.Array) -> Places:
+    def _at(self, positions: jax.Array) -> PositionInfo:
         relative = POSITIONS[self.config.positions].relative
-        return places(self.config, positions)._replace(relative_RH=self.relative() if relative else None)
+        return position_info(self.config, positions)._replace(relative_RH=self.relative() if relative else None)
 
     def _through_blocks(
-        self, x_BTD: jax.Array, at: Places, deterministic: bool, layers: Sequence[Layer], memory: Memory | None
+        self, x_BTD: jax.Array, at: PositionInfo, deterministic: bool, layers: Sequence[Layer], memory: CrossKV | None
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         c = self.config
         B, T, _ = x_BTD.shape
         first_v = jnp.zeros((B, T, c.kv_heads, c.head_width), x_BTD.dtype) if c.value_residual else None
-        stream, now = Stream(x_BTD, first_v), []
+        stream, now = ResidualStream(x_BTD, first_v), []
         if c.scan_layers:
             stacked = Layer(jnp.arange(c.layers), jnp.array([layer.window for layer in layers]))
             return self.blocks(stream, stacked, at, deterministic, memory)[0].x_BTD, ()

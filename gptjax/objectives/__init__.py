@@ -219,6 +219,6 @@ def option_problems(config: Any, names: Sequence[str]) -> Iterator[str]:
         yield f"data.context={config.data.context} is too short for train.objective=denoising; give 8 tokens or more"
 
 
-def shared_out(batch: Mapping[str, Any]) -> dict[str, Any]:
+def normalize_weights(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch with each kind of weight divided by its sum, so that sums by weight are means."""
     return {name: x / x.sum() if name.startswith("weights_") else x for name, x in batch.items()}

@@ -12,7 +12,7 @@ from gptjax.objectives.objective import Loss
 
 
 def multi_token(model: nn.Module, options: Any) -> Loss:
-    """The sum of cross-entropies of the next token and of the `model.predict_ahead` after it (arXiv 2404.19737 eq. 2).
+    """The sum of cross-entropies of the next token and of the `model.mtp_depth` after it (arXiv 2404.19737 eq. 2).
 
     `metrics["loss"]` and "accuracy" are the next token's, so that they compare with other decoders'; "ahead_loss" is
     the others' in nats.

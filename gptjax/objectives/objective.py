@@ -39,7 +39,8 @@ class Objective(NamedTuple):
       loss: the loss of a model, with the options in `config.objective`.
       kinds: of models that it can train; see gptjax.models.kind.
       row: how a row of text is prepared; None: as the layout gives it.
-      specials: which ids it needs besides text's: keys of gptjax.data.tokenizers.specials.USUAL, "sentinels", "end".
+      specials: which ids it needs besides text's: keys of gptjax.data.tokenizers.specials.COMMON_NAMES, "sentinels",
+      "end".
       tasks: which task heads (`config.model.task`) it asks; empty: none.
       layouts: which layouts' rows it reads; empty: any.
       after: with which other objectives' rows its own go together; they are prepared first.

@@ -7,7 +7,7 @@ from gptjax.objectives.objective import Arrays, Reading
 
 
 def prefix(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
-    """The row with `ahead_BT` 1 on the prefix of each text, whose tokens are not predicted (arXiv 1910.10683
+    """The row with `bidirectional_BT` 1 on the prefix of each text, whose tokens are not predicted (arXiv 1910.10683
     sections 3.2.1 and 3.3.1).
 
     A text is cut at a place drawn evenly; where it has a prompt, that is its prefix.
@@ -18,4 +18,4 @@ def prefix(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
         length = prompt + 1 if prompt else int(rng.integers(1, text.stop - text.start + 1))
         ahead[text.start : text.start + length] = 1
         weights[text.start : text.start + length - 1] = 0  # the last of the prefix is asked what follows it
-    return row | {"ahead_BT": ahead, "weights_BT": weights}
+    return row | {"bidirectional_BT": ahead, "weights_BT": weights}

@@ -75,7 +75,7 @@ def answers_elsewhere(opt_state: Any) -> bool:
     return bool(_averages(opt_state))
 
 
-def answering(opt_state: Any, params: Any) -> Any:
+def eval_params(opt_state: Any, params: Any) -> Any:
     """The parameters that evaluation, samples and whoever loads the run read.
 
     Args:

@@ -117,7 +117,7 @@ def judged(
     return bad, after, dict(zip(METRICS, (bad, after.in_a_row, after.skipped, z[0], z[1]), strict=True))
 
 
-def unless(bad: jax.Array, change: Callable[..., Any], old: Any, *others: Any) -> Any:
+def skip_update_if(bad: jax.Array, change: Callable[..., Any], old: Any, *others: Any) -> Any:
     """`change(old, *others)`, or after a bad step `old` itself, leaf by leaf and bit by bit.
 
     Each leaf is chosen as soon as it is computed, and what follows from it is computed from the one chosen; in a good

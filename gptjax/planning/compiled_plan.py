@@ -169,7 +169,7 @@ def read(built: Program, found: jax.stages.Compiled, seconds: float, chip: Chip,
     sent = [roofline.Sent(one.axes, one.group, one.sent * one.times) for one in exchanged]
     moved = hlo.traffic(text) if chip.is_measured() else roofline.optimizer_traffic(memory.parameters, memory.optimizer)
     forecast = roofline.forecast(work(built.config, built.shapes, counted), built.mesh.size, moved, sent, chip)
-    count = parameter_count(built.shapes.answering_shapes())
+    count = parameter_count(built.shapes.eval_shapes())
     return Scaled(built.config, chip, mesh, count, memory, counted, exchanged, forecast, seconds)
 
 
@@ -177,7 +177,7 @@ def work(config: ConfigDict, shapes: TrainState, counted: int) -> roofline.Work:
     """What a step has to do, on whatever mesh."""
     tokens = config.data.batch_size * config.data.context
     return roofline.Work(
-        counted, metrics.flops_per_token(shapes.answering_shapes(), config.model, config.data.context), tokens
+        counted, metrics.flops_per_token(shapes.eval_shapes(), config.model, config.data.context), tokens
     )
 
 

@@ -74,7 +74,7 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
     batch = random_batch(config)
     counted = matmuls.flops_by_place(step.trace(shapes, batch).jaxpr)
-    found = Plan(config, mesh.size, shapes.answering_shapes(), counted)
+    found = Plan(config, mesh.size, shapes.eval_shapes(), counted)
     if not steps:
         return found
     memory.check(memory.exact(config, shapes), mesh.size)

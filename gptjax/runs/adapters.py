@@ -45,7 +45,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} exists; give another folder")
     if not pretrained.is_part(of.config):
         raise ConfigError(f"{of.workdir} has tuned all of its model: there is no adapter apart from it")
-    base = paths.flat(pretrained.base_of(workdirs.base(of.config, of.workdir), of.config))
+    base = paths.flat(pretrained.base_params(workdirs.base(of.config, of.workdir), of.config))
     kept = paths.flat(quantised.as_kept(paths.nested(base), of.config.finetune.quantise))
     tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, kept.get(path))}
     facts = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 
-class Due:
+class SaveSchedule:
     """Whether to save after a step: at its multiples, when the time has come, and always after the last.
 
     Args:
@@ -41,7 +41,7 @@ class Due:
         return any(step % every == 0 for every in self.multiples) or self.clock() - self.since >= self.seconds
 
 
-class Keep(NamedTuple):
+class Retention(NamedTuple):
     """Which checkpoints stay.
 
     Attributes:
@@ -76,7 +76,7 @@ def by_loss(steps: Sequence[int], losses: Mapping[int, float]) -> list[int]:
     return sorted((step for step in steps if step in losses), key=lambda step: (losses[step], step))
 
 
-class Policy:
+class RetentionPolicy:
     """A `Keep` as orbax's preservation policy.
 
     Args:
@@ -84,7 +84,7 @@ class Policy:
       losses: held-out loss by step; the caller's own, which it adds to.
     """
 
-    def __init__(self, keep: Keep, losses: Mapping[int, float]) -> None:
+    def __init__(self, keep: Retention, losses: Mapping[int, float]) -> None:
         self.keep, self.losses = keep, losses
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:

@@ -74,7 +74,7 @@ class Checkpoints:
     ) -> None:
         keep_orbax_quiet()
         self.directory = (workdir / "checkpoints").absolute()
-        self.keep = None if keep is None else checkpoint_policy.Keep(keep, keep_every, keep_best)
+        self.keep = None if keep is None else checkpoint_policy.Retention(keep, keep_every, keep_best)
         self.clock = clock
         self.retry_at: float | None = None  # by the clock, where the newest save has failed
         self._failures = 0
@@ -87,7 +87,7 @@ class Checkpoints:
     def _open(self) -> None:
         self.losses = checkpoint_dir.losses(self.directory)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_policy.Policy(self.keep, self.losses) if self.keep else None,
+            preservation_policy=checkpoint_policy.RetentionPolicy(self.keep, self.losses) if self.keep else None,
             read_only=self.keep is None,
             create=self.keep is not None,
             cleanup_tmp_directories=self.keep is not None,  # what a killed run had begun to write
@@ -123,8 +123,8 @@ class Checkpoints:
           loss: on held-out text, where it is known.
         """
         self.wait()
-        answering = optim.answering(state.opt_state, state.params)
-        items = {"params": ocp.args.StandardSave(answering), "rest": ocp.args.StandardSave(_rest(state))}
+        eval_params = optim.eval_params(state.opt_state, state.params)
+        items = {"params": ocp.args.StandardSave(eval_params), "rest": ocp.args.StandardSave(_rest(state))}
         self._step, self._loss = step, loss
         try:
             if self._failures:  # the old manager counts what has failed, and has forgotten what was to go in its stead

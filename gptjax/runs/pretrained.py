@@ -54,9 +54,9 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
     if not is_part(config):
         return Checkpoints(workdir).restore_params(on(shapes, mesh), step)
     origin = workdirs.base(config, workdir)
-    base = base_of(origin, config, mesh)
+    base = base_params(origin, config, mesh)
     check_base(workdir, base)
-    tuned, frozen = parted_shapes(origin, config, shapes)
+    tuned, frozen = partition_shapes(origin, config, shapes)
     known = paths.flat(base)
     kept = paths.nested({path: known[path] for path in paths.flat(frozen)})
     kept = quantised.as_kept(kept, config.finetune.quantise)
@@ -68,7 +68,7 @@ def is_part(config: ConfigDict) -> bool:
     return bool(config.init_from) and config.finetune.method != "full"
 
 
-def base_of(origin: Path, config: ConfigDict, mesh: Mesh | None = None) -> Any:
+def base_params(origin: Path, config: ConfigDict, mesh: Mesh | None = None) -> Any:
     """The parameters of a run that one of this config begins with, in the latter's layout, additions made part of them.
 
     Raises:
@@ -92,15 +92,15 @@ def base_model(origin: Path, config: ConfigDict) -> ConfigDict:
     return theirs
 
 
-def parted_shapes(origin: Path, config: ConfigDict, fresh: Any) -> methods.Parted:
+def partition_shapes(origin: Path, config: ConfigDict, fresh: Any) -> methods.Partition:
     """The shapes of what a run of this config tunes of a base, and of the rest; `fresh`: of its model's parameters.
 
     Raises:
-      ConfigError: as of gptjax.finetune.methods.parted.
+      ConfigError: as of gptjax.finetune.methods.partition.
     """
     key = rng.key(config.seed, "finetune")
-    found: methods.Parted = jax.eval_shape(
-        lambda base, fresh: methods.parted(base, config, key, fresh), base_shapes(origin, config), fresh
+    found: methods.Partition = jax.eval_shape(
+        lambda base, fresh: methods.partition(base, config, key, fresh), base_shapes(origin, config), fresh
     )
     return found
 
@@ -128,7 +128,7 @@ def check_base(workdir: Path, base: Any) -> None:
         raise CheckpointError(f"{origin} is not what {workdir} was tuned on: its parameters have changed since")
 
 
-def know_base(workdir: Path, base: Any) -> None:
+def record_base(workdir: Path, base: Any) -> None:
     """Writes down what a run tunes when it begins, and is `check_base` when it goes on."""
     facts = read_data_facts(workdir)
     if "base" in facts:

@@ -47,7 +47,8 @@ class Run:
         """float32 [B, T, V]: of the token after each position; of an encoder, of the token at it, which may be masked.
 
         Args:
-          *arrays: what the model's forward pass takes, int32. A decoder: ids_BT, and if wanted segments_BT and ahead_BT
+          *arrays: what the model's forward pass takes, int32. A decoder: ids_BT, and if wanted segments_BT and
+          bidirectional_BT
             (1: read from before, too). An encoder: ids_BT, and if wanted segments_BT and types_BT. An encoder-decoder:
             ids_BT of the target, its start first, source_BS, and if wanted source_segments_BS and segments_BT. Segments
             number the texts of a row, and 0 is padding; without them a row is one text.
@@ -83,25 +84,25 @@ class Run:
           seed: decides every draw, together with `index`.
           index: which of several continuations this is.
           on_text: gets each piece of text as it comes.
-          **options: of gptjax.decode.settings.Settings (`max_tokens`, `temperature`, `top_k`, `stop`, ...) and of
-            gptjax.decode.generate.How (`slide`, `beams`, `grammar`, ...).
+          **options: of gptjax.decode.settings.SamplingParams (`max_tokens`, `temperature`, `top_k`, `stop`, ...) and of
+            gptjax.decode.generate.GenerationConfig (`slide`, `beams`, `grammar`, ...).
 
         Raises:
           ConfigError, DataError: settings or a prompt that cannot be.
         """
-        settings, how = decoding.divided(options)
-        ask = decoding.Ask(prompt, settings, rng.key(seed, "sample", index))
-        return next(self.answers([ask], how, lambda _, text: on_text(text)))[1]
+        settings, generation = decoding.split_options(options)
+        request = decoding.Request(prompt, settings, rng.key(seed, "sample", index))
+        return next(self.answers([request], generation, lambda _, text: on_text(text)))[1]
 
     def answers(
         self,
-        asks: Sequence[decoding.Ask],
-        how: decoding.How = decoding.PLAIN,
+        requests: Sequence[decoding.Request],
+        generation: decoding.GenerationConfig = decoding.DEFAULT,
         on_text: decoding.OnText = lambda number, text: None,
         stride: int = 0,
     ) -> Iterator[tuple[int, Sample]]:
         """Continuations of many prompts, as they are ready; see gptjax.decode.generate.generate."""
-        return decoding.generate(self.voice, asks, how, on_text, stride)
+        return decoding.generate(self.generator, requests, generation, on_text, stride)
 
     def fill(self, text: str, k: int = 5) -> fill_mask.Filled:
         """The k likeliest fillings of each mask in a text; of an encoder. See gptjax.decode.fill_mask.fill."""
@@ -116,9 +117,9 @@ class Run:
         return jax.jit(partial(models.answer, self.model))
 
     @cached_property
-    def voice(self) -> decoding.Voice:
+    def generator(self) -> decoding.Generator:
         """The model as gptjax.decode takes it."""
-        return decoding.voice(self.model, self.params, self.tokenizer, self.config.model.context)
+        return decoding.generator(self.model, self.params, self.tokenizer, self.config.model.context)
 
     def __repr__(self) -> str:
         return f"{self.workdir}\n{parameter_table.as_text(self.params)}"

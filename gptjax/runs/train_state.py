@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from gptjax import models, optim
 from gptjax.core import rng
-from gptjax.finetune.methods import parted
+from gptjax.finetune.methods import partition
 from gptjax.finetune.paths import union
 from gptjax.finetune.quantised import dequantised, quantised
 from gptjax.optim import skip_step as guards
@@ -36,13 +36,13 @@ class TrainState(flax.struct.PyTreeNode):
     guard: Guard
     frozen: Any = flax.struct.field(default_factory=dict)
 
-    def answering(self) -> Any:
+    def eval_params(self) -> Any:
         """All parameters, as evaluation, samples and whoever loads the run read them."""
-        return union(dequantised(self.frozen), optim.answering(self.opt_state, self.params))
+        return union(dequantised(self.frozen), optim.eval_params(self.opt_state, self.params))
 
-    def answering_shapes(self) -> Any:
+    def eval_shapes(self) -> Any:
         """The shapes of these; of a state, or of its shapes."""
-        return jax.eval_shape(TrainState.answering, self)
+        return jax.eval_shape(TrainState.eval_params, self)
 
 
 def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -56,10 +56,10 @@ def starting_from(
     """The state at step 0 of a run of this config that begins with a base's parameters; pure, too.
 
     Raises:
-      ConfigError: as of gptjax.finetune.methods.parted and gptjax.finetune.quantised.quantised.
+      ConfigError: as of gptjax.finetune.methods.partition and gptjax.finetune.quantised.quantised.
     """
     fresh = models.init(model, rng.key(config.seed, "init"))
-    tuned, frozen = parted(base, config, rng.key(config.seed, "finetune"), fresh)
+    tuned, frozen = partition(base, config, rng.key(config.seed, "finetune"), fresh)
     return starting_with(tuned, optimizer, quantised(frozen, config.finetune.quantise))
 
 

@@ -11,7 +11,7 @@ from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import study as studies
 from gptjax.sweeps import trials
 from gptjax.sweeps.results import Result
-from gptjax.sweeps.training import ONE_AFTER_THE_OTHER, Way
+from gptjax.sweeps.training import SEQUENTIAL, Backend
 from gptjax.sweeps.trials import Search
 from gptjax.sweeps.watch import watching
 
@@ -31,7 +31,7 @@ class Storage(NamedTuple):
 
 
 def run(
-    search: Search, folder: Path, way: Way = ONE_AFTER_THE_OTHER, on_result: OnResult = lambda result: None
+    search: Search, folder: Path, way: Backend = SEQUENTIAL, on_result: OnResult = lambda result: None
 ) -> list[Result]:
     """Trains all trials of a grid, of random draws or of files; those that are finished are not repeated.
 

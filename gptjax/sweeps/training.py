@@ -143,7 +143,7 @@ def one_program(every_steps: int, trials: Sequence[Trial]) -> None:
     population.check([configs.resolve(trial.config) for trial in trials], [trial.config for trial in trials], evolution)
 
 
-class Way(NamedTuple):
+class Backend(NamedTuple):
     """How trials are trained.
 
     Attributes:
@@ -155,9 +155,9 @@ class Way(NamedTuple):
     check: Callable[[Sequence[Trial]], None]
 
 
-ONE_AFTER_THE_OTHER = Way(one_after_the_other, check)
+SEQUENTIAL = Backend(one_after_the_other, check)
 
 
-def together(every_steps: int = 0) -> Way:
+def together(every_steps: int = 0) -> Backend:
     """All as one program, whose members evolve every so many steps; 0: they do not."""
-    return Way(partial(as_one_program, every_steps=every_steps), partial(one_program, every_steps))
+    return Backend(partial(as_one_program, every_steps=every_steps), partial(one_program, every_steps))

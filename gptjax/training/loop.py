@@ -25,14 +25,14 @@ from gptjax.interop import foreign
 from gptjax.optim.update_rules import with_fisher
 from gptjax.runs import directory as workdirs
 from gptjax.runs import pretrained
-from gptjax.runs.checkpoint_policy import Due
+from gptjax.runs.checkpoint_policy import SaveSchedule
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
 from gptjax.runs.train_state import TrainState, initial, parameter_count, starting_from
 from gptjax.sharding import processes
 from gptjax.training import ewc, memory, recovery
 from gptjax.training.monitoring import goodput, interrupts, metrics, profiler, report, samples, watchdog
 from gptjax.training.monitoring.recorder import OnLine, Recorder
-from gptjax.training.setup import Job, check, make_job
+from gptjax.training.setup import TrainSetup, check, make_job
 from gptjax.training.step import Step, of_config
 
 # Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
@@ -58,7 +58,7 @@ def train(
     """
     started = time.monotonic() if started is None else started
     pretrained.check_there(config, workdir)
-    with foreign.at_hand(config, workdir) as origin:
+    with foreign.resolve_pretrained(config, workdir) as origin:
         config = resolved(config, workdir, origin)
         workdirs.check_free(workdir, config)
         summary = report.read_summary(workdir)
@@ -93,13 +93,13 @@ def resolved(config: ConfigDict, workdir: Path, origin: Path | None) -> ConfigDi
     return config if origin else data.with_tokenizer_of_sets(config)
 
 
-def open_checkpoints(job: Job) -> Checkpoints:
+def open_checkpoints(job: TrainSetup) -> Checkpoints:
     """The run's checkpoints, to write."""
     c = job.config.checkpoint
     return Checkpoints(job.workdir, c.keep, c.keep_every, c.keep_best)
 
 
-def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
+def begin(job: TrainSetup, checkpoints: Checkpoints) -> TrainState:
     """The state that the run goes on from, or the first one, on the devices."""
     shapes = shapes_of(job)
     there = sharding.of_state(job.mesh, shapes)
@@ -121,7 +121,7 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     checkpoints.set_aside_after(job.resumes_at)
     devices = f"{job.mesh.size} {jax.devices()[0].device_kind} device{'s' * (job.mesh.size > 1)}"
     arch, dtype = job.config.model.arch, job.config.train.dtype
-    count, trained = parameter_count(state.answering_shapes()), parameter_count(state.params)
+    count, trained = parameter_count(state.eval_shapes()), parameter_count(state.params)
     console.say(f"model      {arch}, {count:,} parameters, {dtype}, on {devices}")
     if state.frozen:
         console.say(f"finetune   {job.config.finetune.method}: {trained:,} parameters train, {trained / count:.2%}")
@@ -132,48 +132,48 @@ def begin(job: Job, checkpoints: Checkpoints) -> TrainState:
     return state
 
 
-def start_of(job: Job) -> Callable[[], TrainState]:
+def start_of(job: TrainSetup) -> Callable[[], TrainState]:
     """A function that makes the first state of a run that begins with random parameters."""
     return partial(initial, job.model, job.optimizer, job.config.seed)
 
 
-def shapes_of(job: Job) -> TrainState:
+def shapes_of(job: TrainSetup) -> TrainState:
     """The shapes of the run's state."""
     if not job.origin or not pretrained.is_part(job.config):
         return jax.eval_shape(start_of(job))
     return jax.eval_shape(begins_from(job), pretrained.base_shapes(job.origin, job.config))
 
 
-def begins_from(job: Job) -> Callable[[Any], TrainState]:
+def begins_from(job: TrainSetup) -> Callable[[Any], TrainState]:
     """A function that makes the first state of a run that begins with another's parameters."""
     return lambda base: starting_from(base, job.model, job.optimizer, job.config)
 
 
-def base_of(origin: Path, job: Job) -> Any:
+def base_of(origin: Path, job: TrainSetup) -> Any:
     """The parameters that the run begins with: another's newest, or those it was imported with."""
     base = (
-        pretrained.base_of(origin, job.config, job.mesh)
+        pretrained.base_params(origin, job.config, job.mesh)
         if origin != job.workdir
         else pretrained.saved(origin, job.mesh)
     )
     if pretrained.is_part(job.config):
-        pretrained.know_base(job.workdir, base)
+        pretrained.record_base(job.workdir, base)
     return base
 
 
-def remember(memory: ewc.Memory, job: Job, base: Any) -> Flat:
+def remember(memory: ewc.Memory, job: TrainSetup, base: Any) -> Flat:
     """What of the base the run is to remember, by path; see gptjax.training.ewc."""
     return ewc.remembered(memory, job.config, base, shapes_of(job).params, job.workdir, job.mesh)
 
 
-def begin_from(base: Any, job: Job) -> TrainState:
+def begin_from(base: Any, job: TrainSetup) -> TrainState:
     """The first state of a run that begins with these parameters, whose memory it takes."""
     there = sharding.of_state(job.mesh, shapes_of(job))
     given = () if job.config.finetune.quantise != "none" else 0  # else of no use: nothing becomes as large as they are
     return jax.jit(begins_from(job), out_shardings=there, donate_argnums=given)(base)
 
 
-def compiled_steps(job: Job, state: TrainState) -> dict[tuple[int, int], Step]:
+def compiled_steps(job: TrainSetup, state: TrainState) -> dict[tuple[int, int], Step]:
     """The train step by [B, T], compiled for each shape that lies ahead; no step's time holds the compiler's."""
     step = of_config(job.config, job.objective, job.optimizer, job.mesh, state)
     now = batches.stage_of(int(state.step) + 1, job.stages)
@@ -196,18 +196,22 @@ def shape_of(batch: Mapping[str, jax.Array]) -> tuple[int, int]:
     return B, T
 
 
-def placed(job: Job, index: int) -> dict[str, jax.Array]:
+def placed(job: TrainSetup, index: int) -> dict[str, jax.Array]:
     """The batch of step `index` + 1, on the devices."""
     return job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
 
 
-def placed_unless_left_out(job: Job, index: int) -> dict[str, jax.Array] | None:
+def placed_unless_left_out(job: TrainSetup, index: int) -> dict[str, jax.Array] | None:
     """The same; None where the run leaves that step out."""
     return None if recovery.is_left_out(job, index + 1) else placed(job, index)
 
 
 def advanced(
-    job: Job, step_fns: dict[tuple[int, int], Step], state: TrainState, step: int, batch: dict[str, jax.Array] | None
+    job: TrainSetup,
+    step_fns: dict[tuple[int, int], Step],
+    state: TrainState,
+    step: int,
+    batch: dict[str, jax.Array] | None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state after a step, whose batch is None where it is left out, and the step's metrics."""
     if batch is None:
@@ -216,7 +220,7 @@ def advanced(
 
 
 def take_all_steps(
-    job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, asked: interrupts.Asked
+    job: TrainSetup, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, asked: interrupts.Asked
 ) -> TrainState:
     """`take_steps`, and where bad steps in a row end it, once more from the newest checkpoint before them."""
     try:
@@ -227,7 +231,7 @@ def take_all_steps(
 
 
 def take_steps(
-    job: Job, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, asked: interrupts.Asked
+    job: TrainSetup, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, asked: interrupts.Asked
 ) -> TrainState:
     """Every step from the state's to the last, with evaluations, checkpoints and metrics along the way."""
     c, clock = job.config, job.clock
@@ -239,7 +243,7 @@ def take_steps(
     if number := asked(start):
         raise Interrupted(number)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
-    due = Due(c.checkpoint, steps)
+    due = SaveSchedule(c.checkpoint, steps)
     with (
         recovery.with_state(lambda: state),
         cpu_idle.wakeful(jax.default_backend() == "cpu"),
@@ -266,7 +270,7 @@ def take_steps(
                 line, found = recorder.take(due=evaluates), {}
                 if evaluates:
                     with clock.during("eval"):
-                        found = job.held_out_quality(state.answering(), sample, advance=beat)
+                        found = job.held_out_quality(state.eval_params(), sample, advance=beat)
                 recorder.write(line | shown(found))
                 good = step == steps or not recorder.verdicts.bad_in_a_row
                 saves = good and (saves or checkpoints.is_among_best(found.get("loss")))
@@ -286,21 +290,23 @@ def shown(found: Mapping[str, float]) -> dict[str, float]:
     return {f"val/{name}": value for name, value in found.items() if name not in held_out.COUNTS}
 
 
-def is_due(due: Due, step: int, checkpoints: Checkpoints) -> bool:
+def is_due(due: SaveSchedule, step: int, checkpoints: Checkpoints) -> bool:
     """Whether to save after this step; of several processes the first one's clock decides, where one does."""
     if jax.process_count() > 1 and due.seconds == math.inf:
         return due(step)
     return bool(processes.of_first(lambda: due(step, checkpoints.retry_at)))
 
 
-def save(job: Job, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:
+def save(job: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:
     """Begins to write a checkpoint, of that held-out loss where it is known."""
     with job.clock.during("save"):
         checkpoints.save(step, state, loss)
     job.clock.mark(step)
 
 
-def leave(number: int, job: Job, step: int, state: TrainState, checkpoints: Checkpoints, saved: bool) -> NoReturn:
+def leave(
+    number: int, job: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, saved: bool
+) -> NoReturn:
     """Writes a checkpoint of the step in hand, unless it is `saved` already, and leaves for that signal.
 
     Raises:
@@ -314,16 +320,16 @@ def leave(number: int, job: Job, step: int, state: TrainState, checkpoints: Chec
     raise Interrupted(number)
 
 
-def finish(job: Job, state: TrainState) -> dict[str, Any]:
+def finish(job: TrainSetup, state: TrainState) -> dict[str, Any]:
     """Reads all held-out text, writes samples, plot and summary, and returns the summary."""
-    params = state.answering()
+    params = state.eval_params()
     every = (job.eval_batches[i] for i in range(len(job.eval_batches)))
     with console.bar("reading all held-out text", len(job.eval_batches)) as advance, job.clock.during("eval"):
         quality = job.held_out_quality(params, every, advance=advance)
     return written(job, params, quality)
 
 
-def written(job: Job, params: Any, quality: dict[str, float]) -> dict[str, Any]:
+def written(job: TrainSetup, params: Any, quality: dict[str, float]) -> dict[str, Any]:
     """Writes samples, plot and summary of a run that ends with these parameters, and returns the summary.
 
     Raises:

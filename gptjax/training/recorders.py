@@ -20,7 +20,7 @@ from gptjax.runs.train_state import TrainState
 from gptjax.training.monitoring.recorder import Recorder
 from gptjax.training.monitoring.writers import Line
 from gptjax.training.recovery import BadRun
-from gptjax.training.setup import Job
+from gptjax.training.setup import TrainSetup
 
 OnMembersLine = Callable[[int, Line], None]
 
@@ -37,7 +37,7 @@ class Recorders:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], states: TrainState, advance: Callable[..., None], on_line: OnMembersLine
+        self, jobs: Sequence[TrainSetup], states: TrainState, advance: Callable[..., None], on_line: OnMembersLine
     ) -> None:
         self.jobs, self.advance = jobs, advance
         self.alive = [True] * len(jobs)

@@ -23,14 +23,14 @@ from gptjax.config.errors import Diverged
 from gptjax.core import console, rng
 from gptjax.core.files import write_atomic
 from gptjax.data.tokenizers.specials import text_of
-from gptjax.objectives import shared_out
+from gptjax.objectives import normalize_weights
 from gptjax.optim import skip_step as guards
 from gptjax.runs import directory as workdirs
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
 from gptjax.training import nonfinite
-from gptjax.training.setup import Job
+from gptjax.training.setup import TrainSetup
 from gptjax.training.step import drops_out, gradients
 
 REPORT = "diverged.json"
@@ -126,7 +126,7 @@ def with_state(current: Callable[[], TrainState]) -> Iterator[None]:
         raise
 
 
-def is_left_out(job: Job, step: int) -> bool:
+def is_left_out(job: TrainSetup, step: int) -> bool:
     """Whether the run does not train on the batch of a step."""
     return any(first <= step <= last for first, last in job.left_out)
 
@@ -139,7 +139,7 @@ def passed_over(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     return state, said | {"loss": math.nan, "grad_norm": math.nan}
 
 
-def entering(job: Job, state: TrainState, step: int) -> TrainState:
+def entering(job: TrainSetup, state: TrainState, step: int) -> TrainState:
     """The state before a step, its statistics empty where a batch is of another shape or mixture than those before."""
     if step == 1 or step - 1 not in {phase.start for phase in job.train_batches.phases}:
         return state
@@ -162,7 +162,7 @@ def _on_scalars(change: Callable[[TrainState], TrainState], state: TrainState) -
     return changed.replace(params=state.params, frozen=state.frozen, opt_state=state.opt_state)
 
 
-def go_back(job: Job, checkpoints: Checkpoints, bad: BadRun) -> Job:
+def go_back(job: TrainSetup, checkpoints: Checkpoints, bad: BadRun) -> TrainSetup:
     """The job as it goes on from the newest checkpoint before the bad steps, now the newest of all.
 
     Frees the state of `bad`.
@@ -188,7 +188,7 @@ def go_back(job: Job, checkpoints: Checkpoints, bad: BadRun) -> Job:
     return job._replace(left_out=workdirs.left_out(job.workdir), resumes_at=saved)
 
 
-def give_up(job: Job, bad: BadRun) -> str:
+def give_up(job: TrainSetup, bad: BadRun) -> str:
     """Writes the report; why training ends, in one line."""
     found = first_nonfinite(job, bad)
     batch = job.train_batches[bad.worst.step - 1]
@@ -214,7 +214,7 @@ def give_up(job: Job, bad: BadRun) -> str:
     )
 
 
-def first_nonfinite(job: Job, bad: BadRun) -> nonfinite.Finding:
+def first_nonfinite(job: TrainSetup, bad: BadRun) -> nonfinite.Finding:
     """Where numbers stop being finite in the worst step, with its own batch and dropout."""
     assert bad.state is not None
     c, index = job.config, bad.worst.step - 1
@@ -222,15 +222,17 @@ def first_nonfinite(job: Job, bad: BadRun) -> nonfinite.Finding:
     dropout_key = rng.key(c.seed, "dropout", index) if drops_out(c) else None
 
     def gradient(params: Any, batch: Any) -> Any:
-        return gradients(job.objective, params, shared_out(batch), dropout_key, c.train.grad_accumulation, job.mesh)[1]
+        return gradients(
+            job.objective, params, normalize_weights(batch), dropout_key, c.train.grad_accumulation, job.mesh
+        )[1]
 
     try:
-        return nonfinite.first(c, bad.state.answering(), batch, dropout_key, gradient)
+        return nonfinite.first(c, bad.state.eval_params(), batch, dropout_key, gradient)
     except Exception as error:  # such as for want of memory: the rest of the report is worth having without it
         return nonfinite.Finding("not known", f"{type(error).__name__}: {str(error)[:200]}")
 
 
-def of_batch(job: Job, inputs_BT: np.ndarray) -> dict[str, Any]:
+def of_batch(job: TrainSetup, inputs_BT: np.ndarray) -> dict[str, Any]:
     """What tells a batch from others, for a program and for a person; of several processes, this one's rows."""
     rows = [text_of(job.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
     return {

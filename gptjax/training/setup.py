@@ -21,7 +21,7 @@ from gptjax.data import batches, chat, layouts, pairs, sources, task_formats
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode.prompts import checked_source, prompt_ids
-from gptjax.decode.settings import Settings
+from gptjax.decode.settings import SamplingParams
 from gptjax.evals import held_out
 from gptjax.finetune import methods, prompts, quantised
 from gptjax.objectives.objective import Loss
@@ -45,7 +45,7 @@ CHOICES = (
         "data.examples.form": {"": None} | task_formats.FORMS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
-        "finetune.quantise": quantised.HOWS,
+        "finetune.quantise": quantised.QUANTIZERS,
         "optimizer.name": optim.OPTIMIZERS,
         "schedule.name": optim.SCHEDULES,
     }
@@ -65,7 +65,7 @@ def check(config: ConfigDict) -> None:
         quantised.library(config.finetune.quantise)
 
 
-class Job(NamedTuple):
+class TrainSetup(NamedTuple):
     """All that stays the same while a run trains."""
 
     config: ConfigDict
@@ -78,19 +78,19 @@ class Job(NamedTuple):
     model: nn.Module
     objective: Loss
     optimizer: optax.GradientTransformationExtraArgs
-    eval_step: held_out.Look
+    eval_step: held_out.EvalStep
     stages: list[batches.Stage]
     train_batches: batches.Batches
     eval_batches: batches.EvalBatches
-    sample_settings: Settings
+    sample_settings: SamplingParams
     teach: Teach  # what a batch gets before a step, where there is a teacher
     memory: Memory | None  # what a run that begins is to remember, where it is asked to
     left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
 
     def held_out_quality(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
-        """How well some batches of held-out text are done, as gptjax.evals.held_out.quality_of gives it."""
+        """How well some batches of held-out text are done, as gptjax.evals.held_out.evaluate gives it."""
         bytes_V, objective = tokenizers.token_bytes(self.data.tokenizer), self.config.train.objective
-        return held_out.quality_of(self.eval_step, params, some, objective, bytes_V, **kwargs)
+        return held_out.evaluate(self.eval_step, params, some, objective, bytes_V, **kwargs)
 
 
 def make_job(
@@ -100,7 +100,7 @@ def make_job(
     origin: Path | None = None,
     loaded: data.Data | None = None,
     members: int = 1,
-) -> Job:
+) -> TrainSetup:
     """Reads the data, builds what trains on it, and makes the run directory where there is none.
 
     Args:
@@ -137,7 +137,7 @@ def make_job(
         loaded.rows(config.data, rng.integer(order_seed(config), "batches"), prepare),
         stages,
         mixings,
-        batches.Share(*sharding.own_rows(mesh)),
+        batches.ProcessShard(*sharding.own_rows(mesh)),
         step,
     )
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
@@ -145,7 +145,7 @@ def make_job(
     model = methods.model_of(config, sharding.divided(mesh))
     check_memory(config, model, mesh.size, members)
     if origin and pretrained.is_part(config):
-        pretrained.parted_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
+        pretrained.partition_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
     to_remember = ewc.memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
     processes.meet("all have looked at the run's directory")
     if not exists:
@@ -160,7 +160,7 @@ def make_job(
     if not known_already:
         say_what_is_read(config, loaded)
     objective = objectives.loss(config, model)
-    return Job(
+    return TrainSetup(
         config=config,
         workdir=workdir,
         origin=workdirs.origin(config, workdir),
@@ -221,13 +221,13 @@ def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:
     )
 
 
-def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> Settings:
+def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> SamplingParams:
     """How the sample at a run's end is drawn.
 
     Raises:
       ConfigError: `config.sample` cannot be, or its prompt is not the tokenizer's; told now and not at the end.
     """
-    settings = Settings(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
+    settings = SamplingParams(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
     try:
         settings.check(config.model.vocabulary)
         if config.model.arch == "seq2seq":

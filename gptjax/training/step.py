@@ -16,7 +16,7 @@ from gptjax.finetune.paths import union
 from gptjax.finetune.quantised import dequantised
 from gptjax.models import kernels
 from gptjax.models.layers import is_off
-from gptjax.objectives import shared_out
+from gptjax.objectives import normalize_weights
 from gptjax.objectives.objective import Loss
 from gptjax.optim import skip_step as guards
 from gptjax.runs.train_state import TrainState
@@ -80,7 +80,7 @@ def loss_of_slice(
     return mean
 
 
-def beside(objective: Loss, frozen: Any) -> Loss:
+def with_frozen(objective: Loss, frozen: Any) -> Loss:
     """The objective as a function of what trains alone, beside what does not."""
     return lambda tuned, batch, rng: objective(union(dequantised(frozen), tuned), batch, rng)
 
@@ -118,11 +118,11 @@ def train_step(
     objective = sharding.over_rows(objective, mesh)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = shared_out(batch)
+        batch = normalize_weights(batch)
         dropout_key = rng.key(seed, "dropout", state.step) if dropout else None
-        of_tuned = beside(objective, state.frozen)
+        of_tuned = with_frozen(objective, state.frozen)
         metrics, grads = gradients(of_tuned, state.params, batch, dropout_key, slices, mesh)
-        loss = loss_of_slice(beside(curved, state.frozen), batch, dropout_key, slices, mesh)
+        loss = loss_of_slice(with_frozen(curved, state.frozen), batch, dropout_key, slices, mesh)
 
         def update(old: Any, grads: Any) -> Any:
             updates, opt_state = optimizer.update(grads, old[1], old[0], obj_fn=loss)
@@ -131,7 +131,7 @@ def train_step(
         with jax.named_scope("optimizer"):  # by which profiles and cost tables know its operations
             norm = optax.tree.norm(grads)
             bad, guard, verdict = guards.judged(state.guard, metrics["loss"], norm, limits)
-            params, opt_state = guards.unless(bad, update, (state.params, state.opt_state), grads)
+            params, opt_state = guards.skip_update_if(bad, update, (state.params, state.opt_state), grads)
             measured = run_stats.of_step(state.params, params, state.step + 1, statistics_every)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard)
         return state, metrics | {"grad_norm": norm} | verdict | measured

@@ -17,7 +17,7 @@ from gptjax.data.batches import (
     Batches,
     EvalBatches,
     Mixing,
-    Share,
+    ProcessShard,
     Stage,
     mixed_from,
     prefetched,
@@ -96,7 +96,7 @@ def test_what_several_processes_read_is_the_one_batch_cut_up(layout, processes):
     sets = {"a": tokens_of(3000, 40), "b": tokens_of(500, 11, 5000)}
     made = (rows_of(sets, layout), [Stage(0, 8, 16), Stage(5, 4, 32)], [Mixing(0, {"a": 2, "b": 1})])
     whole = Batches(*made)
-    shares = [Batches(*made, Share(process, process + 1, processes)) for process in range(processes)]
+    shares = [Batches(*made, ProcessShard(process, process + 1, processes)) for process in range(processes)]
     for step in range(12):
         parts = [share[step] for share in shares]
         assert same(whole[step], {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})

@@ -37,13 +37,13 @@ def imported(family):
     if folder.name == "llama":
         params["tokens"]["embedding"], head = make_beam.tables()
         params["head"]["kernel"] = head.T
-    return prefill.reader(models.build(config), jax.tree.map(jnp.asarray, params))
+    return prefill.decoder(models.build(config), jax.tree.map(jnp.asarray, params))
 
 
 def tiny():
     """A Reader of a model that can read 16 tokens, with a vocabulary of 5."""
     model = models.build(tiny_config(model_vocabulary=5, model_init_std=1.0).model)
-    return prefill.reader(model, model.init(jax.random.key(3), jnp.zeros((1, 1), jnp.int32))["params"])
+    return prefill.decoder(model, model.init(jax.random.key(3), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import engine, prefill, speculative, step
 from gptjax.decode import generate as decoding
 from gptjax.decode.drafting import Speculation
-from gptjax.decode.generate import Ask, How
-from gptjax.decode.settings import Settings
+from gptjax.decode.generate import GenerationConfig, Request
+from gptjax.decode.settings import SamplingParams
 
 ALPHABET = "".join(map(chr, range(32, 97)))
-GREEDY = Settings(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 CHARS = tokenizers.chars_encoding([ALPHABET])  # without an end token: texts are as long as they may be
 BYTES = tokenizers.bytes_encoding()
 LONG = {"model_context": 520, "model_vocabulary": len(ALPHABET)}
@@ -40,24 +40,24 @@ def _voice(changes, tokenizer):
     config = tiny_config(**{"model_init_std": 0.5, "model_tied_head": False} | dict(changes))
     model = models.build(config.model)
     params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
-    return decoding.voice(model, params, tokenizer, config.model.context)
+    return decoding.generator(model, params, tokenizer, config.model.context)
 
 
-def voice(tokenizer=CHARS, **changes):
+def generator(tokenizer=CHARS, **changes):
     """A voice of a tiny model with large random weights, so that its texts do not repeat themselves."""
     changes = {"model_vocabulary": tokenizer.n_vocab} | changes
     return _voice(tuple(sorted(changes.items())), tokenizer)
 
 
-def ask(prompt, seed=0, **settings):
-    return Ask(prompt, Settings(**settings), jax.random.key(seed))
+def request(prompt, seed=0, **settings):
+    return Request(prompt, SamplingParams(**settings), jax.random.key(seed))
 
 
-def answers(of, asks, **how):
+def answers(of, requests, **generation):
     """The samples, in the order of the asks."""
-    found = dict(decoding.generate(of, asks, How(**how)))
-    assert len(found) == len(asks)
-    return [found[number] for number in range(len(asks))]
+    found = dict(decoding.generate(of, requests, GenerationConfig(**generation)))
+    assert len(found) == len(requests)
+    return [found[number] for number in range(len(requests))]
 
 
 def uncached(of, ids, **changes):
@@ -83,8 +83,8 @@ OFTEN = ("learned", "windows")  # the others are slow ones: each is a program of
     "kind", [pytest.param(kind, marks=[] if kind in OFTEN else pytest.mark.slow) for kind in KINDS]
 )
 def test_five_hundred_greedy_tokens_equal_the_uncached_forward(kind):
-    of, prompt = voice(**LONG | KINDS[kind]), tuple(range(3, 21))
-    (sample,) = answers(of, [ask(prompt, temperature=0, max_tokens=500)])
+    of, prompt = generator(**LONG | KINDS[kind]), tuple(range(3, 21))
+    (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=500)])
     assert len(sample.ids) == 500 and sample.finish == "length"
     if kind in ("learned", "rotary", "experts"):
         assert len(set(sample.ids[-100:])) > 3, "a text that repeats itself would hide a lost token"
@@ -92,19 +92,19 @@ def test_five_hundred_greedy_tokens_equal_the_uncached_forward(kind):
 
 
 BATCH = [
-    ask("THE", seed=0, max_tokens=40),
-    ask("$" * 30, seed=1, temperature=0, max_tokens=25),
-    ask("A LONGER PROMPT, " * 5, seed=2, temperature=1.3, top_k=0, top_p=0.9, max_tokens=33),
-    ask("0", seed=3, temperature=0.7, top_k=5, frequency_penalty=0.5, presence_penalty=0.2, max_tokens=3),
-    ask("BIAS", seed=4, logit_bias={5: 3.0, 7: -2.0}, repetition_penalty=1.4, max_tokens=40),
-    ask("BIAS", seed=5, min_p=0.05, no_repeat_ngram=2, typical_p=0.8, max_tokens=40),
-    ask("X" * 70, seed=6, top_k=64, stop=("A",), max_tokens=40),
+    request("THE", seed=0, max_tokens=40),
+    request("$" * 30, seed=1, temperature=0, max_tokens=25),
+    request("A LONGER PROMPT, " * 5, seed=2, temperature=1.3, top_k=0, top_p=0.9, max_tokens=33),
+    request("0", seed=3, temperature=0.7, top_k=5, frequency_penalty=0.5, presence_penalty=0.2, max_tokens=3),
+    request("BIAS", seed=4, logit_bias={5: 3.0, 7: -2.0}, repetition_penalty=1.4, max_tokens=40),
+    request("BIAS", seed=5, min_p=0.05, no_repeat_ngram=2, typical_p=0.8, max_tokens=40),
+    request("X" * 70, seed=6, top_k=64, stop=("A",), max_tokens=40),
 ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_rows_of_different_prompts_and_settings_and_more_requests_than_rows():
-    of = voice(model_context=128)
+    of = generator(model_context=128)
     together = answers(of, BATCH, rows=3, room=128)
     assert [len(sample.ids) for sample in together[:6]] == [40, 25, 33, 3, 40, 40]
     assert together == [answers(of, [one], rows=3, room=128)[0] for one in BATCH]
@@ -114,15 +114,17 @@ def test_rows_of_different_prompts_and_settings_and_more_requests_than_rows():
 
 
 MANY = [
-    ask(CHARS.decode([(7 * n + i) % 65 for i in range(1 + 5 * n)]), seed=n, temperature=n % 3 / 2, max_tokens=20 + n)
+    request(
+        CHARS.decode([(7 * n + i) % 65 for i in range(1 + 5 * n)]), seed=n, temperature=n % 3 / 2, max_tokens=20 + n
+    )
     for n in range(14)
 ]
 
 
 def check_bits(**changes):
     """Raises unless each row is the same, bit for bit, alone and among 15 others."""
-    of = voice(model_context=256, model_width=64, model_heads=4, **changes)
-    others = [*BATCH[:1], ask("L" * 120, seed=9, max_tokens=100, top_p=0.9, top_k=0)]
+    of = generator(model_context=256, model_width=64, model_heads=4, **changes)
+    others = [*BATCH[:1], request("L" * 120, seed=9, max_tokens=100, top_p=0.9, top_k=0)]
     together = answers(of, [*MANY, *others], rows=16, room=256)
     for n in (0, 3, 4, 13):
         alone = answers(of, [MANY[n]], rows=16, room=256)[0]
@@ -163,20 +165,20 @@ def pieces(monkeypatch):
 
 
 def test_samples_of_one_prompt_read_it_once(pieces):
-    of, prompt = voice(model_context=256), tuple(range(60)) * 2
-    samples = answers(of, [ask(prompt, seed=n, temperature=1.0, max_tokens=10) for n in range(5)], rows=2)
+    of, prompt = generator(model_context=256), tuple(range(60)) * 2
+    samples = answers(of, [request(prompt, seed=n, temperature=1.0, max_tokens=10) for n in range(5)], rows=2)
     assert [token for piece in pieces for token in piece] == list(prompt[:-1])
     assert len({tuple(sample.ids) for sample in samples}) == 5
 
 
 def test_a_beginning_that_was_read_before_gives_the_same_bits(pieces):
-    of, begin = voice(model_context=256), tuple(i % 60 for i in range(150))
-    asks = [ask(begin + tail, max_tokens=8) for tail in ((1, 2, 3), (9,) * 20, (5,))] + [ask(begin[:100])]
-    together = answers(of, [one._replace(settings=Settings(max_tokens=8)) for one in asks], rows=1)
+    of, begin = generator(model_context=256), tuple(i % 60 for i in range(150))
+    requests = [request(begin + tail, max_tokens=8) for tail in ((1, 2, 3), (9,) * 20, (5,))] + [request(begin[:100])]
+    together = answers(of, [one._replace(settings=SamplingParams(max_tokens=8)) for one in requests], rows=1)
     # The last goes on from 64 tokens of one that is longer: 100 is no whole number of pieces.
     assert [len(piece) for piece in pieces] == [64, 64, 24, 22 + 19, 22, 35]
-    for one, sample in zip(asks, together, strict=True):
-        fresh = answers(of, [one._replace(settings=Settings(max_tokens=8))], rows=1)
+    for one, sample in zip(requests, together, strict=True):
+        fresh = answers(of, [one._replace(settings=SamplingParams(max_tokens=8))], rows=1)
         assert fresh[0] == sample
 
 
@@ -184,9 +186,9 @@ def test_a_beginning_that_was_read_before_gives_the_same_bits(pieces):
 @pytest.mark.thorough
 def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
     """A window in each layer: the texts of the uncached model, far past the context, prompts longer than it too."""
-    of = voice(model_context=24, model_positions=positions, model_windows="(0, 5)")
+    of = generator(model_context=24, model_positions=positions, model_windows="(0, 5)")
     for prompt in ((1, 2, 3), tuple(i * i % 61 for i in range(90))):
-        (sample,) = answers(of, [ask(prompt, temperature=0, max_tokens=150)], slide=True)
+        (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=150)], slide=True)
         assert sample.finish == "length"
         logits = uncached(of, [*prompt, *sample.ids], windows=(24, 5), context=300)
         said_by(logits, prompt, sample)
@@ -194,9 +196,9 @@ def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
 
 @pytest.mark.parametrize("length", [1, 23, 24, 70])
 def test_a_table_of_positions_is_read_anew_from_its_newest_half(length):
-    of = voice(model_context=24)
+    of = generator(model_context=24)
     prompt = tuple(i * i % 61 for i in range(length))
-    (sample,) = answers(of, [ask(prompt, temperature=0, max_tokens=80)], slide=True)
+    (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=80)], slide=True)
     logits = jax.jit(lambda ids: models.logits(of.reader.model, of.reader.params, ids))
     ids, begin = list(prompt), 0 if length < 24 else length - 12
     for token, logprob in zip(sample.ids, sample.logprobs, strict=True):
@@ -212,16 +214,16 @@ def test_a_table_of_positions_is_read_anew_from_its_newest_half(length):
 
 
 def test_why_texts_end():
-    of, prompt = voice(BYTES, model_vocabulary=300), "0123456789"
+    of, prompt = generator(BYTES, model_vocabulary=300), "0123456789"
     soon = dict(temperature=0, max_tokens=20)
-    asks = [
-        ask(prompt, **soon, logit_bias={65: 1000.0}),
-        ask(prompt, **soon, logit_bias={256: 1000.0}),
-        ask(prompt, **soon, logit_bias={256: 1000.0}, min_tokens=3),
-        ask(prompt, temperature=0, max_tokens=2, logit_bias={65: 1000.0}),
-        ask("0", **soon, logit_bias={299: 1000.0}),
+    requests = [
+        request(prompt, **soon, logit_bias={65: 1000.0}),
+        request(prompt, **soon, logit_bias={256: 1000.0}),
+        request(prompt, **soon, logit_bias={256: 1000.0}, min_tokens=3),
+        request(prompt, temperature=0, max_tokens=2, logit_bias={65: 1000.0}),
+        request("0", **soon, logit_bias={299: 1000.0}),
     ]
-    full, ended, later, cut, nothing = answers(of, asks, rows=2)
+    full, ended, later, cut, nothing = answers(of, requests, rows=2)
     assert full.finish == "context" and len(full.ids) == 16 - len(prompt)
     assert (ended.finish, ended.ids, ended.text) == ("end", [256], "")
     assert (later.finish, len(later.ids), later.ids[-1]) == ("end", 4, 256)
@@ -230,21 +232,21 @@ def test_why_texts_end():
 
 
 def test_a_stop_string_across_tokens_ends_the_text():
-    of = voice(model_context=64)
-    pieces, (whole,) = [], answers(of, [ask("HELLO", temperature=0, max_tokens=40)])
+    of = generator(model_context=64)
+    pieces, (whole,) = [], answers(of, [request("HELLO", temperature=0, max_tokens=40)])
     stop = whole.text[20:24]
     at = whole.text.index(stop)
-    asked = ask("HELLO", temperature=0, max_tokens=40, stop=(stop, "not in it"))
+    asked = request("HELLO", temperature=0, max_tokens=40, stop=(stop, "not in it"))
     for stride in (1, 3, 64):
         pieces.clear()
-        ((_, sample),) = decoding.generate(of, [asked], How(), lambda _, text: pieces.append(text), stride)
+        ((_, sample),) = decoding.generate(of, [asked], GenerationConfig(), lambda _, text: pieces.append(text), stride)
         assert sample.finish == "stop" and sample.text == whole.text[:at] == "".join(pieces)
         assert sample.ids == whole.ids[: at + 4] and len(sample.logprobs) == at + 4
 
 
 def test_the_likeliest_at_each_place():
-    of, prompt = voice(model_context=64), (3, 1, 4)
-    (sample,) = answers(of, [ask(prompt, max_tokens=20)], alternatives=3)
+    of, prompt = generator(model_context=64), (3, 1, 4)
+    (sample,) = answers(of, [request(prompt, max_tokens=20)], alternatives=3)
     logprobs = np.asarray(jax.nn.log_softmax(uncached(of, [*prompt, *sample.ids])))[2:-1]
     assert [[token for token, _ in place] for place in sample.alternatives] == [
         np.argsort(-row, kind="stable")[:3].tolist() for row in logprobs
@@ -256,48 +258,48 @@ def test_the_likeliest_at_each_place():
 
 def compiled():
     """How many programs there are."""
-    functions = (step.run, prefill.extended, engine.begun, speculative.run_rounds)
+    functions = (step.decode_steps, prefill.extended, engine.insert, speculative.run_rounds)
     return [function._cache_size() for function in functions]
 
 
 def test_a_run_of_texts_is_one_program():
     """Its state is one kind of argument from the first dispatch on, wherever the parameters came from."""
-    of = voice(model_context=128)
+    of = generator(model_context=128)
     here = jax.device_put(of.reader.params, jax.devices()[0])
     for params, rows in ((of.reader.params, 5), (here, 6)):
         before = compiled()
-        asks = [ask((1, 2, 3), seed=n, max_tokens=40 + n) for n in range(7)]
+        requests = [request((1, 2, 3), seed=n, max_tokens=40 + n) for n in range(7)]
         same = of._replace(reader=of.reader._replace(params=params))
-        assert len(list(decoding.generate(same, asks, How(rows=rows, room=100), stride=9))) == 7
+        assert len(list(decoding.generate(same, requests, GenerationConfig(rows=rows, room=100), stride=9))) == 7
         assert [now - then for now, then in zip(compiled(), before, strict=True)][::2] == [1, 1], rows
 
 
 @pytest.mark.parametrize("how", [{}, {"speculation": Speculation(3, ngram=2)}])
-def test_nothing_is_compiled_after_the_first_time(how):
-    of = voice(model_context=128)
+def test_nothing_is_compiled_after_the_first_time(generation):
+    of = generator(model_context=128)
 
-    def asks(first, **settings):
-        return [ask(tuple(range(first, first + n)), seed=first, max_tokens=20, **settings) for n in (3, 14, 30, 40)]
+    def requests(first, **settings):
+        return [request(tuple(range(first, first + n)), seed=first, max_tokens=20, **settings) for n in (3, 14, 30, 40)]
 
-    answers(of, asks(0, top_k=3, logit_bias={3: 1.0, 4: 2.0}), rows=2, **how)
+    answers(of, requests(0, top_k=3, logit_bias={3: 1.0, 4: 2.0}), rows=2, **generation)
     before = compiled()
-    answers(of, asks(9, top_k=7, logit_bias={5: 0.5, 6: -1.0}, temperature=1.7), rows=2, **how)
+    answers(of, requests(9, top_k=7, logit_bias={5: 0.5, 6: -1.0}, temperature=1.7), rows=2, **generation)
     answers(
         of,
-        [*asks(2, top_k=9, logit_bias={1: 1.0, 9: 2.0}), *asks(1, top_k=2, logit_bias={2: 1.0, 8: 1.0})],
+        [*requests(2, top_k=9, logit_bias={1: 1.0, 9: 2.0}), *requests(1, top_k=2, logit_bias={2: 1.0, 8: 1.0})],
         rows=2,
-        **how,
+        **generation,
     )
     assert compiled() == before
 
 
 def test_prompts_that_a_piece_is_longer_than():
     """Pieces have few lengths; a table of positions may be shorter than the next of them."""
-    of = voice(model_context=21)
-    (sample,) = answers(of, [ask(tuple(range(20)), temperature=0)])
+    of = generator(model_context=21)
+    (sample,) = answers(of, [request(tuple(range(20)), temperature=0)])
     assert sample.finish == "context"
     said_by(uncached(of, [*range(20), *sample.ids]), range(20), sample)
 
 
 def test_nothing_asked_is_nothing_answered():
-    assert list(decoding.generate(voice(), [])) == []
+    assert list(decoding.generate(generator(), [])) == []

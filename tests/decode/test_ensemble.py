@@ -14,8 +14,8 @@ from gptjax.core import hub
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import ensemble
 from gptjax.decode import generate as decoding
-from gptjax.decode.generate import Ask, How
-from gptjax.decode.settings import Settings
+from gptjax.decode.generate import GenerationConfig, Request
+from gptjax.decode.settings import SamplingParams
 from gptjax.interop import convert_run, families
 
 sys.path.append(str(ROOT / "tests" / "golden"))
@@ -32,7 +32,7 @@ def llama():
     params = convert_run.read_params(make_beam.FOLDER, family, config)
     params["tokens"]["embedding"], head = make_beam.tables()
     params["head"]["kernel"] = head.T
-    return decoding.voice(models.build(config), jax.tree.map(jnp.asarray, params), CHARS, config["context"])
+    return decoding.generator(models.build(config), jax.tree.map(jnp.asarray, params), CHARS, config["context"])
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +43,18 @@ def theirs():
     return model
 
 
-def voice(seed, vocabulary=37, context=32):
+def generator(seed, vocabulary=37, context=32):
     config = tiny_config(model_vocabulary=vocabulary, model_init_std=0.5, model_context=context, model_layers=1)
     model = models.build(config.model)
     params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
     tokenizer = tokenizers.chars_encoding([chr(65 + i) for i in range(vocabulary)])
-    return decoding.voice(model, params, tokenizer, context)
+    return decoding.generator(model, params, tokenizer, context)
 
 
-def said(of, how, prompt=PROMPT, **settings):
+def said(of, generation, prompt=PROMPT, **settings):
     """The sample that a voice says."""
-    wanted = Settings(**{"temperature": 0, "max_tokens": 20} | settings)
-    ((_, sample),) = decoding.generate(of, [Ask(prompt, wanted, jax.random.key(0))], how)
+    wanted = SamplingParams(**{"temperature": 0, "max_tokens": 20} | settings)
+    ((_, sample),) = decoding.generate(of, [Request(prompt, wanted, jax.random.key(0))], generation)
     return sample
 
 
@@ -73,10 +73,10 @@ def test_guidance_equals_transformers(llama, theirs, scale, negative):
     import torch
 
     options = {} if negative is None else {"negative_prompt_ids": torch.tensor([negative])}
-    how = How(guidance=scale, negative=None if negative is None else CHARS.decode(negative))
-    ours = said(llama, how).ids
+    generation = GenerationConfig(guidance=scale, negative=None if negative is None else CHARS.decode(negative))
+    ours = said(llama, generation).ids
     assert ours == they_say(theirs, guidance_scale=scale, **options)
-    assert ours != said(llama, How()).ids or scale == 0.5
+    assert ours != said(llama, GenerationConfig()).ids or scale == 0.5
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,9 @@ def test_guidance_equals_transformers(llama, theirs, scale, negative):
 )
 def test_greedy_with_penalties_equals_transformers(llama, theirs, ours, options):
     for prompt in (PROMPT, (5,), (7, 30, 2) * 6):
-        assert said(llama, How(), prompt, max_tokens=40, **ours).ids == they_say(theirs, prompt, 40, **options)
+        assert said(llama, GenerationConfig(), prompt, max_tokens=40, **ours).ids == they_say(
+            theirs, prompt, 40, **options
+        )
 
 
 def log_softmax(x):
@@ -117,39 +119,39 @@ def mixed(combine, logits_MTV, weights):
 @pytest.mark.parametrize("combine", ensemble.COMBINES)
 @pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
 def test_mixtures_equal_numpy(combine, weights):
-    first, second = voice(0), voice(1)
-    sample = said(first, How(others=(second,), combine=combine, weights=weights))
+    first, second = generator(0), generator(1)
+    sample = said(first, GenerationConfig(others=(second,), combine=combine, weights=weights))
     ids = np.array([[*PROMPT, *sample.ids]])
     logits_MTV = [models.logits(of.reader.model, of.reader.params, ids)[0, 7:-1] for of in (first, second)]
     logprobs_TV = mixed(combine, logits_MTV, weights or (1, 1))
     assert sample.ids == logprobs_TV.argmax(-1).tolist()
     np.testing.assert_allclose(sample.logprobs, logprobs_TV.max(-1), atol=1e-4)
-    assert sample.ids != said(first, How()).ids
+    assert sample.ids != said(first, GenerationConfig()).ids
 
 
 @pytest.mark.parametrize("combine", ensemble.COMBINES)
 def test_one_model_twice_is_itself(combine):
-    of = voice(0)
-    twice, alone = said(of, How(others=(of,), combine=combine)), said(of, How())
+    of = generator(0)
+    twice, alone = said(of, GenerationConfig(others=(of,), combine=combine)), said(of, GenerationConfig())
     assert twice.ids == alone.ids
     np.testing.assert_allclose(twice.logprobs, alone.logprobs, atol=1e-5)
 
 
 def test_who_speaks_with_others_looks_back_no_further_than_they_can():
-    sample = said(voice(0), How(others=(voice(1, context=16),)), max_tokens=20)
+    sample = said(generator(0), GenerationConfig(others=(generator(1, context=16),)), max_tokens=20)
     assert sample.finish == "context" and len(PROMPT) + len(sample.ids) == 16
 
 
 def test_what_cannot_speak_together_is_refused():
-    readers = [voice(0).reader, voice(1, vocabulary=31).reader]
+    readers = [generator(0).reader, generator(1, vocabulary=31).reader]
     with pytest.raises(ConfigError, match=r"models have different vocabularies \(\[31, 37\] ids\)"):
         ensemble.together(readers, "probabilities")
     with pytest.raises(ConfigError, match="must have one tokenizer"):
-        said(voice(0), How(others=(voice(1, vocabulary=31),)))
+        said(generator(0), GenerationConfig(others=(generator(1, vocabulary=31),)))
     with pytest.raises(ConfigError, match="combine is 'mean'; it must be one of probabilities, logits, token"):
         ensemble.together(readers[:1] * 2, "mean")
     for weights in ((1.0,), (1.0, 0.0), (1.0, float("nan"))):
         with pytest.raises(ConfigError, match="there must be a weight above 0 for each of the 2 models"):
             ensemble.together(readers[:1] * 2, "logits", weights)
     with pytest.raises(ConfigError, match="guidance is 0; it must be a number above 0"):
-        said(voice(0), How(guidance=0))
+        said(generator(0), GenerationConfig(guidance=0))

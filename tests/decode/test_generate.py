@@ -18,8 +18,8 @@ from gptjax.decode.beam import Beams
 from gptjax.decode.contrastive import Contrastive
 from gptjax.decode.drafting import Speculation
 from gptjax.decode.engine import Sample
-from gptjax.decode.generate import Ask, How
-from gptjax.decode.settings import Settings
+from gptjax.decode.generate import GenerationConfig, Request
+from gptjax.decode.settings import SamplingParams
 from gptjax.decode.watermark import Watermark, detect
 from gptjax.training import loop
 
@@ -47,7 +47,9 @@ def test_seeds_decide(run):
 
 def test_an_empty_prompt_begins_a_document(run):
     assert run.generate("", max_tokens=3, temperature=0).ids == run.generate("", max_tokens=3, temperature=0).ids
-    (sample,) = dict(run.answers([Ask((256,), Settings(max_tokens=3, temperature=0), jax.random.key(0))])).values()
+    (sample,) = dict(
+        run.answers([Request((256,), SamplingParams(max_tokens=3, temperature=0), jax.random.key(0))])
+    ).values()
     assert sample.ids == run.generate("", max_tokens=3, temperature=0).ids
 
 
@@ -58,11 +60,11 @@ def test_text_is_told_as_it_comes(run):
 
 
 @pytest.mark.parametrize("how", [Speculation(3, ngram=2), Speculation(4)])
-def test_speculation_says_the_same(run, how):
-    options = {"draft": run.voice} if not how.ngram else {}
+def test_speculation_says_the_same(run, generation):
+    options = {"draft": run.generator} if not generation.ngram else {}
     for prompt in ("", "the model", "a"):
         plain = run.generate(prompt, temperature=0)
-        quick = run.generate(prompt, temperature=0, speculation=how, **options)
+        quick = run.generate(prompt, temperature=0, speculation=generation, **options)
         assert (quick.ids, quick.text, quick.finish) == (plain.ids, plain.text, plain.finish)
 
 
@@ -89,9 +91,11 @@ def constrained(grammar, prompt="x", n=1000, max_tokens=110):
     """Samples of an untrained model with a context of 128."""
     from test_engine import BYTES
 
-    asks = [Ask(prompt, Settings(max_tokens, top_k=0, temperature=1.0), jax.random.key(i)) for i in range(n)]
+    requests = [
+        Request(prompt, SamplingParams(max_tokens, top_k=0, temperature=1.0), jax.random.key(i)) for i in range(n)
+    ]
     of = voice(BYTES, model_context=128, model_layers=1)
-    return [sample for _, sample in decoding.generate(of, asks, How(rows=64, grammar=grammar))]
+    return [sample for _, sample in decoding.generate(of, requests, GenerationConfig(rows=64, grammar=grammar))]
 
 
 @pytest.mark.slow
@@ -131,7 +135,7 @@ def test_the_command_prints_texts_in_order_and_objects(trained, call):
 def test_texts_are_shown_when_they_are_over_not_when_the_next_is(trained, call, monkeypatch, capsys):
     shown = []
 
-    def answers(self, asks, how, on_text, stride):
+    def answers(self, requests, generation, on_text, stride):
         for number in range(2):
             on_text(number, f"{number}")
             yield number, Sample(f"{number}", [1], [0.0], "end", [])
@@ -257,16 +261,20 @@ def test_options_and_ids_that_there_are_not(run):
         run.generate("x", topk=3)
     for ids, expected in (((), "the prompt is empty"), ((3, 257), "they must lie in 0 to 256"), ((-1,), "0 to 256")):
         with pytest.raises(DataError, match=expected):
-            next(run.answers([Ask(ids, Settings(), jax.random.key(0))]))
+            next(run.answers([Request(ids, SamplingParams(), jax.random.key(0))]))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("search", [dict(beams=Beams(3, best=2)), dict(contrastive=Contrastive(0.5, 3))], ids=str)
 def test_searches_of_several_prompts_are_those_of_each(run, search):
     wanted = [("the", 4), ("a", 4), ("model reads", 4), ("the", 6)]
-    asks = [Ask(prompt, Settings(max_tokens), jax.random.key(0)) for prompt, max_tokens in wanted]
-    found = list(run.answers(asks, How(rows=2, **search)))
-    alone = [(n, sample) for n, ask in enumerate(asks) for _, sample in run.answers([ask], How(**search))]
+    requests = [Request(prompt, SamplingParams(max_tokens), jax.random.key(0)) for prompt, max_tokens in wanted]
+    found = list(run.answers(requests, GenerationConfig(rows=2, **search)))
+    alone = [
+        (n, sample)
+        for n, request in enumerate(requests)
+        for _, sample in run.answers([request], GenerationConfig(**search))
+    ]
     assert [(n, sample.ids) for n, sample in found] == [(n, sample.ids) for n, sample in alone]
     assert len(found) == 4 * (2 if "beams" in search else 1)
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from gptjax.decode import sampling
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import FEW, Settings, knobs, used
+from gptjax.decode.settings import FEW, SamplingParams, batched, used
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NEUTRAL = Settings(temperature=1.0, top_k=0)
+NEUTRAL = SamplingParams(temperature=1.0, top_k=0)
 process = jax.jit(sampling.processed, static_argnums=(3, 4))
-draw = jax.jit(sampling.draw, static_argnums=3)
+draw = jax.jit(sampling.sample, static_argnums=3)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def ours(logits, rows, ids=None, lengths=None, prompts=None, ends=(), kinds=None
     history = History(np.zeros((B, 1), np.int32) if ids is None else ids, lengths, prompts)
     if ids is None:
         history = History(history.ids_BS, np.zeros(B, np.int32), np.zeros(B, np.int32))
-    return np.asarray(process(jnp.asarray(logits), knobs(rows, biases=4), history, kinds or used(rows), ends))
+    return np.asarray(process(jnp.asarray(logits), batched(rows, biases=4), history, kinds or used(rows), ends))
 
 
 def assert_same(found, expected):
@@ -79,7 +79,7 @@ CHANGES = st.fixed_dictionaries(
         "min_tokens": st.integers(0, 15),
     },
 )
-KINDS = used([Settings(9, 0.5, 500, 0.5, 0.5, 0.5, 2, 1, 1, 2, {1: 2.0}, 3), Settings(temperature=0)])
+KINDS = used([SamplingParams(9, 0.5, 500, 0.5, 0.5, 0.5, 2, 1, 1, 2, {1: 2.0}, 3), SamplingParams(temperature=0)])
 
 
 @settings(max_examples=40, deadline=None)
@@ -141,7 +141,7 @@ def test_cutoff_is_exact_over_all_sizes_of_floats():
 
 def test_a_greedy_row_is_left_unfiltered():
     logits = np.random.default_rng(0).normal(size=(2, 90)).astype(np.float32)
-    found = ours(logits, [Settings(temperature=0, top_k=3), Settings(top_p=0.5)])
+    found = ours(logits, [SamplingParams(temperature=0, top_k=3), SamplingParams(top_p=0.5)])
     np.testing.assert_array_equal(found[0], logits[0])
     assert np.isfinite(found[1]).sum() < 50
 
@@ -153,7 +153,7 @@ def test_draws_follow_the_processed_distribution(V):
     logits = np.full(V, -20, np.float32)
     likely = np.random.default_rng(0).choice(V, 5, replace=False)
     logits[likely] = [1.0, 2.0, 0.0, -1.0, 1.5]
-    processed = jnp.asarray(ours(logits[None], [Settings(temperature=0.7, top_k=4)]))
+    processed = jnp.asarray(ours(logits[None], [SamplingParams(temperature=0.7, top_k=4)]))
     ids = draw(jnp.broadcast_to(processed, (B, V)), jax.random.split(jax.random.key(0), B), jnp.full(B, 0.7))
     kept = likely[[0, 1, 2, 4]]
     weights = np.exp(logits[kept] / 0.7)
@@ -180,10 +180,11 @@ def test_keys_decide_draws():
 def rows_alone_and_together(V):
     """Processed logits, ids, log-probabilities and alternatives of 16 rows: together, and one or three at a time."""
     rng = np.random.default_rng(0)
-    rows = [Settings(), Settings(temperature=0), NEUTRAL, Settings(temperature=1.3, top_k=0, top_p=0.9),
-            Settings(top_k=FEW + 9, typical_p=0.7), Settings(min_p=0.1, repetition_penalty=1.3),
-            Settings(frequency_penalty=0.3, presence_penalty=0.2, logit_bias={3: 2.0}),
-            Settings(no_repeat_ngram=2, min_tokens=9)] * 2  # fmt: skip
+    rows = [SamplingParams(), SamplingParams(temperature=0), NEUTRAL, SamplingParams(temperature=1.3, top_k=0,
+    top_p=0.9),
+            SamplingParams(top_k=FEW + 9, typical_p=0.7), SamplingParams(min_p=0.1, repetition_penalty=1.3),
+            SamplingParams(frequency_penalty=0.3, presence_penalty=0.2, logit_bias={3: 2.0}),
+            SamplingParams(no_repeat_ngram=2, min_tokens=9)] * 2  # fmt: skip
     logits = 3 * rng.normal(size=(16, V)).astype(np.float32)
     length = rng.integers(5, 12, 16)
     history = History(rng.integers(0, 9, (16, 12)).astype(np.int32), length, length // 2)
@@ -195,8 +196,8 @@ def rows_alone_and_together(V):
 
     def all_of(at):
         some, kinds = [rows[b] for b in at], used([rows[b] for b in at])
-        processed = process(logits[at], knobs(some), jax.tree.map(lambda x: x[at], history), kinds, (1,))
-        ids = draw(processed, keys[at], knobs(some).temperature_B, kinds)
+        processed = process(logits[at], batched(some), jax.tree.map(lambda x: x[at], history), kinds, (1,))
+        ids = draw(processed, keys[at], batched(some).temperature_B, kinds)
         return jax.device_get((processed, ids, jax.jit(sampling.logprobs)(logits[at], ids), alternatives(logits[at])))
 
     together = all_of(np.arange(16))

@@ -28,7 +28,7 @@ def made(**changes):
     model = models.build(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32), models.shapes(model))
-    return model, params, prefill.reader(model, params)
+    return model, params, prefill.decoder(model, params)
 
 
 def drawn(*lengths, seed=1):
@@ -86,7 +86,7 @@ def test_a_context_that_no_piece_fits_is_read_to_its_end(context):
     (ids,) = drawn(context)
     expected = uncached(model, params, ids)[np.arange(context - 1), ids[1:]]
     np.testing.assert_allclose(scoring.scored(of, ids).logprobs, expected, atol=1e-5)
-    cache = prefill.read(of, ids, of.empty(1, context, prefill.longest_piece()))
+    cache = prefill.prefill(of, ids, of.empty(1, context, prefill.longest_piece()))
     assert cache.length_B.tolist() == [context]
 
 
@@ -135,19 +135,19 @@ def test_another_length_within_a_piece_compiles_nothing(learned):
     _, _, of = learned
     scoring.scored_all(of, drawn(60, 59, 50), rows=4)
     scoring.scored_all(of, drawn(9, 5, 4), rows=4)
-    programs = scoring.judged._cache_size()
+    programs = scoring.score._cache_size()
     scoring.scored_all(of, drawn(64, 50, 40, 33, seed=2), rows=4)
     scoring.scored_all(of, drawn(17, 16, 2, seed=3), rows=4)
-    assert scoring.judged._cache_size() == programs
+    assert scoring.score._cache_size() == programs
     scoring.scored_all(of, drawn(130, 16, 2), rows=4)
-    assert scoring.judged._cache_size() > programs
+    assert scoring.score._cache_size() > programs
 
 
 def test_logits_are_never_there_for_more_than_a_piece(learned, monkeypatch):
     """Many rows or a large vocabulary make pieces shorter."""
     model, params, of = learned
     sizes = []
-    spied = scoring.judged
+    spied = scoring.score
 
     def judged(*arguments):
         sizes.append(arguments[3].size * VOCABULARY)

@@ -19,8 +19,8 @@ from gptjax.decode import generate as decoding
 from gptjax.decode.beam import Beams
 from gptjax.decode.contrastive import Contrastive
 from gptjax.decode.drafting import Speculation
-from gptjax.decode.generate import Ask, How
-from gptjax.decode.settings import Settings
+from gptjax.decode.generate import GenerationConfig, Request
+from gptjax.decode.settings import SamplingParams
 from gptjax.runs import run
 
 BYTES = tokenizers.bytes_encoding()
@@ -88,13 +88,13 @@ def uncached(of, source):
     return next_logprobs
 
 
-def ask(prompt, seed=0, **settings):
-    return Ask(prompt, Settings(**{"temperature": 0, "max_tokens": 12} | settings), jax.random.key(seed))
+def request(prompt, seed=0, **settings):
+    return Request(prompt, SamplingParams(**{"temperature": 0, "max_tokens": 12} | settings), jax.random.key(seed))
 
 
-def answers(of, asks, **how):
-    found = dict(of.answers(asks, How(**how)))
-    return [found[number] for number in range(len(asks))]
+def answers(of, requests, **generation):
+    found = dict(of.answers(requests, GenerationConfig(**generation)))
+    return [found[number] for number in range(len(requests))]
 
 
 SOURCES = ["a man rides a bike.", "", "x", "zwei Hunde " * 5, "ünïcode"]
@@ -114,7 +114,7 @@ def said_by(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
 def test_greedy_targets_equal_the_uncached_forward(kind):
     """Of sources of one token and of many, in two rows, one after the other."""
     of = made(**KINDS[kind])
-    found = answers(of, [ask(text) for text in SOURCES], rows=2)
+    found = answers(of, [request(text) for text in SOURCES], rows=2)
     for text, sample in zip(SOURCES, found, strict=True):
         assert sample.finish in ("length", "end")
         said_by(of, source_of(text), sample, start_of(of))
@@ -123,15 +123,17 @@ def test_greedy_targets_equal_the_uncached_forward(kind):
 
 def test_rows_of_different_sources_do_not_touch_each_other():
     of = made()
-    asks = [ask(text, seed=n, temperature=0.5 + n, top_k=9 + n, max_tokens=7 + n) for n, text in enumerate(SOURCES)]
-    together = answers(of, asks, rows=3, room=60)
-    assert together == [answers(of, [one], rows=3, room=60)[0] for one in asks]
+    requests = [
+        request(text, seed=n, temperature=0.5 + n, top_k=9 + n, max_tokens=7 + n) for n, text in enumerate(SOURCES)
+    ]
+    together = answers(of, requests, rows=3, room=60)
+    assert together == [answers(of, [one], rows=3, room=60)[0] for one in requests]
 
 
 def test_penalties_count_the_target_alone():
     """As in transformers, where what is penalised are the decoder's ids."""
     of = made()
-    plain = answers(of, [ask("xx")])[0]
+    plain = answers(of, [request("xx")])[0]
     source = bytes(token for token in plain.ids[:3] if token < 128).decode()
 
     def penalised(logprobs_V, ids):
@@ -139,26 +141,26 @@ def test_penalties_count_the_target_alone():
         penalised_V[list(set(ids[1:]))] -= 7
         return penalised_V
 
-    sample = answers(of, [ask(source, presence_penalty=7.0)])[0]
+    sample = answers(of, [request(source, presence_penalty=7.0)])[0]
     said_by(of, source_of(source), sample, start_of(of), penalised)
-    assert len(set(sample.ids)) > len(set(answers(of, [ask(source)])[0].ids))
-    assert answers(of, [ask(source, no_repeat_ngram=1)])[0].ids.count(END) == 0, "the start is of the target"
+    assert len(set(sample.ids)) > len(set(answers(of, [request(source)])[0].ids))
+    assert answers(of, [request(source, no_repeat_ngram=1)])[0].ids.count(END) == 0, "the start is of the target"
 
 
 def test_samples_of_one_source_encode_it_once(monkeypatch):
     of, calls = made(), []
-    heard = prefill.heard
+    heard = prefill.with_encoder_output
     monkeypatch.setattr(prefill, "heard", lambda *given: calls.append(1) or heard(*given))
-    asks = [ask("one source", seed=n, temperature=1.0) for n in range(4)]
-    found = answers(of, [*asks, ask("another")], rows=2)
+    requests = [request("one source", seed=n, temperature=1.0) for n in range(4)]
+    found = answers(of, [*requests, request("another")], rows=2)
     assert len(calls) == 2 and len({tuple(sample.ids) for sample in found}) == 5
-    assert answers(of, asks[2:3], rows=2, room=30)[0].ids == answers(of, asks, rows=2, room=30)[2].ids
+    assert answers(of, requests[2:3], rows=2, room=30)[0].ids == answers(of, requests, rows=2, room=30)[2].ids
 
 
 def test_guidance_is_away_from_what_it_says_of_an_empty_source():
     of, scale = made(), 1.7
     for negative in (None, "bad"):
-        sample = answers(of, [ask("a man", max_tokens=6)], guidance=scale, negative=negative)[0]
+        sample = answers(of, [request("a man", max_tokens=6)], guidance=scale, negative=negative)[0]
         conditional, other = uncached(of, source_of("a man")), uncached(of, source_of(negative or ""))
         ids = start_of(of)
         for token in sample.ids:
@@ -171,30 +173,34 @@ def test_guidance_is_away_from_what_it_says_of_an_empty_source():
 @pytest.mark.thorough
 def test_speculation_gives_the_same_targets(draft):
     of = made()
-    how = {"draft": made(model_layers=1).voice} if draft else {}
-    found = answers(of, [ask(t) for t in SOURCES[:3]], speculation=Speculation(3, ngram=0 if draft else 2), **how)
-    assert [sample.ids for sample in found] == [sample.ids for sample in answers(of, [ask(t) for t in SOURCES[:3]])]
+    generation = {"draft": made(model_layers=1).generator} if draft else {}
+    found = answers(
+        of, [request(t) for t in SOURCES[:3]], speculation=Speculation(3, ngram=0 if draft else 2), **generation
+    )
+    assert [sample.ids for sample in found] == [sample.ids for sample in answers(of, [request(t) for t in SOURCES[:3]])]
 
 
 def test_nothing_is_compiled_for_other_sources():
     of = made()
-    compiled = lambda: [f._cache_size() for f in (prefill.heard, engine.begun, step.run, beam.searched)]
-    answers(of, [ask("a" * 20), ask("bb")], rows=2, room=40)
-    answers(of, [ask("a" * 20), ask("bb")], rows=2, beams=Beams(2))
+    compiled = lambda: [
+        f._cache_size() for f in (prefill.with_encoder_output, engine.insert, step.decode_steps, beam.searched)
+    ]
+    answers(of, [request("a" * 20), request("bb")], rows=2, room=40)
+    answers(of, [request("a" * 20), request("bb")], rows=2, beams=Beams(2))
     before = compiled()
-    answers(of, [ask("c" * 31), ask("d" * 17), ask("e")], rows=2, room=40)
-    answers(of, [ask("c" * 31), ask("dd"), ask("eee" * 6), ask("f" * 19)], rows=2, beams=Beams(2))
+    answers(of, [request("c" * 31), request("d" * 17), request("e")], rows=2, room=40)
+    answers(of, [request("c" * 31), request("dd"), request("eee" * 6), request("f" * 19)], rows=2, beams=Beams(2))
     assert compiled() == before
 
 
 def test_what_is_heard_is_kept_in_the_dtype_that_is_wanted():
     of = made()
-    narrow = decoding.keeping(of.voice, How(cache_dtype="bfloat16"))[0].reader
-    kept = prefill.listened(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).heard
+    narrow = decoding.keeping(of.generator, GenerationConfig(cache_dtype="bfloat16"))[0].reader
+    kept = prefill.encode_source(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).heard
     assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16", "int32"}
     room = narrow.empty(1, 8, 1, 16).heard
     assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == jax.tree.map(lambda x: (x.shape, x.dtype), room)
-    wide, rough = (answers(of, [ask("a man", max_tokens=1)], cache_dtype=d)[0] for d in ("", "bfloat16"))
+    wide, rough = (answers(of, [request("a man", max_tokens=1)], cache_dtype=d)[0] for d in ("", "bfloat16"))
     assert 0 < abs(wide.logprobs[0] - rough.logprobs[0]) < 0.1
 
 
@@ -212,12 +218,12 @@ def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
     """Sources of different lengths in one batch; more tokens than a search has room for at first."""
     of = made(**KINDS[kind])
     sources, ends = [source_of(text) for text in SOURCES[:3]], [END, 7, 28] if max_tokens == 9 else [END]
-    found = beam.search(of.voice.reader, [[END]] * 3, settings, max_tokens, ends, sources=sources)
+    found = beam.search(of.generator.reader, [[END]] * 3, settings, max_tokens, ends, sources=sources)
     for source, ours in zip(sources, found, strict=True):
         same(ours, reference(uncached(of, source), [END], settings, max_tokens, ends))
     if max_tokens > beam.FIRST_ROOM:
         assert max(len(one.ids) for one in found[0]) > beam.FIRST_ROOM
-    alone = beam.search(of.voice.reader, [[END]], settings, max_tokens, ends, sources=sources[2:])
+    alone = beam.search(of.generator.reader, [[END]], settings, max_tokens, ends, sources=sources[2:])
     same(found[2], [(one.ids, one.score) for one in alone[0]], 1e-5)
 
 
@@ -225,16 +231,18 @@ def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
 def test_a_forced_first_id_counts_in_scores():
     """As in transformers, where it is generated with probability 1."""
     of = made(**KINDS["relative"])
-    (found,) = beam.search(of.voice.reader, [[3, 5]], Beams(3, best=3), 6, [END], sources=[source_of("a man")])
+    (found,) = beam.search(of.generator.reader, [[3, 5]], Beams(3, best=3), 6, [END], sources=[source_of("a man")])
     for one in found:
         assert one.score == pytest.approx(sum(one.logprobs) / (len(one.ids) + 1), rel=1e-5)
-    (plain,) = beam.search(made().voice.reader, [[5]], Beams(3), 6, [END], sources=[source_of("a man")])
+    (plain,) = beam.search(made().generator.reader, [[5]], Beams(3), 6, [END], sources=[source_of("a man")])
     assert plain[0].score == pytest.approx(sum(plain[0].logprobs) / len(plain[0].ids), rel=1e-5)
 
 
 def test_searches_give_each_its_own_though_lengths_are_sorted():
     of = made()
-    found = list(of.answers([ask(text, max_tokens=6) for text in SOURCES], How(beams=Beams(2, best=2), rows=2)))
+    found = list(
+        of.answers([request(text, max_tokens=6) for text in SOURCES], GenerationConfig(beams=Beams(2, best=2), rows=2))
+    )
     assert sorted(number for number, _ in found) == sorted([*range(5)] * 2)
     for number, sample in found:
         next_logprobs = uncached(of, source_of(SOURCES[number]))
@@ -246,17 +254,22 @@ def test_searches_give_each_its_own_though_lengths_are_sorted():
 @pytest.mark.thorough
 def test_contrastive_search_without_a_penalty_is_greedy(kind):
     of = made(**KINDS[kind])
-    found = answers(of, [ask(t) for t in SOURCES], contrastive=Contrastive(0.0, 3), rows=2)
-    assert [sample.ids for sample in found] == [sample.ids for sample in answers(of, [ask(t) for t in SOURCES], rows=2)]
+    found = answers(of, [request(t) for t in SOURCES], contrastive=Contrastive(0.0, 3), rows=2)
+    assert [sample.ids for sample in found] == [
+        sample.ids for sample in answers(of, [request(t) for t in SOURCES], rows=2)
+    ]
 
 
 def test_contrastive_search_leaves_out_what_a_bias_is_multiplied_with():
     """That column of ones, beside hidden states, would make all of them alike."""
     plain, biased = made(), made(model_head_bias=True)
     zero = biased.params | {"head_bias": jnp.zeros(V)}
-    with_zero = decoding.voice(biased.model, zero | {k: plain.params[k] for k in plain.params}, BYTES, CONTEXT)
-    how = How(contrastive=Contrastive(0.9, 4))
-    found = [next(decoding.generate(of, [ask("a man", max_tokens=20)], how))[1] for of in (plain.voice, with_zero)]
+    with_zero = decoding.generator(biased.model, zero | {k: plain.params[k] for k in plain.params}, BYTES, CONTEXT)
+    generation = GenerationConfig(contrastive=Contrastive(0.9, 4))
+    found = [
+        next(decoding.generate(of, [request("a man", max_tokens=20)], generation))[1]
+        for of in (plain.generator, with_zero)
+    ]
     assert found[0].ids == found[1].ids
 
 
@@ -297,10 +310,10 @@ def test_what_encoder_decoders_cannot_do_is_one_line(translate, flags, said):
 def test_other_kinds_of_models_are_refused():
     decoder = made(model_arch="gpt")
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
-        list(made().answers([ask("x")], How(others=(decoder.voice,))))
+        list(made().answers([request("x")], GenerationConfig(others=(decoder.generator,))))
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
-        list(decoder.answers([ask("x")], How(speculation=Speculation(), draft=made().voice)))
+        list(decoder.answers([request("x")], GenerationConfig(speculation=Speculation(), draft=made().generator)))
     with pytest.raises(ConfigError, match="a recurrent model cannot take back"):
-        list(made(**KINDS["luong"]).answers([ask("x")], How(speculation=Speculation(ngram=2))))
+        list(made(**KINDS["luong"]).answers([request("x")], GenerationConfig(speculation=Speculation(ngram=2))))
     with pytest.raises(ConfigError, match="this model is an encoder and writes no text"):
         made(model_arch="encoder").generate("x")

@@ -9,7 +9,7 @@ import pytest
 from gptjax.config.errors import ConfigError
 from gptjax.decode import sampling
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import FEW, Settings, knobs, used
+from gptjax.decode.settings import FEW, SamplingParams, batched, used
 
 NAN = float("nan")
 
@@ -54,35 +54,38 @@ NAN = float("nan")
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(settings, expected):
     with pytest.raises(ConfigError) as error:
-        Settings(**settings).check(vocabulary=10)
+        SamplingParams(**settings).check(vocabulary=10)
     assert str(error.value) == expected
 
 
 def test_what_can_be_is_not_refused():
     for settings in (
-        Settings(),
-        Settings(temperature=0),
-        Settings(temperature=0, top_k=0, repetition_penalty=1.2, logit_bias={0: -math.inf, np.int64(9): 2}),
-        Settings(1, np.float32(2), 10**12, 0.5, 0.99, 1, 0.5, -2, 2, 3, {}, 1, ("\n", "end")),
+        SamplingParams(),
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=0, top_k=0, repetition_penalty=1.2, logit_bias={0: -math.inf, np.int64(9): 2}),
+        SamplingParams(1, np.float32(2), 10**12, 0.5, 0.99, 1, 0.5, -2, 2, 3, {}, 1, ("\n", "end")),
     ):
         settings.check(vocabulary=10)
-        knobs([settings])
+        batched([settings])
 
 
 def test_kinds_in_use_are_those_that_do_something():
-    assert used([Settings(temperature=0, top_k=7)]) == {"greedy"}
-    assert used([Settings(temperature=1, top_k=0)]) == {"sampling"}
-    assert used([Settings()]) == {"sampling", "temperature", "top_k"}
-    assert used([Settings(top_k=FEW)]) == used([Settings()])
-    assert used([Settings(top_k=FEW + 1)]) == used([Settings()]) | {"top_many"}
-    assert used([Settings(), Settings(temperature=0, min_tokens=2)]) == used([Settings()]) | {"greedy", "min_tokens"}
-    everything = Settings(9, 0.5, 500, 0.5, 0.5, 0.5, 2, 1, 1, 2, {1: 2.0}, 3)
-    assert used([everything, Settings(temperature=0)]) == {
+    assert used([SamplingParams(temperature=0, top_k=7)]) == {"greedy"}
+    assert used([SamplingParams(temperature=1, top_k=0)]) == {"sampling"}
+    assert used([SamplingParams()]) == {"sampling", "temperature", "top_k"}
+    assert used([SamplingParams(top_k=FEW)]) == used([SamplingParams()])
+    assert used([SamplingParams(top_k=FEW + 1)]) == used([SamplingParams()]) | {"top_many"}
+    assert used([SamplingParams(), SamplingParams(temperature=0, min_tokens=2)]) == used([SamplingParams()]) | {
+        "greedy",
+        "min_tokens",
+    }
+    everything = SamplingParams(9, 0.5, 500, 0.5, 0.5, 0.5, 2, 1, 1, 2, {1: 2.0}, 3)
+    assert used([everything, SamplingParams(temperature=0)]) == {
         "greedy", "sampling", "temperature", "top_k", "top_many", "top_p", "min_p", "typical_p", "logit_bias",
         "repetition_penalty", "frequency_penalty", "no_repeat_ngram", "min_tokens",
     }  # fmt: skip
     for change in ({"frequency_penalty": 0.1}, {"presence_penalty": 0.1}):
-        assert used([Settings(**change)]) == used([Settings()]) | {"frequency_penalty"}
+        assert used([SamplingParams(**change)]) == used([SamplingParams()]) | {"frequency_penalty"}
 
 
 def test_other_settings_of_the_same_kinds_compile_nothing_new():
@@ -91,14 +94,14 @@ def test_other_settings_of_the_same_kinds_compile_nothing_new():
     history = History(np.zeros((2, 8), np.int32), np.array([3, 4]), np.array([1, 1]))
 
     @jax.jit
-    def process(logits, knobs):
-        traced.append(knobs)
-        return sampling.processed(logits, knobs, history, kinds, (0,))
+    def process(logits, batched):
+        traced.append(batched)
+        return sampling.processed(logits, batched, history, kinds, (0,))
 
-    row = Settings(9, 0.5, 100, 0.5, 0.1, 0.5, 2, 1, 1, 2, {1: 2.0, 2: 1.0, 3: 1.0}, 3)
+    row = SamplingParams(9, 0.5, 100, 0.5, 0.1, 0.5, 2, 1, 1, 2, {1: 2.0, 2: 1.0, 3: 1.0}, 3)
     kinds = used([row])
-    for other in (row, row._replace(logit_bias=dict.fromkeys(range(4), 1.0), top_k=70), Settings(temperature=0)):
-        process(np.ones((2, V), np.float32), knobs([other, row]))
+    for other in (row, row._replace(logit_bias=dict.fromkeys(range(4), 1.0), top_k=70), SamplingParams(temperature=0)):
+        process(np.ones((2, V), np.float32), batched([other, row]))
     assert len(traced) == 1
     assert "sort[" not in str(jax.make_jaxpr(sampling.processed, static_argnums=(3,))(
-        np.ones((2, V), np.float32), knobs([row, row]), history, kinds))  # fmt: skip
+        np.ones((2, V), np.float32), batched([row, row]), history, kinds))  # fmt: skip

@@ -13,14 +13,14 @@ from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import prefill
-from gptjax.decode.drafting import Plan, Speculation, check_draft, looked_up
+from gptjax.decode.drafting import DraftPlan, Speculation, check_draft, prompt_lookup
 from gptjax.decode.penalties import History
-from gptjax.decode.sampling import draw, processed
-from gptjax.decode.settings import Settings, knobs, used
+from gptjax.decode.sampling import processed, sample
+from gptjax.decode.settings import SamplingParams, batched, used
 from gptjax.decode.speculative import State, run_rounds
 from gptjax.models import cache as caches
 
-GREEDY = Settings(temperature=0.0, top_k=0)
+GREEDY = SamplingParams(temperature=0.0, top_k=0)
 KINDS = {
     "rotary": {"model_positions": "rotary"},
     "windows": {"model_positions": "rotary", "model_windows": (3, 0)},
@@ -39,16 +39,16 @@ def reader(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
     leaves, tree = jax.tree.flatten(model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"])
     noises = [noise * 0.02 * jax.random.normal(jax.random.key(7), x.shape) for x in leaves]
     wild = [loud * (x + dx) if x.ndim > 1 else x for x, dx in zip(leaves, noises, strict=True)]
-    return prefill.reader(model, jax.tree.unflatten(tree, wild))
+    return prefill.decoder(model, jax.tree.unflatten(tree, wild))
 
 
-def begun(how, target, draft, prompts, S, budgets):
+def begun(generation, target, draft, prompts, S, budgets):
     """Rows that have read their prompts."""
 
     def read(of):
-        batch = of.empty(len(prompts), S, how.ahead)
+        batch = of.empty(len(prompts), S, generation.ahead)
         for row, prompt in enumerate(prompts):
-            batch = caches.put(batch, row, prefill.read(of, prompt[:-1], of.empty(1, S, S)))
+            batch = caches.put(batch, row, prefill.prefill(of, prompt[:-1], of.empty(1, S, S)))
         return batch
 
     ids = np.full((len(prompts), S), 3, np.int32)
@@ -63,13 +63,13 @@ def begun(how, target, draft, prompts, S, budgets):
 class Spoken:
     """What came of rows: ids and log-probabilities a row, and the counts added up."""
 
-    def __init__(self, how, target, draft, settings, state, keys, ends=(), rounds=16):
-        plan = Plan(target.model, draft and draft.model, how, used(settings), ends)
+    def __init__(self, generation, target, draft, settings, state, keys, ends=(), rounds=16):
+        plan = DraftPlan(target.model, draft and draft.model, generation, used(settings), ends)
         self.ids, self.logprobs = [[] for _ in keys], [[] for _ in keys]
         self.proposed, self.accepted, self.rounds = np.zeros((3, len(keys)), int)
         self.calls = 0
         while state.active_B.any():
-            state, new = run_rounds(plan, rounds, target.params, draft and draft.params, keys, knobs(settings), state)
+            state, new = run_rounds(plan, rounds, target.params, draft and draft.params, keys, batched(settings), state)
             for row, n in enumerate(np.asarray(new.length_B)):
                 self.ids[row] += np.asarray(new.ids_BN)[row, :n].tolist()
                 self.logprobs[row] += np.asarray(new.logprobs_BN)[row, :n].tolist()
@@ -80,10 +80,10 @@ class Spoken:
         self.state = state
 
 
-def spoken(how, target, draft, prompts, budgets, settings, S=256, seed=0, **more):
+def spoken(generation, target, draft, prompts, budgets, settings, S=256, seed=0, **more):
     keys = jax.random.split(jax.random.key(seed), len(prompts))
-    state = begun(how, target, draft, prompts, S, budgets)
-    return Spoken(how, target, draft, settings, state, keys, **more)
+    state = begun(generation, target, draft, prompts, S, budgets)
+    return Spoken(generation, target, draft, settings, state, keys, **more)
 
 
 def prompts_of(*lengths, V=32):
@@ -97,9 +97,9 @@ def assert_plain(of, prompt, ids, logprobs, settings, key, ends=()):
     places = np.arange(len(prompt), len(text))
     logits_NV = _whole(of.model, of.params, np.pad(text, (0, 256 - len(text)))[None])[0, places - 1]
     history = History(jnp.tile(text, (len(ids), 1)), jnp.array(places), jnp.full(len(ids), len(prompt)))
-    wanted_NV = processed(logits_NV, knobs([settings] * len(ids)), history, used([settings]), ends)
+    wanted_NV = processed(logits_NV, batched([settings] * len(ids)), history, used([settings]), ends)
     keys_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(ids)))
-    expected = draw(wanted_NV, keys_N, jnp.full(len(ids), settings.temperature))
+    expected = sample(wanted_NV, keys_N, jnp.full(len(ids), settings.temperature))
     np.testing.assert_array_equal(ids, expected)
     own = jax.nn.log_softmax(logits_NV)[np.arange(len(ids)), np.array(ids)]
     np.testing.assert_allclose(logprobs, own, atol=1e-4)
@@ -116,9 +116,9 @@ def _whole(model, params, ids_BT):
 def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
     target = reader(kind)
     draft = reader(kind, noise=0.1) if proposer == "draft" else None
-    how = Speculation(4, 0 if draft else 3)
+    generation = Speculation(4, 0 if draft else 3)
     prompts, budgets = prompts_of(3, 1, 17), [230, 210, 215]
-    got = spoken(how, target, draft, prompts, budgets, [GREEDY] * 3)
+    got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
     assert len(set(got.ids[0])) > 4  # a text that says something
     assert [len(ids) for ids in got.ids] == budgets
     for row, prompt in enumerate(prompts):
@@ -128,8 +128,8 @@ def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
 
 def test_a_draft_that_is_the_model_is_always_right():
     """Every round but the last gives k + 1 tokens, and the counts say so."""
-    target, how, prompts, budgets = reader(), Speculation(4), prompts_of(3, 1, 17), [230, 210, 213]
-    got = spoken(how, target, reader(noise=0), prompts, budgets, [GREEDY] * 3)
+    target, generation, prompts, budgets = reader(), Speculation(4), prompts_of(3, 1, 17), [230, 210, 213]
+    got = spoken(generation, target, reader(noise=0), prompts, budgets, [GREEDY] * 3)
     rounds = [46, 42, 43]
     assert got.rounds.tolist() == rounds and got.calls == 3
     assert got.proposed.tolist() == got.accepted.tolist() == [n - r for n, r in zip(budgets, rounds, strict=True)]
@@ -138,10 +138,10 @@ def test_a_draft_that_is_the_model_is_always_right():
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
 def test_counts_vs_a_count_by_hand(proposer):
     """Rounds told again from the text alone: what the proposer says after each prefix, and how far it was right."""
-    target, how = reader(), Speculation(4, 0 if proposer == "draft" else 3)
+    target, generation = reader(), Speculation(4, 0 if proposer == "draft" else 3)
     draft = reader(noise=0.1) if proposer == "draft" else None
     prompts, budgets = prompts_of(3, 1, 17), [60, 50, 40]
-    got = spoken(how, target, draft, prompts, budgets, [GREEDY] * 3)
+    got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
 
     def proposals(ids, most):
         if draft is None:
@@ -181,7 +181,7 @@ def test_lookup_vs_plain_python():
     ids = rng.integers(0, 3, (300, 24))
     history = History(jnp.array(ids), jnp.array(lengths), jnp.array(lengths))
     for longest in (1, 3):
-        got = looked_up(Speculation(4, longest), history, jnp.full(300, 4))
+        got = prompt_lookup(Speculation(4, longest), history, jnp.full(300, 4))
         for row, length in enumerate(lengths):
             said = by_hand(ids[row, :length].tolist(), longest, 4)
             assert np.asarray(got.ids_Bk)[row, : got.length_B[row]].tolist() == said
@@ -197,7 +197,7 @@ def expected_counts(of, prompt, places, settings, draws):
     for place in range(places):
         at = np.full(len(texts), len(prompt) + place)
         history = History(jnp.array(whole), jnp.array(at), jnp.full(len(texts), len(prompt)))
-        logits_NV = processed(logits_NTV[:, at[0] - 1], knobs([settings] * len(texts)), history, used([settings]))
+        logits_NV = processed(logits_NTV[:, at[0] - 1], batched([settings] * len(texts)), history, used([settings]))
         chance *= np.asarray(jax.nn.softmax(logits_NV))[np.arange(len(texts)), texts[:, place]]
     return draws * chance
 
@@ -212,7 +212,7 @@ def p_value(counts, expected):
 
 
 DRAWS = 20_000
-FILTERED = Settings(temperature=1.2, top_k=4, top_p=0.95, repetition_penalty=1.2, frequency_penalty=0.5)
+FILTERED = SamplingParams(temperature=1.2, top_k=4, top_p=0.95, repetition_penalty=1.2, frequency_penalty=0.5)
 
 
 @pytest.fixture
@@ -229,12 +229,12 @@ def optimised():
 @pytest.mark.slow
 def test_sampled_text_follows_the_models_distribution(proposer, optimised):
     """20,000 rows with one prompt: their first token, and their first three jointly, by chi-square."""
-    prompt, how = [2, 3, 3], Speculation(2, 0 if proposer == "draft" else 2)
+    prompt, generation = [2, 3, 3], Speculation(2, 0 if proposer == "draft" else 2)
     target = reader("single", V=5, loud=12)
     draft = reader("single", V=5, noise=0.7, loud=12) if proposer == "draft" else None
-    start = begun(how, target, draft, [prompt], 12, [5])
-    start, settings = jax.tree.map(lambda x: jnp.repeat(x, DRAWS, axis=0), (start, knobs([FILTERED])))
-    plan = Plan(target.model, draft and draft.model, how, used([FILTERED]))
+    start = begun(generation, target, draft, [prompt], 12, [5])
+    start, settings = jax.tree.map(lambda x: jnp.repeat(x, DRAWS, axis=0), (start, batched([FILTERED])))
+    plan = DraftPlan(target.model, draft and draft.model, generation, used([FILTERED]))
     keys = jax.random.split(jax.random.key(3), DRAWS)
     _, got = run_rounds(plan, 3, target.params, draft and draft.params, keys, settings, start)
     for places in (1, 3):
@@ -248,7 +248,7 @@ def test_sampled_text_follows_the_models_distribution(proposer, optimised):
 
 @pytest.mark.slow
 def test_lookup_draws_what_plain_sampling_draws():
-    settings = Settings(temperature=0.9, top_k=8, repetition_penalty=1.1, frequency_penalty=0.2)
+    settings = SamplingParams(temperature=0.9, top_k=8, repetition_penalty=1.1, frequency_penalty=0.2)
     target, prompts = reader(loud=6), prompts_of(3, 1, 17)
     got = spoken(Speculation(4, 3), target, None, prompts, [90] * 3, [settings] * 3, seed=5)
     for row, key in enumerate(jax.random.split(jax.random.key(5), 3)):
@@ -259,41 +259,41 @@ def test_lookup_draws_what_plain_sampling_draws():
 @pytest.mark.parametrize("proposer", [pytest.param("draft", marks=pytest.mark.slow), "ngram"])
 def test_a_row_knows_nothing_of_its_neighbours(proposer):
     """Alone, and as one of 16 of other lengths, budgets and settings, greedy ones among them."""
-    target, how = reader("windows", loud=12), Speculation(4, 0 if proposer == "draft" else 3)
+    target, generation = reader("windows", loud=12), Speculation(4, 0 if proposer == "draft" else 3)
     draft = reader("windows", noise=0.3, loud=12) if proposer == "draft" else None
-    cool, nucleus = Settings(temperature=0.8, top_k=5), Settings(top_p=0.9, top_k=0)
-    settings = [GREEDY, Settings(temperature=1.0, top_k=0), cool, nucleus] * 4
+    cool, nucleus = SamplingParams(temperature=0.8, top_k=5), SamplingParams(top_p=0.9, top_k=0)
+    settings = [GREEDY, SamplingParams(temperature=1.0, top_k=0), cool, nucleus] * 4
     prompts, budgets = prompts_of(*range(1, 17)), list(range(100, 116))
-    together = spoken(how, target, draft, prompts, budgets, settings, ends=(9,), S=128)
+    together = spoken(generation, target, draft, prompts, budgets, settings, ends=(9,), S=128)
     keys = jax.random.split(jax.random.key(0), 16)
 
     def empty_but(row):
-        state = begun(how, target, draft, [[5]] * row + [prompts[row]] + [[5]] * (15 - row), 128, budgets)
+        state = begun(generation, target, draft, [[5]] * row + [prompts[row]] + [[5]] * (15 - row), 128, budgets)
         return state._replace(active_B=jnp.arange(16) == row)
 
     for row in (2, 8):
-        alone = Spoken(how, target, draft, settings, empty_but(row), keys, ends=(9,))
+        alone = Spoken(generation, target, draft, settings, empty_but(row), keys, ends=(9,))
         assert alone.ids[row] == together.ids[row] and alone.logprobs[row] == together.logprobs[row]
         assert (alone.proposed[row], alone.accepted[row]) == (together.proposed[row], together.accepted[row])
     assert_plain(target, prompts[8], together.ids[8], together.logprobs[8], GREEDY, keys[8])
     # A batch of one is a program with products of other shapes, whose last bits may differ.
-    state = begun(how, target, draft, prompts[2:3], 128, budgets[2:3])
-    alone = Spoken(how, target, draft, settings[2:3], state, keys[2:3], ends=(9,))
+    state = begun(generation, target, draft, prompts[2:3], 128, budgets[2:3])
+    alone = Spoken(generation, target, draft, settings[2:3], state, keys[2:3], ends=(9,))
     assert alone.ids == together.ids[2:3]
     np.testing.assert_allclose(alone.logprobs[0], together.logprobs[2], atol=1e-4)
 
 
 def test_rows_end_where_they_should_within_an_accepted_run():
     """The model is its own draft, so runs are accepted whole: budget, capacity and ends cut them at every place."""
-    target, how, S = reader(), Speculation(4), 24
+    target, generation, S = reader(), Speculation(4), 24
     starts = prompts_of(3, 1, 17)
-    texts = spoken(how, target, target, starts, [30] * 3, [GREEDY] * 3).ids
+    texts = spoken(generation, target, target, starts, [30] * 3, [GREEDY] * 3).ids
     prompt, text = starts[0], texts[0]
     last = next(n for n in range(7, 20) if text[n] not in text[:n] + texts[2][:7])
     prompts = [starts[2]] + [prompt] * 5 + [prompt + text[:n] for n in range(6)]
     whole = [starts[2] + texts[2]] + [prompt + text] * 11
     budgets = [30, 1, 2, 4, 5, 6] + [30] * 6
-    got = spoken(how, target, target, prompts, budgets, [GREEDY] * 12, S=S, ends=(text[last], 98))
+    got = spoken(generation, target, target, prompts, budgets, [GREEDY] * 12, S=S, ends=(text[last], 98))
     for row, (begin, budget) in enumerate(zip(prompts, budgets, strict=True)):
         room = min(budget, S - len(begin))
         expected = whole[row][len(begin) :][:room]
@@ -308,16 +308,16 @@ def test_rows_end_where_they_should_within_an_accepted_run():
 
 
 def test_rows_that_are_not_active_stay_as_they_are():
-    target, how, prompts = reader(), Speculation(4, 3), prompts_of(3, 5, 17)
-    state = begun(how, target, None, prompts, 256, [20] * 3)
+    target, generation, prompts = reader(), Speculation(4, 3), prompts_of(3, 5, 17)
+    state = begun(generation, target, None, prompts, 256, [20] * 3)
     before = jax.tree.map(np.array, state)
     state = state._replace(active_B=jnp.array([True, False, True]))
-    got = Spoken(how, target, None, [GREEDY] * 3, state, jax.random.split(jax.random.key(0), 3))
+    got = Spoken(generation, target, None, [GREEDY] * 3, state, jax.random.split(jax.random.key(0), 3))
     assert [len(ids) for ids in got.ids] == [20, 0, 20] and got.proposed[1] == got.rounds[1] == 0
     assert got.state.target.length_B[1] == before.target.length_B[1]
     np.testing.assert_array_equal(got.state.history.ids_BS[1], before.history.ids_BS[1])
     got.state = got.state._replace(active_B=jnp.array([False, True, False]))
-    later = Spoken(how, target, None, [GREEDY] * 3, got.state, jax.random.split(jax.random.key(0), 3))
+    later = Spoken(generation, target, None, [GREEDY] * 3, got.state, jax.random.split(jax.random.key(0), 3))
     assert_plain(target, prompts[1], later.ids[1], later.logprobs[1], GREEDY, jax.random.key(0))
 
 
@@ -330,9 +330,9 @@ def test_rows_that_are_not_active_stay_as_they_are():
         (Speculation(4), False, "nothing proposes tokens"),
     ],
 )
-def test_speculation_that_cannot_be_is_refused(how, has_draft, expected):
+def test_speculation_that_cannot_be_is_refused(generation, has_draft, expected):
     with pytest.raises(ConfigError, match=expected):
-        how.check(has_draft)
+        generation.check(has_draft)
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused():

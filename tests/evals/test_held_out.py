@@ -19,7 +19,7 @@ from gptjax.evals import held_out
 def test_a_uniform_model_needs_log2_v_bits_per_token():
     encoding = tokenizers.bpe_encoding(["to be or not to be"] * 9, 260)
     tokens = token_sets.encoded(encoding, ["to be or not to be, that is"], "x")
-    found = held_out.quality_of(
+    found = held_out.evaluate(
         lambda params, batch: {"loss": batch["weights_BT"].sum() * math.log(260)},
         None,
         list(batches.EvalBatches(in_order(tokens, 4, 0, Augment(), ""), 2)),
@@ -33,7 +33,7 @@ def test_a_uniform_model_needs_log2_v_bits_per_token():
 
 def test_no_text_is_refused():
     with pytest.raises(DataError, match="empty"):
-        held_out.quality_of(None, None, [], "causal", np.zeros(3))
+        held_out.evaluate(None, None, [], "causal", np.zeros(3))
 
 
 @pytest.mark.parametrize("tool", ["gzip", "xz"])

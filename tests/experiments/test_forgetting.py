@@ -44,7 +44,7 @@ def done(forgetting, asked):
 def test_each_run_begins_with_the_one_before_and_is_measured_on_every_text(done, trained, asked):
     found = json.loads((done / "results.json").read_text())
     assert [*found["base"]] == ["base", "loud", "back"]
-    assert found["base"]["base"] == pytest.approx(held_out.evaluate(gptjax.load(trained))["bits_per_byte"])
+    assert found["base"]["base"] == pytest.approx(held_out.evaluate_run(gptjax.load(trained))["bits_per_byte"])
     for ewc in ("0", "1000"):
         first, second = (done / "runs" / f"ewc-{ewc}" / "seed-0" / name for name in ("1-loud", "2-back"))
         configs = [gptjax.load(workdir).config for workdir in (first, second)]
@@ -52,7 +52,7 @@ def test_each_run_begins_with_the_one_before_and_is_measured_on_every_text(done,
         assert {config.finetune.ewc for config in configs} == {float(ewc)}
         scores = found["sequences"][f"ewc={ewc} seed=0"]["scores"]
         for workdir, name, score in zip((first, second), ("loud", "back"), scores, strict=True):
-            assert score[name] == pytest.approx(held_out.evaluate(gptjax.load(workdir))["bits_per_byte"])
+            assert score[name] == pytest.approx(held_out.evaluate_run(gptjax.load(workdir))["bits_per_byte"])
     held = [found["sequences"][f"ewc={ewc} seed=0"]["scores"][0]["base"] for ewc in ("0", "1000")]
     assert held[0] > held[1] + 0.05, "less of the base's text is forgotten"
 

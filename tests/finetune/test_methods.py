@@ -36,7 +36,7 @@ def built(name, method, **changes):
     plain = models.build(config.model)
     fresh = models.init(plain, jax.random.key(1))
     base = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), fresh)
-    tuned, frozen = methods.parted(base, config, jax.random.key(3), fresh)
+    tuned, frozen = methods.partition(base, config, jax.random.key(3), fresh)
     return base, tuned, frozen, methods.model_of(config), plain
 
 
@@ -100,7 +100,7 @@ def test_cached_decoding_reads_what_was_added(name, method):
     few, own = models.for_few_rows(model, params)
     cache = models.empty(few, 2, 16, 4, "float32")
     if models.kind(model) == "seq2seq":
-        cache = models.listened(few, own, read["source_BS"], read["source_segments_BS"], cache)
+        cache = models.encode_source(few, own, read["source_BS"], read["source_segments_BS"], cache)
     for start in (0, 4, 8):
         piece = read["ids_BT"][:, start : start + 4]
         x, table, cache = models.extend(few, own, piece, cache)

@@ -47,7 +47,7 @@ def tuned(run, method, **options):
     with config.unlocked():
         config.finetune.update(method=method, rank=3, **options)
     model = methods.model_of(config)
-    fresh, frozen = methods.parted(run.params, config, jax.random.key(0), run.params)
+    fresh, frozen = methods.partition(run.params, config, jax.random.key(0), run.params)
     rng = np.random.default_rng(1)
     moved = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype("f"), fresh)
     return dataclasses.replace(run, config=config, model=model, params=paths.union(frozen, moved))

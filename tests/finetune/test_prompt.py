@@ -18,8 +18,8 @@ from gptjax.data.augment import Augment
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.specials import Specials
 from gptjax.decode import scoring
-from gptjax.decode.generate import Ask
-from gptjax.decode.settings import Settings
+from gptjax.decode.generate import Request
+from gptjax.decode.settings import SamplingParams
 from gptjax.finetune import methods, paths, prompts
 from gptjax.objectives.reading import reading
 from gptjax.runs import adapters, chat
@@ -53,7 +53,7 @@ def built(name):
     plain = models.build(config.model)
     fresh = models.init(plain, jax.random.key(1))
     base = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), fresh)
-    tuned, frozen = methods.parted(base, config, jax.random.key(3), fresh)
+    tuned, frozen = methods.partition(base, config, jax.random.key(3), fresh)
     assert list(paths.flat(tuned)) == ["tokens/prompt"] and set(paths.flat(frozen)) == set(paths.flat(base))
     table = base["tokens"]["embedding"]
     at_first = paths.flat(tuned)["tokens/prompt"]
@@ -98,7 +98,7 @@ def test_cached_decoding_reads_the_prompt(name):
     few, own = models.for_few_rows(model, params)
     cache = models.empty(few, 2, 16, 2, "float32")
     if name == "seq2seq":
-        cache = models.listened(few, own, read["source_BS"], read["source_segments_BS"], cache)
+        cache = models.encode_source(few, own, read["source_BS"], read["source_segments_BS"], cache)
     for start in range(0, ids.shape[1], 2):
         x, table, cache = models.extend(few, own, ids[:, start : start + 2], cache)
         np.testing.assert_allclose(models.next_logits(few, x, table), whole[:, start : start + 2], atol=2e-5, rtol=1e-4)
@@ -202,7 +202,7 @@ def test_training_lowers_the_loss_and_changes_the_prompt_alone(tuned, base_run):
     now, before = paths.flat(run.params), paths.flat(base.params)
     assert set(now) - set(before) == {"tokens/prompt"}
     assert all(np.array_equal(now[path], before[path]) for path in before)
-    first = methods.parted(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
+    first = methods.partition(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
     assert (np.asarray(now["tokens/prompt"]) != first["tokens"]["prompt"]).all()
     state = jax.eval_shape(
         lambda params: starting_from(params, run.model, optim.optimizer(run.config), run.config), base.params
@@ -222,8 +222,11 @@ def test_what_it_writes_follows_the_prompt_and_never_has_it(call, tuned, lines_f
         assert token == run.logits(np.array([ids]))[0, -1].argmax()
         ids.append(token)
     options = dict(repetition_penalty=1.3, no_repeat_ngram=2, frequency_penalty=0.5, logit_bias={97: 2.0})
-    asks = [Ask(text, Settings(max_tokens=7, **options), jax.random.key(i)) for i, text in enumerate(["", "the", "a "])]
-    for _, one in run.answers(asks):
+    requests = [
+        Request(text, SamplingParams(max_tokens=7, **options), jax.random.key(i))
+        for i, text in enumerate(["", "the", "a "])
+    ]
+    for _, one in run.answers(requests):
         assert one.ids and max(one.ids) < V and np.isfinite(one.logprobs).all()
     assert np.isfinite(run.generate("the", beams=gptjax.decode.beam.Beams(beams=2), max_tokens=5).score)
     with pytest.raises(DataError, match="longer than the context|the model's context is"):
@@ -235,7 +238,7 @@ def test_what_it_writes_follows_the_prompt_and_never_has_it(call, tuned, lines_f
     expected = [jax.nn.log_softmax(whole[4 + i - 1])[token] for i, token in enumerate(b"the")]
     np.testing.assert_allclose(line["prompt_logprobs"][-3:], expected, atol=1e-4)
     with pytest.raises(DataError, match="tuned prompt is longer"):
-        scoring.scored(run.voice.reader, [*run.tokenizer.begin, *b"a" * 30], stride=4)
+        scoring.scored(run.generator.reader, [*run.tokenizer.begin, *b"a" * 30], stride=4)
     with pytest.raises(DataError, match="must lie in 0 to 259"):
         run.logits(np.array([[260]]))
 
@@ -277,7 +280,7 @@ def test_objectives_that_corrupt_text_leave_the_prompt_alone(lines_file, tmp_pat
     run, base = (gptjax.load(tmp_path / name) for name in ("run", "base"))
     V = run.config.model.vocabulary
     assert run.tokenizer.prompt == (V, V + 1, V + 2)
-    first = methods.parted(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
+    first = methods.partition(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
     now = np.asarray(run.params["tokens"]["prompt"])
     assert np.isfinite(now).all() and (now != first["tokens"]["prompt"]).any(1).all(), "all of it is read"
     if arch == "encoder":
@@ -301,7 +304,7 @@ def test_translation_reads_it_before_the_source(tmp_path):
         config.data.languages = ("en", "de")
     train(config, tmp_path / "run")
     run, before = (gptjax.load(tmp_path / name) for name in ("run", "base"))
-    assert run.voice.reader.hears and run.generate("a x", temperature=0.0, max_tokens=4).ids
+    assert run.generator.reader.is_encoder_decoder and run.generate("a x", temperature=0.0, max_tokens=4).ids
     now, first = paths.flat(run.params), paths.flat(before.params)
     assert set(now) - set(first) == {"tokens/prompt"}
     source = np.array([[257, 258, 259, *b"a x", 256]])

@@ -55,7 +55,7 @@ def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, tra
         assert moved and not own and all(path.startswith(("block_1/", "final_norm/")) for path in moved)
     else:
         assert own and not moved
-        first = paths.flat(methods.parted(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned)
+        first = paths.flat(methods.partition(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned)
         assert any(not np.array_equal(first[path], now[path]) for path in own)
     assert run.generate("the ", temperature=0.0, max_tokens=5).text
 
@@ -196,7 +196,7 @@ def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
     with config.unlocked():
         config.model = gptjax.load(trained).config.model.copy_and_resolve_references().unlock()
         config.model.update(task="classification", labels=3)
-    tuned, frozen = pretrained.parted_shapes(trained, config, models.shapes(methods.model_of(config)))
+    tuned, frozen = pretrained.partition_shapes(trained, config, models.shapes(methods.model_of(config)))
     assert {path for path in paths.flat(tuned) if path.startswith("task/")} == {"task/kernel", "task/bias"}
     assert "tokens/embedding" in paths.flat(frozen)
 

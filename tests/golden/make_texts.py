@@ -58,7 +58,7 @@ def main():
     for family in FAMILIES:
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER / family).eval()
         c = ConfigDict(convert_run.read_model(FOLDER / family)[1])
-        golden[family] = [written(model, c.start, FORCED.get(family), c.never, *case) for case in CASES]
+        golden[family] = [written(model, c.start, FORCED.get(family), c.suppress_tokens, *case) for case in CASES]
     GOLDEN.write_text(json.dumps(golden) + "\n")
     print(f"{GOLDEN}: {GOLDEN.stat().st_size:,} bytes")
 

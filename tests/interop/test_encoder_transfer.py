@@ -49,7 +49,7 @@ RUNS = {
     "BertModel": ENCODER,
     "BartForConditionalGeneration": POST | dict(model_embedding_norm=True, model_forced_first=3),
     "MarianMTModel": POST | dict(
-        model_positions="sinusoidal_halves", model_embedding_scale=4.0, model_never="(7,)", model_start=7,
+        model_positions="sinusoidal_halves", model_embedding_scale=4.0, model_suppress_tokens="(7,)", model_start=7,
     ),
     "T5ForConditionalGeneration": T5 | dict(model_logit_scale=0.25, model_activation="relu", model_start=0),
 }  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_converted_run_says_what_the_model_that_it_came_from_says(family, tmp_
         first = [c.decoder_start_token_id, *([0] if family == "bart" else []), 5]
         assert run.config.model.start == first[0]
         assert run.config.model.forced_first == (0 if family == "bart" else None)
-        assert run.config.model.never == ((30,) if family == "marian" else ())
+        assert run.config.model.suppress_tokens == ((30,) if family == "marian" else ())
         read = {"ids_BT": np.array([first] * 2), "source_BS": ids, "source_segments_BS": segments}
     real = read["segments_BT"] > 0 if family == "bert" else ...
     np.testing.assert_allclose(run.logits(**read)[real], answers(model, read)["logits"][real], atol=1e-4)
@@ -317,5 +317,5 @@ def test_an_id_that_is_never_said_is_none_of_what_decoding_reads(tmp_path):
     _, params = models.for_few_rows(run.model, run.params)
     assert np.argmin(params["head_bias"]) == 7 and params["head_bias"][7] < -1e8 < params["head_bias"][8]
     assert run.params["head_bias"][7] > -10
-    with pytest.raises(ConfigError, match=r"model.never is \(7,\); it needs model.head_bias"):
-        checks.check(tiny_config(model_never="(7,)"), models.CHOICES)
+    with pytest.raises(ConfigError, match=r"model.suppress_tokens is \(7,\); it needs model.head_bias"):
+        checks.check(tiny_config(model_suppress_tokens="(7,)"), models.CHOICES)

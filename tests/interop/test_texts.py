@@ -24,7 +24,7 @@ def imported(folder):
     """A Reader of a folder's model, and its config."""
     family, config = convert_run.read_model(folder)
     params = jax.tree.map(jnp.asarray, convert_run.read_params(folder, family, config))
-    return prefill.reader(models.build(config), params), ConfigDict(config)
+    return prefill.decoder(models.build(config), params), ConfigDict(config)
 
 
 def check(of, start, case, expected):
@@ -46,7 +46,7 @@ def test_texts_equal_transformers(family, tmp_path):
     of, config = imported(tmp_path)
     forced = make_texts.FORCED.get(family)
     for case in make_texts.CASES[:2]:
-        expected = make_texts.written(model, config.start, forced, config.never, *case)
+        expected = make_texts.written(model, config.start, forced, config.suppress_tokens, *case)
         check(of, (config.start, forced), case, expected)
 
 

@@ -34,7 +34,7 @@ def lengths(member):
     return ((50, 60, 30), (100, 1, 40)) if member == "long" else ((5, 1, 7), (3, 6, 2))
 
 
-def places(member="rotary"):
+def position_info(member="rotary"):
     """Row, number and positions of each document."""
     for row, documents in enumerate(lengths(member)):
         for number, (n, end) in enumerate(zip(documents, np.cumsum(documents).tolist(), strict=True), 1):
@@ -50,7 +50,7 @@ def batches(member="rotary"):
 
     names = ("inputs_BT", "targets_BT", "weights_BT")
     packed, alone = empty(2) | {"segments_BT": np.zeros((2, T), "i")}, empty(6)
-    for i, (row, number, span) in enumerate(places(member)):
+    for i, (row, number, span) in enumerate(position_info(member)):
         n = span.stop - span.start
         drawn = rng.integers(0, 257, n), rng.integers(0, 257, n), rng.integers(1, 3, n)
         for name, values in zip(names, drawn, strict=True):
@@ -84,7 +84,7 @@ def test_packed_documents_equal_each_alone(member, changes):
     layout = jax.jit(stack) if "model_scan_layers" in changes else lambda tree: tree
     model, _ = build(**MEMBERS[member] | changes)
     logits, gradients = logits_and_gradients(model, layout(params), batches(member)[0])
-    for i, (row, _, span) in enumerate(places(member)):
+    for i, (row, _, span) in enumerate(position_info(member)):
         close(logits[row, span], expected[i, : span.stop - span.start], 1e-5)
     assert np.isfinite(logits).all()
     jax.tree.map(functools.partial(close, tolerance=1e-4), gradients, layout(expected_gradients))
@@ -113,7 +113,7 @@ def test_a_changed_token_changes_its_own_document_alone(member, kernels, dtype, 
 
     read = jax.jit(x_BTD)
     before = np.asarray(read(batch["inputs_BT"]), "f")
-    for row, _, span in places():
+    for row, _, span in position_info():
         ids = batch["inputs_BT"].copy()
         ids[row, span.start] += 1
         differs = (np.asarray(read(ids), "f") != before).any(-1)
@@ -130,7 +130,7 @@ def test_bfloat16_is_close_to_float32():
         jax.jit(functools.partial(models.logits, model))(params, batch["inputs_BT"], batch["segments_BT"])
     )
     assert logits.dtype == np.float32
-    for i, (row, _, span) in enumerate(places("modern")):
+    for i, (row, _, span) in enumerate(position_info("modern")):
         own = expected[i, : span.stop - span.start]
         assert 0 < np.abs(logits[row, span] - own).max() < 0.05 * np.abs(own).max()
 

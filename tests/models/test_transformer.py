@@ -13,11 +13,11 @@ from conftest import ROOT, tiny_config
 
 from gptjax.interop import bart, convert_run
 from gptjax.interop.weight_mapping import norm
-from gptjax.models.attention import Memory
+from gptjax.models.attention import CrossKV
 from gptjax.models.kernels import resolved
 from gptjax.models.kernels.reference import bucket_of
 from gptjax.models.positions import SinusoidalPositions
-from gptjax.models.transformer import Trunk
+from gptjax.models.transformer import Transformer
 
 sys.path.append(str(ROOT / "tests" / "golden"))
 import make_trunk
@@ -39,7 +39,7 @@ def trunk_of(decoder, norm_first, activation):
         model_positions="none", model_use_bias=True, model_norm_position="pre" if norm_first else "post",
         model_activation=activation, model_kernels=resolved("auto"),
     ).model  # fmt: skip
-    return Trunk(config, causal=decoder, crosses=decoder), config
+    return Transformer(config, causal=decoder, crosses=decoder), config
 
 
 def from_torch(config, found, decoder):
@@ -73,7 +73,7 @@ def from_torch(config, found, decoder):
 def test_layers_vs_torch(case, expected):
     prefix = make_trunk.name(*case) + "/"
     found = {key.removeprefix(prefix): array for key, array in expected.items() if key.startswith(prefix)}
-    trunk, config = trunk_of(*case)
+    transformer, config = trunk_of(*case)
     torchs = {key.removeprefix("params/"): array for key, array in found.items() if key.startswith("params/")}
     params = from_torch(config, torchs, case[0])
     real_BT, real_BS = (
@@ -83,8 +83,8 @@ def test_layers_vs_torch(case, expected):
 
     @jax.jit
     def ours(params, x, memory):
-        heard = Memory(memory, jnp.asarray(real_BS, jnp.int32)) if case[0] else None
-        return trunk.apply({"params": params}, x, jnp.asarray(real_BT, jnp.int32), heard)
+        heard = CrossKV(memory, jnp.asarray(real_BS, jnp.int32)) if case[0] else None
+        return transformer.apply({"params": params}, x, jnp.asarray(real_BT, jnp.int32), heard)
 
     y = np.asarray(ours(params, found["x"], found["memory"]))
     error = np.abs(y - found["y"])[real_BT].max()

@@ -10,7 +10,7 @@ from gptjax.data import token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import examples, flat, packed
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.specials import USUAL, specials
+from gptjax.data.tokenizers.specials import COMMON_NAMES, specials
 from gptjax.objectives.reading import reading
 
 BYTES = tokenizers.bytes_encoding()
@@ -41,7 +41,7 @@ def text_set(seed=0, documents=12):
 
 def read_with(sentinels=40, **changes):
     """A reading of bytes, with all special ids."""
-    return reading(BYTES, specials(BYTES, list(USUAL), sentinels), options(**changes), text_set())
+    return reading(BYTES, specials(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set())
 
 
 def row_of(layout, k=0, context=48, epoch=0):

@@ -50,7 +50,7 @@ def test_prefix_is_read_ahead_and_only_what_follows_it_is_asked(layout, k, seed)
     for key in ("inputs_BT", "targets_BT"):
         np.testing.assert_array_equal(found[key], row[key])
     for text in texts(row):
-        ahead, weights = found["ahead_BT"][text], found["weights_BT"][text]
+        ahead, weights = found["bidirectional_BT"][text], found["weights_BT"][text]
         length = int(ahead.sum())
         assert 1 <= length <= len(ahead) and ahead[:length].all()
         # A target is asked for exactly where the model cannot have read it as an input that may be seen from before.
@@ -58,14 +58,14 @@ def test_prefix_is_read_ahead_and_only_what_follows_it_is_asked(layout, k, seed)
     outside = np.ones(len(row["inputs_BT"]), bool)
     for text in texts(row):
         outside[text] = False
-    assert not found["ahead_BT"][outside].any() and not found["weights_BT"][outside].any()
+    assert not found["bidirectional_BT"][outside].any() and not found["weights_BT"][outside].any()
 
 
 def test_a_prompt_is_the_prefix():
     row = row_of("examples", 1)
     row["weights_BT"][:7] = 0
     found = OBJECTIVES["prefix"].row(row, read_with(), draws())
-    assert found["ahead_BT"].sum() == 8 and np.array_equal(found["weights_BT"], row["weights_BT"])
+    assert found["bidirectional_BT"].sum() == 8 and np.array_equal(found["weights_BT"], row["weights_BT"])
 
 
 @FEW

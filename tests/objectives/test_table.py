@@ -11,7 +11,7 @@ from gptjax import config as configs
 from gptjax import models, objectives
 from gptjax.config.errors import ConfigError
 from gptjax.data.batches import stacked
-from gptjax.objectives import OBJECTIVES, shared_out
+from gptjax.objectives import OBJECTIVES, normalize_weights
 from gptjax.objectives.adversarial import adversarial, within, worst
 from gptjax.objectives.next_sentence import LABELS
 
@@ -65,7 +65,11 @@ def test_loss_of_a_model_vs_reference(name, kind, changes):
     other = dict(batch, targets_BT=np.where(weights > 0, batch["targets_BT"], 5))
     np.testing.assert_allclose(loss(params, other, None)[0], found, rtol=1e-6)
     # What is read has what the objective says: a prefix ahead, a source, no padding.
-    needed = {"prefix": {"ahead_BT"}, "masked": {"segments_BT"}, "denoising": {"source_BS", "source_segments_BS"}}
+    needed = {
+        "prefix": {"bidirectional_BT"},
+        "masked": {"segments_BT"},
+        "denoising": {"source_BS", "source_segments_BS"},
+    }
     assert needed.get(name, set()) <= read.keys()
 
 
@@ -126,7 +130,7 @@ def optimum(tree):
 def test_a_text_is_its_own_partner_by_another_dropout():
     model, params = built("encoder", model_task="embedding", model_dropout=0.3)
     loss = jax.jit(OBJECTIVES["contrastive"].loss(model, options()))
-    batch = shared_out(batch_of("contrastive"))
+    batch = normalize_weights(batch_of("contrastive"))
     noisy, still = loss(params, batch, jax.random.key(0))[0], loss(params, batch, None)[0]
     assert noisy > still + 1e-3
     # With a source, this is the partner.
@@ -139,7 +143,7 @@ def test_next_sentences_and_masks_are_learnt_together():
     model, params = built("encoder", model_task="classification", model_labels=len(LABELS), model_types=2)
     config = tiny_config(train_objective="masked + 0.5*next_sentence")
     rows = [objectives.row_of(config)(row_of("examples", k, CONTEXT), read_with(), draws(k=k)) for k in range(4)]
-    batch = shared_out(stacked(rows))
+    batch = normalize_weights(stacked(rows))
     both, metrics = jax.jit(objectives.loss(config, model))(params, batch, None)
     parts = [metrics["masked_loss"], metrics["next_sentence_loss"]]
     np.testing.assert_allclose(both, parts[0] + 0.5 * parts[1], rtol=1e-5)
@@ -169,7 +173,7 @@ def reference_shift(gradient, shape, epsilon, steps):
 @pytest.mark.thorough
 def test_attack_vs_reference(kind, name, attack, steps):
     model, params = built(kind)
-    batch = shared_out(batch_of(name))
+    batch = normalize_weights(batch_of(name))
     key, shape = models.perturbed(model, batch)
     plain = OBJECTIVES[name].loss(model, options())
     chosen = options(adversarial=attack, epsilon=0.7, adversarial_steps=3)

@@ -10,7 +10,7 @@ from conftest import tiny_config
 from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.models.kernels import gpu
-from gptjax.objectives import shared_out
+from gptjax.objectives import normalize_weights
 from gptjax.runs.train_state import initial
 from gptjax.training.step import of_config
 
@@ -36,7 +36,7 @@ def loss_and_params(changes):
     batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((2, 8), "f")}
     if config.model.arch == "seq2seq":
         batch |= {"source_BS": ids[:, ::-1], "source_segments_BS": np.ones((2, 9), "i4")}
-    objective, batch = objectives.loss(config, model), shared_out(batch)
+    objective, batch = objectives.loss(config, model), normalize_weights(batch)
     params = jax.tree.map(lambda s: jnp.asarray(0.4 * rng.normal(size=s.shape), "f"), models.shapes(model))
     return lambda params: objective(params, batch, None)[0], params
 

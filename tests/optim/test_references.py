@@ -155,7 +155,7 @@ def test_schedule_free_vs_reference():
     c = config.optimizer
     start, *gradients = random_leaves(7)
     trained, state = updated(config, nested(start), map(nested, gradients))
-    answers = flatten_dict(optim.answering(state, trained), sep="/")
+    answers = flatten_dict(optim.eval_params(state, trained), sep="/")
     for leaf, first in start.items():
         x = z = y = first.astype(np.float64)
         v = total = 0.0
@@ -178,7 +178,7 @@ def test_of_optimizers_only_schedule_free_answers_elsewhere(name):
     params = nested(random_leaves(1)[0])
     state = jax.eval_shape(optim.optimizer(config_of(name)).init, params)
     assert optim.answers_elsewhere(state) == (name == "schedule_free")
-    assert name == "schedule_free" or optim.answering(state, params) is params
+    assert name == "schedule_free" or optim.eval_params(state, params) is params
 
 
 @pytest.mark.parametrize("name", ["muon", "adafactor"])

@@ -99,7 +99,7 @@ def test_leaves_that_share_a_value_or_do_not_change_are_kept_too():
         twice = jnp.sin(x) * 2
         return {"a": twice, "b": twice, "same": old["same"], "fixed": jnp.array(5.0)}
 
-    run = jax.jit(lambda bad: guards.unless(bad, change, old, jnp.array(1.0)))
+    run = jax.jit(lambda bad: guards.skip_update_if(bad, change, old, jnp.array(1.0)))
     equal(run(True), old)
     equal(run(False), jax.jit(change)(old, jnp.array(1.0)))
 

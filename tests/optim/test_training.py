@@ -102,6 +102,6 @@ def test_what_an_average_answers_is_what_is_loaded_and_its_run_goes_on_bit_ident
             states.append(checkpoints.restore(like))
     equal(*states)
     trained = states[0]
-    equal(optim.answering(trained.opt_state, trained.params), run.params)
+    equal(optim.eval_params(trained.opt_state, trained.params), run.params)
     for there, here in zip(jax.tree.leaves(trained.params), jax.tree.leaves(run.params), strict=True):
         assert not np.array_equal(there, here)

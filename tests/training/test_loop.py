@@ -197,7 +197,7 @@ def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
     job = SimpleNamespace(
         config=config, stages=batches.stages(config.data), workdir=tmp_path, mesh=SimpleNamespace(size=1), clock=clock
     )  # fmt: skip
-    state = SimpleNamespace(step=0, answering_shapes=lambda: {"a": np.zeros(10)})
+    state = SimpleNamespace(step=0, eval_shapes=lambda: {"a": np.zeros(10)})
     lines = []
     with recorder.Recorder(job, state, lambda *count, **shown: None, lines.append) as found:
         for step in range(1, 9):

@@ -48,7 +48,7 @@ def test_the_loss_is_the_mean_over_weights():
 def test_what_an_optimizer_may_differentiate_is_the_mean_loss_of_one_slice(slices):
     """By the mean weight of a slice, not the slice's own, which may be nothing."""
     objective, _, mesh, state = setting(model_layers=1)
-    batch = objectives.shared_out(batch_of())
+    batch = objectives.normalize_weights(batch_of())
     first = {name: rows[::slices] for name, rows in batch.items()}
     got, expected = jax.jit(
         lambda batch: (

@@ -150,7 +150,7 @@ def prepare(settings: Settings, output: Path, workers: int, restart: bool = Fals
     with Workers(workers) as pool:
         tokenizer = _tokenizer(settings, sources, folder, pool)
         pool.begin(settings.task, folder / "tokenizer")
-        making = Making(settings, sources, folder, tokenizer, progress)
+        making = Builder(settings, sources, folder, tokenizer, progress)
         making.run(pool)
     making.finish()
     return _named(folder, output)
@@ -218,7 +218,7 @@ def _sample(settings: Settings, sources: Sequence[Source], pool: Workers) -> lis
     return found
 
 
-class Making:
+class Builder:
     """The part that runs in order: takes the workers' outcomes, drops duplicates, writes shards, keeps account."""
 
     def __init__(

@@ -12,7 +12,7 @@ from gptjax.config.errors import DataError
 from gptjax.data.tokenizers.tokenizers import Tokenizer, special_tokens
 
 # What each is called in vocabularies that have it; the first name is the one that it gets here.
-USUAL = {
+COMMON_NAMES = {
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
     "class": ("[CLS]", "<s>", "<cls>"),
     "separator": ("[SEP]", "</s>", "<sep>"),
@@ -52,9 +52,9 @@ def specials(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -
     ids = {
         name: first + missing.index(name)
         if name in missing
-        else next(known[one] for one in USUAL[name] if one in known)
+        else next(known[one] for one in COMMON_NAMES[name] if one in known)
         for name in names
-        if name in USUAL
+        if name in COMMON_NAMES
     }
     own = tuple(known[SENTINEL.format(i)] for i in range(_own_sentinels(known)))[:sentinels]
     added = range(first + len(missing), first + len(missing) + sentinels - len(own))
@@ -66,7 +66,7 @@ def name_of(tokenizer: Tokenizer, token: int) -> str:
     """What an id behind the tokenizer's own is called."""
     missing, place = _missing(tokenizer), token - tokenizer.n_vocab
     if place < len(missing):
-        return USUAL[missing[place]][0]
+        return COMMON_NAMES[missing[place]][0]
     return SENTINEL.format(place - len(missing) + _own_sentinels(special_tokens(tokenizer)))
 
 
@@ -82,7 +82,7 @@ def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 def _missing(tokenizer: Tokenizer) -> list[str]:
     known = special_tokens(tokenizer)
-    return [name for name, usual in USUAL.items() if not any(one in known for one in usual)]
+    return [name for name, usual in COMMON_NAMES.items() if not any(one in known for one in usual)]
 
 
 def _own_sentinels(known: dict[str, int]) -> int:

@@ -18,7 +18,7 @@ class Kernels(NamedTuple):
     """One way to compute each hot part; gptjax.models.kernels.reference says what each gives."""
 
     product: Callable[[jax.Array, jax.Array, str, str], jax.Array]
-    standardise: Callable[[jax.Array, jax.Array, float, bool], jax.Array]
+    normalize: Callable[[jax.Array, jax.Array, float, bool], jax.Array]
     activate: Callable[[Elementwise], Elementwise]
     attend: Callable[..., jax.Array]
     cross_entropy: Callable[..., jax.Array]
@@ -32,7 +32,7 @@ class Kernels(NamedTuple):
 
 PLAIN = Kernels(
     product=reference.product,
-    standardise=reference.standardise,
+    normalize=reference.normalize,
     activate=reference.activate,
     attend=reference.attend,
     cross_entropy=reference.cross_entropy,
@@ -45,7 +45,7 @@ KERNELS: dict[str, Kernels] = {
     "plain": PLAIN,
     "cpu": Kernels(
         product=cpu.product,
-        standardise=cpu.standardise,
+        normalize=cpu.normalize,
         activate=cpu.activate,
         attend=cpu.attend,
         cross_entropy=cpu.cross_entropy,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.models.kernels import chunked_cross_entropy, reference
-from gptjax.models.kernels.reference import Elementwise, Sight
+from gptjax.models.kernels.reference import AttentionSpec, Elementwise
 
 BLOCK = 64  # queries that are computed together, each with the keys that one of them can see
 FEW = 128  # up to that many tokens one block for all is faster
@@ -93,8 +93,8 @@ def activate(f: Elementwise) -> Elementwise:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def standardise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
-    """As gptjax.models.kernels.reference.standardise.
+def normalize(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
+    """As gptjax.models.kernels.reference.normalize.
 
     Means are products with a constant vector, which are threaded where XLA's reductions over rows are not.
     """
@@ -123,7 +123,7 @@ def _standardise_back(epsilon: float, centre: bool, saved: Any, dy: jax.Array) -
     return dx * inverse, jnp.ones((rows.shape[0],), rows.dtype) @ rows
 
 
-standardise.defvjp(_standardise, _standardise_back)
+normalize.defvjp(_standardise, _standardise_back)
 
 
 # Loss
@@ -151,10 +151,10 @@ def spans(T: int, window: int) -> list[Span]:
     return [Span(t, min(t + size, T), max(0, t - window + 1) if window else 0) for t in range(0, T, size)]
 
 
-def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, spec: AttentionSpec) -> jax.Array:
     """As gptjax.models.kernels.reference.attend; with dropout, or a window known only on the device, it is that."""
-    if sight.is_plain or sight.drop is not None or not isinstance(sight.window, int):
-        return reference.attend(q_BTHK, k_BTGK, v_BTGK, sight)
+    if spec.is_plain or spec.drop is not None or not isinstance(spec.window, int):
+        return reference.attend(q_BTHK, k_BTGK, v_BTGK, spec)
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     # One product of three dimensions a block: with more XLA moves its operands in memory first.
@@ -163,10 +163,10 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     # Else XLA merges the transposition into every product that reads it.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
-    slopes_NJ = None if sight.slopes_H is None else jnp.tile(sight.slopes_H.reshape(G, H // G), (B, 1))
-    segments_NT = None if sight.segments_BT is None else jnp.repeat(sight.segments_BT, G, axis=0)
-    scale = 1 / math.sqrt(K) if sight.scale is None else sight.scale
-    out = _attend(q, k, v, slopes_NJ, segments_NT, scale, sight.window)
+    slopes_NJ = None if spec.slopes_H is None else jnp.tile(spec.slopes_H.reshape(G, H // G), (B, 1))
+    segments_NT = None if spec.segments_BT is None else jnp.repeat(spec.segments_BT, G, axis=0)
+    scale = 1 / math.sqrt(K) if spec.scale is None else spec.scale
+    out = _attend(q, k, v, slopes_NJ, segments_NT, scale, spec.window)
     return out.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K).astype(q_BTHK.dtype)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gptjax.models import logical_axes
 from gptjax.models.kernels import chunked_cross_entropy, reference
-from gptjax.models.kernels.reference import Sight, TokenLoss
+from gptjax.models.kernels.reference import AttentionSpec, TokenLoss
 
 # Tensor cores want both sides of a product in multiples; 128 is what nanoGPT's 50,304 is one of.
 SLICING = chunked_cross_entropy.Slicing(logit_bytes=2**30, multiple=128)
@@ -88,17 +88,17 @@ def _widest_head() -> int:
     return 256 if kinds and min(float(kind) for kind in kinds) >= 9 else 128  # Hopper and later
 
 
-def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, spec: AttentionSpec) -> jax.Array:
     """As gptjax.models.kernels.reference.attend, by cuDNN where it can; `attention_plan` says beforehand whether."""
-    window = sight.window
-    positions = "none" if sight.slopes_H is None else "alibi"
-    dropped, packed = float(sight.drop is not None), sight.segments_BT is not None
+    window = spec.window
+    positions = "none" if spec.slopes_H is None else "alibi"
+    dropped, packed = float(spec.drop is not None), spec.segments_BT is not None
     why = refusal(q_BTHK.shape[-1], q_BTHK.dtype, positions, dropped, isinstance(window, int), packed)
-    if why or sight.is_plain or not isinstance(window, int):
-        return reference.attend(q_BTHK, k_BTGK, v_BTGK, sight)
+    if why or spec.is_plain or not isinstance(window, int):
+        return reference.attend(q_BTHK, k_BTGK, v_BTGK, spec)
     flash = partial(
         jax.nn.dot_product_attention,
-        scale=sight.scale,
+        scale=spec.scale,
         is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",

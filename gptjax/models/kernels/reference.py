@@ -26,7 +26,7 @@ class Prefix(NamedTuple):
     v_PGK: jax.Array
 
 
-class Sight(NamedTuple):
+class AttentionSpec(NamedTuple):
     """What a sequence's attention to itself depends on, besides queries, keys and values."""
 
     window: int | jax.Array = 0  # how many keys a query reads at most, its own included; 0: all
@@ -35,14 +35,14 @@ class Sight(NamedTuple):
     drop: Callable[[jax.Array], jax.Array] | None = None  # applied to the attention weights, e.g. a dropout
     segments_BT: jax.Array | None = None  # a query reads keys of its own segment alone; None: a row is one segment
     causal: bool = True  # whether it reads only itself and what is before it
-    ahead_BT: jax.Array | None = None  # 1: keys that are read from before, too
+    bidirectional_BT: jax.Array | None = None  # 1: keys that are read from before, too
     relative: Relative | None = None
     prefix: Prefix | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether only the plain formula has all of it."""
-        return not (self.causal and self.ahead_BT is None and self.relative is None and self.prefix is None)
+        return not (self.causal and self.bidirectional_BT is None and self.relative is None and self.prefix is None)
 
 
 def product(x: jax.Array, kernel_DF: jax.Array, dtype: str, out_dtype: str) -> jax.Array:
@@ -60,7 +60,7 @@ def dot(x: jax.Array, y: jax.Array, turn_x: bool = False, turn_y: bool = False) 
     return jnp.dot(x.T if turn_x else x, y.T if turn_y else y, preferred_element_type=jnp.float32)
 
 
-def standardise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
+def normalize(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) * scale over the last axis; without `centre` the mean is taken as 0."""
     centred = x - x.mean(-1, keepdims=True) if centre else x
     return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + epsilon) * scale_D
@@ -106,13 +106,13 @@ def bucket_of(distance: jax.Array, buckets: int, longest: int, causal: bool) -> 
     return after + jnp.where(distance < exact, distance, grown)
 
 
-def bias_of(sight: Sight, distance_TS: jax.Array) -> jax.Array | None:
+def bias_of(spec: AttentionSpec, distance_TS: jax.Array) -> jax.Array | None:
     """What is added to the scores at these distances, query's position less key's: [..., H, T, S], or None."""
-    if sight.slopes_H is not None:
-        return -sight.slopes_H[:, None, None] * jnp.abs(distance_TS)[..., None, :, :]
-    if sight.relative is not None:
-        table_RH = sight.relative.table_RH
-        which = bucket_of(distance_TS, table_RH.shape[0], sight.relative.longest, sight.causal)
+    if spec.slopes_H is not None:
+        return -spec.slopes_H[:, None, None] * jnp.abs(distance_TS)[..., None, :, :]
+    if spec.relative is not None:
+        table_RH = spec.relative.table_RH
+        which = bucket_of(distance_TS, table_RH.shape[0], spec.relative.longest, spec.causal)
         return jnp.moveaxis(table_RH[which], -1, -3)
     return None
 
@@ -177,19 +177,19 @@ def masked_attend(
     return mixed_BTHK / sums_BHT1.transpose(0, 2, 1, 3).astype(mixed_BTHK.dtype)
 
 
-def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, sight: Sight) -> jax.Array:
+def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, spec: AttentionSpec) -> jax.Array:
     """Attention of a sequence to itself -> [B, T, H, K]; see `masked_attend`."""
     # Each query reads all keys: devices that divide sequences gather them (arXiv 2407.21783 section 3.3.2).
     k_BTGK, v_BTGK = logical_axes.constrain(k_BTGK, "BSGK"), logical_axes.constrain(v_BTGK, "BSGK")
     positions_T = jnp.arange(q_BTHK.shape[1])
-    mask = visible(positions_T, positions_T, sight.window, sight.causal)
-    if sight.ahead_BT is not None:
-        mask = mask | (sight.ahead_BT > 0)[:, None, None]
-    if sight.segments_BT is not None:
-        mask = mask & same_segment(sight.segments_BT, sight.segments_BT)[:, None]
-    bias_HTS = bias_of(sight, positions_T[:, None] - positions_T)
-    k, v, mask, bias_HTS = prefixed(sight.prefix, k_BTGK, v_BTGK, mask, bias_HTS)
-    return masked_attend(q_BTHK, k, v, mask, sight.scale, bias_HTS, sight.drop)
+    mask = visible(positions_T, positions_T, spec.window, spec.causal)
+    if spec.bidirectional_BT is not None:
+        mask = mask | (spec.bidirectional_BT > 0)[:, None, None]
+    if spec.segments_BT is not None:
+        mask = mask & same_segment(spec.segments_BT, spec.segments_BT)[:, None]
+    bias_HTS = bias_of(spec, positions_T[:, None] - positions_T)
+    k, v, mask, bias_HTS = prefixed(spec.prefix, k_BTGK, v_BTGK, mask, bias_HTS)
+    return masked_attend(q_BTHK, k, v, mask, spec.scale, bias_HTS, spec.drop)
 
 
 def across(
@@ -206,17 +206,17 @@ def attention_weights(q_BTHK: jax.Array, k_BSGK: jax.Array, mask_BTS: jax.Array,
     return masked_attend(q_BTHK, k_BSGK, one_hot_BSGS, mask_BTS[:, None], scale).swapaxes(1, 2)
 
 
-def self_weights(q_BTHK: jax.Array, k_BTGK: jax.Array, sight: Sight) -> jax.Array:
+def self_weights(q_BTHK: jax.Array, k_BTGK: jax.Array, spec: AttentionSpec) -> jax.Array:
     """How much each query reads of each key of its own sequence, float32 [B, H, T, T]: what `attend` mixes values by.
 
     Without dropout; what goes to a prefix is left out, so that rows then add up to less than one.
     """
     B, T, G, _ = k_BTGK.shape
     one_hot_BTGT = jnp.broadcast_to(jnp.eye(T)[None, :, None], (B, T, G, T))
-    if sight.prefix is not None:
-        k_PGK = sight.prefix.k_PGK
-        sight = sight._replace(prefix=Prefix(k_PGK, jnp.zeros((*k_PGK.shape[:2], T))))
-    return attend(q_BTHK, k_BTGK, one_hot_BTGT, sight._replace(drop=None)).swapaxes(1, 2)
+    if spec.prefix is not None:
+        k_PGK = spec.prefix.k_PGK
+        spec = spec._replace(prefix=Prefix(k_PGK, jnp.zeros((*k_PGK.shape[:2], T))))
+    return attend(q_BTHK, k_BTGK, one_hot_BTGT, spec._replace(drop=None)).swapaxes(1, 2)
 
 
 def pair_mask(segments_BT: jax.Array | None, segments_BS: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models.attention import Memory
+from gptjax.models.attention import CrossKV
 from gptjax.models.cache import Cache
 from gptjax.models.kernels.reference import pair_mask
 from gptjax.models.layers import Dropout
@@ -122,7 +122,7 @@ class RecurrentDecoder(nn.Module):
         self,
         x_BTD: jax.Array,
         segments_BT: jax.Array | None = None,
-        memory: Memory | None = None,
+        memory: CrossKV | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
         """What the head reads, [B, T, D].
@@ -152,7 +152,7 @@ class RecurrentDecoder(nn.Module):
         """What is kept of no tokens yet; states take no more room for more tokens."""
         return Kept(self._zeros(rows), self._unfed(rows))
 
-    def hear(self, memory: Memory) -> Heard:
+    def hear(self, memory: CrossKV) -> Heard:
         """A memory as it is read, to be kept."""
         mask_BS = pair_mask(None, memory.segments_BS)[:, 0]
         return Heard(self._source(memory), mask_BS, self._first(memory.x_BSM, mask_BS))
@@ -189,7 +189,7 @@ class RecurrentDecoder(nn.Module):
         keeps = self.crosses and not ATTENTIONS[self.config.attention].before
         return jnp.zeros((rows, self.config.width), jnp.float32) if keeps else None
 
-    def _source(self, memory: Memory) -> Source:
+    def _source(self, memory: CrossKV) -> Source:
         values_BSM = memory.x_BSM.astype(self.dtype)
         return Source(values_BSM, self.attention.key(values_BSM))
 

@@ -16,7 +16,7 @@ from gptjax.sharding import processes
 from gptjax.training.monitoring import goodput, metrics, run_stats, writers
 from gptjax.training.monitoring.writers import Line
 from gptjax.training.recovery import GOOD, LEFT_OUT, Verdicts
-from gptjax.training.setup import Job
+from gptjax.training.setup import TrainSetup
 
 OnLine = Callable[[Line], None]
 
@@ -27,12 +27,12 @@ class Recorder:
     A context: leaving it closes the writers.
     """
 
-    def __init__(self, job: Job, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
+    def __init__(self, job: TrainSetup, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
         c = self.config = job.config
         self.job, self.advance, self.on_line = job, advance, on_line
         first = processes.is_first()
         self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step)) if first else []
-        shapes = state.answering_shapes()
+        shapes = state.eval_shapes()
         self.flops_per_token = {
             stage.context: metrics.flops_per_token(shapes, c.model, stage.context) for stage in job.stages
         }

@@ -25,7 +25,7 @@ from gptjax.evals import held_out
 from gptjax.models import kernels
 from gptjax.runs import checkpoint_dir, integrity
 from gptjax.runs import directory as workdirs
-from gptjax.runs.checkpoint_policy import Due
+from gptjax.runs.checkpoint_policy import SaveSchedule
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
 from gptjax.runs.train_state import TrainState, parameter_count
 from gptjax.training import loop, memory
@@ -35,20 +35,20 @@ from gptjax.training.population import members
 from gptjax.training.population.evolution import Evolution
 from gptjax.training.population.members import Members, Values
 from gptjax.training.recorders import OnMembersLine, Recorders, of_member
-from gptjax.training.setup import Job, make_job, order_seed
+from gptjax.training.setup import TrainSetup, make_job, order_seed
 
 
 class Population(NamedTuple):
     """All that stays the same while its members train."""
 
     members: Members
-    jobs: list[Job]
+    jobs: list[TrainSetup]
     shared: bool  # whether all members read the same batches
-    look: held_out.Look  # at all members' parameters
+    look: held_out.EvalStep  # at all members' parameters
     evolution: Evolution | None
 
     @property
-    def first(self) -> Job:
+    def first(self) -> TrainSetup:
         """Of the job whose data, model's shapes and settings all members have."""
         return self.jobs[0]
 
@@ -158,7 +158,7 @@ def is_whole(directory: Path, step: int) -> bool:
     return not integrity.problem(directory / str(step), "", checkpoint_dir.CHANGING)
 
 
-def looking(job: Job, count: int) -> held_out.Look:
+def looking(job: TrainSetup, count: int) -> held_out.EvalStep:
     """Compiled `(all members' parameters, batch) -> metrics`, [M] each; see gptjax.evals.held_out.eval_step."""
     c = job.config
     look = sharding.over_members(jax.vmap(lambda p, b: job.objective(p, b, None)[1], in_axes=(0, None)), count, (1,))
@@ -249,7 +249,7 @@ def take_steps(
     with clock.during("compile"):
         compiled = compiled_steps(population, values, states)
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
-    due = Due(c.checkpoint, steps)
+    due = SaveSchedule(c.checkpoint, steps)
     with (
         cpu_idle.wakeful(jax.default_backend() == "cpu"),
         batches.prefetched(partial(placed, population), start, steps, c.data.prefetch) as coming,
@@ -355,7 +355,7 @@ def qualities(
 ) -> list[dict[str, float]]:
     """How well each member does batches of held-out text, all looked at by one program; see held_out.quality_of."""
     job = population.first
-    params = jax.vmap(TrainState.answering)(states)
+    params = jax.vmap(TrainState.eval_params)(states)
     there = sharding.of_all_members(len(population.jobs))
     said = []
     for batch in some():
@@ -381,6 +381,6 @@ def finish(
         summaries = list(done)
         for m in alive_ones(alive):
             if not done[m] and math.isfinite(found[m]["loss"]):
-                summaries[m] = loop.written(population.jobs[m], of_member(states, m).answering(), found[m])
+                summaries[m] = loop.written(population.jobs[m], of_member(states, m).eval_params(), found[m])
             advance()
     return summaries

@@ -115,7 +115,7 @@ def test_any_number_of_workers_and_any_interruption_give_the_same_set(tmp_path, 
     assert contents(tmp_path / "parallel") == expected
 
     # Cut short after so many chunks, again and again, until nothing is left to do.
-    take, left = pipeline.Making._take, [0]
+    take, left = pipeline.Builder._take, [0]
 
     def takes_some(self, outcome):
         left[0] -= 1
@@ -123,7 +123,7 @@ def test_any_number_of_workers_and_any_interruption_give_the_same_set(tmp_path, 
             raise KeyboardInterrupt
         take(self, outcome)
 
-    monkeypatch.setattr(pipeline.Making, "_take", takes_some)
+    monkeypatch.setattr(pipeline.Builder, "_take", takes_some)
     for _ in range(100):
         left[0] = 4
         result = prepared(call, tmp_path, output="cut", **how)
@@ -391,14 +391,14 @@ def test_a_set_is_never_written_over_and_other_flags_do_not_go_on(tmp_path, call
     before = contents(tmp_path / "set")
     assert "exists; give another --output" in prepared(call, tmp_path).refusal()
     assert contents(tmp_path / "set") == before
-    commit = pipeline.Making._commit
+    commit = pipeline.Builder._commit
 
     def stops(self, *arguments):
         commit(self, *arguments)
         raise KeyboardInterrupt
 
     assert prepared(call, tmp_path, output="new", text_key="body").code == 2
-    monkeypatch.setattr(pipeline.Making, "_commit", stops)
+    monkeypatch.setattr(pipeline.Builder, "_commit", stops)
     assert prepared(call, tmp_path, output="new").code == 130, "nothing was lost by the mistake"
     monkeypatch.undo()
     assert "was begun with other flags" in prepared(call, tmp_path, output="new", held_out=0.5).refusal()

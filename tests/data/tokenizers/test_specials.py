@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import DataError
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.specials import USUAL, name_of, specials, text_of
+from gptjax.data.tokenizers.specials import COMMON_NAMES, name_of, specials, text_of
 
 BYTES = tokenizers.bytes_encoding()
 
@@ -25,22 +25,22 @@ def test_own_names_are_found_and_nothing_is_added():
     assert found.sentinels == (259, 260) and found.vocabulary == own.n_vocab
 
 
-@given(st.sets(st.sampled_from(sorted(USUAL))), st.integers(0, 5))
+@given(st.sets(st.sampled_from(sorted(COMMON_NAMES))), st.integers(0, 5))
 def test_what_is_missing_is_numbered_the_same_whatever_is_asked(names, sentinels):
-    all_of_them = specials(BYTES, list(USUAL), 5)
+    all_of_them = specials(BYTES, list(COMMON_NAMES), 5)
     found = specials(BYTES, names, sentinels)
     assert found.ids == {name: all_of_them.ids[name] for name in names}
     assert found.sentinels == all_of_them.sentinels[:sentinels]
     used = [*found.ids.values(), *found.sentinels]
     assert found.vocabulary == max([BYTES.n_vocab - 1, *used]) + 1
-    assert len({*all_of_them.ids.values(), *all_of_them.sentinels}) == len(USUAL) + 5
+    assert len({*all_of_them.ids.values(), *all_of_them.sentinels}) == len(COMMON_NAMES) + 5
     assert min([BYTES.n_vocab, *used]) >= BYTES.n_vocab
 
 
 def test_more_sentinels_than_a_tokenizer_has_come_behind_the_others():
     own = with_names("<extra_id_0>", "[MASK]")
     found = specials(own, ["mask"], 3)
-    assert found.sentinels == (256, 258 + len(USUAL) - 1, 259 + len(USUAL) - 1)
+    assert found.sentinels == (256, 258 + len(COMMON_NAMES) - 1, 259 + len(COMMON_NAMES) - 1)
     assert [name_of(own, token) for token in found.sentinels[1:]] == ["<extra_id_1>", "<extra_id_2>"]
 
 

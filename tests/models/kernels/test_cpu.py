@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptjax import config as configs
 from gptjax import models
 from gptjax.models.kernels import KERNELS, cpu, reference
-from gptjax.models.kernels.reference import Sight
+from gptjax.models.kernels.reference import AttentionSpec
 from gptjax.models.layers import ACTIVATIONS, GATES
 from gptjax.objectives.causal import causal
 from gptjax.training import loop
@@ -31,7 +31,7 @@ from gptjax.training import loop
 def test_standardise_vs_reference(D, rows, scale, centre, seed):
     rng = np.random.default_rng(seed)
     x, gain = normal(rng, 2, rows, D, scale=scale) + scale, normal(rng, D)
-    ours, theirs = (lambda x, gain, f=f: f(x, gain, 1e-5, centre) for f in (cpu.standardise, reference.standardise))
+    ours, theirs = (lambda x, gain, f=f: f(x, gain, 1e-5, centre) for f in (cpu.normalize, reference.normalize))
     compare(ours, theirs, x, gain)
 
 
@@ -69,7 +69,7 @@ def slopes(H):
 @example(B=1, T=300, G=1, share=2, window=70, scale=1.0, alibi=False, seed=1)
 @example(B=1, T=129, G=2, share=1, window=7, scale=None, alibi=False, seed=2)
 def test_attention_vs_reference(B, T, G, share, window, scale, alibi, seed):
-    causal = Sight(window, scale, slopes(G * share) if alibi else None)
+    causal = AttentionSpec(window, scale, slopes(G * share) if alibi else None)
     compare(
         lambda q, k, v: cpu.attend(q, k, v, causal),
         lambda q, k, v: reference.attend(q, k, v, causal),
@@ -94,7 +94,7 @@ def test_attention_in_segments_vs_reference(B, T, G, share, window, documents, a
     rng = np.random.default_rng(seed)
     segments = np.sort(rng.integers(1, documents + 1, (B, T)).astype("i"))
     segments[0, rng.integers(1, T + 1) :] = 0  # padding
-    causal = Sight(window, None, slopes(G * share) if alibi else None, segments_BT=segments)
+    causal = AttentionSpec(window, None, slopes(G * share) if alibi else None, segments_BT=segments)
     compare(
         lambda q, k, v: cpu.attend(q, k, v, causal),
         lambda q, k, v: reference.attend(q, k, v, causal),
@@ -104,7 +104,7 @@ def test_attention_in_segments_vs_reference(B, T, G, share, window, documents, a
 
 def test_attention_in_bfloat16_vs_reference_in_float32():
     low = inputs(0, 2, 200, 2, 2, K=16, dtype="bfloat16")
-    causal = Sight(70)
+    causal = AttentionSpec(70)
 
     def gradients(f, *arguments):
         out, pull = jax.vjp(lambda *given: f(*given, causal), *arguments)
@@ -131,13 +131,15 @@ def test_long_attention_does_less_than_the_square():
     q, k, v = inputs(0, 1, 512, 1, 1, K=64)
 
     def flops(f):
-        return jax.jit(lambda *given: f(*given, Sight())).lower(q, k, v).compile().cost_analysis()["flops"]
+        return jax.jit(lambda *given: f(*given, AttentionSpec())).lower(q, k, v).compile().cost_analysis()["flops"]
 
     assert flops(cpu.attend) < 0.8 * flops(reference.attend)
 
 
 @pytest.mark.parametrize(
-    "causal", [Sight(drop=lambda weights: 2 * weights), Sight(window=jnp.array(3))], ids=["dropout", "scanned"]
+    "causal",
+    [AttentionSpec(drop=lambda weights: 2 * weights), AttentionSpec(window=jnp.array(3))],
+    ids=["dropout", "scanned"],
 )
 def test_what_blocks_cannot_is_computed_plainly(causal):
     given = inputs(0, 1, 9, 1, 2)

@@ -12,7 +12,7 @@ from conftest import tiny_config
 from gptjax import config as configs
 from gptjax.models import kernels
 from gptjax.models.kernels import gpu, reference
-from gptjax.models.kernels.reference import Sight
+from gptjax.models.kernels.reference import AttentionSpec
 
 FITS = dict(head_width=64, dtype="bfloat16", positions="rotary", dropout=0.0)
 
@@ -58,7 +58,7 @@ def test_the_oldest_device_bounds_the_heads_width(on_gpu, monkeypatch, capabilit
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="here is a GPU")
 def test_without_a_gpu_plain_attention_computes_and_the_plan_says_so():
     q = normal(np.random.default_rng(0), 1, 4, 2, 8, dtype="bfloat16")
-    np.testing.assert_array_equal(gpu.attend(q, q, q, Sight()), reference.attend(q, q, q, Sight()))
+    np.testing.assert_array_equal(gpu.attend(q, q, q, AttentionSpec()), reference.attend(q, q, q, AttentionSpec()))
     assert plan() == "plain: no GPU is here"
 
 
@@ -101,8 +101,8 @@ def calls(on_gpu, monkeypatch):
 def test_cudnn_is_asked_by_name_for_what_plain_attention_gives(calls, window, scale):
     rng = np.random.default_rng(0)
     q, k, v = (normal(rng, 2, 13, heads, 8, dtype="bfloat16") for heads in (4, 2, 2))
-    causal = Sight(window, scale)
-    out = jax.jit(partial(gpu.attend, sight=causal))(q, k, v)
+    causal = AttentionSpec(window, scale)
+    out = jax.jit(partial(gpu.attend, spec=causal))(q, k, v)
     (settings,) = calls
     assert settings.pop("implementation") == "cudnn" and settings.pop("is_causal") is True
     assert settings == {"scale": scale, "local_window_size": (window - 1, 0) if window else None}
@@ -114,11 +114,11 @@ def test_cudnn_is_asked_by_name_for_what_plain_attention_gives(calls, window, sc
 @pytest.mark.parametrize(
     "dtype, causal",
     [
-        ("float32", Sight()),
-        ("bfloat16", Sight(slopes_H=jnp.array([0.5, 0.25]))),
-        ("bfloat16", Sight(drop=lambda weights: 2 * weights)),
-        ("bfloat16", Sight(window=jnp.array(3))),
-        ("bfloat16", Sight(segments_BT=np.array([[1, 1, 2, 2, 2, 0]]))),
+        ("float32", AttentionSpec()),
+        ("bfloat16", AttentionSpec(slopes_H=jnp.array([0.5, 0.25]))),
+        ("bfloat16", AttentionSpec(drop=lambda weights: 2 * weights)),
+        ("bfloat16", AttentionSpec(window=jnp.array(3))),
+        ("bfloat16", AttentionSpec(segments_BT=np.array([[1, 1, 2, 2, 2, 0]]))),
     ],
     ids=["float32", "alibi", "dropout", "scanned", "packed"],
 )

@@ -24,7 +24,7 @@ PAIRS += [("rnn", "lstm", "multiplicative")]
 
 logits = jax.jit(models.logits, static_argnums=0)
 extend = jax.jit(models.extend, static_argnums=0)
-listened = jax.jit(models.listened, static_argnums=0)
+listened = jax.jit(models.encode_source, static_argnums=0)
 forward = jax.jit(models.forward, static_argnums=0)
 
 

@@ -11,7 +11,7 @@ from training_processes import lines_of, reached, start
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop
 from gptjax.training.monitoring import goodput
-from gptjax.training.setup import Job
+from gptjax.training.setup import TrainSetup
 
 
 def times_of(line):
@@ -69,7 +69,7 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
 
         monkeypatch.setattr(owner, name, planted)
 
-    slow(Job, "held_out_quality", "eval", 0.2)
+    slow(TrainSetup, "held_out_quality", "eval", 0.2)
     slow(Checkpoints, "save", "save", 0.3)
     slow(loop, "compiled_steps", "compile", 0.4)
     slow(loop, "make_job", "start", 0.5)

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from gptjax.config import pick
 
 # Learning rate at the peak, and keys of `config.finetune`; what trains less of a model wants more.
-WAYS = {
+METHODS = {
     "full": (1e-3, {}),
     "top": (1e-3, {"top_layers": 2}),
     "lora": (3e-3, {"rank": 8, "alpha": 16.0}),
@@ -18,9 +18,9 @@ WAYS = {
 }
 
 
-def by_way(config: ConfigDict, way: str) -> None:
+def apply_method(config: ConfigDict, way: str) -> None:
     """Sets a recipe's way of fine-tuning, its learning rate and its sizes."""
-    rate, options = pick(WAYS, way, "configs/finetune")
+    rate, options = pick(METHODS, way, "configs/finetune")
     config.optimizer.update(learning_rate=rate, weight_decay=0.01, beta2=0.98)
     config.schedule.update(name="linear", warmup_steps=config.train.steps // 10, final_fraction=0.0)
     config.finetune.update(method=way, **options)
