@@ -74,11 +74,11 @@ def _default(source: str, value: ast.expr) -> str:
 
 def page(source: str) -> str:
     """The reference page of a recipe's source, as Markdown with a table for each section."""
-    found = list(entries(source))
-    sections = [Entry("", "", ""), *(entry for entry in found if not entry.default)]
+    everything = list(entries(source))
+    sections = [Entry("", "", ""), *(entry for entry in everything if not entry.default)]
     parts = [INTRODUCTION]
     for section in sections:
-        keys = [entry for entry in found if entry.default and entry.name.rpartition(".")[0] == section.name]
+        keys = [entry for entry in everything if entry.default and entry.name.rpartition(".")[0] == section.name]
         note = f"{section.meaning[0].upper()}{section.meaning[1:].rstrip('.')}.\n\n" if section.meaning else ""
         rows = "".join(f"| `{key.name}` | `{key.default}` | {_cell(key.meaning)} |\n" for key in keys)
         title = f"`{section.name}`" if section.name else "Run"
