@@ -73,9 +73,8 @@ def commands():
     """Every distinct command that gptjax, Python, pytest, pip or a scheduler is started with."""
     seen = {}
     for page in PAGES:
-        for words in command_lines(page):
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables of its environment
-                words = words[1:]
+        for line in command_lines(page):
+            words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=\S*").fullmatch, line))  # without its environment
             if words and words[0] in PROGRAMS:
                 seen.setdefault(shlex.join(words), words)
     return [pytest.param(words, id=line) for line, words in seen.items()]
