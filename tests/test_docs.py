@@ -92,15 +92,16 @@ def parse(main, argv, monkeypatch):
         assert not unknown, f"unknown flags: {unknown}"
         raise ParsedError(flags, [])
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    monkeypatch.setattr(sys, "argv", ["command", *argv])
-    try:
-        main(argv) if main.__code__.co_argcount else main()
-    except ParsedError as parsed:
-        return parsed.flags, parsed.overrides
-    except (UserError, SystemExit) as error:
-        pytest.fail(f"its flags do not parse: {error}")
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", ["command", *argv])
+        try:
+            main(argv) if main.__code__.co_argcount else main()
+        except ParsedError as parsed:
+            return parsed.flags, parsed.overrides
+        except (UserError, SystemExit) as error:
+            pytest.fail(f"its flags do not parse: {error}")
     raise AssertionError("it has no flags")
 
 
@@ -124,7 +125,6 @@ def check_script(script, argv, monkeypatch):
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     flags, overrides = parse(module.main, argv, monkeypatch)
-    monkeypatch.undo()
     configs.check_keys(overrides, dict.fromkeys(keys.KINDS))
     for swept in getattr(flags, "set", None) or ():
         assert swept.partition("=")[0] in keys.KINDS, swept
