@@ -68,8 +68,8 @@ def _model(h: Mapping[str, Any]) -> dict[str, Any]:
         mlp_width=h["decoder_ffn_dim"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
         embedding_scale=math.sqrt(D) if h["scale_embedding"] else 1.0, norm_position="post",
         activation=named(ACTIVATIONS, h["activation_function"], "activation_function"),
-        head_bias=True, suppress_tokens=tuple(token for (token,) in never), dropout=h["dropout"], init_std=h["init_std"],
-        objective="seq2seq", **decoding_model(h),
+        head_bias=True, suppress_tokens=tuple(token for (token,) in never), dropout=h["dropout"],
+        init_std=h["init_std"], objective="seq2seq", **decoding_model(h),
     )  # fmt: skip
 
 

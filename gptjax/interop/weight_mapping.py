@@ -14,8 +14,8 @@ NEUTRAL: dict[str, Any] = dict(
     arch="gpt", cell="lstm", bidirectional=True, attention="additive",
     encoder_layers=None, encoder="transformer", decoder="transformer", embedding_scale=1.0,
     embedding_norm=False, types=0, relative=dict(buckets=32, longest=128), head_bias=False, head_transform=False,
-    logit_scale=1.0, mtp_depth=0, task="none", labels=2, pooling="last", start=None, forced_first=None, suppress_tokens=(),
-    positions="learned", windows=(0,), attention_scale=None, qk_norm=False, value_residual=False,
+    logit_scale=1.0, mtp_depth=0, task="none", labels=2, pooling="last", start=None, forced_first=None,
+    suppress_tokens=(), positions="learned", windows=(0,), attention_scale=None, qk_norm=False, value_residual=False,
     rotary=dict(
         theta=10_000.0, scaling="none", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,
         original_context=8192,

@@ -1,6 +1,7 @@
-"""Looking into a model: what it computes for given tokens, what its parameters are, and what a train step costs.
+"""Interpretability: pure functions of a model, its parameters and token ids.
 
-In a notebook, `from gptjax import inspect` has all modules here: `inspect.lens.logit_lens(run.model, run.params, ids)`.
+In a notebook, `from gptjax import interpret` gives every module of this package, imported on first use:
+`interpret.lens.logit_lens(run.model, run.params, ids)`.
 """
 
 from typing import Any
