@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if flags.rouge:
         figures = writing.evaluate(loaded, flags.test or "val", flags.data or ())
-        print(json.dumps(figures) if flags.json else of_writing(figures))
+        print(json.dumps(figures) if flags.json else rouge_as_text(figures))
         return
     asked = any(flag is not None for flag in (flags.beams, flags.length_penalty))
     if asked or (models.kind(loaded.model) == "seq2seq" and loaded.config.data.languages):
@@ -81,7 +81,7 @@ def translate(of: "Run", flags: Any) -> dict[str, Any]:
     return translation.evaluate(of, flags.test or "val", flags.data or (), beams)
 
 
-def of_writing(figures: dict[str, Any]) -> str:
+def rouge_as_text(figures: dict[str, Any]) -> str:
     """What gptjax.evals.writing found, for a person."""
     names = [name for name in figures if name.startswith("rouge")]
     lines = [f"{name:<15} {figures[name]:.2f}   (first sentences: {figures[f'lead3_{name}']:.2f})" for name in names]

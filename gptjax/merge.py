@@ -43,12 +43,12 @@ def main(argv: Sequence[str]) -> None:
     from gptjax.finetune import merging, methods
     from gptjax.interop import convert_run
 
-    runs = [named(name) for name in flags.runs]
-    base = named(flags.base) if flags.base else runs[0]
-    trees = [methods.merged(one.params, one.config.finetune) for one in (base, *runs)]
+    runs = [load_run(name) for name in flags.runs]
+    base = load_run(flags.base) if flags.base else runs[0]
+    trees = [methods.merge(one.params, one.config.finetune) for one in (base, *runs)]
     for name, tree in zip(flags.runs, trees[1:], strict=True):
-        check_alike(flags.base or flags.runs[0], trees[0], name, tree)
-    params = merging.COMBINATIONS[flags.how](trees[0], trees[1:], flags.scale, flags.kept)
+        check_same_shapes(flags.base or flags.runs[0], trees[0], name, tree)
+    params = merging.MERGE_METHODS[flags.how](trees[0], trees[1:], flags.scale, flags.kept)
     made = convert_run.new_run(base, params, Path(flags.to), flags.how)
     if flags.json:
         print(json.dumps({"runs": flags.runs, "to": flags.to, "how": flags.how, "parameters": made["parameters"]}))
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{flags.how:10} of {', '.join(flags.runs)}: {made['parameters']:,} parameters in {flags.to}")
 
 
-def named(name: str) -> "Run":
+def load_run(name: str) -> "Run":
     """The run of RUN or RUN@STEP."""
     from gptjax.runs import run
 
@@ -68,7 +68,7 @@ def named(name: str) -> "Run":
     return run.load(Path(workdir).expanduser(), int(step) if step.isdigit() else step)
 
 
-def check_alike(first: str, tree: Any, name: str, other: Any) -> None:
+def check_same_shapes(first: str, tree: Any, name: str, other: Any) -> None:
     """Raises ConfigError for parameters of other names or shapes."""
     from gptjax.finetune import paths
 

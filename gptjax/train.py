@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     from gptjax.sharding import processes
     from gptjax.training import loop
 
-    processes.start(processes.Place(flags.coordinator, flags.processes, flags.process), flags.heartbeat)
+    processes.start(processes.ProcessInfo(flags.coordinator, flags.processes, flags.process), flags.heartbeat)
     workdir = flags.workdir or Path("runs") / name_of(flags.config)
     check_model_flags(overrides, chosen, workdir)
     on_line = _print_json if flags.json and processes.is_first() else lambda line: None

@@ -248,7 +248,7 @@ def config_in(folder, array, chosen):
 def check_parts(origin, config):
     """Raises ConfigError where a run of a config, as JSON, cannot tune a part of that run's parameters."""
     config = configs.from_json(config)
-    pretrained.partition_shapes(Path(origin), config, models.shapes(methods.model_of(config)))
+    pretrained.partition_shapes(Path(origin), config, models.shapes(methods.build_model(config)))
 
 
 def refusal(folder, array, chosen):

@@ -68,7 +68,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     B, T = shape["batch"], shape["context"]
     ids = np.random.default_rng(0).integers(0, shape["vocab"], (B, T + 1), np.int32)
     batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((B, T), np.float32)}
-    batch = sharding.place(batch, mesh)
+    batch = sharding.place_batch(batch, mesh)
     state = jax.jit(lambda: initial(model, optimizer, 0), out_shardings=sharding.replicated(mesh))()
     flops = flops_per_token(state.params, config.model, T)
     began = time.perf_counter()

@@ -77,9 +77,9 @@ def scorer(base: Path, tasks: dict[str, str], steps: int, overrides: Sequence[st
 
     def scored(folder: Path) -> Score:
         run = gptjax.load(folder)
-        prepare = objectives.preparing(run.config, tokenizer)
+        prepare = objectives.set_transform(run.config, tokenizer)
         rows = {name: text.held_out_rows(one, prepare) for name, (one, text) in texts.items()}
-        return {name: held_out.over_rows(run, of_text)["bits_per_byte"] for name, of_text in rows.items()}
+        return {name: held_out.evaluate_rows(run, of_text)["bits_per_byte"] for name, of_text in rows.items()}
 
     return scored
 

@@ -30,7 +30,7 @@ def middles(workdir: Path, step: int) -> dict[str, int]:
 
 def read(workdir: Path) -> dict[str, Any]:
     """The schedule of a run, what its checkpoints have, and the ranks at its end."""
-    from gptjax.optim.update_rules import budget
+    from gptjax.optim.update_rules import rank_budget
     from gptjax.runs.checkpoint_dir import steps
     from gptjax.runs.directory import read_config
 
@@ -40,7 +40,7 @@ def read(workdir: Path) -> dict[str, Any]:
     found = {step: middles(workdir, step) for step in saved}
     matrices = len(found[saved[-1]])
     first, last = matrices * c.first_rank, matrices * config.finetune.rank
-    curve = [int(budget(t, first, last, c.warmup_steps, c.final_steps, last_step)) for t in range(last_step + 1)]
+    curve = [int(rank_budget(t, first, last, c.warmup_steps, c.final_steps, last_step)) for t in range(last_step + 1)]
     chosen = [c.warmup_steps <= t <= last_step - c.final_steps and t % c.every_steps == 0 for t in saved]
     return {
         "schedule": curve,

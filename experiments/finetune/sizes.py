@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from gptjax import config as configs
 from gptjax import models, optim
 from gptjax.core import rng
-from gptjax.finetune.methods import METHODS, model_of
+from gptjax.finetune.methods import METHODS, build_model
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.train_state import TrainState, parameter_count, starting_from
 
@@ -28,7 +28,7 @@ ROWS = [(method, "none") for method in METHODS] + [("lora", "int8"), ("lora", "n
 
 def state_of(config: Any, base: Any) -> TrainState:
     """The state of a run that tunes the base; what is 0 at first is drawn, since zeros take no room on disk."""
-    model, key = model_of(config), rng.key(0, "sample")
+    model, key = build_model(config), rng.key(0, "sample")
     state = jax.jit(lambda base: starting_from(base, model, optim.optimizer(config), config))(base)
 
     def drawn(leaf: jax.Array) -> jax.Array:

@@ -89,7 +89,7 @@ def tuned(config: Any, base: Path) -> int:
     from gptjax.finetune import methods
     from gptjax.runs import pretrained
 
-    shapes = models.shapes(methods.model_of(config))
+    shapes = models.shapes(methods.build_model(config))
     part = pretrained.partition_shapes(base, config, shapes).tuned if pretrained.is_part(config) else shapes
     return sum(leaf.size for leaf in jax.tree.leaves(part))
 

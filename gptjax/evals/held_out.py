@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from gptjax.runs.run import Run
 
 
-COUNTS = ("tokens", "examples", "bytes", "perplexity")  # of what was read, or said by another figure too
+COUNT_METRICS = ("tokens", "examples", "bytes", "perplexity")  # of what was read, or said by another figure too
 
 EvalStep = Callable[[Any, Any], dict[str, jax.Array]]
 
 
 def eval_step(config: ConfigDict, objective: Loss, mesh: Mesh) -> EvalStep:
     """Compiled `(params, batch) -> metrics`, summed by weight, without dropout, for a run of this config."""
-    whole = sharding.over_rows(objective, mesh)
+    whole = sharding.shard_rows(objective, mesh)
     options = kernels.compiler_options(config.model, config.train.dtype) | sharding.compiler_options(mesh)
     look = jax.jit(
         lambda params, batch: whole(params, batch, None)[1],
         out_shardings=sharding.replicated(mesh),
         compiler_options=options or None,
     )
-    return lambda params, batch: look(params, sharding.place(batch, mesh))
+    return lambda params, batch: look(params, sharding.place_batch(batch, mesh))
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def evaluate(
     Raises:
       DataError: the batches have nothing to predict.
     """
-    own = {objectives.OBJECTIVES[name].weights for name, _ in objectives.parts(objective)}
+    own = {objectives.OBJECTIVES[name].weights for name, _ in objectives.parse_objective(objective)}
     sums: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
     length, said = 0, Counter[int]()
@@ -82,13 +82,13 @@ def evaluate(
         for name in own:
             weights[name] += float(batch[name].sum())
         if "accuracy" in sums:
-            said.update(asked_for(batch))
+            said.update(batch_targets(batch))
         if objective == "causal":
             length += int(bytes_V[batch["targets_BT"][batch["weights_BT"] > 0]].sum())
         advance()
     if not any(weights.values()) or (objective == "causal" and not length):
         raise DataError("the text to evaluate on is empty")
-    found = objectives.means(objective, sums, weights)
+    found = objectives.mean_metrics(objective, sums, weights)
     found |= {{"weights_BT": "tokens"}.get(name, "examples"): int(value) for name, value in weights.items()}
     if said:
         found["majority_accuracy"] = said.most_common(1)[0][1] / said.total()
@@ -98,7 +98,7 @@ def evaluate(
     return found
 
 
-def asked_for(batch: Any) -> list[int]:
+def batch_targets(batch: Any) -> list[int]:
     """The labels, or else the tokens, that a batch asks for, one after another; none of what is neither."""
     for name, weights in (("labels_B", "weights_B"), ("labels_BT", "weights_BT"), ("targets_BT", "weights_BT")):
         if name in batch and weights in batch:
@@ -118,7 +118,7 @@ def evaluate_run(of: "Run", files: Sequence[Path] | None = None, split: str | No
       DataError: a file that is missing, empty or not what it should be, or the run's own text has changed since.
     """
     c = of.config
-    prepare = objectives.preparing(c, of.tokenizer)
+    prepare = objectives.set_transform(c, of.tokenizer)
     if c.data.examples.form and (files or split):
         options = Options(tuple(c.data.examples.fields))
         found = [one for path in files or () for one in records.read(path, options)]
@@ -138,10 +138,10 @@ def evaluate_run(of: "Run", files: Sequence[Path] | None = None, split: str | No
         loaded = data.load(c.data, of.tokenizer)
         directory.check_same_text(of.workdir, loaded.fingerprints)
         rows = loaded.held_out_rows(c.data, prepare)
-    return over_rows(of, rows)
+    return evaluate_rows(of, rows)
 
 
-def over_rows(of: "Run", rows: Rows) -> dict[str, float]:
+def evaluate_rows(of: "Run", rows: Rows) -> dict[str, float]:
     """What a run does on an epoch of rows; see `quality_of`.
 
     Raises:

@@ -81,7 +81,7 @@ def check_translates(of: "Run") -> None:
         )
 
 
-def translated(of: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS) -> list[str]:
+def translate(of: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS) -> list[str]:
     """A translation of each source, by beam search; of one beam: greedy. Sources that are too long are cut.
 
     Args:
@@ -136,9 +136,9 @@ def evaluate(
     name = "-".join(path.name for path in files) if files else split
     tokens = pairs.encoded(of.tokenizer, these, f"encoding {name}", name)
     rows = layouts.EVALUATED["pairs"](tokens, config.context, 0, Augment(), _fingerprint(these))
-    figures: dict[str, Any] = dict(held_out.over_rows(of, rows))
+    figures: dict[str, Any] = dict(held_out.evaluate_rows(of, rows))
     started = time.monotonic()
-    texts = translated(of, [pair.source for pair in these], beams)
+    texts = translate(of, [pair.source for pair in these], beams)
     seconds = time.monotonic() - started
     for kind, score in scores(texts, [pair.target for pair in these], config.languages[1]).items():
         figures |= {kind: score.value, f"{kind}_signature": score.signature}

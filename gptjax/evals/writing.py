@@ -25,8 +25,8 @@ from gptjax.decode.settings import SamplingParams
 if TYPE_CHECKING:
     from gptjax.runs.run import Run
 
-KINDS = ("rouge1", "rouge2", "rougeL")
-LEAD = 3  # sentences
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+LEAD_SENTENCES = 3  # sentences
 
 
 def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: int = 16) -> dict[str, Any]:
@@ -52,11 +52,11 @@ def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: in
     options = Options(tuple(c.examples.fields))
     found = [one for path in files for one in records.read(path, options)] or examples.read(c, split)
     right = [task_formats.pair(one, c.examples).target for one in found]
-    texts = written(of, found, rows)
+    texts = write_answers(of, found, rows)
     figures = rouge(scorer, texts, right)
     name = next(iter(fields.named(c.examples.template)), "") if c.examples.form == "text" else "input"
-    leads = [lead(fields.as_text(one.fields.get(name, ""), one, name)) for one in found]
-    figures |= {f"lead{LEAD}_{kind}": value for kind, value in rouge(scorer, leads, right).items()}
+    leads = [lead_sentences(fields.as_text(one.fields.get(name, ""), one, name)) for one in found]
+    figures |= {f"lead{LEAD_SENTENCES}_{kind}": value for kind, value in rouge(scorer, leads, right).items()}
     file = of.workdir / f"written_{split if not files else files[0].stem}.jsonl"
     each = zip(texts, right, strict=True)
     lines = [json.dumps({"written": text, "right": answer}, ensure_ascii=False) for text, answer in each]
@@ -64,13 +64,13 @@ def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: in
     return figures | {"examples": len(found), "file": str(file)}
 
 
-def written(of: "Run", found: Sequence[Record], rows: int = 16) -> list[str]:
+def write_answers(of: "Run", found: Sequence[Record], rows: int = 16) -> list[str]:
     """What a run writes for each record, greedily; half of data.context is for that, and what is longer is cut."""
     c, opening = of.config.data, token_sets.borders(of.tokenizer).opening
     room = c.context // 2
     requests = []
     for one in found:
-        prompt = prompt_of(one, c.examples, of.tokenizer, room - len(opening))
+        prompt = prompt_ids(one, c.examples, of.tokenizer, room - len(opening))
         ids = (*opening, *prompt) if models.kind(of.model) == "decoder" else (*of.tokenizer.begin, *prompt, *_end(of))
         requests.append(
             decoding.Request(ids, SamplingParams(max_tokens=c.context - room, temperature=0.0), jax.random.key(0))
@@ -88,7 +88,7 @@ def _end(of: "Run") -> tuple[int, ...]:
     return () if of.tokenizer.end is None else (of.tokenizer.end,)
 
 
-def prompt_of(record: Record, options: Any, tokenizer: Any, room: int) -> list[int]:
+def prompt_ids(record: Record, options: Any, tokenizer: Any, room: int) -> list[int]:
     """The ids of what is read of a record before its answer, shortened to that room as an example is."""
 
     def ids_of(record: Record) -> list[int]:
@@ -100,15 +100,15 @@ def prompt_of(record: Record, options: Any, tokenizer: Any, room: int) -> list[i
     return ids_of(short)[:room]
 
 
-def lead(text: str) -> str:
+def lead_sentences(text: str) -> str:
     """The first sentences of a text."""
-    return " ".join(re.split(r"(?<=[.!?])\s+", text.strip())[:LEAD])
+    return " ".join(re.split(r"(?<=[.!?])\s+", text.strip())[:LEAD_SENTENCES])
 
 
 def rouge(scorer: Any, texts: Sequence[str], right: Sequence[str]) -> dict[str, float]:
     """ROUGE's F-measures of texts, in percent, means over all."""
     scores = [scorer.score(answer, text) for text, answer in zip(texts, right, strict=True)]
-    return {kind: 100 * sum(one[kind].fmeasure for one in scores) / len(scores) for kind in KINDS}
+    return {kind: 100 * sum(one[kind].fmeasure for one in scores) / len(scores) for kind in ROUGE_TYPES}
 
 
 def _scorer() -> Any:
@@ -116,4 +116,4 @@ def _scorer() -> Any:
         from rouge_score import rouge_scorer
     except ImportError as error:
         raise ConfigError("ROUGE is rouge-score's: pip install 'gptjax[summaries]'") from error
-    return rouge_scorer.RougeScorer(KINDS, use_stemmer=True)
+    return rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer=True)

@@ -41,48 +41,48 @@ class Attached:
 
     def __call__(self, call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         """What the method gives, with the module's additions."""
-        changed = CHANGES.get((type(context.module), context.method_name))
+        changed = INTERCEPTORS.get((type(context.module), context.method_name))
         return changed(self, context.module, call, *args, **kwargs) if changed else call(*args, **kwargs)
 
 
-def own(module: nn.Module, name: str) -> Any:
+def get_param(module: nn.Module, name: str) -> Any:
     """The module's addition of that name, or None."""
     return module.get_variable("params", name)
 
 
-def product(how: Attached, module: Linear, call: Callable[..., Any], x: jax.Array) -> jax.Array:
+def linear(how: Attached, module: Linear, call: Callable[..., Any], x: jax.Array) -> jax.Array:
     """y = x W + b, and what LoRA adds (arXiv 2106.09685 eq. 3), DoRA makes of it (2402.09353 eq. 5), IA3 multiplies."""
-    before, factor_G2K, a_Dr = (own(module, name) for name in ("ia3_in", "ia3_kv", "lora_a"))
+    before, factor_G2K, a_Dr = (get_param(module, name) for name in ("ia3_in", "ia3_kv", "lora_a"))
     y = call(x if before is None else x * before.astype(x.dtype))
     if factor_G2K is not None:
-        y = keys_and_values_times(y, factor_G2K)
+        y = scale_keys_and_values(y, factor_G2K)
     if a_Dr is not None:
-        y = sum_with_lora(how, module, x, y, a_Dr)
+        y = add_lora(how, module, x, y, a_Dr)
     return y
 
 
-def keys_and_values_times(y: jax.Array, factor_G2K: jax.Array) -> jax.Array:
+def scale_keys_and_values(y: jax.Array, factor_G2K: jax.Array) -> jax.Array:
     """Columns of each key head, its queries first if there are any, with keys and values times their factors."""
     G, _, K = factor_G2K.shape
     grouped = y.reshape(*y.shape[:-1], G, -1, K)
     return grouped.at[..., -2:, :].multiply(factor_G2K.astype(y.dtype)).reshape(y.shape)
 
 
-def sum_with_lora(how: Attached, module: Linear, x: jax.Array, y: jax.Array, a_Dr: jax.Array) -> jax.Array:
+def add_lora(how: Attached, module: Linear, x: jax.Array, y: jax.Array, a_Dr: jax.Array) -> jax.Array:
     """y + scale x A B, or with DoRA's lengths the same with columns of these."""
-    b_rF, e_r, longer_F = (own(module, name) for name in ("lora_b", "lora_e", "dora"))
-    read = dropped(x, how.dropout, module) @ a_Dr.astype(x.dtype)
+    b_rF, e_r, longer_F = (get_param(module, name) for name in ("lora_b", "lora_e", "dora"))
+    read = dropout(x, how.dropout, module) @ a_Dr.astype(x.dtype)
     if e_r is not None:
         read = read * e_r.astype(x.dtype)
     y = y + (how.scale * (read @ b_rF.astype(x.dtype))).astype(y.dtype)
     if longer_F is None:
         return y
-    kernel_DF, bias_F = own(module, "kernel"), own(module, "bias")
-    more_F = stretched(kernel_DF, kernel_DF + low_rank(how.scale, a_Dr, b_rF, e_r), longer_F).astype(y.dtype)
+    kernel_DF, bias_F = get_param(module, "kernel"), get_param(module, "bias")
+    more_F = dora_growth(kernel_DF, kernel_DF + lora_product(how.scale, a_Dr, b_rF, e_r), longer_F).astype(y.dtype)
     return y + more_F * (y if bias_F is None else y - bias_F.astype(y.dtype))
 
 
-def stretched(kernel: jax.Array, summed: jax.Array, longer: jax.Array) -> jax.Array:
+def dora_growth(kernel: jax.Array, summed: jax.Array, longer: jax.Array) -> jax.Array:
     """By how much of itself each column [D, F] of a sum is to grow, to be as long as the kernel's and `longer`: [F].
 
     No gradient goes through the length that it has (arXiv 2402.09353 section 4.3).
@@ -91,18 +91,18 @@ def stretched(kernel: jax.Array, summed: jax.Array, longer: jax.Array) -> jax.Ar
     return (length - now + longer) / now
 
 
-def with_lora(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array, e: Any, longer: Any) -> jax.Array:
+def merge_lora(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array, e: Any, longer: Any) -> jax.Array:
     """Matrices [..., D, F] with what LoRA adds to them, columns as long as DoRA has them; None: not of that kind."""
-    summed = kernel + low_rank(scale, a, b, e).astype(kernel.dtype)
-    return summed if longer is None else summed * (1 + stretched(kernel, summed, longer))[..., None, :]
+    summed = kernel + lora_product(scale, a, b, e).astype(kernel.dtype)
+    return summed if longer is None else summed * (1 + dora_growth(kernel, summed, longer))[..., None, :]
 
 
-def low_rank(scale: float, a: jax.Array, b: jax.Array, e: jax.Array | None) -> jax.Array:
+def lora_product(scale: float, a: jax.Array, b: jax.Array, e: jax.Array | None) -> jax.Array:
     """scale A diag(e) B, [..., D, F], of as many matrices as there are."""
     return scale * jnp.einsum("...dr,...rf->...df", a if e is None else a * e[..., None, :], b)
 
 
-def dropped(x: jax.Array, rate: float, module: nn.Module) -> jax.Array:
+def dropout(x: jax.Array, rate: float, module: nn.Module) -> jax.Array:
     """Dropout in training, which has random numbers of its own."""
     if not rate or not module.has_rng("dropout"):
         return x
@@ -110,29 +110,29 @@ def dropped(x: jax.Array, rate: float, module: nn.Module) -> jax.Array:
     return jnp.where(kept, x / (1 - rate), 0)
 
 
-def matrix(how: Attached, module: Kernel, call: Callable[..., Any]) -> jax.Array:
+def recurrent_kernel(how: Attached, module: Kernel, call: Callable[..., Any]) -> jax.Array:
     """A recurrent layer's matrix, with what LoRA adds; without dropout, for a loop reads it at every step."""
-    kernel, (a_Dr, *others) = call(), (own(module, name) for name in LORA)
+    kernel, (a_Dr, *others) = call(), (get_param(module, name) for name in LORA)
     if a_Dr is None:
         return kernel
-    changed_DF = with_lora(how.scale, kernel.T if module.turned else kernel, a_Dr, *others)
+    changed_DF = merge_lora(how.scale, kernel.T if module.turned else kernel, a_Dr, *others)
     return changed_DF.T if module.turned else changed_DF
 
 
-def experts_linear(how: Attached, module: ExpertLinear, call: Callable[..., Any], width: int) -> Any:
+def expert_kernels(how: Attached, module: ExpertLinear, call: Callable[..., Any], width: int) -> Any:
     """Each expert's matrix, with what LoRA adds; without dropout."""
-    (kernel_EDF, bias_EF), (a_EDr, *others) = call(width), (own(module, name) for name in LORA)
-    return (kernel_EDF if a_EDr is None else with_lora(how.scale, kernel_EDF, a_EDr, *others)), bias_EF
+    (kernel_EDF, bias_EF), (a_EDr, *others) = call(width), (get_param(module, name) for name in LORA)
+    return (kernel_EDF if a_EDr is None else merge_lora(how.scale, kernel_EDF, a_EDr, *others)), bias_EF
 
 
 def bottleneck(how: Attached, module: nn.Module, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
     """y + up(gelu(down(y))) (arXiv 1902.00751 section 2.1), or with x inside (arXiv 2110.04366, parallel)."""
-    down_Dm, up_mD = own(module, "adapter_down"), own(module, "adapter_up")
+    down_Dm, up_mD = get_param(module, "adapter_down"), get_param(module, "adapter_up")
     if down_Dm is None:
         return y_BTD
     read = x_BTD if how.parallel else y_BTD
-    h = read @ down_Dm.astype(read.dtype) + own(module, "adapter_down_bias").astype(read.dtype)
-    more = jax.nn.gelu(h) @ up_mD.astype(read.dtype) + own(module, "adapter_up_bias").astype(read.dtype)
+    h = read @ down_Dm.astype(read.dtype) + get_param(module, "adapter_down_bias").astype(read.dtype)
+    more = jax.nn.gelu(h) @ up_mD.astype(read.dtype) + get_param(module, "adapter_up_bias").astype(read.dtype)
     return y_BTD + more.astype(y_BTD.dtype)
 
 
@@ -142,7 +142,9 @@ def attention(how: Attached, module: Attention, call: Callable[..., Any], x_BTD:
     return bottleneck(how, module, x_BTD, mixed_BTD), first_v, kept
 
 
-def across(how: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any) -> jax.Array:
+def cross_attention(
+    how: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any
+) -> jax.Array:
     """Attention to a memory with an adapter."""
     return bottleneck(how, module, x_BTD, call(x_BTD, *more))
 
@@ -154,13 +156,13 @@ def mlp(how: Attached, module: nn.Module, call: Callable[..., Any], x_BTD: jax.A
 
 def spec(how: Attached, module: Attention, call: Callable[..., Any], *args: Any) -> AttentionSpec:
     """What a sequence's attention to itself depends on: the prefix too (arXiv 2101.00190 section 4.2)."""
-    k_PGK, v_PGK = own(module, "prefix_k"), own(module, "prefix_v")
+    k_PGK, v_PGK = get_param(module, "prefix_k"), get_param(module, "prefix_v")
     return call(*args) if k_PGK is None else call(*args)._replace(prefix=Prefix(k_PGK, v_PGK))
 
 
-def embedded(how: Attached, module: TokenEmbedding, call: Callable[..., Any], ids_BT: jax.Array) -> jax.Array:
+def token_embedding(how: Attached, module: TokenEmbedding, call: Callable[..., Any], ids_BT: jax.Array) -> jax.Array:
     """The table's rows of its own ids, and a tuned prompt's of those behind them (arXiv 2104.08691 section 2)."""
-    prompt_PD = own(module, "prompt")
+    prompt_PD = get_param(module, "prompt")
     if prompt_PD is None:
         return call(ids_BT)
     place_BT = ids_BT - module.vocabulary
@@ -170,14 +172,14 @@ def embedded(how: Attached, module: TokenEmbedding, call: Callable[..., Any], id
 
 
 # By module and method.
-CHANGES: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
-    (Linear, "__call__"): product,
-    (Kernel, "matrix"): matrix,
-    (ExpertLinear, "__call__"): experts_linear,
+INTERCEPTORS: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
+    (Linear, "__call__"): linear,
+    (Kernel, "matrix"): recurrent_kernel,
+    (ExpertLinear, "__call__"): expert_kernels,
     (Attention, "__call__"): attention,
-    (Attention, "across"): across,
+    (Attention, "across"): cross_attention,
     (Attention, "sight"): spec,
     (MLP, "__call__"): mlp,
     (Experts, "__call__"): mlp,
-    (TokenEmbedding, "__call__"): embedded,
+    (TokenEmbedding, "__call__"): token_embedding,
 }

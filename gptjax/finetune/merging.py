@@ -16,7 +16,7 @@ def mean(models: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: reduce(jnp.add, leaves) / len(leaves), *models)
 
 
-def arithmetic(base: Any, models: Sequence[Any], scale: float = 1.0) -> Any:
+def task_arithmetic(base: Any, models: Sequence[Any], scale: float = 1.0) -> Any:
     """base + scale * the sum of the tasks' vectors (arXiv 2212.04089 section 2)."""
     return jax.tree.map(lambda first, *leaves: first + scale * sum(leaf - first for leaf in leaves), base, *models)
 
@@ -33,7 +33,7 @@ def ties(base: Any, models: Sequence[Any], scale: float = 1.0, kept: float = 0.2
       scale: of what is added.
       kept: share of each vector's numbers that count, those of the greatest magnitude.
     """
-    vectors = [trimmed(jax.tree.map(jnp.subtract, model, base), kept) for model in models]
+    vectors = [trim(jax.tree.map(jnp.subtract, model, base), kept) for model in models]
 
     def merged(first: jax.Array, *leaves: jax.Array) -> jax.Array:
         stacked = jnp.stack(leaves)
@@ -44,7 +44,7 @@ def ties(base: Any, models: Sequence[Any], scale: float = 1.0, kept: float = 0.2
     return jax.tree.map(merged, base, *vectors)
 
 
-def trimmed(vector: Any, kept: float) -> Any:
+def trim(vector: Any, kept: float) -> Any:
     """The vector with all but that share of its numbers, those of the greatest magnitude, set to 0."""
     sizes = jnp.sort(jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(vector)]))
     count = max(round(kept * sizes.size), 1)
@@ -52,8 +52,8 @@ def trimmed(vector: Any, kept: float) -> Any:
 
 
 # (base, models, scale, kept) -> parameters.
-COMBINATIONS: dict[str, Callable[[Any, Sequence[Any], float, float], Any]] = {
+MERGE_METHODS: dict[str, Callable[[Any, Sequence[Any], float, float], Any]] = {
     "mean": lambda base, models, scale, kept: mean(models),
-    "arithmetic": lambda base, models, scale, kept: arithmetic(base, models, scale),
+    "arithmetic": lambda base, models, scale, kept: task_arithmetic(base, models, scale),
     "ties": ties,
 }

@@ -22,7 +22,7 @@ from gptjax.finetune.attached import Attached
 from gptjax.finetune.paths import Flat
 
 # Matrices that are no products of the model's inside: tables of words, routers, and heads.
-NOT_INSIDE = re.compile(r"(^|/)(head|router|task)(/|$)")
+EXCLUDED_MODULES = re.compile(r"(^|/)(head|router|task)(/|$)")
 
 
 class Method(NamedTuple):
@@ -37,27 +37,27 @@ class Method(NamedTuple):
     adds: Callable[[Flat, Any, jax.Array], Flat]
 
 
-def none(base: Flat, options: Any) -> list[str]:
+def no_parameters(base: Flat, options: Any) -> list[str]:
     """Nothing of the base's own."""
     return []
 
 
-def nothing(base: Flat, config: Any, key: jax.Array) -> Flat:
+def no_additions(base: Flat, config: Any, key: jax.Array) -> Flat:
     """No addition."""
     return {}
 
 
-def all_of_it(base: Flat, options: Any) -> list[str]:
+def all_parameters(base: Flat, options: Any) -> list[str]:
     """Every parameter."""
     return list(base)
 
 
-def by_rule(base: Flat, options: Any) -> list[str]:
+def matching_rule(base: Flat, options: Any) -> list[str]:
     """Those that `finetune.rule` matches."""
     return paths.matching(base, options.rule, "finetune.rule")
 
 
-def top(base: Flat, options: Any) -> list[str]:
+def top_layers(base: Flat, options: Any) -> list[str]:
     """Those of the last `finetune.top_layers` blocks, of an encoder-decoder of its decoder's, and all behind them.
 
     Raises:
@@ -85,10 +85,10 @@ def biases(base: Flat, options: Any) -> list[str]:
     return found
 
 
-def products(base: Flat, options: Any) -> dict[str, tuple[int, ...]]:
+def target_modules(base: Flat, options: Any) -> dict[str, tuple[int, ...]]:
     """Modules with a matrix [..., D, F] that `finetune.targets` matches, and its shape."""
     suffix = "/kernel"
-    inside = [path for path in base if path.endswith(suffix) and not NOT_INSIDE.search(path)]
+    inside = [path for path in base if path.endswith(suffix) and not EXCLUDED_MODULES.search(path)]
     names = [path.removesuffix(suffix) for path in inside]
     return {name: base[name + suffix].shape for name in paths.matching(names, options.targets, "finetune.targets")}
 
@@ -97,7 +97,7 @@ def lora(base: Flat, config: Any, key: jax.Array, lengths: bool = False) -> Flat
     """LoRA: A as normal as keeps a product's size, B zero (arXiv 2106.09685 section 4.1); with `lengths` DoRA, whose
     columns begin as long as the base's (arXiv 2402.09353 eq. 5)."""
     options, found = config.finetune, {}
-    for index, (name, shape) in enumerate(products(base, options).items()):
+    for index, (name, shape) in enumerate(target_modules(base, options).items()):
         (*leading, D, F), r = shape, options.rank
         own = jax.random.fold_in(key, index)
         found[f"{name}/lora_a"] = jax.random.normal(own, (*leading, D, r)) / math.sqrt(D)
@@ -110,7 +110,7 @@ def lora(base: Flat, config: Any, key: jax.Array, lengths: bool = False) -> Flat
 def adalora(base: Flat, config: Any, key: jax.Array) -> Flat:
     """AdaLoRA: P diag(0) Q with P and Q normal (arXiv 2303.10512 eq. 3), at the rank it begins with."""
     options, found = config.finetune, {}
-    for index, (name, shape) in enumerate(products(base, options).items()):
+    for index, (name, shape) in enumerate(target_modules(base, options).items()):
         (*leading, D, F), r = shape, options.adalora.first_rank
         first, second = jax.random.split(jax.random.fold_in(key, index))
         found[f"{name}/lora_a"] = 0.02 * jax.random.normal(first, (*leading, D, r))
@@ -185,24 +185,24 @@ def _refused(method: str, what: str) -> Flat:
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(all_of_it, nothing),
-    "rule": Method(by_rule, nothing),
-    "top": Method(top, nothing),
-    "bitfit": Method(biases, nothing),
-    "lora": Method(none, lora),
-    "dora": Method(none, partial(lora, lengths=True)),
-    "adalora": Method(none, adalora),
-    "ia3": Method(none, ia3),
-    "adapter": Method(none, adapters),
-    "prefix": Method(none, prefix),
-    "prompt": Method(none, prompt),
+    "full": Method(all_parameters, no_additions),
+    "rule": Method(matching_rule, no_additions),
+    "top": Method(top_layers, no_additions),
+    "bitfit": Method(biases, no_additions),
+    "lora": Method(no_parameters, lora),
+    "dora": Method(no_parameters, partial(lora, lengths=True)),
+    "adalora": Method(no_parameters, adalora),
+    "ia3": Method(no_parameters, ia3),
+    "adapter": Method(no_parameters, adapters),
+    "prefix": Method(no_parameters, prefix),
+    "prompt": Method(no_parameters, prompt),
 }
 
 
-def attachment(options: Any) -> Attached | None:
+def make_attached(options: Any) -> Attached | None:
     """How additions of `config.finetune` count, for `models.build`; None where there are none."""
     method = METHODS[options.method]
-    if method.adds is nothing:
+    if method.adds is no_additions:
         return None
     rank = options.adalora.first_rank if options.method == "adalora" else options.rank
     scale = options.alpha / (math.sqrt(rank) if options.rank_stabilised else rank)  # arXiv 2312.03732 eq. 6
@@ -210,9 +210,9 @@ def attachment(options: Any) -> Attached | None:
     return Attached(scale, options.dropout, options.parallel, more_ids)
 
 
-def model_of(config: Any, divided: Collection[str] = ()) -> nn.Module:
+def build_model(config: Any, divided: Collection[str] = ()) -> nn.Module:
     """The model of a run's config, with how its additions count; `divided` as of `models.build`."""
-    return models.build(config.model, config.train.dtype, divided, attachment(config.finetune))
+    return models.build(config.model, config.train.dtype, divided, make_attached(config.finetune))
 
 
 class Partition(NamedTuple):
@@ -246,13 +246,13 @@ def partition(base: Mapping[str, Any], config: Any, key: jax.Array, fresh: Mappi
     return Partition(paths.union(tuned, paths.nested(new | method.adds(own, config, key))), frozen)
 
 
-def merged(params: Any, options: Any) -> Any:
+def merge(params: Any, options: Any) -> Any:
     """The parameters of a run with this `config.finetune` as those of a plain model; errors as of `folded`."""
-    how = attachment(options)
-    return params if how is None else folded(params, how)
+    how = make_attached(options)
+    return params if how is None else merge_additions(params, how)
 
 
-def folded(params: Mapping[str, Any], how: Attached) -> dict[str, Any]:
+def merge_additions(params: Mapping[str, Any], how: Attached) -> dict[str, Any]:
     """The model's own parameters alone, with what was added made part of them: they answer alike.
 
     Raises:
@@ -262,31 +262,31 @@ def folded(params: Mapping[str, Any], how: Attached) -> dict[str, Any]:
     for path in leaves:
         if re.search(r"(adapter_|prefix_|tokens/prompt$)", path):
             raise ConfigError(f"{path} is no part of a matrix: adapters, prefixes and prompts cannot be merged")
-    own = {path: leaf for path, leaf in leaves.items() if not ADDED.search(path)}
-    for name in sorted({path.rsplit("/", 1)[0] for path in leaves if ADDED.search(path)}):
+    own = {path: leaf for path, leaf in leaves.items() if not MERGEABLE.search(path)}
+    for name in sorted({path.rsplit("/", 1)[0] for path in leaves if MERGEABLE.search(path)}):
         parts = {
             last: leaves.get(f"{name}/{last}") for last in ("lora_a", "lora_b", "lora_e", "dora", "ia3_kv", "ia3_in")
         }
         own[f"{name}/kernel"] = _kernel(own[f"{name}/kernel"], how, **parts)
         if parts["ia3_kv"] is not None and f"{name}/bias" in own:
             bias, factor = own[f"{name}/bias"], parts["ia3_kv"]
-            own[f"{name}/bias"] = of_each(attached.keys_and_values_times, factor.ndim - 3)(bias, factor)
+            own[f"{name}/bias"] = vmap_leading(attached.scale_keys_and_values, factor.ndim - 3)(bias, factor)
     return paths.nested(own)
 
 
-def of_each(f: Callable[..., jax.Array], axes: int) -> Callable[..., jax.Array]:
+def vmap_leading(f: Callable[..., jax.Array], axes: int) -> Callable[..., jax.Array]:
     """The function of each slice along so many first axes."""
-    return f if axes == 0 else jax.vmap(of_each(f, axes - 1))
+    return f if axes == 0 else jax.vmap(vmap_leading(f, axes - 1))
 
 
-ADDED = re.compile(r"/(lora_[abe]|dora|ia3_kv|ia3_in)$")
+MERGEABLE = re.compile(r"/(lora_[abe]|dora|ia3_kv|ia3_in)$")
 
 
 def _kernel(
     kernel: jax.Array, how: Attached, lora_a: Any, lora_b: Any, lora_e: Any, dora: Any, ia3_kv: Any, ia3_in: Any
 ) -> jax.Array:
     if lora_a is not None:
-        kernel = attached.with_lora(how.scale, kernel, lora_a, lora_b, lora_e, dora)
+        kernel = attached.merge_lora(how.scale, kernel, lora_a, lora_b, lora_e, dora)
     if ia3_kv is not None:
-        kernel = of_each(attached.keys_and_values_times, ia3_kv.ndim - 3)(kernel, ia3_kv)
+        kernel = vmap_leading(attached.scale_keys_and_values, ia3_kv.ndim - 3)(kernel, ia3_kv)
     return kernel if ia3_in is None else kernel * ia3_in[..., None]

@@ -14,24 +14,24 @@ from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 # Objectives that make rows which do not begin as texts do, cut them anew, or learn from a model without the prompt.
-APART = ("fim", "prefix", "next_sentence", "distillation")
-ROOM = 2  # tokens beside the prompt that a row holds at least: the one a text begins with, and one of it
-NOISED = 8  # the same where text is corrupted
+INCOMPATIBLE = ("fim", "prefix", "next_sentence", "distillation")
+MIN_TEXT = 2  # tokens beside the prompt that a row holds at least: the one a text begins with, and one of it
+MIN_DENOISING_TEXT = 8  # the same where text is corrupted
 
 
-def ids(config: Any) -> tuple[int, ...]:
+def prompt_ids(config: Any) -> tuple[int, ...]:
     """The ids of a run's prompt, `model.vocabulary` the first of them; none where it has no prompt."""
     V = config.model.vocabulary
     return tuple(range(V, V + config.finetune.length)) if config.finetune.method == "prompt" else ()
 
 
-def seen(tokenizer: Tokenizer, config: Any) -> Tokenizer:
+def with_prompt(tokenizer: Tokenizer, config: Any) -> Tokenizer:
     """The tokenizer as a run of this config reads and writes text: with its prompt before each text, if it has one.
 
     Where it has no id that texts begin with, its end does that as everywhere (gptjax.data.token_sets.Borders); but
     sources of an encoder-decoder begin with none.
     """
-    prompt = ids(config)
+    prompt = prompt_ids(config)
     if not prompt:
         return tokenizer
     before = () if config.model.arch == "seq2seq" or tokenizer.end is None else (tokenizer.end,)
@@ -58,12 +58,12 @@ def problems(config: Any, kind: str) -> Iterator[str]:
         yield "finetune.method=prompt reads pairs from parallel text or examples; give data.languages"
     if any(data.augment.values()):
         yield "data.augment would draw ids of the prompt (finetune.method=prompt); leave it out"
-    names = [name for name, _ in objectives.parts(config.train.objective)]
+    names = [name for name, _ in objectives.parse_objective(config.train.objective)]
     for name in names:
-        if name in APART:
+        if name in INCOMPATIBLE:
             yield f"train.objective={name} has rows of its own, and finetune.method=prompt cannot begin them"
     context = min([data.context, *(stage[2] for stage in data.stages)])
-    room = NOISED if "denoising" in names else ROOM
+    room = MIN_DENOISING_TEXT if "denoising" in names else MIN_TEXT
     if options.length + room > context:
         yield f"finetune.length={options.length} leaves no room in {context} tokens (data.context); give {room} more"
 

@@ -222,7 +222,7 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
                 languages=(),
                 examples=dict(form=""),
             ),
-            objective=objectives.PLAIN,
+            objective=objectives.NEUTRAL_OPTIONS,
             finetune=dict(method="full"),
             train=dict(objective=objective, dtype="float32"),
         )
@@ -252,7 +252,7 @@ def merge_run(run: Run, workdir: Path) -> dict[str, Any]:
     Raises:
       ConfigError: the directory is taken, or something was added that no matrix can hold.
     """
-    return new_run(run, methods.merged(run.params, run.config.finetune), workdir, "merged")
+    return new_run(run, methods.merge(run.params, run.config.finetune), workdir, "merged")
 
 
 def new_run(run: Run, params: Any, workdir: Path, made: str) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def export_run(
     family, hf_config, model, remark = match_family(model)
     ids = _ids(run.tokenizer, hf_config, model["arch"])
     shapes = flat_shapes(model)
-    params = methods.merged(run.params, run.config.finetune)
+    params = methods.merge(run.params, run.config.finetune)
     params = unstack(params) if run.config.model.scan_layers else params
     tensors = _tensors(families.tensors_of(family, model), shapes, params)
     total = sum(int(np.prod(shape)) for shape in shapes.values())

@@ -106,7 +106,7 @@ def shapes(known: Mapping[str, Tensor], leaves: Flat) -> dict[str, tuple[int, in
     found: dict[str, tuple[int, int]] = {}
     for ours, tensor in known.items():
         D, F = leaves[f"{ours}/kernel"].shape
-        if not methods.NOT_INSIDE.search(ours):
+        if not methods.EXCLUDED_MODULES.search(ours):
             sizes = tensor.sizes if len(tensor.theirs) > 1 and tensor.sizes else (F,)
             found |= {module(theirs): (D, size) for theirs, size in zip(tensor.theirs, sizes, strict=True)}
     return found

@@ -21,42 +21,48 @@ from gptjax.data.token_sets import TokenSet
 from gptjax.data.tokenizers.specials import Specials, specials
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.adversarial import ATTACKS, adversarial
-from gptjax.objectives.answers import classification, regression, span, tagging
 from gptjax.objectives.causal import causal
 from gptjax.objectives.contrastive import contrastive, whole_texts
-from gptjax.objectives.denoising import CORRUPTIONS, denoising, sentinels
+from gptjax.objectives.denoising import CORRUPTIONS, denoising, sentinel_count
 from gptjax.objectives.distillation import distillation
 from gptjax.objectives.fim import fim
 from gptjax.objectives.masked import MASKINGS, masked
 from gptjax.objectives.multi_token import multi_token
 from gptjax.objectives.next_sentence import next_sentence
-from gptjax.objectives.objective import ONE_TEXT, Arrays, Loss, Objective, Reading, Row, together
+from gptjax.objectives.objective import ONE_TEXT, Arrays, Loss, Objective, Row, RowContext, weighted_sum
 from gptjax.objectives.prefix import prefix
-from gptjax.objectives.reading import reading
-from gptjax.objectives.tokens import predicted
+from gptjax.objectives.row_context import make_row_context
+from gptjax.objectives.task_losses import classification, regression, span, tagging
+from gptjax.objectives.tokens import token_prediction
 
 DECODER, ENCODER, SEQ2SEQ = (frozenset({kind}) for kind in ("decoder", "encoder", "seq2seq"))
 ANY = DECODER | ENCODER | SEQ2SEQ
-ROWS = "weights_B"
+ROW_WEIGHTS = "weights_B"
 
 OBJECTIVES: dict[str, Objective] = {
     "causal": Objective(causal),
-    "prefix": Objective(predicted, row=prefix),
-    "fim": Objective(predicted, row=fim, specials=("fim_prefix", "fim_suffix", "fim_middle")),
+    "prefix": Objective(token_prediction, row=prefix),
+    "fim": Objective(token_prediction, row=fim, specials=("fim_prefix", "fim_suffix", "fim_middle")),
     "multi_token": Objective(multi_token),
     "distillation": Objective(distillation, DECODER | SEQ2SEQ),
-    "masked": Objective(predicted, ENCODER, masked, ("mask",), after=("next_sentence",)),
+    "masked": Objective(token_prediction, ENCODER, masked, ("mask",), after=("next_sentence",)),
     "next_sentence": Objective(
-        classification, ENCODER, next_sentence, ("class", "separator"), ("classification",), ONE_TEXT, weights=ROWS
+        classification,
+        ENCODER,
+        next_sentence,
+        ("class", "separator"),
+        ("classification",),
+        ONE_TEXT,
+        weights=ROW_WEIGHTS,
     ),
-    "seq2seq": Objective(predicted, SEQ2SEQ),
-    "denoising": Objective(predicted, SEQ2SEQ, denoising, ("mask", "sentinels", "end"), layouts=ONE_TEXT),
-    "contrastive": Objective(contrastive, DECODER | ENCODER, whole_texts, tasks=("embedding",), weights=ROWS),
-    "classification": Objective(classification, ANY, tasks=("classification",), weights=ROWS),
-    "choice": Objective(classification, ANY, tasks=("choice",), weights=ROWS),
+    "seq2seq": Objective(token_prediction, SEQ2SEQ),
+    "denoising": Objective(token_prediction, SEQ2SEQ, denoising, ("mask", "sentinels", "end"), layouts=ONE_TEXT),
+    "contrastive": Objective(contrastive, DECODER | ENCODER, whole_texts, tasks=("embedding",), weights=ROW_WEIGHTS),
+    "classification": Objective(classification, ANY, tasks=("classification",), weights=ROW_WEIGHTS),
+    "choice": Objective(classification, ANY, tasks=("choice",), weights=ROW_WEIGHTS),
     "tagging": Objective(tagging, ANY, tasks=("tagging",)),
-    "span": Objective(span, ANY, tasks=("span",), weights=ROWS),
-    "regression": Objective(regression, ANY, tasks=("regression",), weights=ROWS),
+    "span": Objective(span, ANY, tasks=("span",), weights=ROW_WEIGHTS),
+    "regression": Objective(regression, ANY, tasks=("regression",), weights=ROW_WEIGHTS),
 }
 
 
@@ -68,14 +74,14 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 }
 
 # Every key of `config.objective`, with values that change nothing: of runs that were imported.
-PLAIN: dict[str, Any] = dict(
+NEUTRAL_OPTIONS: dict[str, Any] = dict(
     label_smoothing=0.0, z_loss=0.0, mask_rate=0.15, masking="token", corruption="spans", mean_span=3.0,
     permute_sentences=False, fim_rate=0.5, fim_spm=0.5, temperature=0.05, teacher="",
     teacher_temperature=2.0, teacher_share=0.5, adversarial="none", epsilon=1.0, adversarial_steps=3,
 )  # fmt: skip
 
 
-def parts(chosen: str) -> list[tuple[str, float]]:
+def parse_objective(chosen: str) -> list[tuple[str, float]]:
     """The objectives that `config.train.objective` names, each with its factor: of "masked + 0.5*next_sentence" two.
 
     Raises:
@@ -92,12 +98,12 @@ def parts(chosen: str) -> list[tuple[str, float]]:
 
 def loss(config: Any, model: nn.Module) -> Loss:
     """What a run of this config lowers."""
-    factors = dict(parts(config.train.objective))
+    factors = dict(parse_objective(config.train.objective))
     losses = {name: OBJECTIVES[name].loss(model, config.objective) for name in factors}
-    return adversarial(together(losses, factors), model, config.objective)
+    return adversarial(weighted_sum(losses, factors), model, config.objective)
 
 
-def means(chosen: str, sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+def mean_metrics(chosen: str, sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
     """A loss's metrics as means.
 
     Args:
@@ -108,7 +114,7 @@ def means(chosen: str, sums: Mapping[str, float], weights: Mapping[str, float]) 
     Returns:
       the metrics; of several objectives each one's, and as "loss" the sum by their factors.
     """
-    found = parts(chosen)
+    found = parse_objective(chosen)
     by_name = {name: weights[OBJECTIVES[name].weights] for name, _ in found}
     if list(dict(found).values()) == [1.0]:
         return {name: value / by_name[found[0][0]] for name, value in sums.items()}
@@ -121,12 +127,12 @@ def means(chosen: str, sums: Mapping[str, float], weights: Mapping[str, float]) 
     return {"loss": sum(factor * each[f"{name}_loss"] for name, factor in found)} | each
 
 
-def row_of(config: Any) -> Row | None:
+def row_transform(config: Any) -> Row | None:
     """How a row of text is prepared for the objectives of a config; None: as the layout gives it."""
-    chosen = [OBJECTIVES[name] for name, _ in parts(config.train.objective)]
+    chosen = [OBJECTIVES[name] for name, _ in parse_objective(config.train.objective)]
     found = [one.row for one in sorted(chosen, key=lambda one: len(one.after)) if one.row is not None]
 
-    def prepared(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+    def prepared(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
         for prepare in found:
             row = prepare(row, reading, rng)
         return row
@@ -134,15 +140,15 @@ def row_of(config: Any) -> Row | None:
     return prepared if found else None
 
 
-def preparing(config: Any, tokenizer: Tokenizer) -> Callable[[TokenSet], Callable[[Arrays, Any], Arrays] | None]:
+def set_transform(config: Any, tokenizer: Tokenizer) -> Callable[[TokenSet], Callable[[Arrays, Any], Arrays] | None]:
     """`set -> ((row, rng) -> row)`, or None for rows as the layout gives them; see gptjax.data.Data.rows."""
-    row = row_of(config)
+    row = row_transform(config)
     known = special_ids(config, tokenizer) if row else None
 
     def of_set(tokens: TokenSet) -> Callable[[Arrays, Any], Arrays] | None:
         if row is None or known is None:
             return None
-        facts = reading(tokenizer, known, config.objective, tokens)
+        facts = make_row_context(tokenizer, known, config.objective, tokens)
         return lambda arrays, rng: row(arrays, facts, rng)
 
     return of_set
@@ -154,15 +160,15 @@ def special_ids(config: Any, tokenizer: Tokenizer) -> Specials:
     Raises:
       DataError: the tokenizer has no end of text, and one of them needs it.
     """
-    names = [name for one, _ in parts(config.train.objective) for name in OBJECTIVES[one].specials]
+    names = [name for one, _ in parse_objective(config.train.objective) for name in OBJECTIVES[one].specials]
     contexts = [config.data.context, *(stage[2] for stage in config.data.stages)]
-    count = max(sentinels(context, config.objective) for context in contexts) if "sentinels" in names else 0
+    count = max(sentinel_count(context, config.objective) for context in contexts) if "sentinels" in names else 0
     return specials(tokenizer, names, count)
 
 
 def problems(config: Any, kind: str) -> Iterator[str]:
     """What is wrong with the objectives of a config whose model is of that kind, one line each."""
-    names = [name for name, _ in parts(config.train.objective)]
+    names = [name for name, _ in parse_objective(config.train.objective)]
     for name in names:
         if name not in OBJECTIVES:
             yield f"train.objective has no choice {name!r}{did_you_mean(name, OBJECTIVES)}"

@@ -40,7 +40,7 @@ def adversarial(loss: Loss, model: nn.Module, options: Any) -> Loss:
             return loss(params, {**batch, name: shift}, rng)[0]
 
         fixed = jax.lax.stop_gradient(params)  # so that the shift has no gradient
-        shift = worst(lambda shift: jax.grad(under)(shift, fixed), shape, options.epsilon, steps)
+        shift = worst_perturbation(lambda shift: jax.grad(under)(shift, fixed), shape, options.epsilon, steps)
         plain, metrics = loss(params, batch, rng)
         hurt = under(shift, params)
         return plain + hurt, metrics | {"adversarial_loss": hurt}
@@ -48,7 +48,7 @@ def adversarial(loss: Loss, model: nn.Module, options: Any) -> Loss:
     return both
 
 
-def worst(gradient: Any, shape: tuple[int, ...], epsilon: float, steps: int) -> jax.Array:
+def worst_perturbation(gradient: Any, shape: tuple[int, ...], epsilon: float, steps: int) -> jax.Array:
     """The shift [B, ...] that steps up the gradient lead to from none, each row's no longer than epsilon.
 
     A single step has the length epsilon; several are of 2.5 epsilon / steps each, and what leaves the ball is put back
@@ -57,19 +57,19 @@ def worst(gradient: Any, shape: tuple[int, ...], epsilon: float, steps: int) -> 
     length = epsilon if steps == 1 else 2.5 * epsilon / steps
 
     def step(_: Any, shift: jax.Array) -> jax.Array:
-        return within(shift + length * unit(gradient(shift)), epsilon)
+        return project(shift + length * normalize(gradient(shift)), epsilon)
 
     return jax.lax.fori_loop(0, steps, step, jnp.zeros(shape))
 
 
-def unit(x: jax.Array) -> jax.Array:
+def normalize(x: jax.Array) -> jax.Array:
     """Each row divided by its length; 0 stays 0."""
     largest = _over_row(jnp.max, jnp.abs(x))  # squares of a loss's shares may be too small for float32
     x = x / jnp.where(largest > 0, largest, 1)
     return x / jnp.maximum(_length(x), 1e-12)
 
 
-def within(x: jax.Array, epsilon: float) -> jax.Array:
+def project(x: jax.Array, epsilon: float) -> jax.Array:
     """Each row, shortened to the length epsilon where it is longer."""
     return x * jnp.minimum(1, epsilon / jnp.maximum(_length(x), 1e-30))
 

@@ -13,10 +13,10 @@ def causal(model: nn.Module, options: Any = None) -> Loss:
     """The loss of a decoder: each position's cross-entropy with the token that follows.
 
     Returns:
-      as gptjax.objectives.tokens.predicted, without its "accuracy": the batch is a `gptjax.data.batches.Batch`, of
-      packed documents where it has `segments_BT`.
+      A loss as of gptjax.objectives.tokens.token_prediction, without its "accuracy". The batch is a
+      `gptjax.data.batches.Batch`, of packed documents where it has `segments_BT`.
     """
-    whole = tokens.predicted(model, options)
+    whole = tokens.token_prediction(model, options)
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         found, metrics = whole(params, batch, rng)

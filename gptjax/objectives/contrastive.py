@@ -9,12 +9,12 @@ from flax import linen as nn
 
 from gptjax import models
 from gptjax.objectives import rows
-from gptjax.objectives.objective import Arrays, Loss, Reading
+from gptjax.objectives.objective import Arrays, Loss, RowContext
 
 
-def whole_texts(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+def whole_texts(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     """The row as one text to be embedded, or as a pair of texts where it has a source; `weights_B` says whether."""
-    segments = rows.segments(row)
+    segments = rows.segment_ids(row)
     given = {"inputs_BT": row["inputs_BT"], "segments_BT": segments}
     given |= {name: row[name] for name in ("source_BS", "source_segments_BS") if name in row}
     return given | {"weights_B": np.array(segments.any(), np.float32)}

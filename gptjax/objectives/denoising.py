@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from gptjax.objectives import rows
-from gptjax.objectives.objective import Arrays, Reading
+from gptjax.objectives.objective import Arrays, RowContext
 
 
-def denoising(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+def denoising(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     """The row's text as a corrupted source and what is to be said of it, by `corruption`.
 
     As of translation, the source ends with the id that ends documents, the target too, and the decoder begins with it.
@@ -20,7 +20,7 @@ def denoising(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays
 # T5's span corruption (arXiv 1910.10683 section 3.1.4)
 
 
-def noise(length: int, rate: float, mean_span: float) -> tuple[int, int]:
+def noise_lengths(length: int, rate: float, mean_span: float) -> tuple[int, int]:
     """How many of so many tokens are left out, and in how many spans; 0 of a text too short for both."""
     if length < 2:
         return 0, 0
@@ -28,47 +28,56 @@ def noise(length: int, rate: float, mean_span: float) -> tuple[int, int]:
     return left_out, min(max(round(left_out / mean_span), 1), length - left_out)
 
 
-def sizes(length: int, options: Any) -> tuple[int, int]:
+def source_and_target_length(length: int, options: Any) -> tuple[int, int]:
     """How many ids source and target of so many tokens have, sentinels and an ending one included."""
-    left_out, spans = noise(length, options.mask_rate, options.mean_span)
+    left_out, spans = noise_lengths(length, options.mask_rate, options.mean_span)
     return length - left_out + spans + 1, left_out + spans + 2
 
 
-def most(context: int, options: Any, around: int = 0) -> int:
+def max_text_length(context: int, options: Any, around: int = 0) -> int:
     """The most tokens of a text whose source, with so many ids more, and target fit into a context; 0 where none do."""
     lengths = range(context, 0, -1)
-    return next((n for n in lengths if sizes(n, options)[0] + around <= context >= sizes(n, options)[1]), 0)
+    return next(
+        (
+            n
+            for n in lengths
+            if source_and_target_length(n, options)[0] + around <= context >= source_and_target_length(n, options)[1]
+        ),
+        0,
+    )
 
 
-def sizes_of_rows(context: int, options: Any) -> tuple[int, int]:
+def row_lengths(context: int, options: Any) -> tuple[int, int]:
     """How long source and target are of rows of a context, span corruption's."""
-    return sizes(most(context, options), options)
+    return source_and_target_length(max_text_length(context, options), options)
 
 
-def sentinels(context: int, options: Any) -> int:
+def sentinel_count(context: int, options: Any) -> int:
     """How many different sentinels rows of a context need: one for each span, and one that closes the target."""
     if options.corruption != "spans":
         return 0
-    return noise(most(context, options), options.mask_rate, options.mean_span)[1] + 1
+    return noise_lengths(max_text_length(context, options), options.mask_rate, options.mean_span)[1] + 1
 
 
-def partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+def random_partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """Lengths of so many parts, each at least 1, of a total; every way to cut it is as likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)
 
 
-def spans(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+def span_corruption(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     """Spans left out, each replaced by a sentinel of its own; the target has each sentinel and its span, and a last
     sentinel. Text and spans alternate, text first."""
     context, options, around = len(row["inputs_BT"]), reading.options, len(reading.begin)
-    longest = most(context, options, around)
-    text = rows.text_of(row, reading)[:longest]
-    S, T = sizes(longest, options)
-    left_out, count = noise(len(text), options.mask_rate, options.mean_span)
+    longest = max_text_length(context, options, around)
+    text = rows.text_ids(row, reading)[:longest]
+    S, T = source_and_target_length(longest, options)
+    left_out, count = noise_lengths(len(text), options.mask_rate, options.mean_span)
     if not count:
-        return rows.pair(text[:0], text[:0], (S + around, T), _end(reading))
-    lengths = np.stack([partition(len(text) - left_out, count, rng), partition(left_out, count, rng)], axis=1)
+        return rows.seq2seq_row(text[:0], text[:0], (S + around, T), _end(reading))
+    lengths = np.stack(
+        [random_partition(len(text) - left_out, count, rng), random_partition(left_out, count, rng)], axis=1
+    )
     pieces = np.split(text, np.cumsum(lengths)[:-1])
     source, target = list(reading.begin), list[int]()
     for name, kept, hidden in zip(reading.sentinels, pieces[::2], pieces[1::2], strict=False):
@@ -76,34 +85,34 @@ def spans(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
         target += [name, *hidden.tolist()]
     end = _end(reading)
     both = np.array([*source, end]), np.array([*target, reading.sentinels[count], end])
-    return rows.pair(*both, sizes=(S + around, T), start=end)
+    return rows.seq2seq_row(*both, sizes=(S + around, T), start=end)
 
 
 # BART's text infilling (arXiv 1910.13461 section 2.2)
 
 
-def infilling(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+def text_infilling(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     """Spans of Poisson lengths (`mean_span`) replaced by one mask each, a span of length 0 being a mask put in; with
     `permute_sentences` the sentences change places first. The target is the whole text."""
     size, around = len(row["inputs_BT"]), len(reading.begin) + 1
-    text = rows.text_of(row, reading)[: size - around]
+    text = rows.text_ids(row, reading)[: size - around]
     if not len(text):
-        return rows.pair(text, text, (size, size), _end(reading))
+        return rows.seq2seq_row(text, text, (size, size), _end(reading))
     end, options = _end(reading), reading.options
-    given = permuted(text, reading.ends_sentence_V[text], rng) if options.permute_sentences else text
+    given = permute(text, reading.ends_sentence_V[text], rng) if options.permute_sentences else text
     mask, room = reading.specials["mask"], size - around
-    corrupted = infilled(given, mask, options.mask_rate, options.mean_span, room, rng)
+    corrupted = mask_spans(given, mask, options.mask_rate, options.mean_span, room, rng)
     source, target = np.array([*reading.begin, *corrupted, end]), np.append(text, end)
-    return rows.pair(source, target, (size, size), end)
+    return rows.seq2seq_row(source, target, (size, size), end)
 
 
-def permuted(ids: np.ndarray, is_last: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def permute(ids: np.ndarray, is_last: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The sentences of a text in another order; `is_last` is True where one ends."""
     sentences = np.split(ids, np.flatnonzero(is_last[:-1]) + 1)
     return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
 
 
-def infilled(
+def mask_spans(
     ids: np.ndarray, mask: int, rate: float, mean_span: float, room: int, rng: np.random.Generator
 ) -> np.ndarray:
     """The ids with about `rate` of them in spans that became one mask each.
@@ -132,12 +141,12 @@ def infilled(
     return np.array(found, np.int32)
 
 
-CORRUPTIONS: dict[str, Callable[[Arrays, Reading, np.random.Generator], Arrays]] = {
-    "spans": spans,
-    "infilling": infilling,
+CORRUPTIONS: dict[str, Callable[[Arrays, RowContext, np.random.Generator], Arrays]] = {
+    "spans": span_corruption,
+    "infilling": text_infilling,
 }
 
 
-def _end(reading: Reading) -> int:
+def _end(reading: RowContext) -> int:
     assert reading.end is not None, "gptjax.data.tokenizers.specials refuses a tokenizer without an end"
     return reading.end

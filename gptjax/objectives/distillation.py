@@ -21,7 +21,7 @@ def distillation(model: nn.Module, options: Any) -> Loss:
     Args:
       model: the student.
       options: `config.objective`, of which teacher_temperature and teacher_share are read, and what
-        gptjax.objectives.tokens.predicted reads.
+        gptjax.objectives.tokens.token_prediction reads.
 
     Returns:
       `(params, batch, rng) -> (loss, metrics)`: "loss" is the text's own, in nats, "divergence" the teacher's part.
@@ -29,7 +29,7 @@ def distillation(model: nn.Module, options: Any) -> Loss:
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         said, weights_BT = models.forward(model, params, models.reads(model, batch), dropout=rng), batch["weights_BT"]
-        own, metrics = tokens.of_output(model, options, said, batch["targets_BT"], weights_BT)
+        own, metrics = tokens.loss_and_metrics(model, options, said, batch["targets_BT"], weights_BT)
         if TEACHER not in batch:
             return own, metrics
         student_BTV = models.next_logits(model, said.x_BTD, said.table_VD)

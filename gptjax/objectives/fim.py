@@ -5,19 +5,19 @@ from typing import Any
 import numpy as np
 
 from gptjax.objectives import rows
-from gptjax.objectives.objective import Arrays, Reading
+from gptjax.objectives.objective import Arrays, RowContext
 
-ADDED = 3  # ids that a text gets: one before each of its parts
+EXTRA_IDS = 3  # ids that a text gets: one before each of its parts
 
 
-def fim(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+def fim(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     """The row with a share (`fim_rate`) of its documents cut at two places and put together anew (arXiv 2207.14255 3).
 
     A document is what lies between special ids, in a window too, so that what a window holds of one is taken for a
     whole. All of it is predicted. Where a row has no room for the ids that are added, documents lose as many at their
     end. A text with a prompt stays as it is.
     """
-    found = rows.texts(row)
+    found = rows.text_slices(row)
     size = len(row["inputs_BT"])
     room = size - sum(text.stop - text.start for text in found)
     new = {name: np.zeros_like(row[name]) for name in row}
@@ -26,7 +26,7 @@ def fim(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
         ids, weights = np.append(row["inputs_BT"][text], row["targets_BT"][text.stop - 1]), row["weights_BT"][text]
         if weights.all():
             before = len(ids)
-            ids = rearranged(ids, room, reading, rng)
+            ids = rearrange(ids, room, reading, rng)
             room -= len(ids) - before
             weights = np.full(len(ids) - 1, weights[0])
         here = slice(at, at + len(ids) - 1)
@@ -37,21 +37,21 @@ def fim(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
     return new
 
 
-def rearranged(ids: np.ndarray, room: int, reading: Reading, rng: np.random.Generator) -> np.ndarray:
+def rearrange(ids: np.ndarray, room: int, reading: RowContext, rng: np.random.Generator) -> np.ndarray:
     """The ids of documents, between special ones, with some documents put together anew; `room` ids longer at most."""
     edges = np.flatnonzero(np.diff(reading.is_text_V[ids])) + 1
     new: list[np.ndarray] = []
     for run in np.split(ids, edges):
-        lost = max(ADDED - room, 0)
+        lost = max(EXTRA_IDS - room, 0)
         if reading.is_text_V[run[0]] and rng.random() < reading.options.fim_rate and len(run) > lost:
-            new.append(cut(run[: len(run) - lost], reading, rng))
-            room -= ADDED - lost
+            new.append(split_document(run[: len(run) - lost], reading, rng))
+            room -= EXTRA_IDS - lost
         else:
             new.append(run)
     return np.concatenate(new)
 
 
-def cut(ids: np.ndarray, reading: Reading, rng: np.random.Generator) -> np.ndarray:
+def split_document(ids: np.ndarray, reading: RowContext, rng: np.random.Generator) -> np.ndarray:
     """One document as prefix, suffix, middle; or, a share `fim_spm` of times, with the suffix first and prefix and
     middle in one (arXiv 2207.14255 section 3, its SPM for joint training)."""
     first, second = np.sort(rng.integers(len(ids) + 1, size=2))

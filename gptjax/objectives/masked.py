@@ -5,22 +5,22 @@ from collections.abc import Callable
 import numpy as np
 
 from gptjax.objectives import rows
-from gptjax.objectives.objective import Arrays, Reading
+from gptjax.objectives.objective import Arrays, RowContext
 
-LONGEST = 10  # words of a span; how many is drawn as arXiv 1907.10529 section 3.1 does
-LENGTHS = 0.2 * 0.8 ** np.arange(LONGEST)
-LENGTHS /= LENGTHS.sum()
+MAX_SPAN_WORDS = 10  # words of a span; how many is drawn as arXiv 1907.10529 section 3.1 does
+SPAN_LENGTH_PROBS = 0.2 * 0.8 ** np.arange(MAX_SPAN_WORDS)
+SPAN_LENGTH_PROBS /= SPAN_LENGTH_PROBS.sum()
 
 # Places in a row that are chosen together, and changed alike.
 Group = np.ndarray
 
 
-def tokens(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.Generator) -> list[Group]:
+def choose_tokens(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.Generator) -> list[Group]:
     """`count` of the places, each for itself (arXiv 1810.04805)."""
     return [place for place in rng.permutation(places_N)[:count, None]]
 
 
-def words(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.Generator) -> list[Group]:
+def choose_words(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.Generator) -> list[Group]:
     """All places of words, at most `count` of them but for a single word; each place is changed for itself."""
     starts = np.flatnonzero(np.diff(word_N, prepend=-1))
     found: list[Group] = []
@@ -31,12 +31,12 @@ def words(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.G
     return found
 
 
-def spans(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.Generator) -> list[Group]:
+def choose_spans(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.Generator) -> list[Group]:
     """`count` places in spans of one to ten words, fewer words being likelier (arXiv 1907.10529 section 3.1)."""
     free, found = np.ones(len(places_N), bool), []
     while count:
         (first,) = rng.choice(np.flatnonzero(free), 1)
-        length = 1 + rng.choice(LONGEST, p=LENGTHS)
+        length = 1 + rng.choice(MAX_SPAN_WORDS, p=SPAN_LENGTH_PROBS)
         while first and free[first - 1] and word_N[first - 1] == word_N[first]:
             first -= 1
         stop = first
@@ -49,19 +49,19 @@ def spans(word_N: np.ndarray, places_N: np.ndarray, count: int, rng: np.random.G
 
 
 MASKINGS: dict[str, Callable[[np.ndarray, np.ndarray, int, np.random.Generator], list[Group]]] = {
-    "token": tokens,
-    "word": words,
-    "span": spans,
+    "token": choose_tokens,
+    "word": choose_words,
+    "span": choose_spans,
 }
 
 
-def masked(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+def masked(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     """The row with a share (`mask_rate`) of its text chosen, and these alone as targets (arXiv 1810.04805 section 3.1).
 
     Of what is chosen 80 % becomes the mask, 10 % another id of text, and 10 % stays. The inputs' own special ids are
     never chosen. `segments_BT` is 0 for padding.
     """
-    ids, segments = row["inputs_BT"], rows.segments(row)
+    ids, segments = row["inputs_BT"], rows.segment_ids(row)
     places_N = np.flatnonzero((segments > 0) & reading.is_text_V[ids])
     inputs, weights = ids.copy(), np.zeros(len(ids), np.float32)
     if len(places_N):

@@ -21,19 +21,19 @@ def multi_token(model: nn.Module, options: Any) -> Loss:
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         said = models.forward(model, params, models.reads(model, batch), dropout=rng)
         targets, weights, segments = batch["targets_BT"], batch["weights_BT"], batch.get("segments_BT")
-        whole, metrics = tokens.of_output(model, options, said, targets, weights)
+        whole, metrics = tokens.loss_and_metrics(model, options, said, targets, weights)
         ahead = jnp.zeros(())
         for distance, x_BTD in enumerate(said.ahead_nBTD, 1):
             later = said._replace(x_BTD=x_BTD)
-            asked = shifted(targets, weights, segments, distance)
-            found = tokens.loss_of(model, options, later, *asked)
+            asked = shift_targets(targets, weights, segments, distance)
+            found = tokens.cross_entropy(model, options, later, *asked)
             whole, ahead = whole + found.loss, ahead + found.nats
         return whole, metrics | {"ahead_loss": ahead}
 
     return loss
 
 
-def shifted(targets_BT: Any, weights_BT: Any, segments_BT: Any, distance: int) -> tuple[jax.Array, jax.Array]:
+def shift_targets(targets_BT: Any, weights_BT: Any, segments_BT: Any, distance: int) -> tuple[jax.Array, jax.Array]:
     """The targets so many tokens later, and their weights: 0 where these are of another segment, or of none."""
     T = targets_BT.shape[1]
     targets, weights = jnp.roll(targets_BT, -distance, axis=1), jnp.roll(weights_BT, -distance, axis=1)

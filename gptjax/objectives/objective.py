@@ -12,8 +12,8 @@ from flax import linen as nn
 Loss = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-class Reading(NamedTuple):
-    """What rows are prepared with; gptjax.objectives.reading makes it."""
+class RowContext(NamedTuple):
+    """What rows are prepared with; gptjax.objectives.row_context makes it."""
 
     specials: Mapping[str, int]  # ids that stand for no text, by what they are for
     sentinels: Sequence[int]  # ids that stand for spans that are left out, in order
@@ -29,7 +29,7 @@ class Reading(NamedTuple):
 # A row as the layout gives it (a gptjax.data.layouts.Batch without B); other keys may come back. What draws is a
 # function of seed, epoch and the row's number, so that a row is one too.
 Arrays = dict[str, np.ndarray]
-Row = Callable[[Arrays, Reading, np.random.Generator], Arrays]
+Row = Callable[[Arrays, RowContext, np.random.Generator], Arrays]
 
 
 class Objective(NamedTuple):
@@ -60,7 +60,7 @@ class Objective(NamedTuple):
 ONE_TEXT = ("flat", "examples")  # layouts of which a row is one text
 
 
-def together(losses: Mapping[str, Loss], factors: Mapping[str, float]) -> Loss:
+def weighted_sum(losses: Mapping[str, Loss], factors: Mapping[str, float]) -> Loss:
     """The sum of several losses by their factors: multi-task learning.
 
     Metrics of each have its name before them; "loss" is the sum of theirs by the same factors. Of a single loss with

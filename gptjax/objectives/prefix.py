@@ -3,17 +3,17 @@
 import numpy as np
 
 from gptjax.objectives import rows
-from gptjax.objectives.objective import Arrays, Reading
+from gptjax.objectives.objective import Arrays, RowContext
 
 
-def prefix(row: Arrays, reading: Reading, rng: np.random.Generator) -> Arrays:
+def prefix(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     """The row with `bidirectional_BT` 1 on the prefix of each text, whose tokens are not predicted (arXiv 1910.10683
     sections 3.2.1 and 3.3.1).
 
     A text is cut at a place drawn evenly; where it has a prompt, that is its prefix.
     """
     ahead, weights = np.zeros(len(row["inputs_BT"]), np.int32), row["weights_BT"].copy()
-    for text in rows.texts(row):
+    for text in rows.text_slices(row):
         prompt = int(np.argmax(weights[text] > 0))
         length = prompt + 1 if prompt else int(rng.integers(1, text.stop - text.start + 1))
         ahead[text.start : text.start + length] = 1

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 
-from gptjax.objectives.objective import Arrays, Reading
+from gptjax.objectives.objective import Arrays, RowContext
 
 
-def texts(row: Arrays) -> list[slice]:
+def text_slices(row: Arrays) -> list[slice]:
     """Where the texts of a row lie in its inputs, each up to its last position that counts; padding lies in none.
 
     A row without segments is one text, and one without weights counts as a whole.
@@ -24,17 +24,17 @@ def texts(row: Arrays) -> list[slice]:
     return found
 
 
-def segments(row: Arrays) -> np.ndarray:
+def segment_ids(row: Arrays) -> np.ndarray:
     """The number of each token's text, 0 for padding, whether or not the row has segments."""
     found = np.zeros(len(row["inputs_BT"]), np.int32)
-    for text in texts(row):
+    for text in text_slices(row):
         found[text] = row["segments_BT"][text] if "segments_BT" in row else 1
     return found
 
 
-def text_of(row: Arrays, reading: Reading) -> np.ndarray:
+def text_ids(row: Arrays, reading: RowContext) -> np.ndarray:
     """The ids of a row that is one text, the last target included, without the special ones at either end."""
-    found = texts(row)
+    found = text_slices(row)
     if not found:
         return np.zeros(0, np.int32)
     ids = np.append(row["inputs_BT"][found[0]], row["targets_BT"][found[0].stop - 1])
@@ -42,12 +42,12 @@ def text_of(row: Arrays, reading: Reading) -> np.ndarray:
     return ids[inner[0] : inner[-1] + 1] if len(inner) else ids[:0]
 
 
-def filled(ids: np.ndarray, size: int) -> np.ndarray:
+def pad(ids: np.ndarray, size: int) -> np.ndarray:
     """The ids, and zeros up to that size; int32."""
     return np.concatenate([ids, np.zeros(size - len(ids), np.int32)]).astype(np.int32)
 
 
-def pair(source: np.ndarray, target: np.ndarray, sizes: tuple[int, int], start: int) -> Arrays:
+def seq2seq_row(source: np.ndarray, target: np.ndarray, sizes: tuple[int, int], start: int) -> Arrays:
     """A row of an encoder-decoder that reads a source and says a target.
 
     Args:
@@ -58,10 +58,10 @@ def pair(source: np.ndarray, target: np.ndarray, sizes: tuple[int, int], start: 
     S, T = sizes
     counted = np.arange(T) < len(target)
     return {
-        "inputs_BT": filled(np.concatenate([[start], target[:-1]]) if len(target) else target, T),
-        "targets_BT": filled(target, T),
+        "inputs_BT": pad(np.concatenate([[start], target[:-1]]) if len(target) else target, T),
+        "targets_BT": pad(target, T),
         "weights_BT": counted.astype(np.float32),
         "segments_BT": counted.astype(np.int32),
-        "source_BS": filled(source, S),
+        "source_BS": pad(source, S),
         "source_segments_BS": (np.arange(S) < len(source)).astype(np.int32),
     }

@@ -10,7 +10,7 @@ from gptjax.models.kernels.reference import TokenLoss
 from gptjax.objectives.objective import Loss
 
 
-def predicted(model: nn.Module, options: Any = None) -> Loss:
+def token_prediction(model: nn.Module, options: Any = None) -> Loss:
     """The loss of a model that is asked for the target at each position.
 
     Args:
@@ -25,22 +25,22 @@ def predicted(model: nn.Module, options: Any = None) -> Loss:
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         said = models.forward(model, params, models.reads(model, batch), dropout=rng)
-        return of_output(model, options, said, batch["targets_BT"], batch["weights_BT"])
+        return loss_and_metrics(model, options, said, batch["targets_BT"], batch["weights_BT"])
 
     return loss
 
 
-def of_output(
+def loss_and_metrics(
     model: nn.Module, options: Any, said: models.Output, targets_BT: Any, weights_BT: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of what a model said, as of `predicted`."""
-    found = loss_of(model, options, said, targets_BT, weights_BT)
+    found = cross_entropy(model, options, said, targets_BT, weights_BT)
     weight = weights_BT.sum()
     metrics = {name: value * weight for name, value in said.metrics.items()}
     return found.loss + said.penalty * weight, {"loss": found.nats, "accuracy": found.hits} | metrics
 
 
-def loss_of(model: nn.Module, options: Any, said: models.Output, targets_BT: Any, weights_BT: Any) -> TokenLoss:
+def cross_entropy(model: nn.Module, options: Any, said: models.Output, targets_BT: Any, weights_BT: Any) -> TokenLoss:
     """Cross-entropy of what a model said, as of `predicted`."""
     softened = (options.label_smoothing, options.z_loss) if options is not None else (0.0, 0.0)
     with jax.named_scope("loss"):  # by which profiles and cost tables know its operations

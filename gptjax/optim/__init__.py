@@ -1,16 +1,16 @@
 """Optimizers and schedules by name: optax chains, made from `config.optimizer` and `config.schedule`."""
 
-from gptjax.optim.averaging import answers_elsewhere, eval_params
-from gptjax.optim.optimizers import OPTIMIZERS, matrices, optimizer
+from gptjax.optim.averaging import eval_params, has_eval_params
+from gptjax.optim.optimizers import OPTIMIZERS, optimizer, weight_decay_mask
 from gptjax.optim.schedules import SCHEDULES, Schedule, schedule
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "Schedule",
-    "answers_elsewhere",
     "eval_params",
-    "matrices",
+    "has_eval_params",
     "optimizer",
     "schedule",
+    "weight_decay_mask",
 ]

@@ -12,7 +12,7 @@ import optax
 from optax import contrib
 
 
-class Averaged(NamedTuple):
+class EmaState(NamedTuple):
     """The state of an optimizer beside which a mean is kept.
 
     Attributes:
@@ -26,7 +26,7 @@ class Averaged(NamedTuple):
     inner: Any
 
 
-def averaged(inner: optax.GradientTransformationExtraArgs, longest: float) -> optax.GradientTransformationExtraArgs:
+def with_ema(inner: optax.GradientTransformationExtraArgs, longest: float) -> optax.GradientTransformationExtraArgs:
     """The optimizer, which changes nothing of its updates, with a running mean of the parameters after each of them.
 
     mean = d * mean + (1 - d) * p with d = min(longest, (1 + t) / (10 + t)), t updates before this one: the decay that
@@ -37,42 +37,42 @@ def averaged(inner: optax.GradientTransformationExtraArgs, longest: float) -> op
       longest: the decay that is come to, per step.
     """
 
-    def init(params: Any) -> Averaged:
-        return Averaged(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params), inner.init(params))
+    def init(params: Any) -> EmaState:
+        return EmaState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params), inner.init(params))
 
-    def update(updates: Any, state: Averaged, params: Any = None, **extra: Any) -> tuple[Any, Averaged]:
+    def update(updates: Any, state: EmaState, params: Any = None, **extra: Any) -> tuple[Any, EmaState]:
         updates, own = inner.update(updates, state.inner, params, **extra)
-        share = 1 - decay(state.step, longest)
+        share = 1 - ema_decay(state.step, longest)
         after = optax.apply_updates(params, updates)
         mean = jax.tree.map(lambda old, p: old + share * (p - old), state.mean, after)
-        return updates, Averaged(state.step + 1, mean, own)
+        return updates, EmaState(state.step + 1, mean, own)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def decay(step: jax.Array, longest: float) -> jax.Array:
+def ema_decay(step: jax.Array, longest: float) -> jax.Array:
     """min(longest, (1 + t) / (10 + t)) after t updates."""
     return jnp.minimum(longest, (1 + step) / (10 + step))
 
 
 # How a state that averages answers: `(state, the parameters that train) -> parameters`.
-ANSWERS: dict[type, Callable[[Any, Any], Any]] = {
-    Averaged: lambda state, params: state.mean,
+EVAL_PARAMS: dict[type, Callable[[Any, Any], Any]] = {
+    EmaState: lambda state, params: state.mean,
     # Compiled once, so that whoever asks for the same state's answer gets the same bits.
     contrib.ScheduleFreeState: jax.jit(contrib.schedule_free_eval_params),
 }
 
 
-def _averages(opt_state: Any) -> list[Any]:
+def _averaging_states(opt_state: Any) -> list[Any]:
     def is_average(node: Any) -> bool:
-        return type(node) in ANSWERS
+        return type(node) in EVAL_PARAMS
 
     return [node for node in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(node)]
 
 
-def answers_elsewhere(opt_state: Any) -> bool:
+def has_eval_params(opt_state: Any) -> bool:
     """Whether `answering` differs from the parameters that are trained. Shapes suffice."""
-    return bool(_averages(opt_state))
+    return bool(_averaging_states(opt_state))
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -85,5 +85,5 @@ def eval_params(opt_state: Any, params: Any) -> Any:
     Returns:
       `params` itself, but for an optimizer that averages.
     """
-    averages = _averages(opt_state)
-    return ANSWERS[type(averages[0])](averages[0], params) if averages else params
+    averages = _averaging_states(opt_state)
+    return EVAL_PARAMS[type(averages[0])](averages[0], params) if averages else params

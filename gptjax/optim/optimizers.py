@@ -15,34 +15,34 @@ from optax import contrib
 from gptjax.core import rng
 from gptjax.models.layers import is_off
 from gptjax.models.parametrization import rate_factors
-from gptjax.optim.averaging import averaged
+from gptjax.optim.averaging import with_ema
 from gptjax.optim.schedules import Schedule, schedule
-from gptjax.optim.update_rules import tuning
+from gptjax.optim.update_rules import with_update_rules
 
 
-def names(path: Any) -> list[str]:
+def path_names(path: Any) -> list[str]:
     """("block_0", "mlp", "up", "kernel") of a leaf's path in the parameters."""
     return [key.key for key in path]
 
 
-def matrices(params: Any) -> Any:
+def weight_decay_mask(params: Any) -> Any:
     """True for each matrix and embedding, by name: those that weight decay acts on. Stacking layers changes no name."""
-    return jax.tree_util.tree_map_with_path(lambda path, p: names(path)[-1] in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, p: path_names(path)[-1] in ("kernel", "embedding"), params)
 
 
-def hidden_matrices(params: Any) -> Any:
+def hidden_matrix_mask(params: Any) -> Any:
     """True for each matrix but the head's: those that turn hidden features into hidden features."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, p: names(path)[-1] == "kernel" and "head" not in names(path), params
+        lambda path, p: path_names(path)[-1] == "kernel" and "head" not in path_names(path), params
     )
 
 
-def layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner`, which reads the shape of a leaf, on each layer of the leaves that `scan_layers` stacks by itself."""
 
     def labels(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, p: "stacked" if "blocks" in names(path) else "single", params
+            lambda path, p: "stacked" if "blocks" in path_names(path) else "single", params
         )
 
     def init(params: Any) -> Any:
@@ -54,7 +54,7 @@ def layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.partition({"stacked": optax.GradientTransformation(init, update), "single": inner}, labels)
 
 
-def by_width(config: Any, orthogonal: bool = False) -> optax.GradientTransformation:
+def scale_by_width(config: Any, orthogonal: bool = False) -> optax.GradientTransformation:
     """Updates times what the model's parametrisation asks for each parameter.
 
     Weight decay comes behind it, and is per unit of the rate that is not so changed: the product of the two is to be
@@ -68,21 +68,21 @@ def by_width(config: Any, orthogonal: bool = False) -> optax.GradientTransformat
     return optax.stateless(scaled)
 
 
-def decayed(config: Any, rate: Schedule, orthogonal: bool = False) -> list[optax.GradientTransformation]:
+def decay_and_scale(config: Any, rate: Schedule, orthogonal: bool = False) -> list[optax.GradientTransformation]:
     """The end of a chain: p - rate * (update + weight_decay * p), with decay on matrices only."""
-    decay = optax.add_decayed_weights(config.optimizer.weight_decay, matrices)
-    return [by_width(config, orthogonal), decay, optax.scale_by_learning_rate(rate)]
+    decay = optax.add_decayed_weights(config.optimizer.weight_decay, weight_decay_mask)
+    return [scale_by_width(config, orthogonal), decay, optax.scale_by_learning_rate(rate)]
 
 
-def adamw_on(config: Any, rate: Schedule) -> optax.GradientTransformation:
+def adamw_with_schedule(config: Any, rate: Schedule) -> optax.GradientTransformation:
     """AdamW at a rate of one's own."""
     c = config.optimizer
-    return optax.chain(optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon), *decayed(config, rate))
+    return optax.chain(optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon), *decay_and_scale(config, rate))
 
 
 def adamw(config: Any) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101, algorithm 2), with decay on matrices only."""
-    return adamw_on(config, schedule(config))
+    return adamw_with_schedule(config, schedule(config))
 
 
 def muon(config: Any) -> optax.GradientTransformation:
@@ -95,23 +95,25 @@ def muon(config: Any) -> optax.GradientTransformation:
     """
     c = config.optimizer
     adam_rate = schedule(config, c.adam_learning_rate)
-    by_matrix = contrib.scale_by_muon(beta=c.momentum, weight_dimension_numbers=last_two_axes)
+    by_matrix = contrib.scale_by_muon(beta=c.momentum, weight_dimension_numbers=muon_dimension_numbers)
     # Not contrib.muon: its AdamW part would be NAdam, and would decay either norms and biases too, or nothing.
     parts = {
-        "muon": optax.chain(by_matrix, optax.stateless(like_adam), *decayed(config, schedule(config), orthogonal=True)),
-        "adamw": adamw_on(config, adam_rate),
+        "muon": optax.chain(
+            by_matrix, optax.stateless(match_adam_rms), *decay_and_scale(config, schedule(config), orthogonal=True)
+        ),
+        "adamw": adamw_with_schedule(config, adam_rate),
     }
     return optax.partition(
-        parts, lambda params: jax.tree.map(lambda own: "muon" if own else "adamw", hidden_matrices(params))
+        parts, lambda params: jax.tree.map(lambda own: "muon" if own else "adamw", hidden_matrix_mask(params))
     )
 
 
-def last_two_axes(updates: Any) -> Any:
+def muon_dimension_numbers(updates: Any) -> Any:
     """Where Muon finds its matrices: rows and columns are the last two axes, those before count matrices."""
     return jax.tree.map(lambda u: contrib.MuonDimensionNumbers(u.ndim - 2, u.ndim - 1), updates)
 
 
-def like_adam(updates: Any, params: Any) -> Any:
+def match_adam_rms(updates: Any, params: Any) -> Any:
     """Orthogonal matrices scaled to a root mean square of 0.2, near that of AdamW's updates (arXiv 2502.16982, 2.2)."""
     return jax.tree.map(lambda u: 0.2 * math.sqrt(max(u.shape[-2:])) * u, updates)
 
@@ -119,7 +121,7 @@ def like_adam(updates: Any, params: Any) -> Any:
 def lion(config: Any) -> optax.GradientTransformation:
     """Lion (arXiv 2302.06675, program 1): the sign of a mean of gradients. Memory: one copy of the parameters."""
     c = config.optimizer
-    return optax.chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2), *decayed(config, schedule(config)))
+    return optax.chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2), *decay_and_scale(config, schedule(config)))
 
 
 def adafactor(config: Any) -> optax.GradientTransformation:
@@ -131,7 +133,7 @@ def adafactor(config: Any) -> optax.GradientTransformation:
     """
     # Not optax.adafactor: its decay would not follow the learning rate.
     by_leaf = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-    return optax.chain(layer_by_layer(by_leaf), *decayed(config, schedule(config)))
+    return optax.chain(per_layer(by_leaf), *decay_and_scale(config, schedule(config)))
 
 
 def sophia(config: Any) -> optax.GradientTransformation:
@@ -148,7 +150,7 @@ def sophia(config: Any) -> optax.GradientTransformation:
         b2=c.beta2,
         eps=c.epsilon,
         weight_decay=c.weight_decay,
-        weight_decay_mask=matrices,
+        weight_decay_mask=weight_decay_mask,
         gamma=c.gamma,
         update_interval=c.hessian_every_steps,
         hessian_diagonal_fn=contrib.hutchinson_estimator_diag_hessian(key),
@@ -165,7 +167,7 @@ def schedule_free(config: Any) -> optax.GradientTransformation:
     squares = optax.scale_by_rms(c.beta2, c.epsilon, eps_in_sqrt=False, bias_correction=True)
     # It counts from 1, and weighs z by the rate of its newest step.
     return contrib.schedule_free(
-        optax.chain(squares, *decayed(config, rate)), lambda count: rate(count - 1), b1=c.beta1
+        optax.chain(squares, *decay_and_scale(config, rate)), lambda count: rate(count - 1), b1=c.beta1
     )
 
 
@@ -187,5 +189,5 @@ def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
     """
     clip = config.optimizer.clip_norm
     clipping = optax.identity() if is_off(clip) else optax.clip_by_global_norm(clip)
-    whole = tuning(config, optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
-    return averaged(whole, config.optimizer.ema) if config.optimizer.ema else whole
+    whole = with_update_rules(config, optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
+    return with_ema(whole, config.optimizer.ema) if config.optimizer.ema else whole

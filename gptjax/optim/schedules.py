@@ -13,7 +13,7 @@ import jax.numpy as jnp
 Schedule = Callable[[Any], Any]
 
 
-def line(start: Any, end: Any, steps: Any) -> Schedule:
+def interpolate(start: Any, end: Any, steps: Any) -> Schedule:
     """Straight from start to end in so many steps, at least one, then the end."""
 
     def at(count: Any) -> Any:
@@ -23,13 +23,13 @@ def line(start: Any, end: Any, steps: Any) -> Schedule:
     return at
 
 
-def warmed_up(peak: Any, steps: Any, after: Schedule) -> Schedule:
+def with_warmup(peak: Any, steps: Any, after: Schedule) -> Schedule:
     """Linear from zero to the peak over `steps`, then `after`, which counts from there; no warm-up for 0 steps."""
-    rising = line(0.0, peak, steps)
+    rising = interpolate(0.0, peak, steps)
     return lambda count: jnp.where(count < steps, rising(count), after(count - steps))
 
 
-def last_step(config: Any, steps: int) -> Any:
+def decay_end(config: Any, steps: int) -> Any:
     """The step at which the decay ends: `decay_steps`, but never before the warm-up is over."""
     ends = steps if config.decay_steps is None else config.decay_steps
     return jnp.maximum(ends, config.warmup_steps + 1)
@@ -40,20 +40,20 @@ def cosine(peak: Any, config: Any, steps: int) -> Schedule:
     final = config.final_fraction
 
     def after(since: Any) -> Any:
-        decay = last_step(config, steps) - config.warmup_steps
+        decay = decay_end(config, steps) - config.warmup_steps
         falls = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(since / decay, 1)))
         return peak * ((1 - final) * falls + final)
 
-    return warmed_up(peak, config.warmup_steps, after)
+    return with_warmup(peak, config.warmup_steps, after)
 
 
 def linear(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up to the peak, a straight line down to its final fraction (arXiv 1810.04805, A.2), then that."""
 
     def after(since: Any) -> Any:
-        return line(peak, peak * config.final_fraction, last_step(config, steps) - config.warmup_steps)(since)
+        return interpolate(peak, peak * config.final_fraction, decay_end(config, steps) - config.warmup_steps)(since)
 
-    return warmed_up(peak, config.warmup_steps, after)
+    return with_warmup(peak, config.warmup_steps, after)
 
 
 def wsd(peak: Any, config: Any, steps: int) -> Schedule:
@@ -63,11 +63,11 @@ def wsd(peak: Any, config: Any, steps: int) -> Schedule:
     """
 
     def after(since: Any) -> Any:
-        end = last_step(config, steps)
+        end = decay_end(config, steps)
         begin = jnp.maximum(end - jnp.round(config.cooldown_fraction * end), config.warmup_steps)
-        return line(peak, peak * config.final_fraction, end - begin)(since - (begin - config.warmup_steps))
+        return interpolate(peak, peak * config.final_fraction, end - begin)(since - (begin - config.warmup_steps))
 
-    return warmed_up(peak, config.warmup_steps, after)
+    return with_warmup(peak, config.warmup_steps, after)
 
 
 def inverse_sqrt(peak: Any, config: Any, steps: int) -> Schedule:
@@ -77,12 +77,12 @@ def inverse_sqrt(peak: Any, config: Any, steps: int) -> Schedule:
         scale = jnp.maximum(config.warmup_steps, 1)
         return peak * jnp.sqrt(scale / jnp.maximum(since + config.warmup_steps, scale))
 
-    return warmed_up(peak, config.warmup_steps, after)
+    return with_warmup(peak, config.warmup_steps, after)
 
 
 def constant(peak: Any, config: Any, steps: int) -> Schedule:
     """Linear warm-up, then the peak to the end."""
-    return warmed_up(peak, config.warmup_steps, lambda since: peak)
+    return with_warmup(peak, config.warmup_steps, lambda since: peak)
 
 
 SCHEDULES: dict[str, Callable[[Any, Any, int], Schedule]] = {

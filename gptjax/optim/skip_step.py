@@ -18,7 +18,7 @@ from jax.extend import core
 WINDOW = 128
 METRICS = ("bad", "bad_in_a_row", "skipped_steps", "loss_z", "grad_norm_z")  # of `judged`
 # What is nearer to the mean than this share of it is no spike, however even the values before it were.
-LEAST_STD = 1e-3
+MIN_RELATIVE_STD = 1e-3
 
 
 class Limits(NamedTuple):
@@ -52,7 +52,7 @@ class Guard(flax.struct.PyTreeNode):
     in_a_row: jax.Array
 
 
-def fresh() -> Guard:
+def init_guard() -> Guard:
     """Before the first step."""
     shapes = {"weight": (), "mean": (2,), "variance": (2,)}
     numbers = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
@@ -60,13 +60,13 @@ def fresh() -> Guard:
     return Guard(**numbers, **{name: jnp.zeros((), jnp.int32) for name in ("seen", "skipped", "in_a_row")})
 
 
-def without_statistics(guard: Guard) -> Guard:
+def reset_statistics(guard: Guard) -> Guard:
     """Before the first step of another kind, such as of longer rows: earlier values say nothing about its own."""
-    new = fresh()
+    new = init_guard()
     return guard.replace(seen=new.seen, weight=new.weight, mean=new.mean, variance=new.variance)
 
 
-def recorded(guard: Guard, values: jax.Array) -> Guard:
+def update_statistics(guard: Guard, values: jax.Array) -> Guard:
     """The statistics with one step's finite loss and gradient norm, [2], after those that they hold.
 
     Weights fall by 1 - 1/WINDOW a step; mean and variance are exact for these weights from the first value on
@@ -78,7 +78,7 @@ def recorded(guard: Guard, values: jax.Array) -> Guard:
     return guard.replace(seen=guard.seen + 1, weight=weight, mean=mean, variance=variance)
 
 
-def judged(
+def check_step(
     guard: Guard, loss: jax.Array, grad_norm: jax.Array, limits: Limits
 ) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
     """Whether a step is bad, and what is remembered after it.
@@ -101,7 +101,7 @@ def judged(
     """
     values = jnp.stack([loss, grad_norm]).astype(jnp.float32)
     finite = jnp.isfinite(values).all()
-    std = jnp.maximum(jnp.sqrt(guard.variance), LEAST_STD * jnp.abs(guard.mean))
+    std = jnp.maximum(jnp.sqrt(guard.variance), MIN_RELATIVE_STD * jnp.abs(guard.mean))
     warm = (guard.seen >= limits.warmup_steps) & (guard.seen > 0)
     z = jnp.where(warm, (values - guard.mean) / jnp.maximum(std, jnp.finfo(jnp.float32).tiny), 0.0)
     given_up = guard.in_a_row >= limits.patience
@@ -109,7 +109,7 @@ def judged(
     if limits.spike_z:
         bad |= (z >= limits.spike_z).any()
         values = jnp.where(warm, jnp.minimum(values, guard.mean + limits.spike_z * std), values)
-    after = recorded(guard, values)
+    after = update_statistics(guard, values)
     # A finite value may have a square that is not.
     enters = finite & ~given_up & jnp.isfinite(after.variance).all()
     after = jax.tree.map(lambda old, new: jnp.where(enters, new, old), guard, after)

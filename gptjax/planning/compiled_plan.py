@@ -85,7 +85,7 @@ def program(config: ConfigDict, chip: Chip) -> Program:
       chip: what it is for; its kernels are chosen.
     """
     mesh = sharding.make_mesh(**config.mesh)
-    divided = sharding.divided(mesh)
+    divided = sharding.sharded_dimensions(mesh)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.kernels = kernels.resolved(config.model.kernels, divided, chip.platform)
@@ -93,7 +93,7 @@ def program(config: ConfigDict, chip: Chip) -> Program:
     dtype = config.train.dtype
     if dtype == "bfloat16" and chip.platform != jax.default_backend() == "cpu":
         dtype = "float16"
-    model = models.build(config.model, dtype, divided, methods.attachment(config.finetune))
+    model = models.build(config.model, dtype, divided, methods.make_attached(config.finetune))
     start = costs.start_of(config, model)
     shapes = jax.eval_shape(start)
     step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
@@ -119,11 +119,11 @@ def state_bytes(mesh: Any, shapes: TrainState, config: ConfigDict) -> Memory:
       shapes: of the state.
       config: of the run.
     """
-    there = sharding.of_state(mesh, shapes)
+    there = sharding.state_shardings(mesh, shapes)
     batch = costs.batch_shapes(config)
     parameters = bytes_per_device((shapes.params, shapes.frozen), (there.params, there.frozen))
     optimizer = bytes_per_device(shapes.opt_state, there.opt_state)
-    return Memory(parameters, optimizer, bytes_per_device(batch, sharding.of_batch(mesh, batch)), 0)
+    return Memory(parameters, optimizer, bytes_per_device(batch, sharding.batch_shardings(mesh, batch)), 0)
 
 
 def abstract(mesh: Mapping[str, int]) -> AbstractMesh:
@@ -141,9 +141,9 @@ def flops(config: ConfigDict, chip: Chip) -> int:
 def compiled(built: Program) -> tuple[jax.stages.Compiled, float]:
     """The program for its mesh, and the seconds that it took to compile."""
     began = time.monotonic()
-    state = shapes_on(built.shapes, sharding.of_state(built.mesh, built.shapes))
+    state = shapes_on(built.shapes, sharding.state_shardings(built.mesh, built.shapes))
     batch = costs.batch_shapes(built.config)
-    batch = shapes_on(batch, sharding.of_batch(built.mesh, batch))
+    batch = shapes_on(batch, sharding.batch_shardings(built.mesh, batch))
     return built.step.lower(state, batch).compile(), time.monotonic() - began
 
 
@@ -216,8 +216,8 @@ def compared(config: ConfigDict, chip: Chip, steps: int) -> tuple[Scaled, Measur
 
 def _run(built: Program, found: jax.stages.Compiled, steps: int) -> Measured:
     device = built.mesh.devices.flat[0]
-    state = jax.jit(built.start, out_shardings=sharding.of_state(built.mesh, built.shapes))()
-    batch = sharding.place(costs.random_batch(built.config), built.mesh)
+    state = jax.jit(built.start, out_shardings=sharding.state_shardings(built.mesh, built.shapes))()
+    batch = sharding.place_batch(costs.random_batch(built.config), built.mesh)
     arrays = jax.tree.leaves((jax.block_until_ready(state), batch))
     held = sum(part.data.nbytes for array in arrays for part in array.addressable_shards if part.device == device)
     before = resident(reset=True)

@@ -68,7 +68,7 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     """
     config = planned(config)
     mesh = sharding.make_mesh(**config.mesh)
-    model = methods.model_of(config, sharding.divided(mesh))
+    model = methods.build_model(config, sharding.sharded_dimensions(mesh))
     start = start_of(config, model)
     shapes = jax.eval_shape(start)
     step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
@@ -78,8 +78,8 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     if not steps:
         return found
     memory.check(memory.exact(config, shapes), mesh.size)
-    state = jax.jit(start, out_shardings=sharding.of_state(mesh, shapes))()
-    return found._replace(times=measure(step, state, sharding.place(batch, mesh), steps))
+    state = jax.jit(start, out_shardings=sharding.state_shardings(mesh, shapes))()
+    return found._replace(times=measure(step, state, sharding.place_batch(batch, mesh), steps))
 
 
 def start_of(config: ConfigDict, model: nn.Module) -> Callable[[], TrainState]:
@@ -123,7 +123,7 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       ConfigError: the objective asks for labels, of which nothing is known here.
     """
-    for name, _ in objectives.parts(config.train.objective):
+    for name, _ in objectives.parse_objective(config.train.objective):
         if objectives.OBJECTIVES[name].tasks:
             raise ConfigError(f"no batch can be made up for train.objective={name}; plan the model with another one")
     shape = config.data.batch_size, config.data.context

@@ -21,7 +21,7 @@ from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import files
 from gptjax.core.files import appearing, is_free
-from gptjax.finetune import methods, paths, prompts, quantised
+from gptjax.finetune import methods, paths, prompts, quantization
 from gptjax.finetune.paths import Flat
 from gptjax.models.stacking import stack, unstack
 from gptjax.runs import directory as workdirs
@@ -46,7 +46,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
     if not pretrained.is_part(of.config):
         raise ConfigError(f"{of.workdir} has tuned all of its model: there is no adapter apart from it")
     base = paths.flat(pretrained.base_params(workdirs.base(of.config, of.workdir), of.config))
-    kept = paths.flat(quantised.as_kept(paths.nested(base), of.config.finetune.quantise))
+    kept = paths.flat(quantization.quantize_dequantize(paths.nested(base), of.config.finetune.quantise))
     tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, kept.get(path))}
     facts = {
         "base": pretrained.fingerprint(paths.nested(base)),
@@ -105,8 +105,8 @@ def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, 
     config = configs.from_json(configs.to_json(config))
     laid_out = stack(base.params) if config.model.scan_layers else unstack(base.params)
     frozen = paths.nested({path: leaf for path, leaf in paths.flat(laid_out).items() if path not in tuned})
-    params = paths.union(quantised.as_kept(frozen, config.finetune.quantise), paths.nested(tuned))
-    linen, tokenizer = methods.model_of(config), prompts.seen(base.tokenizer, config)
+    params = paths.union(quantization.quantize_dequantize(frozen, config.finetune.quantise), paths.nested(tuned))
+    linen, tokenizer = methods.build_model(config), prompts.with_prompt(base.tokenizer, config)
     return dataclasses.replace(base, config=config, model=linen, params=params, tokenizer=tokenizer)
 
 

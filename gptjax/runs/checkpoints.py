@@ -227,7 +227,7 @@ class Checkpoints:
           CheckpointError: there is none, all are damaged, or it is another model's.
         """
         wanted = {"rest": ocp.args.StandardRestore(_rest(like))}
-        if not optim.answers_elsewhere(like.opt_state):
+        if not optim.has_eval_params(like.opt_state):
             wanted["params"] = ocp.args.StandardRestore(like.params)
         if step is None:
             step = checkpoint_dir.first_whole(self.directory, checkpoint_dir.wanted(self.directory, None))
@@ -263,7 +263,7 @@ class Checkpoints:
     def set_aside_after(self, step: int) -> None:
         """Gives the checkpoints of later steps, which are damaged, other names; a run that goes on writes its own."""
         if (self.latest() or 0) > step:
-            processes.first_does(
+            processes.run_on_first(
                 lambda: checkpoint_dir.set_aside_after(self.directory, step), "later checkpoints are aside"
             )
             self._open()
@@ -281,7 +281,7 @@ class Checkpoints:
     def drop_after(self, step: int) -> None:
         """Deletes what was saved after a step, for a run that goes another way from there."""
         self.wait()
-        processes.first_does(lambda: checkpoint_dir.remove_after(self.directory, step), "later checkpoints are gone")
+        processes.run_on_first(lambda: checkpoint_dir.remove_after(self.directory, step), "later checkpoints are gone")
         self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -302,7 +302,7 @@ def _rest(state: TrainState) -> dict[str, Any]:
     """All of the state but what lies in "params"."""
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     del rest["frozen"]  # as another run has it
-    if not optim.answers_elsewhere(state.opt_state):
+    if not optim.has_eval_params(state.opt_state):
         del rest["params"]
     return rest
 

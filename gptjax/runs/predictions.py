@@ -16,7 +16,7 @@ from gptjax.data.layouts import LAYOUTS
 from gptjax.data.records import Record
 from gptjax.data.task_formats import FORMS
 from gptjax.data.tokenizers.tokenizers import Tokenizer
-from gptjax.objectives.answers import read_by
+from gptjax.objectives.task_losses import model_inputs
 
 if TYPE_CHECKING:
     from gptjax.runs.run import Run
@@ -67,7 +67,7 @@ def predictions(of: "Run", records: Sequence[Mapping[str, Any]]) -> list[Predict
 
 def said(model: Any, params: Any, batch: Any) -> jax.Array:
     """The head's answers about a batch; see gptjax.models.heads."""
-    return models.answer(model, params, read_by(model, batch))
+    return models.answer(model, params, model_inputs(model, batch))
 
 
 def in_words(answers: Any, batch: Any, config: Any, tokenizer: Tokenizer) -> list[Prediction]:

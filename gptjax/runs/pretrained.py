@@ -14,7 +14,7 @@ from gptjax import models, sharding
 from gptjax.config import is_foreign
 from gptjax.config.errors import CheckpointError
 from gptjax.core import rng
-from gptjax.finetune import methods, paths, quantised
+from gptjax.finetune import methods, paths, quantization
 from gptjax.models.stacking import stack, unstack
 from gptjax.runs import directory as workdirs
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
@@ -50,7 +50,7 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
       ConfigError: its base was quantised, and what does that is not installed.
     """
     config = read_config(workdir)
-    shapes = models.shapes(methods.model_of(config))
+    shapes = models.shapes(methods.build_model(config))
     if not is_part(config):
         return Checkpoints(workdir).restore_params(on(shapes, mesh), step)
     origin = workdirs.base(config, workdir)
@@ -59,7 +59,7 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
     tuned, frozen = partition_shapes(origin, config, shapes)
     known = paths.flat(base)
     kept = paths.nested({path: known[path] for path in paths.flat(frozen)})
-    kept = quantised.as_kept(kept, config.finetune.quantise)
+    kept = quantization.quantize_dequantize(kept, config.finetune.quantise)
     return paths.union(kept, Checkpoints(workdir).restore_params(on(tuned, mesh), step))
 
 
@@ -75,7 +75,7 @@ def base_params(origin: Path, config: ConfigDict, mesh: Mesh | None = None) -> A
       CheckpointError: as `saved`.
       ConfigError: what was added to them cannot be made part of them.
     """
-    params = methods.merged(saved(origin, mesh), read_config(origin).finetune)
+    params = methods.merge(saved(origin, mesh), read_config(origin).finetune)
     return stack(params) if config.model.scan_layers else unstack(params)
 
 
@@ -108,7 +108,7 @@ def partition_shapes(origin: Path, config: ConfigDict, fresh: Any) -> methods.Pa
 def on(shapes: Any, mesh: Mesh | None) -> Any:
     """The shapes, with where each lies: on a mesh as a run's state does, else on one device."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return shapes_on(shapes, here if mesh is None else sharding.of_state(mesh, shapes))
+    return shapes_on(shapes, here if mesh is None else sharding.state_shardings(mesh, shapes))
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
@@ -123,7 +123,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 def check_base(workdir: Path, base: Any) -> None:
     """Raises CheckpointError where the base of a run is not the one that it was tuned on."""
-    if read_data_facts(workdir).get("base") != fingerprint(processes.by_all(base)):
+    if read_data_facts(workdir).get("base") != fingerprint(processes.gather(base)):
         origin = workdirs.base(read_config(workdir), workdir)
         raise CheckpointError(f"{origin} is not what {workdir} was tuned on: its parameters have changed since")
 
@@ -134,5 +134,5 @@ def record_base(workdir: Path, base: Any) -> None:
     if "base" in facts:
         check_base(workdir, base)
     else:
-        found = fingerprint(processes.by_all(base))
-        processes.first_does(lambda: write_data_facts(workdir, facts | {"base": found}), "the base is known")
+        found = fingerprint(processes.gather(base))
+        processes.run_on_first(lambda: write_data_facts(workdir, facts | {"base": found}), "the base is known")

@@ -145,5 +145,5 @@ def load(workdir: str | Path, step: int | str | None = None) -> Run:
     if tokenizer.n_vocab > config.model.vocabulary or any(not 0 <= one < tokenizer.n_vocab for one in around):
         what = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
         raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {what}")
-    seen = prompts.seen(tokenizer, config)
-    return Run(workdir, config, methods.model_of(config), pretrained.saved(workdir, step=step), seen)
+    seen = prompts.with_prompt(tokenizer, config)
+    return Run(workdir, config, methods.build_model(config), pretrained.saved(workdir, step=step), seen)

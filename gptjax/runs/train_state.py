@@ -13,7 +13,7 @@ from gptjax import models, optim
 from gptjax.core import rng
 from gptjax.finetune.methods import partition
 from gptjax.finetune.paths import union
-from gptjax.finetune.quantised import dequantised, quantised
+from gptjax.finetune.quantization import dequantize, quantize
 from gptjax.optim import skip_step as guards
 from gptjax.optim.skip_step import Guard
 
@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     def eval_params(self) -> Any:
         """All parameters, as evaluation, samples and whoever loads the run read them."""
-        return union(dequantised(self.frozen), optim.eval_params(self.opt_state, self.params))
+        return union(dequantize(self.frozen), optim.eval_params(self.opt_state, self.params))
 
     def eval_shapes(self) -> Any:
         """The shapes of these; of a state, or of its shapes."""
@@ -56,16 +56,16 @@ def starting_from(
     """The state at step 0 of a run of this config that begins with a base's parameters; pure, too.
 
     Raises:
-      ConfigError: as of gptjax.finetune.methods.partition and gptjax.finetune.quantised.quantised.
+      ConfigError: as of gptjax.finetune.methods.partition and gptjax.finetune.quantization.quantize.
     """
     fresh = models.init(model, rng.key(config.seed, "init"))
     tuned, frozen = partition(base, config, rng.key(config.seed, "finetune"), fresh)
-    return starting_with(tuned, optimizer, quantised(frozen, config.finetune.quantise))
+    return starting_with(tuned, optimizer, quantize(frozen, config.finetune.quantise))
 
 
 def starting_with(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
     """The state at step 0 with these parameters, beside those that no step changes."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guards.fresh(), frozen or {})
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guards.init_guard(), frozen or {})
 
 
 def parameter_count(params: Any) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from gptjax.models.logical_axes import Layout, of_parameter, placed
 
 # The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
-Objective = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+LossFn = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # Which mesh axes divide an array's axis, by its letter (gptjax.models): of parameters, as they are kept,
@@ -38,7 +38,7 @@ COMPUTED = {
 }
 
 
-def sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
+def axis_sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
     """How many devices each axis of a mesh has, in the order of AXES.
 
     Args:
@@ -51,7 +51,7 @@ def sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
 
 def make_mesh(**mesh: int) -> Mesh:
     """The mesh of a run, of these sizes; see `sizes`. By default all devices share each batch."""
-    found = sizes(mesh or {"data": -1}, jax.device_count())
+    found = axis_sizes(mesh or {"data": -1}, jax.device_count())
     # Auto, because Linen fails under jax.make_mesh's default of Explicit axes.
     kinds, devices = (AxisType.Auto,) * len(AXES), jax.devices()[: math.prod(found.values())]
     return jax.make_mesh(tuple(found.values()), AXES, axis_types=kinds, devices=devices)
@@ -62,7 +62,7 @@ def layout(mesh: Mesh) -> Layout:
     return Layout(mesh, STORED, COMPUTED)
 
 
-def divided(mesh: Mesh) -> set[str]:
+def sharded_dimensions(mesh: Mesh) -> set[str]:
     """What is divided among devices besides rows: "sequences", and the columns of "products"."""
     axes = {"sequences": COMPUTED["T"], "products": COMPUTED["F"]}
     return {what for what, of_mesh in axes.items() if layout(mesh).is_divided(of_mesh)}
@@ -80,7 +80,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def of_batch(mesh: Mesh, batch: Mapping[str, Any], leading: int = 0) -> dict[str, NamedSharding]:
+def batch_shardings(mesh: Mesh, batch: Mapping[str, Any], leading: int = 0) -> dict[str, NamedSharding]:
     """Shardings of a batch's arrays by the letters that their names end in: rows, and of each the positions.
 
     Args:
@@ -98,17 +98,17 @@ def of_batch(mesh: Mesh, batch: Mapping[str, Any], leading: int = 0) -> dict[str
     return {name: of_array(name, array.shape[leading:]) for name, array in batch.items()}
 
 
-def of_state(mesh: Mesh, tree: Any) -> Any:
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
     """Where each array of a state goes, or of parameters alone.
 
     Args:
       mesh: of the run.
       tree: arrays or their shapes; what lies under a parameter's path has its axes, and all else is whole everywhere.
     """
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _stored(layout(mesh), tree, AXES))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _param_specs(layout(mesh), tree, AXES))
 
 
-def _stored(there: Layout, tree: Any, among: Sequence[str]) -> Any:
+def _param_specs(there: Layout, tree: Any, among: Sequence[str]) -> Any:
     def of_leaf(path: Any, leaf: Any) -> P:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         return there.spec(of_parameter(names, len(leaf.shape)), leaf.shape, there.stored, among)
@@ -116,7 +116,7 @@ def _stored(there: Layout, tree: Any, among: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def over_rows(objective: Objective, mesh: Mesh) -> Objective:
+def shard_rows(objective: LossFn, mesh: Mesh) -> LossFn:
     """The objective of whole batches, of which each device works on its own rows.
 
     What it gives is the sum over the devices; its gradient by the parameters lies as they do. Dropout is drawn apart
@@ -143,7 +143,7 @@ def over_rows(objective: Objective, mesh: Mesh) -> Objective:
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(_stored(there, params, there.rows), P(there.rows), P()),
+            in_specs=(_param_specs(there, params, there.rows), P(there.rows), P()),
             out_specs=P(),
             axis_names=set(there.rows),
             check_vma=False,
@@ -152,17 +152,17 @@ def over_rows(objective: Objective, mesh: Mesh) -> Objective:
     return whole
 
 
-def of_members(count: int) -> NamedSharding:
+def member_sharding(count: int) -> NamedSharding:
     """Of arrays [M, ...] of a population's members: each lies on one device, which has as many as the others."""
     return NamedSharding(_member_mesh(count), P("member"))
 
 
-def of_all_members(count: int) -> NamedSharding:
+def shared_sharding(count: int) -> NamedSharding:
     """Of what all members of such a population read."""
     return NamedSharding(_member_mesh(count), P())
 
 
-def over_members(f: Callable[..., Any], count: int, shared: Sequence[int] = ()) -> Callable[..., Any]:
+def shard_members(f: Callable[..., Any], count: int, shared: Sequence[int] = ()) -> Callable[..., Any]:
     """A function of arrays [M, ...] of all members, of which each device works on its own members.
 
     Args:
@@ -187,7 +187,9 @@ def _member_mesh(count: int) -> Mesh:
     return jax.make_mesh((devices,), ("member",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
-def place(batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, parts: int = 1) -> dict[str, jax.Array]:
+def place_batch(
+    batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, parts: int = 1
+) -> dict[str, jax.Array]:
     """A batch on the devices.
 
     Args:
@@ -200,7 +202,7 @@ def place(batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, pa
         name: jax.ShapeDtypeStruct((len(given) * parts // (end - start), *given.shape[1:]), given.dtype)
         for name, given in batch.items()
     }
-    there = of_batch(mesh, shapes)
+    there = batch_shardings(mesh, shapes)
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), there)
 
@@ -217,7 +219,7 @@ def place(batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, pa
     return {name: put(name) for name in batch}
 
 
-def own_rows(mesh: Mesh) -> tuple[int, int, int]:
+def local_rows(mesh: Mesh) -> tuple[int, int, int]:
     """(start, end, parts): of a batch cut into that many equal parts, this process's devices hold these in a row."""
     parts = layout(mesh).devices(COMPUTED["B"])
     where = NamedSharding(mesh, P(COMPUTED["B"])).addressable_devices_indices_map((parts,))

@@ -24,7 +24,7 @@ HEARTBEAT_SECONDS = 60  # after which a process that is silent counts as dead, a
 DETECTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
     """Which process of how many this is, and who coordinates them; None: JAX finds out."""
 
     coordinator: str | None = None  # host:port of the first process
@@ -32,7 +32,7 @@ class Place(NamedTuple):
     process: int | None = None
 
 
-def place(flags: Place, environment: Mapping[str, str]) -> Place | None:
+def detect(flags: ProcessInfo, environment: Mapping[str, str]) -> ProcessInfo | None:
     """The place of this process among several; None where it is alone.
 
     Args:
@@ -53,11 +53,11 @@ def place(flags: Place, environment: Mapping[str, str]) -> Place | None:
         processes, process = numbers
         if not 0 <= process < processes:  # type: ignore[operator]
             raise ConfigError(f"--process={process} must be 0 or more and less than --processes={processes}")
-        return Place(coordinator, processes, process) if processes != 1 else None
+        return ProcessInfo(coordinator, processes, process) if processes != 1 else None
     detected = any(int(environment.get(name, "1") or 1) > 1 for name in DETECTED)
     detected = detected or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     if detected:
-        return Place(coordinator, *numbers)
+        return ProcessInfo(coordinator, *numbers)
     if coordinator or numbers != [None, None]:
         raise ConfigError(
             "--coordinator, --processes and --process go together; or start the command by srun or mpirun, or set "
@@ -66,7 +66,7 @@ def place(flags: Place, environment: Mapping[str, str]) -> Place | None:
     return None
 
 
-def start(flags: Place, heartbeat: int = HEARTBEAT_SECONDS) -> None:
+def start(flags: ProcessInfo, heartbeat: int = HEARTBEAT_SECONDS) -> None:
     """Joins the other processes, where there are any; before anything asks JAX for devices.
 
     Args:
@@ -76,7 +76,7 @@ def start(flags: Place, heartbeat: int = HEARTBEAT_SECONDS) -> None:
     Raises:
       ConfigError: as `place`, or the others cannot be reached.
     """
-    found = place(flags, os.environ)
+    found = detect(flags, os.environ)
     if found is None:
         return
     try:
@@ -92,26 +92,26 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def meet(name: str) -> None:
+def sync(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def of_first(find: Callable[[], int]) -> int:
+def broadcast_from_first(find: Callable[[], int]) -> int:
     """A number that the first process finds and all get."""
     if jax.process_count() == 1:
         return find()
     return int(multihost_utils.broadcast_one_to_all(np.int64(find() if is_first() else 0)))
 
 
-def first_does(do: Callable[[], T], name: str) -> T | None:
+def run_on_first(do: Callable[[], T], name: str) -> T | None:
     """Lets the first process do something and the others wait for it; what it gave, None for the others."""
     done = do() if is_first() else None
-    meet(name)
+    sync(name)
     return done
 
 
-def by_all(params: Any) -> Any:
+def gather(params: Any) -> Any:
     """Parameters as numpy arrays that each process has whole, where they lie on several processes' devices."""
     return params if jax.process_count() == 1 else multihost_utils.process_allgather(params, tiled=True)

@@ -125,7 +125,7 @@ def tokens_until(config: ConfigDict, steps_N: np.ndarray) -> np.ndarray:
 
 def flops_per_token(config: ConfigDict) -> np.ndarray:
     """Of forward and backward pass, in each stage: [stages], by gptjax.training.monitoring.metrics.MFU_CONVENTION."""
-    shapes = models.shapes(methods.model_of(config))
+    shapes = models.shapes(methods.build_model(config))
     return np.array(
         [metrics.flops_per_token(shapes, config.model, stage.context) for stage in batches.stages(config.data)]
     )

@@ -3,7 +3,7 @@
 Elastic weight consolidation (arXiv 1612.00796). The Fisher information is estimated once, when a run begins, on the
 text of its origin, and what the origin had to remember itself is added, so that a sequence of runs remembers all its
 texts (arXiv 1805.06370 section 4, with the factor 1). It is kept in the run's directory, and the pull to the first
-parameters (gptjax.optim.update_rules.elastic) has it in its state.
+parameters (gptjax.optim.update_rules.ewc) has it in its state.
 """
 
 import math
@@ -72,7 +72,7 @@ def memory(config: ConfigDict, origin: Path, mesh: Mesh) -> Memory:
     theirs, tokenizer = workdirs.read_config(origin), tokenizers.load(origin / "tokenizer")
     loaded = data.load(theirs.data, tokenizer)
     workdirs.check_same_text(origin, loaded.fingerprints)
-    rows = loaded.rows(theirs.data, rng.integer(config.seed, "finetune"), objectives.preparing(theirs, tokenizer))
+    rows = loaded.rows(theirs.data, rng.integer(config.seed, "finetune"), objectives.set_transform(theirs, tokenizer))
     count = config.finetune.fisher_rows
     size = math.gcd(count, MOST_ROWS)
     read = Batches(rows, [Stage(0, size, theirs.data.context)], [Mixing(0, loaded.shares)])
@@ -99,8 +99,8 @@ def remembered(known: Memory, config: ConfigDict, base: Any, trained: Any, workd
         found = {path: leaf + like(before[path], leaf) if before else leaf for path, leaf in estimated.items()}
     count, among = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (found, trained))
     console.say(f"ewc        {count:,} of {among:,} numbers that train are held by {known.rows:,} rows of text")
-    whole = {path: np.asarray(leaf, np.float32, order="C") for path, leaf in processes.by_all(found).items()}
-    processes.first_does(lambda: write_atomic(workdir / FISHER, save(whole)), "what is remembered is written")
+    whole = {path: np.asarray(leaf, np.float32, order="C") for path, leaf in processes.gather(found).items()}
+    processes.run_on_first(lambda: write_atomic(workdir / FISHER, save(whole)), "what is remembered is written")
     return found
 
 

@@ -102,7 +102,7 @@ def open_checkpoints(job: TrainSetup) -> Checkpoints:
 def begin(job: TrainSetup, checkpoints: Checkpoints) -> TrainState:
     """The state that the run goes on from, or the first one, on the devices."""
     shapes = shapes_of(job)
-    there = sharding.of_state(job.mesh, shapes)
+    there = sharding.state_shardings(job.mesh, shapes)
     if job.resumes_at:
         state = checkpoints.restore(shapes_on(shapes, there), job.resumes_at)
         if job.origin and shapes.frozen:
@@ -168,7 +168,7 @@ def remember(memory: ewc.Memory, job: TrainSetup, base: Any) -> Flat:
 
 def begin_from(base: Any, job: TrainSetup) -> TrainState:
     """The first state of a run that begins with these parameters, whose memory it takes."""
-    there = sharding.of_state(job.mesh, shapes_of(job))
+    there = sharding.state_shardings(job.mesh, shapes_of(job))
     given = () if job.config.finetune.quantise != "none" else 0  # else of no use: nothing becomes as large as they are
     return jax.jit(begins_from(job), out_shardings=there, donate_argnums=given)(base)
 
@@ -198,7 +198,7 @@ def shape_of(batch: Mapping[str, jax.Array]) -> tuple[int, int]:
 
 def placed(job: TrainSetup, index: int) -> dict[str, jax.Array]:
     """The batch of step `index` + 1, on the devices."""
-    return job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
+    return job.teach(sharding.place_batch(job.train_batches[index], job.mesh, *job.train_batches.share))
 
 
 def placed_unless_left_out(job: TrainSetup, index: int) -> dict[str, jax.Array] | None:
@@ -287,14 +287,14 @@ def take_steps(
 
 def shown(found: Mapping[str, float]) -> dict[str, float]:
     """What a line of metrics says of a look at held-out text."""
-    return {f"val/{name}": value for name, value in found.items() if name not in held_out.COUNTS}
+    return {f"val/{name}": value for name, value in found.items() if name not in held_out.COUNT_METRICS}
 
 
 def is_due(due: SaveSchedule, step: int, checkpoints: Checkpoints) -> bool:
     """Whether to save after this step; of several processes the first one's clock decides, where one does."""
     if jax.process_count() > 1 and due.seconds == math.inf:
         return due(step)
-    return bool(processes.of_first(lambda: due(step, checkpoints.retry_at)))
+    return bool(processes.broadcast_from_first(lambda: due(step, checkpoints.retry_at)))
 
 
 def save(job: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:
@@ -340,11 +340,11 @@ def written(job: TrainSetup, params: Any, quality: dict[str, float]) -> dict[str
         raise Diverged(f"training diverged: the held-out loss is {quality['loss']}; try a lower learning rate")
     if "bits_per_byte" in quality and not c.data.examples.form:  # of which answers alone are predicted
         quality |= held_out.compressors(job.data.held_out_text)
-    params = processes.by_all(params)
+    params = processes.gather(params)
     sample = samples.sample(job, params)
 
     def write() -> dict[str, Any]:
         summary = report.summarise(job.workdir, c.train.steps, parameter_count(params), quality)
         return report.write(job.workdir, summary, sample, job.clock)
 
-    return processes.first_does(write, "the summary is written") or report.read_summary(job.workdir) or {}
+    return processes.run_on_first(write, "the summary is written") or report.read_summary(job.workdir) or {}

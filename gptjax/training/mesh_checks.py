@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from gptjax.config.checks import recurs
-from gptjax.objectives.denoising import sizes_of_rows
-from gptjax.sharding import COMPUTED, sizes
+from gptjax.objectives.denoising import row_lengths
+from gptjax.sharding import COMPUTED, axis_sizes
 
 
 def lengths(config: ConfigDict, context: int) -> tuple[int, ...]:
@@ -16,7 +16,7 @@ def lengths(config: ConfigDict, context: int) -> tuple[int, ...]:
     valid = options.mean_span >= 1 and 0 < options.mask_rate < 1  # else gptjax.objectives refuses it
     if "denoising" not in config.train.objective or options.corruption != "spans" or not valid:
         return ()
-    return sizes_of_rows(context, options)
+    return row_lengths(context, options)
 
 
 def problems(config: ConfigDict, devices: int) -> Iterator[str]:
@@ -31,7 +31,7 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
     if any(size < 1 and size != -1 for size in mesh.values()) or list(mesh.values()).count(-1) > 1:
         yield f"{said}: sizes must be at least 1, but for one of -1, which takes what the others leave (mesh.data=1?)"
         return
-    found = sizes(mesh, devices)
+    found = axis_sizes(mesh, devices)
     taken = math.prod(found.values())
     if taken > devices or (-1 in mesh.values() and devices % taken):
         yield f"{said} does not fit the {devices} devices here; -1 fills one"

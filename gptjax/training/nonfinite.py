@@ -123,4 +123,4 @@ def plain_model(config: ConfigDict) -> nn.Module:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(scan_layers=False, remat="none")
-    return methods.model_of(config)
+    return methods.build_model(config)

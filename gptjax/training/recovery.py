@@ -152,7 +152,7 @@ def _counted(state: TrainState) -> TrainState:
 
 
 def _begun_anew(state: TrainState) -> TrainState:
-    return state.replace(guard=guards.without_statistics(state.guard))
+    return state.replace(guard=guards.reset_statistics(state.guard))
 
 
 def _on_scalars(change: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
@@ -171,13 +171,13 @@ def go_back(job: TrainSetup, checkpoints: Checkpoints, bad: BadRun) -> TrainSetu
       Diverged: the run has gone back before, or there is no checkpoint to go back to; the report is written then.
     """
     checkpoints.wait()  # all of them do, before the first one looks
-    saved = processes.of_first(lambda: checkpoints.newest_before(bad.first) or 0)
+    saved = processes.broadcast_from_first(lambda: checkpoints.newest_before(bad.first) or 0)
     if job.left_out or not saved:
         raise Diverged(give_up(job, bad))
     first = max(saved + 1, bad.first - (bad.last - bad.first + 1))
     # In this order: killed in between, the run meets the same bad steps again.
     checkpoints.drop_after(saved)
-    processes.first_does(lambda: workdirs.leave_out(job.workdir, first, bad.last), "it is written what is left out")
+    processes.run_on_first(lambda: workdirs.leave_out(job.workdir, first, bad.last), "it is written what is left out")
     console.say(
         f"going back to step {saved:,}: {bad}, and steps {bad.first:,} to {bad.last:,} were all skipped; "
         f"the batches of steps {first:,} to {bad.last:,} are left out"
@@ -218,7 +218,7 @@ def first_nonfinite(job: TrainSetup, bad: BadRun) -> nonfinite.Finding:
     """Where numbers stop being finite in the worst step, with its own batch and dropout."""
     assert bad.state is not None
     c, index = job.config, bad.worst.step - 1
-    batch = job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
+    batch = job.teach(sharding.place_batch(job.train_batches[index], job.mesh, *job.train_batches.share))
     dropout_key = rng.key(c.seed, "dropout", index) if drops_out(c) else None
 
     def gradient(params: Any, batch: Any) -> Any:

@@ -23,7 +23,7 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode.prompts import checked_source, prompt_ids
 from gptjax.decode.settings import SamplingParams
 from gptjax.evals import held_out
-from gptjax.finetune import methods, prompts, quantised
+from gptjax.finetune import methods, prompts, quantization
 from gptjax.objectives.objective import Loss
 from gptjax.runs import checkpoint_dir, pretrained
 from gptjax.runs import directory as workdirs
@@ -45,7 +45,7 @@ CHOICES = (
         "data.examples.form": {"": None} | task_formats.FORMS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
-        "finetune.quantise": quantised.QUANTIZERS,
+        "finetune.quantise": quantization.QUANTIZERS,
         "optimizer.name": optim.OPTIMIZERS,
         "schedule.name": optim.SCHEDULES,
     }
@@ -62,7 +62,7 @@ def check(config: ConfigDict) -> None:
     )
     checks.check(config, CHOICES, more)
     if config.finetune.quantise != "none":
-        quantised.library(config.finetune.quantise)
+        quantization.import_qwix(config.finetune.quantise)
 
 
 class TrainSetup(NamedTuple):
@@ -121,14 +121,18 @@ def make_job(
     prompts.check_raw(config)
     kept = tokenizers.load(home / "tokenizer") if home else None
     known_already = loaded is not None
-    loaded = loaded or data.load(config.data, kept and prompts.seen(kept, config))
+    loaded = loaded or data.load(config.data, kept and prompts.with_prompt(kept, config))
     config = configs.with_vocabulary(config, objectives.special_ids(config, loaded.tokenizer).vocabulary)
-    prepare = objectives.preparing(config, loaded.tokenizer)
+    prepare = objectives.set_transform(config, loaded.tokenizer)
     sample_settings = check_sample(config, loaded.tokenizer)
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
         workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = processes.of_first(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if goes_on else 0
+    step = (
+        processes.broadcast_from_first(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0)
+        if goes_on
+        else 0
+    )
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
@@ -137,24 +141,24 @@ def make_job(
         loaded.rows(config.data, rng.integer(order_seed(config), "batches"), prepare),
         stages,
         mixings,
-        batches.ProcessShard(*sharding.own_rows(mesh)),
+        batches.ProcessShard(*sharding.local_rows(mesh)),
         step,
     )
     eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
-    model = methods.model_of(config, sharding.divided(mesh))
+    model = methods.build_model(config, sharding.sharded_dimensions(mesh))
     check_memory(config, model, mesh.size, members)
     if origin and pretrained.is_part(config):
         pretrained.partition_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
     to_remember = ewc.memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
-    processes.meet("all have looked at the run's directory")
+    processes.sync("all have looked at the run's directory")
     if not exists:
         fill = partial(begin_with, config, origin, loaded.tokenizer)
         make = partial(workdirs.create, workdir, config, kept or loaded.tokenizer, facts, fill)
-        processes.first_does(make, "the run's directory is made")
+        processes.run_on_first(make, "the run's directory is made")
     elif not goes_on or mixings != known:
         begin = partial(workdirs.begin_training, workdir, config, facts)
-        processes.first_does(begin, "the run's facts are written")
+        processes.run_on_first(begin, "the run's facts are written")
     if goes_on and mixings != known:
         console.say(f"mixture    another one after step {step:,}")
     if not known_already:

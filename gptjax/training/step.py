@@ -13,7 +13,7 @@ from gptjax import objectives, sharding
 from gptjax.core import rng
 from gptjax.finetune import methods
 from gptjax.finetune.paths import union
-from gptjax.finetune.quantised import dequantised
+from gptjax.finetune.quantization import dequantize
 from gptjax.models import kernels
 from gptjax.models.layers import is_off
 from gptjax.objectives import normalize_weights
@@ -33,7 +33,7 @@ def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
         x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
         if mesh.size == 1:  # also a part of a larger one, which has members of a population on its devices
             return x
-        return jax.lax.with_sharding_constraint(x, sharding.of_batch(mesh, {name: x}, leading=1)[name])
+        return jax.lax.with_sharding_constraint(x, sharding.batch_shardings(mesh, {name: x}, leading=1)[name])
 
     return {name: cut(name, x) for name, x in batch.items()}
 
@@ -82,7 +82,7 @@ def loss_of_slice(
 
 def with_frozen(objective: Loss, frozen: Any) -> Loss:
     """The objective as a function of what trains alone, beside what does not."""
-    return lambda tuned, batch, rng: objective(union(dequantised(frozen), tuned), batch, rng)
+    return lambda tuned, batch, rng: objective(union(dequantize(frozen), tuned), batch, rng)
 
 
 def train_step(
@@ -114,8 +114,8 @@ def train_step(
       those of `guard.judged`, and those of `statistics.of_step`.
     """
 
-    curved = sharding.over_rows(curvature or objective, mesh)
-    objective = sharding.over_rows(objective, mesh)
+    curved = sharding.shard_rows(curvature or objective, mesh)
+    objective = sharding.shard_rows(objective, mesh)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = normalize_weights(batch)
@@ -130,7 +130,7 @@ def train_step(
 
         with jax.named_scope("optimizer"):  # by which profiles and cost tables know its operations
             norm = optax.tree.norm(grads)
-            bad, guard, verdict = guards.judged(state.guard, metrics["loss"], norm, limits)
+            bad, guard, verdict = guards.check_step(state.guard, metrics["loss"], norm, limits)
             params, opt_state = guards.skip_update_if(bad, update, (state.params, state.opt_state), grads)
             measured = run_stats.of_step(state.params, params, state.step + 1, statistics_every)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard)
@@ -141,13 +141,13 @@ def train_step(
 
 def twice_differentiable(config: ConfigDict, objective: Loss, mesh: Mesh) -> Loss:
     """The objective of a run's config with kernels whose gradients have derivatives too, on that mesh."""
-    name = kernels.resolved(config.model.kernels, sharding.divided(mesh))
+    name = kernels.resolved(config.model.kernels, sharding.sharded_dimensions(mesh))
     if name not in kernels.TWICE:
         return objective
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.kernels = kernels.TWICE[name]
-    return objectives.loss(config, methods.model_of(config))
+    return objectives.loss(config, methods.build_model(config))
 
 
 def drops_out(config: ConfigDict) -> bool:
@@ -180,11 +180,11 @@ def jitted(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] |
       shapes: of the state.
       options: told to XLA's compiler, by name.
     """
-    there = sharding.of_state(mesh, shapes)
+    there = sharding.state_shardings(mesh, shapes)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(there, None),  # batches lie as gptjax.sharding.place puts them
+        in_shardings=(there, None),  # batches lie as gptjax.sharding.place_batch puts them
         out_shardings=(there, sharding.replicated(mesh)),
         compiler_options=options or None,
     )

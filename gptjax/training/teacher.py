@@ -30,7 +30,7 @@ def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
       ConfigError: a teacher of another tokenizer, vocabulary or kind.
       CheckpointError: `objective.teacher` is no run.
     """
-    if "distillation" not in dict(objectives.parts(config.train.objective)):
+    if "distillation" not in dict(objectives.parse_objective(config.train.objective)):
         return lambda batch: batch
     folder = Path(config.objective.teacher).expanduser()
     teacher = run.load(folder)
@@ -48,7 +48,9 @@ def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
     def said(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         found = models.forward(teacher.model, params, models.reads(teacher.model, batch))
         logits_BTV = models.next_logits(teacher.model, found.x_BTD, found.table_VD)
-        return jax.lax.with_sharding_constraint(logits_BTV, sharding.of_batch(mesh, {TEACHER: logits_BTV})[TEACHER])
+        return jax.lax.with_sharding_constraint(
+            logits_BTV, sharding.batch_shardings(mesh, {TEACHER: logits_BTV})[TEACHER]
+        )
 
     teach = jax.jit(said)
     return lambda batch: batch | {TEACHER: teach(params, batch)}

@@ -204,4 +204,4 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
 def test_a_hugging_face_model_has_every_key_of_base():
     filled = {"layers", "heads", "kv_heads", "head_width", "width", "mlp_width", "context", "vocabulary"}
     assert configs.flatten(weight_mapping.NEUTRAL).keys() | filled == configs.flatten(base().model).keys()
-    assert objectives.PLAIN.keys() == set(base().objective.keys())
+    assert objectives.NEUTRAL_OPTIONS.keys() == set(base().objective.keys())

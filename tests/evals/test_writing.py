@@ -53,13 +53,13 @@ def test_what_is_written_and_its_scores(writes, call):
 def test_a_prompt_is_cut_before_what_the_template_puts_behind_it(writes):
     run = gptjax.load(writes / "run")
     record = examples.read(run.config.data, "val")[-1]
-    ids = writing.prompt_of(record, run.config.data.examples, run.tokenizer, 31)
+    ids = writing.prompt_ids(record, run.config.data.examples, run.tokenizer, 31)
     assert run.tokenizer.decode(ids) == ("red " * 60)[:30] + "|"
 
 
 def test_first_sentences():
-    assert writing.lead("One. Two!  Three?\nFour. Five.") == "One. Two! Three?"
-    assert writing.lead("no end") == "no end"
+    assert writing.lead_sentences("One. Two!  Three?\nFour. Five.") == "One. Two! Three?"
+    assert writing.lead_sentences("no end") == "no end"
 
 
 def test_runs_that_do_not_write_answers_are_refused(trained, call):

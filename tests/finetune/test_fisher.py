@@ -70,7 +70,7 @@ def test_the_pull_is_its_penaltys_gradient():
     def penalty(params):
         return 0.3 / 2 * (known["a/kernel"] * (params["a"]["kernel"] - start["a"]["kernel"]) ** 2).sum()
 
-    pull = update_rules.elastic(0.3)
+    pull = update_rules.ewc(0.3)
     state = update_rules.with_fisher((pull.init(start), "of another"), known)
     assert state[1] == "of another"
     out, after = pull.update(grads, state[0], now)

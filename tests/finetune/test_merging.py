@@ -28,7 +28,7 @@ def test_mean_and_arithmetic_vs_reference():
     base, *models = trees(4)
     np.testing.assert_allclose(whole(merging.mean(models)), np.mean([whole(m) for m in models], 0), rtol=1e-5)
     wanted = whole(base) + 0.4 * sum(whole(m) - whole(base) for m in models)
-    np.testing.assert_allclose(whole(merging.arithmetic(base, models, 0.4)), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(whole(merging.task_arithmetic(base, models, 0.4)), wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.5, 1.0])
@@ -50,7 +50,7 @@ def test_ties_vs_reference(kept):
 
 def test_one_task_by_arithmetic_is_that_task():
     base, model = trees(2)
-    np.testing.assert_allclose(whole(merging.arithmetic(base, [model])), whole(model), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole(merging.task_arithmetic(base, [model])), whole(model), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole(merging.ties(base, [model], 1.0, 1.0)), whole(model), rtol=1e-5, atol=1e-6)
 
 

@@ -37,7 +37,7 @@ def built(name, method, **changes):
     fresh = models.init(plain, jax.random.key(1))
     base = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), fresh)
     tuned, frozen = methods.partition(base, config, jax.random.key(3), fresh)
-    return base, tuned, frozen, methods.model_of(config), plain
+    return base, tuned, frozen, methods.build_model(config), plain
 
 
 def texts(model, rows=2, length=9):
@@ -82,7 +82,7 @@ def test_before_the_first_step_what_is_added_changes_nothing(name, method):
 def test_what_is_merged_answers_as_what_was_added(name, method):
     base, tuned, frozen, model, plain = built(name, method)
     params, read = paths.union(frozen, stirred(tuned)), texts(plain)
-    merged = methods.folded(params, model.attached)
+    merged = methods.merge_additions(params, model.attached)
     assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, base)
     there = models.logits(model, params, **read)
     assert jnp.abs(there - models.logits(plain, base, **read)).max() > 1e-3

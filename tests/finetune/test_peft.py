@@ -46,7 +46,7 @@ def tuned(run, method, **options):
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.finetune.update(method=method, rank=3, **options)
-    model = methods.model_of(config)
+    model = methods.build_model(config)
     fresh, frozen = methods.partition(run.params, config, jax.random.key(0), run.params)
     rng = np.random.default_rng(1)
     moved = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype("f"), fresh)

@@ -21,7 +21,7 @@ from gptjax.decode import scoring
 from gptjax.decode.generate import Request
 from gptjax.decode.settings import SamplingParams
 from gptjax.finetune import methods, paths, prompts
-from gptjax.objectives.reading import reading
+from gptjax.objectives.row_context import make_row_context
 from gptjax.runs import adapters, chat
 from gptjax.runs.train_state import starting_from
 from gptjax.training.loop import train
@@ -67,7 +67,7 @@ def built(name):
         if not wide.tied_head:
             kernel = base["head"]["kernel"]
             longer = paths.union(longer, {"head": {"kernel": jnp.pad(kernel, [(0, 0), (0, P)])}})
-    return paths.union(frozen, tuned), methods.model_of(config), longer, models.build(wide)
+    return paths.union(frozen, tuned), methods.build_model(config), longer, models.build(wide)
 
 
 def read_by(model, length=9):
@@ -107,7 +107,7 @@ def test_cached_decoding_reads_the_prompt(name):
 def seen(end=True, **changes):
     """A tokenizer with a prompt."""
     plain = tokenizers.bytes_encoding() if end else tokenizers.chars_encoding(TEXTS)
-    return prompts.seen(plain, tuning(model_vocabulary=V, **changes))
+    return prompts.with_prompt(plain, tuning(model_vocabulary=V, **changes))
 
 
 def test_texts_begin_with_the_prompt_and_decoding_leaves_it_out():
@@ -165,7 +165,7 @@ def test_a_packed_prompt_of_a_records_own_weighs_nothing():
 
 def test_masking_knows_the_prompts_ids():
     own, known = seen(), Specials({}, (), V)
-    facts = reading(own, known, None, token_sets.encoded(own, TEXTS, ""))
+    facts = make_row_context(own, known, None, token_sets.encoded(own, TEXTS, ""))
     assert not facts.is_text_V[list(own.begin)].any() and len(facts.is_text_V) == V + P
 
 

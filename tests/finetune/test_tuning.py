@@ -139,7 +139,7 @@ def test_one_run_can_tune_what_another_has_tuned(tune, trained, text_file, tmp_p
     loop.train(config, tmp_path / "run")
     run, before, ids = gptjax.load(tmp_path / "run"), gptjax.load(first), np.arange(10)[None]
     assert "blocks" in run.params
-    merged = methods.folded(before.params, before.model.attached)
+    merged = methods.merge_additions(before.params, before.model.attached)
     plain = models.logits(models.build(before.config.model), merged, ids)
     np.testing.assert_allclose(plain, before.logits(ids), atol=1e-5)
     assert np.abs(np.asarray(run.logits(ids)) - plain).max() < 0.5, "it began there"
@@ -196,7 +196,7 @@ def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
     with config.unlocked():
         config.model = gptjax.load(trained).config.model.copy_and_resolve_references().unlock()
         config.model.update(task="classification", labels=3)
-    tuned, frozen = pretrained.partition_shapes(trained, config, models.shapes(methods.model_of(config)))
+    tuned, frozen = pretrained.partition_shapes(trained, config, models.shapes(methods.build_model(config)))
     assert {path for path in paths.flat(tuned) if path.startswith("task/")} == {"task/kernel", "task/bias"}
     assert "tokens/embedding" in paths.flat(frozen)
 

@@ -11,7 +11,7 @@ from gptjax.data.augment import Augment
 from gptjax.data.layouts import examples, flat, packed
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.specials import COMMON_NAMES, specials
-from gptjax.objectives.reading import reading
+from gptjax.objectives.row_context import make_row_context
 
 BYTES = tokenizers.bytes_encoding()
 END = BYTES.end
@@ -41,7 +41,7 @@ def text_set(seed=0, documents=12):
 
 def read_with(sentinels=40, **changes):
     """A reading of bytes, with all special ids."""
-    return reading(BYTES, specials(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set())
+    return make_row_context(BYTES, specials(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set())
 
 
 def row_of(layout, k=0, context=48, epoch=0):

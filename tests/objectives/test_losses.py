@@ -8,11 +8,11 @@ from given import options
 
 from gptjax import models
 from gptjax.objectives import tokens
-from gptjax.objectives.answers import chosen, ends, squares
 from gptjax.objectives.contrastive import info_nce
 from gptjax.objectives.distillation import TEACHER, distillation, divergence
 from gptjax.objectives.multi_token import multi_token
-from gptjax.objectives.objective import together
+from gptjax.objectives.objective import weighted_sum
+from gptjax.objectives.task_losses import label_cross_entropy, span_cross_entropy, squared_error
 
 
 class Model:
@@ -66,7 +66,7 @@ def unmoved(f, x, weights):
 def test_predicted_tokens_vs_reference(heads):
     model, params, batch = heads
     soft = options(label_smoothing=0.1, z_loss=0.01)
-    loss, metrics = tokens.predicted(model, soft)(params, batch, None)
+    loss, metrics = tokens.token_prediction(model, soft)(params, batch, None)
     logits, weights, targets = params["x"] @ params["table"].T, batch["weights_BT"], batch["targets_BT"]
     log_z = np.log(np.exp(logits).sum(-1))
     expected = (smoothed(logits, targets, 0.1) + 0.01 * log_z**2 + 0.5) * weights
@@ -74,7 +74,7 @@ def test_predicted_tokens_vs_reference(heads):
     np.testing.assert_allclose(metrics["loss"], (nats(logits, targets) * weights).sum(), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], ((logits.argmax(-1) == targets) * weights).sum(), rtol=1e-5)
     np.testing.assert_allclose(metrics["told"], 2 * weights.sum(), rtol=1e-5)
-    unmoved(lambda x: tokens.predicted(model, soft)(params | {"x": x}, batch, None)[0], params["x"], weights)
+    unmoved(lambda x: tokens.token_prediction(model, soft)(params | {"x": x}, batch, None)[0], params["x"], weights)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -138,11 +138,11 @@ def test_classification_vs_reference(shape):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(*shape, 6)).astype("f"), rng.integers(0, 6, shape)
     weights = rng.integers(0, 2, shape).astype("f") / 3
-    loss, metrics = chosen(logits, labels, weights, 0.2)
+    loss, metrics = label_cross_entropy(logits, labels, weights, 0.2)
     np.testing.assert_allclose(loss, (smoothed(logits, labels, 0.2) * weights).sum(), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], (nats(logits, labels) * weights).sum(), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], ((logits.argmax(-1) == labels) * weights).sum(), rtol=1e-5)
-    unmoved(lambda x: chosen(x, labels, weights, 0.2)[0], jnp.asarray(logits), weights)
+    unmoved(lambda x: label_cross_entropy(x, labels, weights, 0.2)[0], jnp.asarray(logits), weights)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -160,13 +160,13 @@ def test_span_vs_reference(smoothing):
             expected += weights[b] / 2 * smoothed(some, spans[b, end], smoothing)
             own += weights[b] / 2 * nats(some, spans[b, end])
         hits += weights[b] * all(logits[b, : lengths[b]].argmax(0) == spans[b])
-    loss, metrics = ends(logits, spans, weights, segments, smoothing)
+    loss, metrics = span_cross_entropy(logits, spans, weights, segments, smoothing)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], own, rtol=1e-5)
     assert float(metrics["accuracy"]) == hits >= 0.5
 
     def lost(x):
-        return ends(x, spans, weights, segments, smoothing)[0]
+        return span_cross_entropy(x, spans, weights, segments, smoothing)[0]
 
     unmoved(lost, jnp.asarray(logits), weights)
     unmoved(lost, jnp.asarray(logits), (segments > 0) & (weights > 0)[:, None])
@@ -174,8 +174,8 @@ def test_span_vs_reference(smoothing):
 
 def test_regression_vs_reference():
     said, values, weights = np.array([1.0, 2, 3], "f"), np.array([1.5, 2, 9], "f"), np.array([0.5, 0.5, 0], "f")
-    assert float(squares(said, values, weights)[0]) == 0.125
-    unmoved(lambda x: squares(x, np.zeros(3), weights)[0], jnp.asarray(said), weights)
+    assert float(squared_error(said, values, weights)[0]) == 0.125
+    unmoved(lambda x: squared_error(x, np.zeros(3), weights)[0], jnp.asarray(said), weights)
 
 
 def test_info_nce_vs_reference():
@@ -205,9 +205,9 @@ def test_losses_together_are_their_weighted_sum():
         return loss
 
     one, other = loss_of(2.0), loss_of(3.0)
-    assert together({"one": one}, {"one": 1.0}) is one
-    loss, metrics = together({"one": one, "other": other}, {"one": 1.0, "other": 0.5})(4.0, {}, None)
+    assert weighted_sum({"one": one}, {"one": 1.0}) is one
+    loss, metrics = weighted_sum({"one": one, "other": other}, {"one": 1.0, "other": 0.5})(4.0, {}, None)
     assert (float(loss), float(metrics.pop("loss"))) == (2 * 4 + 1 + 0.5 * (3 * 4 + 1), 2 * 4 + 0.5 * 3 * 4)
     assert metrics == {"one_loss": 8.0, "one_accuracy": 4.0, "other_loss": 12.0, "other_accuracy": 4.0}
-    halved, _ = together({"one": one}, {"one": 0.5})(4.0, {}, None)
+    halved, _ = weighted_sum({"one": one}, {"one": 0.5})(4.0, {}, None)
     assert float(halved) == 4.5

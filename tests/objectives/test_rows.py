@@ -9,10 +9,18 @@ from hypothesis import strategies as st
 from gptjax import objectives
 from gptjax.data.tokenizers.specials import specials
 from gptjax.objectives import OBJECTIVES
-from gptjax.objectives.denoising import infilled, most, noise, partition, permuted, sentinels, sizes
+from gptjax.objectives.denoising import (
+    mask_spans,
+    max_text_length,
+    noise_lengths,
+    permute,
+    random_partition,
+    sentinel_count,
+    source_and_target_length,
+)
 from gptjax.objectives.masked import MASKINGS
-from gptjax.objectives.reading import begins_word, ends_sentence
-from gptjax.objectives.rows import text_of, texts
+from gptjax.objectives.row_context import begins_word, ends_sentence
+from gptjax.objectives.rows import text_ids, text_slices
 
 LAYOUT = st.sampled_from(["flat", "packed", "examples"])
 ONE_TEXT = st.sampled_from(["flat", "examples"])
@@ -49,14 +57,14 @@ def test_prefix_is_read_ahead_and_only_what_follows_it_is_asked(layout, k, seed)
     found = OBJECTIVES["prefix"].row(row, read_with(), draws(seed))
     for key in ("inputs_BT", "targets_BT"):
         np.testing.assert_array_equal(found[key], row[key])
-    for text in texts(row):
+    for text in text_slices(row):
         ahead, weights = found["bidirectional_BT"][text], found["weights_BT"][text]
         length = int(ahead.sum())
         assert 1 <= length <= len(ahead) and ahead[:length].all()
         # A target is asked for exactly where the model cannot have read it as an input that may be seen from before.
         np.testing.assert_array_equal(weights, np.arange(len(ahead)) >= length - 1)
     outside = np.ones(len(row["inputs_BT"]), bool)
-    for text in texts(row):
+    for text in text_slices(row):
         outside[text] = False
     assert not found["bidirectional_BT"][outside].any() and not found["weights_BT"][outside].any()
 
@@ -122,7 +130,7 @@ def test_spans_are_of_spanberts_lengths_in_words():
 @pytest.mark.parametrize("k", range(12))
 def test_next_sentence_has_two_segments_and_half_are_others(k):
     reading, row = read_with(), row_of("examples", k)
-    whole, size = text_of(row, reading), len(row["inputs_BT"])
+    whole, size = text_ids(row, reading), len(row["inputs_BT"])
     separator, labels = reading.specials["separator"], []
     for seed in range(40):
         found = OBJECTIVES["next_sentence"].row(row, reading, draws(seed))
@@ -147,7 +155,7 @@ def test_next_sentence_has_two_segments_and_half_are_others(k):
 @given(st.integers(1, 60), st.data())
 def test_a_partition_has_parts_of_at_least_one(total, data):
     parts = data.draw(st.integers(1, total))
-    found = partition(total, parts, draws(data.draw(SEED)))
+    found = random_partition(total, parts, draws(data.draw(SEED)))
     assert len(found) == parts and found.sum() == total and found.min() >= 1
 
 
@@ -166,12 +174,12 @@ def filled_in(source, target, reading):
 @given(ONE_TEXT, K, SEED, st.sampled_from([0.15, 0.5]), st.sampled_from([1.0, 3.0]), st.integers(8, 64))
 def test_span_corruption_gives_the_text_back(layout, k, seed, rate, mean_span, context):
     settings = options(mask_rate=rate, mean_span=mean_span)
-    needed = sentinels(context, settings)
+    needed = sentinel_count(context, settings)
     reading, row = read_with(needed, mask_rate=rate, mean_span=mean_span), row_of(layout, k, context)
     found = OBJECTIVES["denoising"].row(row, reading, draws(seed))
-    longest = most(context, settings)
-    text = text_of(row, reading)[:longest]
-    assert (len(found["source_BS"]), len(found["inputs_BT"])) == sizes(longest, settings)
+    longest = max_text_length(context, settings)
+    text = text_ids(row, reading)[:longest]
+    assert (len(found["source_BS"]), len(found["inputs_BT"])) == source_and_target_length(longest, settings)
     assert max(len(found["source_BS"]), len(found["inputs_BT"])) <= context
     S, T = int(found["source_segments_BS"].sum()), int(found["weights_BT"].sum())
     if len(text) < 2:
@@ -181,7 +189,7 @@ def test_span_corruption_gives_the_text_back(layout, k, seed, rate, mean_span, c
     assert source[-1] == target[-1] == END
     whole, spans = filled_in(source[:-1].tolist(), target[:-1].tolist(), reading)
     np.testing.assert_array_equal(whole, text)
-    left_out, count = noise(len(text), rate, mean_span)
+    left_out, count = noise_lengths(len(text), rate, mean_span)
     used = list(reading.sentinels[: count + 1])
     assert list(spans) == used and spans[used[-1]] == [] and sum(map(len, spans.values())) == left_out
     assert all(spans[name] for name in used[:-1])
@@ -193,8 +201,8 @@ def test_span_corruption_gives_the_text_back(layout, k, seed, rate, mean_span, c
 
 def test_t5s_lengths():
     """Of 568 tokens T5 makes 512 and 114 (15 % in spans of 3); here the target has a last sentinel besides."""
-    assert sizes(568, options()) == (512, 115)
-    assert most(512, options()) == 512 and sizes(512, options()) == (462, 105)
+    assert source_and_target_length(568, options()) == (512, 115)
+    assert max_text_length(512, options()) == 512 and source_and_target_length(512, options()) == (462, 105)
 
 
 @FEW
@@ -204,7 +212,7 @@ def test_infilling_asks_for_the_whole_text(layout, k, seed, permute):
     row = row_of(layout, k)
     found = OBJECTIVES["denoising"].row(row, reading, draws(seed))
     size = len(row["inputs_BT"])
-    text = text_of(row, reading)[: size - 1]
+    text = text_ids(row, reading)[: size - 1]
     S, T = int(found["source_segments_BS"].sum()), int(found["weights_BT"].sum())
     np.testing.assert_array_equal(found["targets_BT"][:T], [*text, END])
     source = found["source_BS"][:S]
@@ -224,7 +232,7 @@ def test_infilling_draws_poissons_lengths():
     ids = np.arange(1000, 2000, dtype=np.int32)
     masks, inserts, lengths = 0, 0, []
     for k in range(60):
-        found = infilled(ids, 0, 0.3, 3.0, 10**6, draws(k=k))
+        found = mask_spans(ids, 0, 0.3, 3.0, 10**6, draws(k=k))
         masks += int((found == 0).sum())
         assert np.array_equal(found[found > 0], np.sort(found[found > 0])) and (found > 0).sum() == 700
         # A mask between neighbours stands for nothing, one between others for what lies between.
@@ -243,12 +251,12 @@ def test_infilling_draws_poissons_lengths():
 def test_masks_are_put_in_only_where_there_is_room():
     ids = np.arange(1, 41, dtype=np.int32)
     for k in range(50):
-        assert len(infilled(ids, 0, 0.3, 0.5, 40, draws(k=k))) <= 40
+        assert len(mask_spans(ids, 0, 0.3, 0.5, 40, draws(k=k))) <= 40
 
 
 def test_permuted_sentences_are_whole():
     ids = np.array([1, 2, 0, 3, 0, 4, 5, 6, 0, 7], np.int32)
-    orders = {tuple(permuted(ids, ids == 0, draws(seed)).tolist()) for seed in range(200)}
+    orders = {tuple(permute(ids, ids == 0, draws(seed)).tolist()) for seed in range(200)}
     sentences = [(1, 2, 0), (3, 0), (4, 5, 6, 0), (7,)]
     assert len(orders) == 24
     assert all(sorted(order) == sorted(ids.tolist()) for order in orders)
@@ -289,12 +297,12 @@ def test_fim_gives_the_documents_back(layout, k, seed, rate, context):
     reading, row = read_with(fim_rate=rate, fim_spm=0.0), row_of(layout, k, context)
     found = OBJECTIVES["fim"].row(row, reading, draws(seed))
     assert found.keys() == row.keys() and all(found[key].shape == row[key].shape for key in row)
-    whole = {(s.start, s.stop) for s in texts(row)}
+    whole = {(s.start, s.stop) for s in text_slices(row)}
     room = context - sum(stop - start for start, stop in whole)
     if rate == 0:
         counted = row["weights_BT"] > 0  # what an epoch's last window has read before need not stay
         assert all(np.array_equal(found[key] * counted, row[key] * counted) for key in row)
-    pieces = zip(texts(row), texts(found), strict=True)
+    pieces = zip(text_slices(row), text_slices(found), strict=True)
     lost = 0
     for before, after in pieces:
         old = np.append(row["inputs_BT"][before], row["targets_BT"][before.stop - 1])
@@ -313,11 +321,11 @@ def test_fim_gives_the_documents_back(layout, k, seed, rate, context):
 def test_fim_with_the_suffix_first():
     reading, row = read_with(fim_rate=1.0, fim_spm=1.0), row_of("examples", 2, 200)
     found = OBJECTIVES["fim"].row(row, reading, draws())
-    ids = found["inputs_BT"][texts(found)[0]].tolist()
+    ids = found["inputs_BT"][text_slices(found)[0]].tolist()
     before, after, gap = (reading.specials[f"fim_{name}"] for name in ("prefix", "suffix", "middle"))
     assert ids[:3] == [END, before, after] and ids.count(gap) == 1
     suffix, rest = ids[3 : ids.index(gap)], ids[ids.index(gap) + 1 :]
-    np.testing.assert_array_equal(rest + suffix, text_of(row, reading))
+    np.testing.assert_array_equal(rest + suffix, text_ids(row, reading))
     assert suffix and rest
 
 
@@ -372,9 +380,9 @@ class Given:
 
 def test_rows_of_several_objectives_follow_each_other():
     row, reading = row_of("examples", 2), read_with()
-    assert objectives.row_of(Given("causal")) is None
-    one = objectives.row_of(Given("masked + 0.5*next_sentence"))(row, reading, draws())
-    other = objectives.row_of(Given("next_sentence + masked"))(row, reading, draws())
+    assert objectives.row_transform(Given("causal")) is None
+    one = objectives.row_transform(Given("masked + 0.5*next_sentence"))(row, reading, draws())
+    other = objectives.row_transform(Given("next_sentence + masked"))(row, reading, draws())
     assert all(np.array_equal(one[key], other[key]) for key in one)
     assert one["weights_BT"].any() and one["types_BT"].any() and one["weights_B"] == 1
 
@@ -383,5 +391,9 @@ def test_special_ids_of_a_config():
     found = objectives.special_ids(Given("masked + next_sentence"), BYTES)
     assert found == specials(BYTES, ["mask", "class", "separator"])
     found = objectives.special_ids(Given("denoising"), BYTES)
-    assert len(found.sentinels) == sentinels(128, options()) == noise(most(128, options()), 0.15, 3.0)[1] + 1
+    assert (
+        len(found.sentinels)
+        == sentinel_count(128, options())
+        == noise_lengths(max_text_length(128, options()), 0.15, 3.0)[1] + 1
+    )
     assert not objectives.special_ids(Given("denoising", corruption="infilling"), BYTES).sentinels

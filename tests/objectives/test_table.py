@@ -12,7 +12,7 @@ from gptjax import models, objectives
 from gptjax.config.errors import ConfigError
 from gptjax.data.batches import stacked
 from gptjax.objectives import OBJECTIVES, normalize_weights
-from gptjax.objectives.adversarial import adversarial, within, worst
+from gptjax.objectives.adversarial import adversarial, project, worst_perturbation
 from gptjax.objectives.next_sentence import LABELS
 
 CONTEXT = 32
@@ -142,7 +142,7 @@ def test_a_text_is_its_own_partner_by_another_dropout():
 def test_next_sentences_and_masks_are_learnt_together():
     model, params = built("encoder", model_task="classification", model_labels=len(LABELS), model_types=2)
     config = tiny_config(train_objective="masked + 0.5*next_sentence")
-    rows = [objectives.row_of(config)(row_of("examples", k, CONTEXT), read_with(), draws(k=k)) for k in range(4)]
+    rows = [objectives.row_transform(config)(row_of("examples", k, CONTEXT), read_with(), draws(k=k)) for k in range(4)]
     batch = normalize_weights(stacked(rows))
     both, metrics = jax.jit(objectives.loss(config, model))(params, batch, None)
     parts = [metrics["masked_loss"], metrics["next_sentence_loss"]]
@@ -202,11 +202,11 @@ def test_attack_vs_reference(kind, name, attack, steps):
 def test_rows_without_a_gradient_and_tiny_ones_are_no_trouble():
     gradient = jnp.stack([jnp.zeros((2, 3)), jnp.full((2, 3), 1e-30), -jnp.ones((2, 3))])
     for steps in (1, 4):
-        shift = np.asarray(worst(lambda shift: gradient, (3, 2, 3), 0.5, steps))
+        shift = np.asarray(worst_perturbation(lambda shift: gradient, (3, 2, 3), 0.5, steps))
         assert not shift[0].any()
         np.testing.assert_allclose(np.linalg.norm(shift.reshape(3, -1), axis=1)[1:], 0.5, rtol=1e-5)
         assert (shift[1] > 0).all() and (shift[2] < 0).all()
-    np.testing.assert_allclose(np.linalg.norm(within(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 1.0), axis=1), [1, 0.5])
+    np.testing.assert_allclose(np.linalg.norm(project(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 1.0), axis=1), [1, 0.5])
 
 
 def test_no_attack_is_the_loss_itself():
@@ -277,4 +277,4 @@ def test_what_can_be_is_no_problem():
 
 def test_an_objective_that_is_none_of_the_form():
     with pytest.raises(ConfigError, match="must be like causal, or masked"):
-        objectives.parts("masked, causal")
+        objectives.parse_objective("masked, causal")

@@ -44,7 +44,7 @@ def test_the_mean_vs_reference(longest):
     answers = optim.eval_params(state, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), answers, wanted)
     assert np.abs(answers["block_0"]["up/kernel"] - params["block_0"]["up/kernel"]).max() > 0.02
-    assert optim.answers_elsewhere(jax.eval_shape(beside.init, start))
+    assert optim.has_eval_params(jax.eval_shape(beside.init, start))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -54,7 +54,7 @@ def test_without_a_mean_the_state_has_none(name):
     more = jax.eval_shape(optim.optimizer(config_of(optimizer_name=name, optimizer_ema=0.9)).init, start)
     assert jax.tree.structure(more.inner) == jax.tree.structure(state)
     assert len(jax.tree.leaves(more)) == len(jax.tree.leaves(state)) + 1 + len(SHAPES)
-    assert not optim.answers_elsewhere(state) and optim.eval_params(state, start) is start
+    assert not optim.has_eval_params(state) and optim.eval_params(state, start) is start
 
 
 @pytest.mark.parametrize("flags", [["optimizer.ema=0.9"], ["optimizer.name=schedule_free"]])

@@ -38,7 +38,7 @@ def test_decay_acts_on_matrices_and_embeddings_whether_layers_are_stacked_or_not
     kinds = {"scale": False, "bias": False, "first_value_share": False, "kernel": True, "embedding": True}
     for shape in ((4,), (3, 4), (2, 3, 4)):
         params = {"part": {name: jnp.ones(shape) for name in kinds}}
-        assert optim.matrices(params) == {"part": kinds}
+        assert optim.weight_decay_mask(params) == {"part": kinds}
 
 
 def test_adamw_vs_reference():

@@ -177,7 +177,7 @@ def test_schedule_free_vs_reference():
 def test_of_optimizers_only_schedule_free_answers_elsewhere(name):
     params = nested(random_leaves(1)[0])
     state = jax.eval_shape(optim.optimizer(config_of(name)).init, params)
-    assert optim.answers_elsewhere(state) == (name == "schedule_free")
+    assert optim.has_eval_params(state) == (name == "schedule_free")
     assert name == "schedule_free" or optim.eval_params(state, params) is params
 
 

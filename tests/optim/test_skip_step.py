@@ -108,10 +108,12 @@ def verdicts(values, limits):
     """Which of (loss, gradient norm), one after the other, are bad; and the guard after them."""
 
     def one(guard, value):
-        bad, guard, said = guards.judged(guard, value[0], value[1], limits)
+        bad, guard, said = guards.check_step(guard, value[0], value[1], limits)
         return guard, (bad, said["loss_z"])
 
-    guard, (bad, z) = jax.jit(lambda values: jax.lax.scan(one, guards.fresh(), values))(jnp.array(values, jnp.float32))
+    guard, (bad, z) = jax.jit(lambda values: jax.lax.scan(one, guards.init_guard(), values))(
+        jnp.array(values, jnp.float32)
+    )
     return np.asarray(bad), guard, np.asarray(z)
 
 

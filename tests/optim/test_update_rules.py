@@ -27,38 +27,38 @@ def taken(transformation, grads, params, steps=1):
 
 def test_rates_fall_layer_by_layer_towards_the_words():
     options = tiny_config(finetune_layer_decay=0.5).finetune
-    found = taken(update_rules.rates_by_path(options), tree_of(1.0), tree_of(0.0))
+    found = taken(update_rules.scale_by_path(options), tree_of(1.0), tree_of(0.0))
     assert found == dict(zip(LEAVES, (0.25, 0.5, 1.0, 1.0, 1.0), strict=True))
 
 
 def test_rates_by_rule_and_the_first_that_matches_counts():
     options = tiny_config(finetune_rates="(('block_1/', 3.0), ('kernel', 0.1))").finetune
-    found = taken(update_rules.rates_by_path(options), tree_of(1.0), tree_of(0.0))
+    found = taken(update_rules.scale_by_path(options), tree_of(1.0), tree_of(0.0))
     assert found == pytest.approx(dict(zip(LEAVES, (1.0, 0.1, 3.0, 1.0, 0.1), strict=True)))
 
 
 def test_loras_second_matrix_has_a_rate_of_its_own():
     options = tiny_config(finetune_b_rate=16.0).finetune
     leaves = ("block_0/mlp/up/lora_a", "block_0/mlp/up/lora_b")
-    found = taken(update_rules.rates_by_path(options), tree_of(1.0, leaves), tree_of(0.0, leaves))
+    found = taken(update_rules.scale_by_path(options), tree_of(1.0, leaves), tree_of(0.0, leaves))
     assert found == dict(zip(leaves, (1.0, 16.0), strict=True))
 
 
 @pytest.mark.parametrize(("steps", "moving"), [(1, LEAVES[2:]), (3, LEAVES[2:]), (4, LEAVES[1:]), (7, LEAVES)])
 def test_blocks_are_unfrozen_from_the_last_one_down(steps, moving):
     options = tiny_config(finetune_unfreeze_every=3).finetune
-    found = taken(update_rules.rates_by_path(options), tree_of(1.0), tree_of(0.0), steps)
+    found = taken(update_rules.scale_by_path(options), tree_of(1.0), tree_of(0.0), steps)
     assert {path for path, value in found.items() if value} == set(moving)
 
 
 def test_without_options_updates_are_left_as_they_are():
-    transformation = update_rules.rates_by_path(tiny_config().finetune)
+    transformation = update_rules.scale_by_path(tiny_config().finetune)
     assert transformation.init(tree_of(0.0)) == optax.EmptyState()
 
 
 def test_the_pull_to_the_start_is_its_penaltys_gradient():
     start, there = tree_of(1.0), tree_of(1.5)
-    pull = update_rules.pull_to_start(0.2)
+    pull = update_rules.l2_sp(0.2)
     out, _ = pull.update(tree_of(2.0), pull.init(start), there)
     np.testing.assert_allclose(jax.tree.leaves(out)[0], 2.0 + 0.2 * 0.5, rtol=1e-6)
 
@@ -75,7 +75,7 @@ def lora(seed, r=4, modules=("block_0/a", "block_1/b"), D=5, F=6):
 def test_the_pull_to_orthogonality_vs_reference():
     params = lora(0)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    out, _ = update_rules.orthogonal(0.1).update(zeros, optax.EmptyState(), params)
+    out, _ = update_rules.orthogonality_penalty(0.1).update(zeros, optax.EmptyState(), params)
     for path, leaf in paths.flat(params).items():
         p, found = np.asarray(leaf, np.float64), paths.flat(out)[path]
         wanted = np.zeros_like(p)
@@ -126,7 +126,7 @@ def test_the_budget_is_met_exactly_and_equals_a_plain_reference():
     c, params = config.finetune, lora(1)
     rng = np.random.default_rng(2)
     grads = [{p: rng.normal(size=leaf.shape) for p, leaf in paths.flat(params).items()} for _ in range(steps)]
-    transformation = update_rules.within_budget(optax.with_extra_args_support(optax.sgd(rate)), c, steps)
+    transformation = update_rules.adalora(optax.with_extra_args_support(optax.sgd(rate)), c, steps)
     state, update = transformation.init(params), jax.jit(transformation.update)
     wanted = list(plain_adalora(params, grads, c.adalora, c.rank, steps, rate))
     for t in range(steps):

@@ -85,7 +85,7 @@ def test_each_parameter_is_gathered_once_in_the_dtype_of_the_arithmetic(seen):
 def test_bytes_of_a_device_are_those_of_the_arrays_of_a_run(seen):
     real = seen["real"]
     assert {name: seen["foreseen"][name] for name in real} == real
-    counters = 4 + sum(leaf.nbytes for leaf in jax.tree.leaves(skip_step.fresh()))
+    counters = 4 + sum(leaf.nbytes for leaf in jax.tree.leaves(skip_step.init_guard()))
     assert seen["arguments"] == sum(real.values()) + counters, (
         "the step's number and the guard are all there is besides"
     )

@@ -93,13 +93,13 @@ def trained(changes, sizes):
     config.mesh.update(sizes)
     checks.check(config, CHOICES, mesh_checks.problems(config, 8))
     mesh = sharding.make_mesh(**config.mesh)
-    model = models.build(config.model, config.train.dtype, sharding.divided(mesh))
+    model = models.build(config.model, config.train.dtype, sharding.sharded_dimensions(mesh))
     optimizer = optim.optimizer(config)
 
     def start():
         return initial(model, optimizer, 0)
 
-    state = jax.jit(start, out_shardings=sharding.of_state(mesh, jax.eval_shape(start)))()
+    state = jax.jit(start, out_shardings=sharding.state_shardings(mesh, jax.eval_shape(start)))()
     leaves = jax.tree_util.tree_leaves_with_path(state)
     held = {
         jax.tree_util.keystr(path): [leaf.nbytes, *sorted({shard.data.nbytes for shard in leaf.addressable_shards})]
@@ -110,7 +110,7 @@ def trained(changes, sizes):
         ids = rng.integers(0, 24, (16, 17), np.int32)
         weights = (rng.random((16, 16)) < 0.7).astype("f")
         batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": weights}
-        batch = sharding.place(batch, mesh)
+        batch = sharding.place_batch(batch, mesh)
         step = step or of_config(config, causal(model), optimizer, mesh, state).lower(state, batch).compile()
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))

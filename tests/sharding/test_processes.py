@@ -19,9 +19,9 @@ from conftest import BASE, ROOT, overrides
 import gptjax
 from gptjax.config.errors import ConfigError
 from gptjax.runs.checkpoints import Checkpoints
-from gptjax.sharding.processes import Place, place
+from gptjax.sharding.processes import ProcessInfo, detect
 
-NOBODY = Place()
+NOBODY = ProcessInfo()
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
 
@@ -29,9 +29,9 @@ BY_HAND = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROC
     "flags, environment, expected",
     [
         (NOBODY, {}, None),
-        (Place("a:1", 2, 1), {}, Place("a:1", 2, 1)),
-        (NOBODY, BY_HAND, Place("a:1", 4, 3)),
-        (Place("b:2", 2, 0), BY_HAND, Place("b:2", 2, 0)),
+        (ProcessInfo("a:1", 2, 1), {}, ProcessInfo("a:1", 2, 1)),
+        (NOBODY, BY_HAND, ProcessInfo("a:1", 4, 3)),
+        (ProcessInfo("b:2", 2, 0), BY_HAND, ProcessInfo("b:2", 2, 0)),
         (NOBODY, BY_HAND | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
         (NOBODY, {"SLURM_STEP_NUM_TASKS": "16"}, NOBODY),
         (NOBODY, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "7"}, None),
@@ -41,16 +41,20 @@ BY_HAND = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROC
     ],
 )
 def test_a_process_finds_its_place(flags, environment, expected):
-    assert place(flags, environment) == expected
+    assert detect(flags, environment) == expected
 
 
 @pytest.mark.parametrize(
     "flags, words",
-    [(Place("a:1"), "go together"), (Place(None, 2, 0), "go together"), (Place("a:1", 2, 2), "--process=2")],
+    [
+        (ProcessInfo("a:1"), "go together"),
+        (ProcessInfo(None, 2, 0), "go together"),
+        (ProcessInfo("a:1", 2, 2), "--process=2"),
+    ],
 )
 def test_half_a_place_is_refused(flags, words):
     with pytest.raises(ConfigError, match=words):
-        place(flags, {})
+        detect(flags, {})
 
 
 def test_the_jobset_manifest_fits_its_published_schema_and_our_command():
@@ -60,7 +64,7 @@ def test_the_jobset_manifest_fits_its_published_schema_and_our_command():
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     container = job["template"]["spec"]["containers"][0]
     values = {variable["name"]: variable.get("value", "0") for variable in container["env"]}
-    assert place(NOBODY, values) == Place("gptjax-host-0-0.gptjax:1234", job["completions"], 0)
+    assert detect(NOBODY, values) == ProcessInfo("gptjax-host-0-0.gptjax:1234", job["completions"], 0)
     assert job["parallelism"] == job["completions"]
     container["portz"] = []
     with pytest.raises(jsonschema.ValidationError, match="portz"):

@@ -8,7 +8,7 @@ from typing import Any
 from gptjax.config.errors import CheckpointError, DataError
 from gptjax.core import schema
 from gptjax.core.files import write_atomic
-from gptjax.evals.held_out import COUNTS
+from gptjax.evals.held_out import COUNT_METRICS
 from gptjax.training.monitoring import goodput
 from gptjax.training.monitoring.goodput import Clock
 from gptjax.training.monitoring.writers import read_metrics
@@ -35,7 +35,7 @@ def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, flo
     """
     lines = read_metrics(workdir)
     compressed = {name: value for name, value in quality.items() if name.startswith(("gzip_", "xz_"))}
-    own = {name: value for name, value in quality.items() if name not in (*COUNTS, *compressed)}
+    own = {name: value for name, value in quality.items() if name not in (*COUNT_METRICS, *compressed)}
     return {
         "steps": steps,
         "tokens_per_second": statistics.median([line.get("tokens_per_second") or 0.0 for line in lines]),

@@ -98,7 +98,7 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 def state_of(config: ConfigDict, values: Values) -> TrainState:
     """A member's state at step 0."""
     own = with_values(config, values)
-    return initial(methods.model_of(own), optim.optimizer(own), own.seed)
+    return initial(methods.build_model(own), optim.optimizer(own), own.seed)
 
 
 def step_of(
@@ -115,7 +115,7 @@ def step_of(
     """
     own = with_values(config, values)
     limits, slices = guards.Limits(**own.guard), own.train.grad_accumulation
-    objective, optimizer = loss(own, methods.model_of(own)), optim.optimizer(own)
+    objective, optimizer = loss(own, methods.build_model(own)), optim.optimizer(own)
     curvature = twice_differentiable(own, objective, mesh)
     step = train_step(
         objective, optimizer, mesh, own.seed, drops_out(own), slices, limits, own.log.statistics, curvature

@@ -161,14 +161,14 @@ def is_whole(directory: Path, step: int) -> bool:
 def looking(job: TrainSetup, count: int) -> held_out.EvalStep:
     """Compiled `(all members' parameters, batch) -> metrics`, [M] each; see gptjax.evals.held_out.eval_step."""
     c = job.config
-    look = sharding.over_members(jax.vmap(lambda p, b: job.objective(p, b, None)[1], in_axes=(0, None)), count, (1,))
+    look = sharding.shard_members(jax.vmap(lambda p, b: job.objective(p, b, None)[1], in_axes=(0, None)), count, (1,))
     return jax.jit(look, compiler_options=kernels.compiler_options(c.model, c.train.dtype) or None)
 
 
 def begin(population: Population, written: Sequence[Checkpoints]) -> TrainState:
     """The states that the members go on from, or their first ones, [M, ...] on the devices."""
     job, count = population.first, len(population.jobs)
-    there = sharding.of_members(count)
+    there = sharding.member_sharding(count)
     if job.resumes_at:
         shapes = shapes_on(jax.eval_shape(loop.start_of(job)), sharding.replicated(job.mesh))
         found = [checkpoints.restore(shapes, job.resumes_at) for checkpoints in written]
@@ -195,7 +195,7 @@ def values_of(population: Population) -> Values:
     """What differs, on the devices, as it is at the step at which the members go on."""
     where, own = [job.workdir for job in population.jobs], population.members.values
     now = evolutions.values_at(population.first.resumes_at, where, own) if population.evolution else own
-    return jax.device_put(now, sharding.of_members(len(population.jobs)))
+    return jax.device_put(now, sharding.member_sharding(len(population.jobs)))
 
 
 def compiled_steps(population: Population, values: Values, states: TrainState) -> dict[tuple[int, int], Any]:
@@ -205,7 +205,7 @@ def compiled_steps(population: Population, values: Values, states: TrainState) -
     every = jax.vmap(partial(members.step_of, job.config, job.mesh), in_axes=(0, 0, of_batch))
     shared = (2,) if population.shared else ()
     options = kernels.compiler_options(job.config.model, job.config.train.dtype)
-    step = jax.jit(sharding.over_members(every, count, shared), donate_argnums=1, compiler_options=options or None)
+    step = jax.jit(sharding.shard_members(every, count, shared), donate_argnums=1, compiler_options=options or None)
     now, begins = batches.stage_of(int(job.resumes_at) + 1, job.stages), time.monotonic()
     compiled: dict[tuple[int, int], Any] = {}
     for stage in job.stages[job.stages.index(now) :]:
@@ -226,10 +226,10 @@ def shape_of(batch: dict[str, jax.Array]) -> tuple[int, int]:
 def placed(population: Population, index: int) -> dict[str, jax.Array]:
     """The batch of step `index` + 1 on the devices, one for all members or one each, [M, ...]."""
     if population.shared:
-        batch, there = population.first.train_batches[index], sharding.of_all_members(len(population.jobs))
+        batch, there = population.first.train_batches[index], sharding.shared_sharding(len(population.jobs))
     else:
         batch = batches.stacked([job.train_batches[index] for job in population.jobs])
-        there = sharding.of_members(len(population.jobs))
+        there = sharding.member_sharding(len(population.jobs))
     return dict(jax.device_put(dict(batch), there))
 
 
@@ -307,7 +307,7 @@ def select(
 ) -> tuple[Values, TrainState]:
     """Values and states after a selection by held-out loss, which is noted in each replaced member's directory."""
     assert population.evolution
-    job, there = population.first, sharding.of_members(len(population.jobs))
+    job, there = population.first, sharding.member_sharding(len(population.jobs))
     key = rng.key(job.config.seed, "evolution", step)
     choose = jax.jit(partial(evolutions.evolved, population.evolution), donate_argnums=(2, 3), out_shardings=None)
     losses_M = jax.device_put(np.array([own["loss"] for own in found], np.float32), there)
@@ -356,7 +356,7 @@ def qualities(
     """How well each member does batches of held-out text, all looked at by one program; see held_out.quality_of."""
     job = population.first
     params = jax.vmap(TrainState.eval_params)(states)
-    there = sharding.of_all_members(len(population.jobs))
+    there = sharding.shared_sharding(len(population.jobs))
     said = []
     for batch in some():
         said.append(jax.device_get(population.look(params, jax.device_put(dict(batch), there))))

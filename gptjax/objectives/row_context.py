@@ -9,13 +9,13 @@ import numpy as np
 from gptjax.data.token_sets import TokenSet
 from gptjax.data.tokenizers.specials import Specials
 from gptjax.data.tokenizers.tokenizers import Tokenizer
-from gptjax.objectives.objective import Reading
+from gptjax.objectives.objective import RowContext
 
-SOME = 8  # ids by which two texts are told apart
-TRIES = 20  # at another text than the one at hand, before the last one found is taken
+COMPARED_IDS = 8  # ids by which two texts are told apart
+MAX_TRIES = 20  # at another text than the one at hand, before the last one found is taken
 
 
-def reading(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: TokenSet) -> Reading:
+def make_row_context(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: TokenSet) -> RowContext:
     """What rows of a set are prepared with.
 
     Args:
@@ -29,7 +29,7 @@ def reading(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: Toke
         if not tokenizer.is_special_token(token):
             with suppress(KeyError):
                 texts[token] = tokenizer.decode_single_token_bytes(token)
-    return Reading(
+    return RowContext(
         specials=specials.ids,
         sentinels=specials.sentinels,
         begin=tuple(tokenizer.begin),
@@ -37,7 +37,7 @@ def reading(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: Toke
         is_text_V=np.array([bool(text) for text in texts]),
         begins_word_V=np.array([begins_word(text) for text in texts]),
         ends_sentence_V=np.array([ends_sentence(text) for text in texts]),
-        elsewhere=elsewhere(tokens),
+        elsewhere=other_text(tokens),
         options=options,
     )
 
@@ -52,7 +52,7 @@ def ends_sentence(text: bytes) -> bool:
     return text.rstrip().endswith((b".", b"!", b"?")) or b"\n" in text
 
 
-def elsewhere(tokens: TokenSet) -> Callable[[np.ndarray, int, np.random.Generator], np.ndarray]:
+def other_text(tokens: TokenSet) -> Callable[[np.ndarray, int, np.random.Generator], np.ndarray]:
     """`(ids, count, rng)`: so many ids, at most, in a row of a text of the set that does not begin with `ids`.
 
     Of a set that has no other one it is another place of the same text.
@@ -60,8 +60,8 @@ def elsewhere(tokens: TokenSet) -> Callable[[np.ndarray, int, np.random.Generato
     records_M2 = tokens.records()
 
     def drawn(ids: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        known = ids[:SOME]
-        for _ in range(TRIES):
+        known = ids[:COMPARED_IDS]
+        for _ in range(MAX_TRIES):
             start, stop = (int(at) for at in records_M2[rng.integers(len(records_M2))])
             if stop > start and not np.array_equal(tokens.read(start, min(start + len(known), stop)), known):
                 break

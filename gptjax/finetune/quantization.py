@@ -14,46 +14,46 @@ import jax.numpy as jnp
 
 from gptjax.config.errors import ConfigError
 from gptjax.finetune import paths
-from gptjax.finetune.methods import NOT_INSIDE
+from gptjax.finetune.methods import EXCLUDED_MODULES
 
 BLOCK = 64  # of nf4: numbers that share a scale (arXiv 2305.14314 section 3)
-LEAST_BLOCK = 16  # of fewer the scales, of four bytes each, would take half as much as their numbers, or more
+MIN_BLOCK = 16  # of fewer the scales, of four bytes each, would take half as much as their numbers, or more
 
 
-def by_column(shape: Sequence[int]) -> dict[str, Any]:
+def int8_options(shape: Sequence[int]) -> dict[str, Any]:
     """int8: q = round(w / s) in -127 ... 127, s = max|w| / 127 of each column (arXiv 2305.14314 eq. 1)."""
     # qwix's own 127.5 would put each column's largest number on the border between two roundings.
     longest = f"absmax,{127.5 / 127!r}"
-    return {"qtype": "int8", "channelwise_axes": all_but_rows(shape), "calibration_method": longest}
+    return {"qtype": "int8", "channelwise_axes": channelwise_axes(shape), "calibration_method": longest}
 
 
-def by_block(shape: Sequence[int]) -> dict[str, Any]:
+def nf4_options(shape: Sequence[int]) -> dict[str, Any]:
     """NF4: the nearest of the 16 levels of arXiv 2305.14314 appendix E to w / s, s = max|w| of a block of a column.
 
     The scales are float32, 4 bytes for 64 numbers; section 3 of the paper quantises them once more.
     """
     rows = len(shape) - 2
-    return {"qtype": "nf4", "channelwise_axes": all_but_rows(shape), "tiled_axes": {rows: block(shape[rows])}}
+    return {"qtype": "nf4", "channelwise_axes": channelwise_axes(shape), "tiled_axes": {rows: block_size(shape[rows])}}
 
 
-def all_but_rows(shape: Sequence[int]) -> list[int]:
+def channelwise_axes(shape: Sequence[int]) -> list[int]:
     """The axes of matrices [..., D, F] but D, along which a product sums."""
     return [axis for axis in range(len(shape)) if axis != len(shape) - 2]
 
 
-def block(rows: int) -> int:
+def block_size(rows: int) -> int:
     """How many of a column's numbers share a scale: 64, or where that does not divide them the largest divisor below
     it, or all of them where there is none of 16 or more.
     """
-    divisors = [size for size in range(LEAST_BLOCK, min(BLOCK, rows) + 1) if rows % size == 0]
+    divisors = [size for size in range(MIN_BLOCK, min(BLOCK, rows) + 1) if rows % size == 0]
     return max(divisors, default=rows)
 
 
 # `finetune.quantise`: what qwix is told, by the shape of matrices [..., D, F].
 QUANTIZERS: dict[str, Callable[[Sequence[int]], dict[str, Any]] | None] = {
     "none": None,
-    "int8": by_column,
-    "nf4": by_block,
+    "int8": int8_options,
+    "nf4": nf4_options,
 }
 
 
@@ -71,7 +71,7 @@ class Packed(flax.struct.PyTreeNode):
     rows: int = flax.struct.field(pytree_node=False)
 
 
-def packed(array: Any) -> Packed:
+def pack(array: Any) -> Packed:
     """A QArray [..., D, F] of nf4, packed."""
     D = array.shape[-2]
     padding = [(0, 0)] * (array.ndim - 2) + [(0, D % 2), (0, 0)]
@@ -79,14 +79,14 @@ def packed(array: Any) -> Packed:
     return Packed(numbers[..., ::2, :] | numbers[..., 1::2, :] << 4, array.scale, D)
 
 
-def unpacked(array: Packed) -> Any:
+def unpack(array: Packed) -> Any:
     """The other way round; its qvalue is uint8."""
     *leading, _, F = array.pairs.shape
     numbers = jnp.stack([array.pairs & 15, array.pairs >> 4], -2).reshape(*leading, -1, F)
-    return library("nf4").QArray(numbers[..., : array.rows, :], array.scale, None, "nf4")
+    return import_qwix("nf4").QArray(numbers[..., : array.rows, :], array.scale, None, "nf4")
 
 
-def library(how: str) -> Any:
+def import_qwix(how: str) -> Any:
     """qwix.
 
     Raises:
@@ -99,12 +99,12 @@ def library(how: str) -> Any:
     return qwix
 
 
-def is_inside(path: str) -> bool:
+def is_quantizable(path: str) -> bool:
     """Whether a parameter is a matrix, or several, of the model's inside: no table, norm, bias, router or head."""
-    return path.endswith("/kernel") and not NOT_INSIDE.search(path)
+    return path.endswith("/kernel") and not EXCLUDED_MODULES.search(path)
 
 
-def quantised(tree: Any, how: str) -> Any:
+def quantize(tree: Any, how: str) -> Any:
     """The tree with its matrices inside the model [..., D, F] as they are kept.
 
     Args:
@@ -117,28 +117,30 @@ def quantised(tree: Any, how: str) -> Any:
     """
     if QUANTIZERS[how] is None:
         return tree
-    return paths.nested({path: kept(x, how) if is_inside(path) else x for path, x in paths.flat(tree).items()})
+    return paths.nested(
+        {path: quantize_matrix(x, how) if is_quantizable(path) else x for path, x in paths.flat(tree).items()}
+    )
 
 
 @partial(jax.jit, static_argnums=1)
-def kept(matrix: jax.Array, how: str) -> Any:
+def quantize_matrix(matrix: jax.Array, how: str) -> Any:
     """One of them, int8 or nf4. Compiled always: the same operations one by one round otherwise."""
     told = QUANTIZERS[how]
     assert told is not None
-    found = library(how).quantize(matrix, **told(matrix.shape))
+    found = import_qwix(how).quantize(matrix, **told(matrix.shape))
     # Else XLA moves factors of the scales into products with them, which gives other bits than in another program.
     found = jax.lax.optimization_barrier(found)
-    return packed(found) if how == "nf4" else found
+    return pack(found) if how == "nf4" else found
 
 
-def dequantised(tree: Any) -> Any:
+def dequantize(tree: Any) -> Any:
     """The tree with float32 arrays in place of what `quantised` made, each where its numbers lie; all others are the
     tree's own.
     """
-    return paths.nested({path: _dequantised(leaf) for path, leaf in paths.flat(tree).items()})
+    return paths.nested({path: _dequantize(leaf) for path, leaf in paths.flat(tree).items()})
 
 
-def as_kept(tree: Any, how: str) -> Any:
+def quantize_dequantize(tree: Any, how: str) -> Any:
     """What `dequantised` gives of the tree when it is `quantised`, leaf by leaf; to the bit what a run computes with.
 
     Args:
@@ -150,34 +152,37 @@ def as_kept(tree: Any, how: str) -> Any:
     """
     if QUANTIZERS[how] is None:
         return tree
-    library(how)
+    import_qwix(how)
     return paths.nested(
-        {path: _round_trip(how, _place(x))(x) if is_inside(path) else x for path, x in paths.flat(tree).items()}
+        {
+            path: _round_trip(how, _sharding_of(x))(x) if is_quantizable(path) else x
+            for path, x in paths.flat(tree).items()
+        }
     )
 
 
-def restored(array: Any) -> jax.Array:
+def dequantize_matrix(array: Any) -> jax.Array:
     """float32 [..., D, F] of one matrix as it is kept."""
-    whole = unpacked(array) if isinstance(array, Packed) else array
-    return library("int8").dequantize(whole)
+    whole = unpack(array) if isinstance(array, Packed) else array
+    return import_qwix("int8").dequantize(whole)
 
 
-def _dequantised(leaf: Any) -> Any:
+def _dequantize(leaf: Any) -> Any:
     if isinstance(leaf, Packed):
-        return _restore(_place(leaf.pairs))(leaf)
-    return _restore(_place(leaf.qvalue))(leaf) if hasattr(leaf, "qvalue") else leaf
+        return _jit_dequantize(_sharding_of(leaf.pairs))(leaf)
+    return _jit_dequantize(_sharding_of(leaf.qvalue))(leaf) if hasattr(leaf, "qvalue") else leaf
 
 
-def _place(x: Any) -> Any:
+def _sharding_of(x: Any) -> Any:
     """Where an array lies; None of what is traced, and of what lies on no device."""
     return x.sharding if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) else None
 
 
 @cache
-def _restore(there: Any) -> Any:
-    return jax.jit(restored, out_shardings=there)
+def _jit_dequantize(there: Any) -> Any:
+    return jax.jit(dequantize_matrix, out_shardings=there)
 
 
 @cache
 def _round_trip(how: str, there: Any) -> Any:
-    return jax.jit(lambda matrix: restored(kept(matrix, how)), out_shardings=there)
+    return jax.jit(lambda matrix: dequantize_matrix(quantize_matrix(matrix, how)), out_shardings=there)

@@ -15,7 +15,7 @@ from conftest import BASE, ROOT, overrides, plan, tiny_config, train
 import gptjax
 from gptjax import convert, optim, sharding
 from gptjax.config.errors import ConfigError
-from gptjax.finetune import methods, paths, quantised
+from gptjax.finetune import methods, paths, quantization
 from gptjax.objectives.causal import causal
 from gptjax.runs import adapters
 from gptjax.runs.checkpoints import Checkpoints
@@ -42,8 +42,8 @@ def kernel(*shape):
 
 def one(x, how):
     """A matrix as it is kept, and as it is computed with."""
-    kept = quantised.quantised({"up": {"kernel": jnp.asarray(x)}}, how)
-    return kept["up"]["kernel"], np.asarray(quantised.dequantised(kept)["up"]["kernel"])
+    kept = quantization.quantize({"up": {"kernel": jnp.asarray(x)}}, how)
+    return kept["up"]["kernel"], np.asarray(quantization.dequantize(kept)["up"]["kernel"])
 
 
 @pytest.mark.parametrize("shape", [(128, 5), (3, 16, 6), (2, 3, 8, 4)])
@@ -68,12 +68,12 @@ def test_nf4_vs_reference(shape, block):
     index = np.abs(LEVELS - (blocks / scale)[..., None]).argmin(-1)
     assert kept.pairs.dtype == jnp.uint8 and kept.pairs.shape == (*leading, (D + 1) // 2, F)
     assert kept.scale.shape == (*leading, D // block, F)
-    np.testing.assert_array_equal(quantised.unpacked(kept).qvalue, index.reshape(shape))
+    np.testing.assert_array_equal(quantization.unpack(kept).qvalue, index.reshape(shape))
     np.testing.assert_array_equal(back, (LEVELS[index] * scale).reshape(shape))
 
 
 def test_blocks_divide_columns():
-    assert {rows: quantised.block(rows) for rows in (8, 16, 48, 64, 768, 1000, 1018)} == {
+    assert {rows: quantization.block_size(rows) for rows in (8, 16, 48, 64, 768, 1000, 1018)} == {
         8: 8, 16: 16, 48: 48, 64: 64, 768: 64, 1000: 50, 1018: 1018,
     }  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_blocks_divide_columns():
 def test_the_bytes_at_rest(how, share):
     """As XLA lays them out, too."""
     tree = {"block_0": {"up": {"kernel": kernel(768, 512)}}}
-    kept = quantised.quantised(tree, how)
+    kept = quantization.quantize(tree, how)
     held = jax.jit(lambda tree: tree).lower(kept).compile().memory_analysis().argument_size_in_bytes
     counted = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
     assert held / (768 * 512 * 4) == pytest.approx(share, rel=1e-3)
@@ -131,7 +131,7 @@ def test_matrices_of_the_inside_alone_are_quantised_and_no_step_changes_them(how
     base = gptjax.load(trained)
     config = qlora(trained, "", how, schedule_name="constant").copy_and_resolve_references()
     config.model = base.config.model
-    model, optimizer, mesh = methods.model_of(config), optim.optimizer(config), sharding.make_mesh()
+    model, optimizer, mesh = methods.build_model(config), optim.optimizer(config), sharding.make_mesh()
     there = sharding.replicated(mesh)
     state = jax.jit(lambda base: starting_from(base, model, optimizer, config), out_shardings=there)(base.params)
     leaves = paths.flat(state.frozen)
@@ -161,7 +161,7 @@ def test_what_is_loaded_is_what_training_ended_with(how, tuned, trained):
     np.testing.assert_array_equal(run.logits(ids), dataclasses.replace(run, params=params).logits(ids))
     there, now = paths.flat(base.params), paths.flat(run.params)
     changed = {path for path in there if not np.array_equal(there[path], now[path])}
-    assert changed == {path for path in there if quantised.is_inside(path)}
+    assert changed == {path for path in there if quantization.is_quantizable(path)}
     for path in changed:
         np.testing.assert_array_equal(now[path], one(there[path], how)[1])
 
@@ -255,6 +255,6 @@ def test_a_missing_library_is_one_line(call, tuned, trained, text_file, tmp_path
     told = "finetune.quantise=nf4 needs qwix: pip install 'gptjax[quant]'"
     assert call(train, f"--config={BASE}", f"--workdir={tmp_path / 'run'}", *own).refusal() == told
     assert not (tmp_path / "run").exists()
-    quantised._round_trip.cache_clear()
+    quantization._round_trip.cache_clear()
     with pytest.raises(ConfigError, match="needs qwix"):
         gptjax.load(workdir)
