@@ -178,7 +178,7 @@ INTERCEPTORS: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
     (ExpertLinear, "__call__"): expert_kernels,
     (Attention, "__call__"): attention,
     (Attention, "across"): cross_attention,
-    (Attention, "sight"): spec,
+    (Attention, "spec"): spec,
     (MLP, "__call__"): mlp,
     (Experts, "__call__"): mlp,
     (TokenEmbedding, "__call__"): token_embedding,
