@@ -28,7 +28,7 @@ def next_sentence(row: Arrays, reading: RowContext, rng: np.random.Generator) ->
     cut = int(rng.integers(1, len(text)))
     first, second, label = text[:cut], text[cut:], int(rng.integers(2))
     if label:
-        drawn = reading.elsewhere(row["inputs_BT"][rows.text_slices(row)[0]], len(second), rng)
+        drawn = reading.other_text(row["inputs_BT"][rows.text_slices(row)[0]], len(second), rng)
         second = drawn[reading.is_text_V[drawn]]
     opening, closing = ([reading.specials[name]] for name in ("class", "separator"))
     of_first = np.concatenate([opening, first, closing])

@@ -1,4 +1,4 @@
-"""What an objective is: how rows of text are prepared for it on the host, and the loss that a model is asked for."""
+"""Definition of an objective: the transform of its rows of text, on the host, and the loss of a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,38 +13,37 @@ Loss = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Arr
 
 
 class RowContext(NamedTuple):
-    """What rows are prepared with; gptjax.objectives.row_context makes it."""
+    """Tokenizer and token set as row transforms read them; see gptjax.objectives.row_context."""
 
-    specials: Mapping[str, int]  # ids that stand for no text, by what they are for
-    sentinels: Sequence[int]  # ids that stand for spans that are left out, in order
+    specials: Mapping[str, int]  # special ids by purpose
+    sentinels: Sequence[int]  # ids that replace removed spans, in order
     begin: tuple[int, ...]  # ids that documents begin with
     end: int | None  # the id that ends a document
-    is_text_V: np.ndarray  # whether an id stands for text, bool; the three are as long as there are ids
-    begins_word_V: np.ndarray  # whether a word begins with that id
-    ends_sentence_V: np.ndarray  # whether a sentence ends with that id
-    elsewhere: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]  # ids of a text with other ids, so many
+    is_text_V: np.ndarray  # True for ids that stand for text, bool; as the next two of the size of the vocabulary
+    begins_word_V: np.ndarray  # True for ids that a word begins with
+    ends_sentence_V: np.ndarray  # True for ids that a sentence ends with
+    other_text: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]  # see gptjax.objectives.row_context
     options: Any  # `config.objective`
 
 
-# A row as the layout gives it (a gptjax.data.layouts.Batch without B); other keys may come back. What draws is a
-# function of seed, epoch and the row's number, so that a row is one too.
+# A row as the layout gives it (a gptjax.data.layouts.Batch without B); the transformed row may have other keys. The
+# generator depends on seed, epoch and the row's index alone, so that a row does too.
 Arrays = dict[str, np.ndarray]
 Row = Callable[[Arrays, RowContext, np.random.Generator], Arrays]
 
 
 class Objective(NamedTuple):
-    """One of gptjax.objectives.OBJECTIVES.
+    """A row of gptjax.objectives.OBJECTIVES.
 
     Attributes:
-      loss: the loss of a model, with the options in `config.objective`.
-      kinds: of models that it can train; see gptjax.models.kind.
-      row: how a row of text is prepared; None: as the layout gives it.
-      specials: which ids it needs besides text's: keys of gptjax.data.tokenizers.specials.COMMON_NAMES, "sentinels",
-      "end".
-      tasks: which task heads (`config.model.task`) it asks; empty: none.
-      layouts: which layouts' rows it reads; empty: any.
-      after: with which other objectives' rows its own go together; they are prepared first.
-      weights: the batch's weights that its sums are by.
+      loss: builds the loss of a model, with the options in `config.objective`.
+      kinds: kinds of models that it can train; see gptjax.models.kind.
+      row: transform of a row of text; None: rows stay as the layout gives them.
+      specials: special ids that it needs: keys of gptjax.data.tokenizers.specials.COMMON_NAMES, "sentinels", "end".
+      tasks: task heads (`config.model.task`) that it trains; empty: none.
+      layouts: layouts whose rows it reads; empty: any.
+      after: objectives whose row transforms it can be combined with; theirs are applied first.
+      weights: name of the batch's weights that its sums are weighted by.
     """
 
     loss: Callable[[nn.Module, Any], Loss]
@@ -61,25 +60,25 @@ ONE_TEXT = ("flat", "examples")  # layouts of which a row is one text
 
 
 def weighted_sum(losses: Mapping[str, Loss], factors: Mapping[str, float]) -> Loss:
-    """The sum of several losses by their factors: multi-task learning.
+    """Returns the sum of several losses, each times its factor: multi-task learning.
 
-    Metrics of each have its name before them; "loss" is the sum of theirs by the same factors. Of a single loss with
-    the factor 1 nothing changes.
+    Metrics get the name of their loss as a prefix; "loss" is the sum of the "loss" metrics, each times its factor. A
+    single loss with the factor 1 is returned as it is.
 
     Args:
-      losses: by name.
-      factors: of each.
+      losses: losses by name.
+      factors: factors by name.
     """
     if list(factors.values()) == [1.0]:
         return next(iter(losses.values()))
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # All with the same key: where two losses ask a model the same, it is computed once.
-        found = {name: one(params, batch, rng) for name, one in losses.items()}
-        own = {f"{name}_{key}": value for name, (_, metrics) in found.items() for key, value in metrics.items()}
-        lowered, judged = jnp.zeros(()), jnp.zeros(())
-        for name, (one, metrics) in found.items():
-            lowered, judged = lowered + factors[name] * one, judged + factors[name] * metrics["loss"]
-        return lowered, {"loss": judged} | own
+        # All with the same key: what two losses share is computed once.
+        outputs = {name: loss_fn(params, batch, rng) for name, loss_fn in losses.items()}
+        prefixed = {f"{name}_{key}": value for name, (_, metrics) in outputs.items() for key, value in metrics.items()}
+        total, total_metric = jnp.zeros(()), jnp.zeros(())
+        for name, (value, metrics) in outputs.items():
+            total, total_metric = total + factors[name] * value, total_metric + factors[name] * metrics["loss"]
+        return total, {"loss": total_metric} | prefixed
 
     return loss

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name: optax chains, made from `config.optimizer` and `config.schedule`."""
+"""Optimizers and schedules by name: optax chains built from `config.optimizer` and `config.schedule`."""
 
 from gptjax.optim.averaging import eval_params, has_eval_params
 from gptjax.optim.optimizers import OPTIMIZERS, optimizer, weight_decay_mask

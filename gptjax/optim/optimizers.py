@@ -1,7 +1,7 @@
-"""Optimizers by name: optax chains, made from a whole run's config. Weight decay is decoupled in all of them.
+"""Optimizers by name: optax chains built from a run's config. Weight decay is decoupled in all of them.
 
-What an optimizer does to a parameter is decided by the parameter's name, never by its number of dimensions, so that
-stacking layers changes nothing.
+A parameter's name decides how an optimizer treats it, never its number of dimensions, so that stacked layers are
+trained as separate ones are.
 """
 
 import math
@@ -21,24 +21,24 @@ from gptjax.optim.update_rules import with_update_rules
 
 
 def path_names(path: Any) -> list[str]:
-    """("block_0", "mlp", "up", "kernel") of a leaf's path in the parameters."""
+    """Returns the names on a leaf's path in the parameters, such as ["block_0", "mlp", "up", "kernel"]."""
     return [key.key for key in path]
 
 
 def weight_decay_mask(params: Any) -> Any:
-    """True for each matrix and embedding, by name: those that weight decay acts on. Stacking layers changes no name."""
+    """Returns a tree of booleans: True for each matrix and embedding, by name. Weight decay acts on these."""
     return jax.tree_util.tree_map_with_path(lambda path, p: path_names(path)[-1] in ("kernel", "embedding"), params)
 
 
 def hidden_matrix_mask(params: Any) -> Any:
-    """True for each matrix but the head's: those that turn hidden features into hidden features."""
+    """Returns a tree of booleans: True for each matrix but the head's: those between hidden features."""
     return jax.tree_util.tree_map_with_path(
         lambda path, p: path_names(path)[-1] == "kernel" and "head" not in path_names(path), params
     )
 
 
 def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner`, which reads the shape of a leaf, on each layer of the leaves that `scan_layers` stacks by itself."""
+    """Applies `inner`, which depends on a leaf's shape, to each layer of leaves that `scan_layers` stacks."""
 
     def labels(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -55,10 +55,10 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def scale_by_width(config: Any, orthogonal: bool = False) -> optax.GradientTransformation:
-    """Updates times what the model's parametrisation asks for each parameter.
+    """Scales updates by the model parametrization's learning rate factor of each parameter.
 
-    Weight decay comes behind it, and is per unit of the rate that is not so changed: the product of the two is to be
-    the same at any width (arXiv 2309.14322, section 3.2.1; so does the authors' own package, mup).
+    Weight decay follows it in the chain and is not scaled: learning rate times weight decay is to be the same at any
+    width (arXiv 2309.14322, section 3.2.1; as in the authors' package, mup).
     """
 
     def scaled(updates: Any, params: Any = None) -> Any:
@@ -69,13 +69,13 @@ def scale_by_width(config: Any, orthogonal: bool = False) -> optax.GradientTrans
 
 
 def decay_and_scale(config: Any, rate: Schedule, orthogonal: bool = False) -> list[optax.GradientTransformation]:
-    """The end of a chain: p - rate * (update + weight_decay * p), with decay on matrices only."""
+    """Returns the end of a chain: p - rate * (update + weight_decay * p), with decay on matrices only."""
     decay = optax.add_decayed_weights(config.optimizer.weight_decay, weight_decay_mask)
     return [scale_by_width(config, orthogonal), decay, optax.scale_by_learning_rate(rate)]
 
 
 def adamw_with_schedule(config: Any, rate: Schedule) -> optax.GradientTransformation:
-    """AdamW at a rate of one's own."""
+    """AdamW with the given learning rate schedule."""
     c = config.optimizer
     return optax.chain(optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon), *decay_and_scale(config, rate))
 
@@ -86,12 +86,12 @@ def adamw(config: Any) -> optax.GradientTransformation:
 
 
 def muon(config: Any) -> optax.GradientTransformation:
-    """Muon (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024), and AdamW off hidden matrices.
+    """Muon (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024); AdamW on all but hidden matrices.
 
-    A matrix's update is its momentum with all singular values made about 1 (five Newton-Schulz steps), times
+    A matrix's update is its momentum with all singular values set to about 1 (five Newton-Schulz steps), times
     0.2 sqrt(max(rows, columns)): its root mean square is then near AdamW's (arXiv 2502.16982, eq. 4), so that one
-    learning rate serves both. Layers and experts that are stacked are batches of matrices; queries, keys and values
-    that share a kernel are one.
+    learning rate serves both. Stacked layers and experts are batches of matrices. Queries, keys and values that share
+    a kernel are one matrix.
     """
     c = config.optimizer
     adam_rate = schedule(config, c.adam_learning_rate)
@@ -104,32 +104,33 @@ def muon(config: Any) -> optax.GradientTransformation:
         "adamw": adamw_with_schedule(config, adam_rate),
     }
     return optax.partition(
-        parts, lambda params: jax.tree.map(lambda own: "muon" if own else "adamw", hidden_matrix_mask(params))
+        parts,
+        lambda params: jax.tree.map(lambda is_hidden: "muon" if is_hidden else "adamw", hidden_matrix_mask(params)),
     )
 
 
 def muon_dimension_numbers(updates: Any) -> Any:
-    """Where Muon finds its matrices: rows and columns are the last two axes, those before count matrices."""
+    """Returns Muon's dimension numbers: the last two axes are rows and columns, those before are batch axes."""
     return jax.tree.map(lambda u: contrib.MuonDimensionNumbers(u.ndim - 2, u.ndim - 1), updates)
 
 
 def match_adam_rms(updates: Any, params: Any) -> Any:
-    """Orthogonal matrices scaled to a root mean square of 0.2, near that of AdamW's updates (arXiv 2502.16982, 2.2)."""
+    """Scales orthogonal matrices to a root mean square of 0.2, near that of AdamW's updates (arXiv 2502.16982, 2.2)."""
     return jax.tree.map(lambda u: 0.2 * math.sqrt(max(u.shape[-2:])) * u, updates)
 
 
 def lion(config: Any) -> optax.GradientTransformation:
-    """Lion (arXiv 2302.06675, program 1): the sign of a mean of gradients. Memory: one copy of the parameters."""
+    """Lion (arXiv 2302.06675, program 1): the sign of the momentum. State: one copy of the parameters."""
     c = config.optimizer
     return optax.chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2), *decay_and_scale(config, schedule(config)))
 
 
 def adafactor(config: Any) -> optax.GradientTransformation:
-    """Adafactor (arXiv 1804.04235, algorithms 4 and 5): rows' and columns' means in place of all squared gradients.
+    """Adafactor (arXiv 1804.04235, algorithms 4 and 5): second moments factored into means of rows and of columns.
 
-    The learning rate is relative: a step is about that times the root mean square of the parameter. Its decay of
-    squared gradients is 1 - t^-0.8 and its epsilons are 1e-30 and 1e-3, as in section 9. Matrices with a side below
-    128 keep all their squares.
+    The learning rate is relative: a step is about that times the root mean square of the parameter. The decay of the
+    second moments is 1 - t^-0.8 and the epsilons are 1e-30 and 1e-3, as in section 9. Matrices with a side below 128
+    are not factored.
     """
     # Not optax.adafactor: its decay would not follow the learning rate.
     by_leaf = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
@@ -139,11 +140,12 @@ def adafactor(config: Any) -> optax.GradientTransformation:
 def sophia(config: Any) -> optax.GradientTransformation:
     """Sophia-H (arXiv 2305.14342, algorithms 1 and 3), with optax's bias correction of the momentum.
 
-    Every `hessian_every_steps` its update differentiates `obj_fn`, which the train step hands it, twice along a random
-    direction of signs. An estimate counts from the following step on: the first step is one by sign.
+    Every `hessian_every_steps` its update estimates the Hessian's diagonal: it differentiates `obj_fn`, which the train
+    step passes, twice along a random direction of signs. An estimate is used from the following step on, so the first
+    update is the sign of the momentum.
     """
     c = config.optimizer
-    key = jax.random.key_data(rng.key(config.seed, "hessian"))  # orbax saves numbers
+    key = jax.random.key_data(rng.key(config.seed, "hessian"))  # Orbax saves no typed keys
     return contrib.sophia(
         schedule(config),
         b1=c.beta1,
@@ -158,14 +160,14 @@ def sophia(config: Any) -> optax.GradientTransformation:
 
 
 def schedule_free(config: Any) -> optax.GradientTransformation:
-    """Schedule-free AdamW (arXiv 2405.15682, algorithm 1): no decay of the learning rate, an average answers instead.
+    """Schedule-free AdamW (arXiv 2405.15682, algorithm 1): averages parameters instead of decaying the learning rate.
 
-    Gradients are taken at y, which the train state holds as its parameters; `answering` gives x, the average.
+    Gradients are taken at y, which the train state holds as its parameters; `eval_params` gives x, the average.
     """
     c, rate = config.optimizer, schedule(config)
-    # AdamW without its momentum, whose place the averaging takes.
+    # AdamW without momentum, which the averaging replaces.
     squares = optax.scale_by_rms(c.beta2, c.epsilon, eps_in_sqrt=False, bias_correction=True)
-    # It counts from 1, and weighs z by the rate of its newest step.
+    # optax counts steps from 1, and weighs z by the learning rate of its newest step.
     return contrib.schedule_free(
         optax.chain(squares, *decay_and_scale(config, rate)), lambda count: rate(count - 1), b1=c.beta1
     )
@@ -182,10 +184,10 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 
 def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a whole run's config: clipping by global norm, the named update on its schedule, fine-tuning's,
-    and a mean beside it.
+    """Builds the optimizer of a run's config: clipping by global norm, the named optimizer on its schedule, the update
+    rules of fine-tuning, and the moving average.
 
-    Its `update` may be told `obj_fn`, the step's loss as a function of the parameters; only "sophia" needs it.
+    Its `update` takes `obj_fn`, the step's loss as a function of the parameters; only "sophia" needs it.
     """
     clip = config.optimizer.clip_norm
     clipping = optax.identity() if is_off(clip) else optax.clip_by_global_norm(clip)

@@ -1,8 +1,8 @@
 """Schedules by name: the learning rate as a function of the step, made from `config.schedule`.
 
-Each takes the peak, `config.schedule` and the run's steps, and rises linearly from zero over `warmup_steps`. All that
-they read of these may be traced, so that runs which differ in it can be one program
-(gptjax.training.population.members). Making a schedule allocates nothing: all is computed where a step is asked for.
+Each takes the peak, `config.schedule` and the number of steps of the run, and rises linearly from zero over
+`warmup_steps`. These values may be traced, so that one program trains runs that differ in them
+(gptjax.training.population.members). Building a schedule allocates no arrays: it computes only when it is called.
 """
 
 from collections.abc import Callable
@@ -14,41 +14,41 @@ Schedule = Callable[[Any], Any]
 
 
 def interpolate(start: Any, end: Any, steps: Any) -> Schedule:
-    """Straight from start to end in so many steps, at least one, then the end."""
+    """Linear from start to end over `steps` (at least one), constant after them."""
 
-    def at(count: Any) -> Any:
-        left = 1 - jnp.clip(count / jnp.maximum(steps, 1), 0, 1)
-        return (start - end) * left + end
+    def value(count: Any) -> Any:
+        remaining = 1 - jnp.clip(count / jnp.maximum(steps, 1), 0, 1)
+        return (start - end) * remaining + end
 
-    return at
+    return value
 
 
 def with_warmup(peak: Any, steps: Any, after: Schedule) -> Schedule:
     """Linear from zero to the peak over `steps`, then `after`, which counts from there; no warm-up for 0 steps."""
-    rising = interpolate(0.0, peak, steps)
-    return lambda count: jnp.where(count < steps, rising(count), after(count - steps))
+    warmup = interpolate(0.0, peak, steps)
+    return lambda count: jnp.where(count < steps, warmup(count), after(count - steps))
 
 
 def decay_end(config: Any, steps: int) -> Any:
-    """The step at which the decay ends: `decay_steps`, but never before the warm-up is over."""
-    ends = steps if config.decay_steps is None else config.decay_steps
-    return jnp.maximum(ends, config.warmup_steps + 1)
+    """Returns the step at which the decay ends: `decay_steps`, but never before the warm-up is over."""
+    end = steps if config.decay_steps is None else config.decay_steps
+    return jnp.maximum(end, config.warmup_steps + 1)
 
 
 def cosine(peak: Any, config: Any, steps: int) -> Schedule:
-    """Linear warm-up to the peak, half a cosine down to its final fraction (arXiv 1608.03983, eq. 5), then that."""
+    """Linear warm-up to the peak, half a cosine to its final fraction (arXiv 1608.03983, eq. 5), constant after."""
     final = config.final_fraction
 
     def after(since: Any) -> Any:
         decay = decay_end(config, steps) - config.warmup_steps
-        falls = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(since / decay, 1)))
-        return peak * ((1 - final) * falls + final)
+        factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(since / decay, 1)))
+        return peak * ((1 - final) * factor + final)
 
     return with_warmup(peak, config.warmup_steps, after)
 
 
 def linear(peak: Any, config: Any, steps: int) -> Schedule:
-    """Linear warm-up to the peak, a straight line down to its final fraction (arXiv 1810.04805, A.2), then that."""
+    """Linear warm-up to the peak, linear decay to its final fraction (arXiv 1810.04805, A.2), constant after."""
 
     def after(since: Any) -> Any:
         return interpolate(peak, peak * config.final_fraction, decay_end(config, steps) - config.warmup_steps)(since)
@@ -95,11 +95,11 @@ SCHEDULES: dict[str, Callable[[Any, Any, int], Schedule]] = {
 
 
 def schedule(config: Any, peak: Any = None) -> Schedule:
-    """Learning rate as a function of the step, for a whole run's config.
+    """Builds the learning rate schedule of a run's config.
 
     Args:
-      config: of the run.
-      peak: the highest rate; None: `config.optimizer.learning_rate`.
+      config: config of the run.
+      peak: the highest learning rate; None: `config.optimizer.learning_rate`.
     """
-    highest = config.optimizer.learning_rate if peak is None else peak
-    return SCHEDULES[config.schedule.name](highest, config.schedule, config.train.steps)
+    peak = config.optimizer.learning_rate if peak is None else peak
+    return SCHEDULES[config.schedule.name](peak, config.schedule, config.train.steps)
