@@ -1,9 +1,9 @@
-"""Objectives: what a batch asks of the parameters. `(params, batch, rng) -> (loss, metrics)`.
+"""Training objectives by name: `(params, batch, rng) -> (loss, metrics)`.
 
-The loss is what training lowers; `metrics["loss"]` is its part that says how well the batch was predicted, and that
-evaluation reads. All are sums over the batch by weight, not means: whoever differentiates divides each kind of weight
-by its sum over the whole batch first (`shared_out`), so that slices of a batch add up to exactly the batch, however
-their weights fall.
+Training minimizes the loss; `metrics["loss"]` is the part of it that measures how well the batch is predicted, and that
+evaluation reports. All are weighted sums over the batch, not means: the train step first divides each kind of weight by
+its sum over the whole batch (`normalize_weights`), so that slices of a batch add up to exactly the batch, however the
+weights are distributed.
 """
 
 import itertools
@@ -66,14 +66,14 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-# What the keys of `config.objective` choose among.
+# Choices of the keys of `config.objective`.
 CHOICES: dict[str, Mapping[str, Any]] = {
     "objective.masking": MASKINGS,
     "objective.corruption": CORRUPTIONS,
     "objective.adversarial": ATTACKS,
 }
 
-# Every key of `config.objective`, with values that change nothing: of runs that were imported.
+# Every key of `config.objective`, with the values of imported runs.
 NEUTRAL_OPTIONS: dict[str, Any] = dict(
     label_smoothing=0.0, z_loss=0.0, mask_rate=0.15, masking="token", corruption="spans", mean_span=3.0,
     permute_sentences=False, fim_rate=0.5, fim_spm=0.5, temperature=0.05, teacher="",
@@ -82,83 +82,83 @@ NEUTRAL_OPTIONS: dict[str, Any] = dict(
 
 
 def parse_objective(chosen: str) -> list[tuple[str, float]]:
-    """The objectives that `config.train.objective` names, each with its factor: of "masked + 0.5*next_sentence" two.
+    """Parses `config.train.objective`, such as "masked + 0.5*next_sentence", into names and factors.
 
     Raises:
-      ConfigError: it is not of that form.
+      ConfigError: it is not a sum of objectives.
     """
-    found = []
+    terms = []
     for part in chosen.split("+"):
         match = re.fullmatch(r"\s*(?:([0-9.]+)\s*\*\s*)?(\w+)\s*", part)
         if not match:
             raise ConfigError(f"train.objective is {chosen!r}; it must be like causal, or masked + 0.5*next_sentence")
-        found.append((match[2], float(match[1] or 1)))
-    return found
+        terms.append((match[2], float(match[1] or 1)))
+    return terms
 
 
 def loss(config: Any, model: nn.Module) -> Loss:
-    """What a run of this config lowers."""
+    """Builds the loss of a run of this config."""
     factors = dict(parse_objective(config.train.objective))
     losses = {name: OBJECTIVES[name].loss(model, config.objective) for name in factors}
     return adversarial(weighted_sum(losses, factors), model, config.objective)
 
 
-def mean_metrics(chosen: str, sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """A loss's metrics as means.
+def mean_metrics(objective: str, sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Computes means of a loss's metrics.
 
     Args:
-      chosen: `config.train.objective`.
-      sums: metrics over batches, by weights as they are.
+      objective: `config.train.objective`.
+      sums: weighted sums of the metrics over batches, by weights that are not normalized.
       weights: the sum of each kind of weight, by its name in a batch.
 
     Returns:
-      the metrics; of several objectives each one's, and as "loss" the sum by their factors.
+      The metrics. With several objectives those of each, and "loss" is the sum of theirs times their factors.
     """
-    found = parse_objective(chosen)
-    by_name = {name: weights[OBJECTIVES[name].weights] for name, _ in found}
-    if list(dict(found).values()) == [1.0]:
-        return {name: value / by_name[found[0][0]] for name, value in sums.items()}
-    each = {
+    terms = parse_objective(objective)
+    by_name = {name: weights[OBJECTIVES[name].weights] for name, _ in terms}
+    if list(dict(terms).values()) == [1.0]:
+        return {name: value / by_name[terms[0][0]] for name, value in sums.items()}
+    means = {
         key: value / weight
         for name, weight in by_name.items()
         for key, value in sums.items()
         if key.startswith(f"{name}_")
     }
-    return {"loss": sum(factor * each[f"{name}_loss"] for name, factor in found)} | each
+    return {"loss": sum(factor * means[f"{name}_loss"] for name, factor in terms)} | means
 
 
 def row_transform(config: Any) -> Row | None:
-    """How a row of text is prepared for the objectives of a config; None: as the layout gives it."""
-    chosen = [OBJECTIVES[name] for name, _ in parse_objective(config.train.objective)]
-    found = [one.row for one in sorted(chosen, key=lambda one: len(one.after)) if one.row is not None]
+    """Returns the transform of a row of text for the objectives of a config; None: rows are not transformed."""
+    objectives = [OBJECTIVES[name] for name, _ in parse_objective(config.train.objective)]
+    transforms = [one.row for one in sorted(objectives, key=lambda one: len(one.after)) if one.row is not None]
 
-    def prepared(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
-        for prepare in found:
-            row = prepare(row, reading, rng)
+    def transform(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
+        for one in transforms:
+            row = one(row, context, rng)
         return row
 
-    return prepared if found else None
+    return transform if transforms else None
 
 
 def set_transform(config: Any, tokenizer: Tokenizer) -> Callable[[TokenSet], Callable[[Arrays, Any], Arrays] | None]:
-    """`set -> ((row, rng) -> row)`, or None for rows as the layout gives them; see gptjax.data.Data.rows."""
-    row = row_transform(config)
-    known = special_ids(config, tokenizer) if row else None
+    """Returns `set -> ((row, rng) -> row)`, or None for rows as the layout gives them; see gptjax.data.Data.rows."""
+    transform = row_transform(config)
+    specials = special_ids(config, tokenizer) if transform else None
 
-    def of_set(tokens: TokenSet) -> Callable[[Arrays, Any], Arrays] | None:
-        if row is None or known is None:
+    def for_set(tokens: TokenSet) -> Callable[[Arrays, Any], Arrays] | None:
+        if transform is None or specials is None:
             return None
-        facts = make_row_context(tokenizer, known, config.objective, tokens)
-        return lambda arrays, rng: row(arrays, facts, rng)
+        context = make_row_context(tokenizer, specials, config.objective, tokens)
+        return lambda row, rng: transform(row, context, rng)
 
-    return of_set
+    return for_set
 
 
 def special_ids(config: Any, tokenizer: Tokenizer) -> Specials:
-    """The ids that the objectives of a config need besides text's; a model has to know `vocabulary` ids.
+    """Returns the special ids that the objectives of a config need; the model's vocabulary has to include them.
 
     Raises:
-      DataError: the tokenizer has no end of text, and one of them needs it.
+      DataError: an objective needs an end of text, and the tokenizer has none.
     """
     names = [name for one, _ in parse_objective(config.train.objective) for name in OBJECTIVES[one].specials]
     contexts = [config.data.context, *(stage[2] for stage in config.data.stages)]
@@ -167,7 +167,7 @@ def special_ids(config: Any, tokenizer: Tokenizer) -> Specials:
 
 
 def problems(config: Any, kind: str) -> Iterator[str]:
-    """What is wrong with the objectives of a config whose model is of that kind, one line each."""
+    """Yields a line for each problem of the objectives of a config, for a model of that kind."""
     names = [name for name, _ in parse_objective(config.train.objective)]
     for name in names:
         if name not in OBJECTIVES:
@@ -178,7 +178,7 @@ def problems(config: Any, kind: str) -> Iterator[str]:
             wanted = " or ".join(sorted(one.kinds))
             yield f"train.objective={name} is for {wanted} models, and {config.model.arch} is a kind of {kind}"
         if one.tasks and config.model.task not in one.tasks:
-            yield f"train.objective={name} asks a task head, and model.task is {config.model.task}, not {one.tasks[0]}"
+            yield f"train.objective={name} needs a task head, and model.task is {config.model.task}, not {one.tasks[0]}"
         if one.layouts and config.data.layout not in one.layouts:
             wanted = " or ".join(one.layouts)
             yield f"train.objective={name} reads rows of one text, data.layout={wanted}, not {config.data.layout}"
@@ -192,18 +192,18 @@ def problems(config: Any, kind: str) -> Iterator[str]:
 
 
 def form_problems(config: Any, names: Sequence[str]) -> Iterator[str]:
-    """Objectives that ask a task head about texts, and records that are of another form, one line each."""
+    """Yields a line for each objective whose task does not fit the form of the examples."""
     form = FORMS.get(config.data.examples.form)
-    asked = {own.objective: name for name, own in FORMS.items() if own.objective}
+    needed = {one.objective: name for name, one in FORMS.items() if one.objective}
     for name in names:
-        if name in asked and asked[name] != config.data.examples.form:
-            yield f"train.objective={name} learns from examples with answers; set data.examples.form={asked[name]}"
+        if name in needed and needed[name] != config.data.examples.form:
+            yield f"train.objective={name} learns from examples with answers; set data.examples.form={needed[name]}"
         if form and form.objective not in ("", name):
             yield f"data.examples.form={config.data.examples.form} is for train.objective={form.objective}, not {name}"
 
 
 def option_problems(config: Any, names: Sequence[str]) -> Iterator[str]:
-    """What is wrong with the options (`config.objective`) of objectives, one line each."""
+    """Yields a line for each problem of the options (`config.objective`) of objectives."""
     options = config.objective
     for key in ("label_smoothing", "mask_rate", "fim_rate", "fim_spm"):
         if options[key] > 1 or (options[key] == 1 and key in ("label_smoothing", "mask_rate")):
@@ -220,11 +220,11 @@ def option_problems(config: Any, names: Sequence[str]) -> Iterator[str]:
     if "distillation" in names and not options.teacher:
         yield "train.objective=distillation needs a teacher; give --config.objective.teacher=RUN"
     if "contrastive" in names and not config.model.dropout and config.data.layout != "pairs":
-        yield "train.objective=contrastive tells a text from itself by dropout alone; set model.dropout, or give pairs"
+        yield "train.objective=contrastive tells two views of a text apart by dropout; set model.dropout, or give pairs"
     if "denoising" in names and min([config.data.context, *(stage[2] for stage in config.data.stages)]) < 8:
         yield f"data.context={config.data.context} is too short for train.objective=denoising; give 8 tokens or more"
 
 
 def normalize_weights(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with each kind of weight divided by its sum, so that sums by weight are means."""
+    """Divides each kind of weight of a batch by its sum, so that weighted sums are means."""
     return {name: x / x.sum() if name.startswith("weights_") else x for name, x in batch.items()}

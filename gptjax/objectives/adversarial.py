@@ -1,6 +1,7 @@
-"""Adversarial training: any objective asked once more where the embedded tokens are shifted to what hurts it most.
+"""Adversarial training: adds an objective's loss under a worst-case perturbation of the embedded tokens.
 
-The shift is each row's own, of a length that does not depend on the others, so that slices and devices change nothing.
+Each row has its own perturbation, whose norm does not depend on other rows, so that the loss does not depend on slices
+or devices.
 """
 
 from typing import Any
@@ -12,47 +13,46 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.objectives.objective import Loss
 
-# How many steps each takes; None: as many as the config says.
+# Number of gradient steps of each attack; None: `config.objective.adversarial_steps`.
 ATTACKS: dict[str, int | None] = {"none": 0, "fgm": 1, "pgd": None}
 
 
 def adversarial(loss: Loss, model: nn.Module, options: Any) -> Loss:
-    """The loss plus the same loss under a shift of the embedded tokens (arXiv 1605.07725 eq. 5 and 6).
+    """Adds to a loss the same loss under a perturbation of the embedded tokens (arXiv 1605.07725 eq. 5 and 6).
 
     Args:
-      loss: any objective's.
-      model: that it asks.
+      loss: loss of any objective.
+      model: the model of the loss.
       options: `config.objective`: `adversarial` is fgm, a single step along the gradient, or pgd, `adversarial_steps`
         steps within the ball of radius `epsilon` (arXiv 1706.06083 eq. 1 and 2), or none.
 
     Returns:
-      as `loss`, whose metrics stay; "adversarial_loss" is the second part.
+      A loss with the metrics of `loss` and "adversarial_loss", the added term.
     """
-    known = ATTACKS[options.adversarial]
-    steps = options.adversarial_steps if known is None else known
+    fixed_steps = ATTACKS[options.adversarial]
+    steps = options.adversarial_steps if fixed_steps is None else fixed_steps
     if not steps:
         return loss
 
-    def both(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def total(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         name, shape = models.perturbed(model, batch)
 
-        def under(shift: jax.Array, params: Any) -> jax.Array:
+        def perturbed_loss(shift: jax.Array, params: Any) -> jax.Array:
             return loss(params, {**batch, name: shift}, rng)[0]
 
-        fixed = jax.lax.stop_gradient(params)  # so that the shift has no gradient
-        shift = worst_perturbation(lambda shift: jax.grad(under)(shift, fixed), shape, options.epsilon, steps)
-        plain, metrics = loss(params, batch, rng)
-        hurt = under(shift, params)
-        return plain + hurt, metrics | {"adversarial_loss": hurt}
+        fixed = jax.lax.stop_gradient(params)  # no gradient flows through the perturbation
+        shift = worst_perturbation(lambda shift: jax.grad(perturbed_loss)(shift, fixed), shape, options.epsilon, steps)
+        clean, metrics = loss(params, batch, rng)
+        perturbed = perturbed_loss(shift, params)
+        return clean + perturbed, metrics | {"adversarial_loss": perturbed}
 
-    return both
+    return total
 
 
 def worst_perturbation(gradient: Any, shape: tuple[int, ...], epsilon: float, steps: int) -> jax.Array:
-    """The shift [B, ...] that steps up the gradient lead to from none, each row's no longer than epsilon.
+    """Returns a perturbation [B, ...] found by gradient ascent from zero, each row's norm at most epsilon.
 
-    A single step has the length epsilon; several are of 2.5 epsilon / steps each, and what leaves the ball is put back
-    on it.
+    A single step has the length epsilon; several have 2.5 epsilon / steps each, and are projected onto the ball.
     """
     length = epsilon if steps == 1 else 2.5 * epsilon / steps
 
@@ -63,14 +63,14 @@ def worst_perturbation(gradient: Any, shape: tuple[int, ...], epsilon: float, st
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """Each row divided by its length; 0 stays 0."""
-    largest = _over_row(jnp.max, jnp.abs(x))  # squares of a loss's shares may be too small for float32
+    """Divides each row by its norm; 0 stays 0."""
+    largest = _over_row(jnp.max, jnp.abs(x))  # squares of small gradients would underflow in float32
     x = x / jnp.where(largest > 0, largest, 1)
     return x / jnp.maximum(_length(x), 1e-12)
 
 
 def project(x: jax.Array, epsilon: float) -> jax.Array:
-    """Each row, shortened to the length epsilon where it is longer."""
+    """Projects each row onto the ball of radius epsilon."""
     return x * jnp.minimum(1, epsilon / jnp.maximum(_length(x), 1e-30))
 
 

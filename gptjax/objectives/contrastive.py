@@ -12,7 +12,7 @@ from gptjax.objectives import rows
 from gptjax.objectives.objective import Arrays, Loss, RowContext
 
 
-def whole_texts(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def whole_texts(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """The row as one text to be embedded, or as a pair of texts where it has a source; `weights_B` says whether."""
     segments = rows.segment_ids(row)
     given = {"inputs_BT": row["inputs_BT"], "segments_BT": segments}

@@ -9,12 +9,12 @@ from gptjax.objectives import rows
 from gptjax.objectives.objective import Arrays, RowContext
 
 
-def denoising(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def denoising(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """The row's text as a corrupted source and what is to be said of it, by `corruption`.
 
     As of translation, the source ends with the id that ends documents, the target too, and the decoder begins with it.
     """
-    return CORRUPTIONS[reading.options.corruption](row, reading, rng)
+    return CORRUPTIONS[context.options.corruption](row, context, rng)
 
 
 # T5's span corruption (arXiv 1910.10683 section 3.1.4)
@@ -65,44 +65,44 @@ def random_partition(total: int, parts: int, rng: np.random.Generator) -> np.nda
     return np.diff(cuts, prepend=0, append=total)
 
 
-def span_corruption(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def span_corruption(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """Spans left out, each replaced by a sentinel of its own; the target has each sentinel and its span, and a last
     sentinel. Text and spans alternate, text first."""
-    context, options, around = len(row["inputs_BT"]), reading.options, len(reading.begin)
-    longest = max_text_length(context, options, around)
-    text = rows.text_ids(row, reading)[:longest]
+    size, options, around = len(row["inputs_BT"]), context.options, len(context.begin)
+    longest = max_text_length(size, options, around)
+    text = rows.text_ids(row, context)[:longest]
     S, T = source_and_target_length(longest, options)
     left_out, count = noise_lengths(len(text), options.mask_rate, options.mean_span)
     if not count:
-        return rows.seq2seq_row(text[:0], text[:0], (S + around, T), _end(reading))
+        return rows.seq2seq_row(text[:0], text[:0], (S + around, T), _end(context))
     lengths = np.stack(
         [random_partition(len(text) - left_out, count, rng), random_partition(left_out, count, rng)], axis=1
     )
     pieces = np.split(text, np.cumsum(lengths)[:-1])
-    source, target = list(reading.begin), list[int]()
-    for name, kept, hidden in zip(reading.sentinels, pieces[::2], pieces[1::2], strict=False):
+    source, target = list(context.begin), list[int]()
+    for name, kept, hidden in zip(context.sentinels, pieces[::2], pieces[1::2], strict=False):
         source += [*kept.tolist(), name]
         target += [name, *hidden.tolist()]
-    end = _end(reading)
-    both = np.array([*source, end]), np.array([*target, reading.sentinels[count], end])
+    end = _end(context)
+    both = np.array([*source, end]), np.array([*target, context.sentinels[count], end])
     return rows.seq2seq_row(*both, sizes=(S + around, T), start=end)
 
 
 # BART's text infilling (arXiv 1910.13461 section 2.2)
 
 
-def text_infilling(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def text_infilling(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """Spans of Poisson lengths (`mean_span`) replaced by one mask each, a span of length 0 being a mask put in; with
     `permute_sentences` the sentences change places first. The target is the whole text."""
-    size, around = len(row["inputs_BT"]), len(reading.begin) + 1
-    text = rows.text_ids(row, reading)[: size - around]
+    size, around = len(row["inputs_BT"]), len(context.begin) + 1
+    text = rows.text_ids(row, context)[: size - around]
     if not len(text):
-        return rows.seq2seq_row(text, text, (size, size), _end(reading))
-    end, options = _end(reading), reading.options
-    given = permute(text, reading.ends_sentence_V[text], rng) if options.permute_sentences else text
-    mask, room = reading.specials["mask"], size - around
+        return rows.seq2seq_row(text, text, (size, size), _end(context))
+    end, options = _end(context), context.options
+    given = permute(text, context.ends_sentence_V[text], rng) if options.permute_sentences else text
+    mask, room = context.specials["mask"], size - around
     corrupted = mask_spans(given, mask, options.mask_rate, options.mean_span, room, rng)
-    source, target = np.array([*reading.begin, *corrupted, end]), np.append(text, end)
+    source, target = np.array([*context.begin, *corrupted, end]), np.append(text, end)
     return rows.seq2seq_row(source, target, (size, size), end)
 
 
@@ -147,6 +147,6 @@ CORRUPTIONS: dict[str, Callable[[Arrays, RowContext, np.random.Generator], Array
 }
 
 
-def _end(reading: RowContext) -> int:
-    assert reading.end is not None, "gptjax.data.tokenizers.specials refuses a tokenizer without an end"
-    return reading.end
+def _end(context: RowContext) -> int:
+    assert context.end is not None, "gptjax.data.tokenizers.specials refuses a tokenizer without an end"
+    return context.end

@@ -10,7 +10,7 @@ from gptjax.objectives.objective import Arrays, RowContext
 EXTRA_IDS = 3  # ids that a text gets: one before each of its parts
 
 
-def fim(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def fim(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """The row with a share (`fim_rate`) of its documents cut at two places and put together anew (arXiv 2207.14255 3).
 
     A document is what lies between special ids, in a window too, so that what a window holds of one is taken for a
@@ -26,7 +26,7 @@ def fim(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
         ids, weights = np.append(row["inputs_BT"][text], row["targets_BT"][text.stop - 1]), row["weights_BT"][text]
         if weights.all():
             before = len(ids)
-            ids = rearrange(ids, room, reading, rng)
+            ids = rearrange(ids, room, context, rng)
             room -= len(ids) - before
             weights = np.full(len(ids) - 1, weights[0])
         here = slice(at, at + len(ids) - 1)
@@ -37,27 +37,27 @@ def fim(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
     return new
 
 
-def rearrange(ids: np.ndarray, room: int, reading: RowContext, rng: np.random.Generator) -> np.ndarray:
+def rearrange(ids: np.ndarray, room: int, context: RowContext, rng: np.random.Generator) -> np.ndarray:
     """The ids of documents, between special ones, with some documents put together anew; `room` ids longer at most."""
-    edges = np.flatnonzero(np.diff(reading.is_text_V[ids])) + 1
+    edges = np.flatnonzero(np.diff(context.is_text_V[ids])) + 1
     new: list[np.ndarray] = []
     for run in np.split(ids, edges):
         lost = max(EXTRA_IDS - room, 0)
-        if reading.is_text_V[run[0]] and rng.random() < reading.options.fim_rate and len(run) > lost:
-            new.append(split_document(run[: len(run) - lost], reading, rng))
+        if context.is_text_V[run[0]] and rng.random() < context.options.fim_rate and len(run) > lost:
+            new.append(split_document(run[: len(run) - lost], context, rng))
             room -= EXTRA_IDS - lost
         else:
             new.append(run)
     return np.concatenate(new)
 
 
-def split_document(ids: np.ndarray, reading: RowContext, rng: np.random.Generator) -> np.ndarray:
+def split_document(ids: np.ndarray, context: RowContext, rng: np.random.Generator) -> np.ndarray:
     """One document as prefix, suffix, middle; or, a share `fim_spm` of times, with the suffix first and prefix and
     middle in one (arXiv 2207.14255 section 3, its SPM for joint training)."""
     first, second = np.sort(rng.integers(len(ids) + 1, size=2))
     prefix, middle, suffix = ids[:first], ids[first:second], ids[second:]
-    before, after, gap = (np.array([reading.specials[f"fim_{name}"]]) for name in ("prefix", "suffix", "middle"))
-    if rng.random() < reading.options.fim_spm:
+    before, after, gap = (np.array([context.specials[f"fim_{name}"]]) for name in ("prefix", "suffix", "middle"))
+    if rng.random() < context.options.fim_spm:
         pieces: tuple[Any, ...] = (before, after, suffix, gap, prefix, middle)
     else:
         pieces = (before, prefix, after, suffix, gap, middle)

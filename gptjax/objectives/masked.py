@@ -55,26 +55,26 @@ MASKINGS: dict[str, Callable[[np.ndarray, np.ndarray, int, np.random.Generator],
 }
 
 
-def masked(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def masked(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """The row with a share (`mask_rate`) of its text chosen, and these alone as targets (arXiv 1810.04805 section 3.1).
 
     Of what is chosen 80 % becomes the mask, 10 % another id of text, and 10 % stays. The inputs' own special ids are
     never chosen. `segments_BT` is 0 for padding.
     """
     ids, segments = row["inputs_BT"], rows.segment_ids(row)
-    places_N = np.flatnonzero((segments > 0) & reading.is_text_V[ids])
+    places_N = np.flatnonzero((segments > 0) & context.is_text_V[ids])
     inputs, weights = ids.copy(), np.zeros(len(ids), np.float32)
     if len(places_N):
-        count = max(1, round(reading.options.mask_rate * len(places_N)))
+        count = max(1, round(context.options.mask_rate * len(places_N)))
         # A word begins where its first id says so, and behind whatever is no text or is another text.
         apart_N = (np.diff(places_N, prepend=-2) > 1) | (np.diff(segments[places_N], prepend=0) != 0)
-        word_N = np.cumsum(apart_N | reading.begins_word_V[ids[places_N]])
-        others = np.flatnonzero(reading.is_text_V)
-        for group in MASKINGS[reading.options.masking](word_N, places_N, count, rng):
+        word_N = np.cumsum(apart_N | context.begins_word_V[ids[places_N]])
+        others = np.flatnonzero(context.is_text_V)
+        for group in MASKINGS[context.options.masking](word_N, places_N, count, rng):
             weights[group] = 1
             drawn = rng.random()
             if drawn < 0.8:
-                inputs[group] = reading.specials["mask"]
+                inputs[group] = context.specials["mask"]
             elif drawn < 0.9:
                 inputs[group] = rng.choice(others, len(group))
     targets = np.where(weights > 0, ids, 0).astype(np.int32)

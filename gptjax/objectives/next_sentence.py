@@ -8,14 +8,14 @@ from gptjax.objectives.objective import Arrays, RowContext
 LABELS = ("next", "other")
 
 
-def next_sentence(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def next_sentence(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """A row of `class A separator B separator` of the row's text, `types_BT` 1 for B (arXiv 1810.04805 section 3.1).
 
     The text is cut at a place drawn evenly. Every second time B is what followed A (label 0), else as much of another
     text of the set (label 1). The row asks for no tokens.
     """
     size = len(row["inputs_BT"])
-    text = rows.text_ids(row, reading)[: size - 3]
+    text = rows.text_ids(row, context)[: size - 3]
     blank = np.zeros(size, np.int32)
     if len(text) < 2:
         return {
@@ -28,9 +28,9 @@ def next_sentence(row: Arrays, reading: RowContext, rng: np.random.Generator) ->
     cut = int(rng.integers(1, len(text)))
     first, second, label = text[:cut], text[cut:], int(rng.integers(2))
     if label:
-        drawn = reading.other_text(row["inputs_BT"][rows.text_slices(row)[0]], len(second), rng)
-        second = drawn[reading.is_text_V[drawn]]
-    opening, closing = ([reading.specials[name]] for name in ("class", "separator"))
+        drawn = context.other_text(row["inputs_BT"][rows.text_slices(row)[0]], len(second), rng)
+        second = drawn[context.is_text_V[drawn]]
+    opening, closing = ([context.specials[name]] for name in ("class", "separator"))
     of_first = np.concatenate([opening, first, closing])
     ids = np.concatenate([of_first, second, closing])
     places = np.arange(size)

@@ -6,7 +6,7 @@ from gptjax.objectives import rows
 from gptjax.objectives.objective import Arrays, RowContext
 
 
-def prefix(row: Arrays, reading: RowContext, rng: np.random.Generator) -> Arrays:
+def prefix(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
     """The row with `bidirectional_BT` 1 on the prefix of each text, whose tokens are not predicted (arXiv 1910.10683
     sections 3.2.1 and 3.3.1).
 

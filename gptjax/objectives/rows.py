@@ -32,13 +32,13 @@ def segment_ids(row: Arrays) -> np.ndarray:
     return found
 
 
-def text_ids(row: Arrays, reading: RowContext) -> np.ndarray:
+def text_ids(row: Arrays, context: RowContext) -> np.ndarray:
     """The ids of a row that is one text, the last target included, without the special ones at either end."""
     found = text_slices(row)
     if not found:
         return np.zeros(0, np.int32)
     ids = np.append(row["inputs_BT"][found[0]], row["targets_BT"][found[0].stop - 1])
-    inner = np.flatnonzero(reading.is_text_V[ids])
+    inner = np.flatnonzero(context.is_text_V[ids])
     return ids[inner[0] : inner[-1] + 1] if len(inner) else ids[:0]
 
 

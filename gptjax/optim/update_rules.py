@@ -224,7 +224,7 @@ def adalora(
 
 
 def rank_importance(sensitivity: Flat) -> Flat:
-    """Computes each rank's importance: its singular value's, plus the means of its column of P and row of Q (eq. 6-7)."""
+    """Computes the importance of ranks: the singular value's, plus means of P's column and Q's row (eq. 6-7)."""
     result = {}
     for path, singular in sensitivity.items():
         if path.endswith("/lora_e"):

@@ -363,9 +363,9 @@ def test_elsewhere_is_another_text():
     start, stop = tokens.records()[3]
     own = tokens.read(start, stop)
     for seed in range(40):
-        found = reading.elsewhere(own, 5, draws(seed))
+        found = reading.other_text(own, 5, draws(seed))
         assert len(found) == 5
-    firsts = {tuple(reading.elsewhere(own, 1000, draws(seed))[:60].tolist()) for seed in range(60)}
+    firsts = {tuple(reading.other_text(own, 1000, draws(seed))[:60].tolist()) for seed in range(60)}
     assert tuple(own[:60].tolist()) not in firsts and len(firsts) > 6
 
 

@@ -236,7 +236,7 @@ def problems(objective, kind="decoder", **changes):
             "classification",
             "encoder",
             {},
-            "train.objective=classification asks a task head, and model.task is none, not classification",
+            "train.objective=classification needs a task head, and model.task is none, not classification",
         ),
         (
             "denoising",
@@ -254,7 +254,7 @@ def problems(objective, kind="decoder", **changes):
             "contrastive",
             "encoder",
             {"model_task": "embedding"},
-            "train.objective=contrastive tells a text from itself by dropout alone; set model.dropout, or give pairs",
+            "train.objective=contrastive tells two views of a text apart by dropout; set model.dropout, or give pairs",
         ),
         (
             "denoising",
