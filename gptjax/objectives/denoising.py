@@ -1,4 +1,4 @@
-"""Denoising auto-encoders: an encoder-decoder reads a corrupted text and says what it was."""
+"""Denoising: an encoder-decoder reads a corrupted text and predicts what was removed, or the whole text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from gptjax.objectives.objective import Arrays, RowContext
 
 
 def denoising(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
-    """The row's text as a corrupted source and what is to be said of it, by `corruption`.
+    """Returns the row's text as a corrupted source and a target, by `objective.corruption`.
 
-    As of translation, the source ends with the id that ends documents, the target too, and the decoder begins with it.
+    As in translation, source and target end with the id that ends documents, and the decoder begins with it.
     """
     return CORRUPTIONS[context.options.corruption](row, context, rng)
 
@@ -21,21 +21,21 @@ def denoising(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arr
 
 
 def noise_lengths(length: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """How many of so many tokens are left out, and in how many spans; 0 of a text too short for both."""
+    """Returns the number of tokens of a text that are removed, and the number of spans; 0 if the text is too short."""
     if length < 2:
         return 0, 0
-    left_out = min(max(round(length * rate), 1), length - 1)
-    return left_out, min(max(round(left_out / mean_span), 1), length - left_out)
+    removed = min(max(round(length * rate), 1), length - 1)
+    return removed, min(max(round(removed / mean_span), 1), length - removed)
 
 
 def source_and_target_length(length: int, options: Any) -> tuple[int, int]:
-    """How many ids source and target of so many tokens have, sentinels and an ending one included."""
-    left_out, spans = noise_lengths(length, options.mask_rate, options.mean_span)
-    return length - left_out + spans + 1, left_out + spans + 2
+    """Returns the lengths of source and target of a text of `length` tokens, with sentinels and the ending id."""
+    removed, spans = noise_lengths(length, options.mask_rate, options.mean_span)
+    return length - removed + spans + 1, removed + spans + 2
 
 
 def max_text_length(context: int, options: Any, around: int = 0) -> int:
-    """The most tokens of a text whose source, with so many ids more, and target fit into a context; 0 where none do."""
+    """Returns the most tokens whose source, with `around` more ids, and target fit into a context; 0 if none do."""
     lengths = range(context, 0, -1)
     return next(
         (
@@ -48,41 +48,41 @@ def max_text_length(context: int, options: Any, around: int = 0) -> int:
 
 
 def row_lengths(context: int, options: Any) -> tuple[int, int]:
-    """How long source and target are of rows of a context, span corruption's."""
+    """Returns the lengths of source and target of span corruption's rows, by the context."""
     return source_and_target_length(max_text_length(context, options), options)
 
 
 def sentinel_count(context: int, options: Any) -> int:
-    """How many different sentinels rows of a context need: one for each span, and one that closes the target."""
+    """Returns the number of sentinels that rows of a context need: one for each span, and one to close the target."""
     if options.corruption != "spans":
         return 0
     return noise_lengths(max_text_length(context, options), options.mask_rate, options.mean_span)[1] + 1
 
 
 def random_partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Lengths of so many parts, each at least 1, of a total; every way to cut it is as likely."""
+    """Draws lengths of `parts` parts, each at least 1, that sum to `total`; all such partitions are equally likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)
 
 
 def span_corruption(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
-    """Spans left out, each replaced by a sentinel of its own; the target has each sentinel and its span, and a last
+    """Replaces each removed span by its own sentinel. The target has each sentinel followed by its span, and a last
     sentinel. Text and spans alternate, text first."""
     size, options, around = len(row["inputs_BT"]), context.options, len(context.begin)
     longest = max_text_length(size, options, around)
     text = rows.text_ids(row, context)[:longest]
     S, T = source_and_target_length(longest, options)
-    left_out, count = noise_lengths(len(text), options.mask_rate, options.mean_span)
+    removed, count = noise_lengths(len(text), options.mask_rate, options.mean_span)
     if not count:
         return rows.seq2seq_row(text[:0], text[:0], (S + around, T), _end(context))
     lengths = np.stack(
-        [random_partition(len(text) - left_out, count, rng), random_partition(left_out, count, rng)], axis=1
+        [random_partition(len(text) - removed, count, rng), random_partition(removed, count, rng)], axis=1
     )
     pieces = np.split(text, np.cumsum(lengths)[:-1])
     source, target = list(context.begin), list[int]()
-    for name, kept, hidden in zip(context.sentinels, pieces[::2], pieces[1::2], strict=False):
-        source += [*kept.tolist(), name]
-        target += [name, *hidden.tolist()]
+    for sentinel, visible, hidden in zip(context.sentinels, pieces[::2], pieces[1::2], strict=False):
+        source += [*visible.tolist(), sentinel]
+        target += [sentinel, *hidden.tolist()]
     end = _end(context)
     both = np.array([*source, end]), np.array([*target, context.sentinels[count], end])
     return rows.seq2seq_row(*both, sizes=(S + around, T), start=end)
@@ -92,53 +92,53 @@ def span_corruption(row: Arrays, context: RowContext, rng: np.random.Generator) 
 
 
 def text_infilling(row: Arrays, context: RowContext, rng: np.random.Generator) -> Arrays:
-    """Spans of Poisson lengths (`mean_span`) replaced by one mask each, a span of length 0 being a mask put in; with
-    `permute_sentences` the sentences change places first. The target is the whole text."""
+    """Replaces spans of Poisson lengths (mean `mean_span`) by one mask each; a span of length 0 inserts a mask. With
+    `permute_sentences` the sentences are permuted first. The target is the whole text."""
     size, around = len(row["inputs_BT"]), len(context.begin) + 1
     text = rows.text_ids(row, context)[: size - around]
     if not len(text):
         return rows.seq2seq_row(text, text, (size, size), _end(context))
     end, options = _end(context), context.options
-    given = permute(text, context.ends_sentence_V[text], rng) if options.permute_sentences else text
-    mask, room = context.specials["mask"], size - around
-    corrupted = mask_spans(given, mask, options.mask_rate, options.mean_span, room, rng)
+    permuted = permute(text, context.ends_sentence_V[text], rng) if options.permute_sentences else text
+    mask, max_length = context.specials["mask"], size - around
+    corrupted = mask_spans(permuted, mask, options.mask_rate, options.mean_span, max_length, rng)
     source, target = np.array([*context.begin, *corrupted, end]), np.append(text, end)
     return rows.seq2seq_row(source, target, (size, size), end)
 
 
 def permute(ids: np.ndarray, is_last: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The sentences of a text in another order; `is_last` is True where one ends."""
+    """Permutes the sentences of a text; `is_last` is True where one ends."""
     sentences = np.split(ids, np.flatnonzero(is_last[:-1]) + 1)
     return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
 
 
 def mask_spans(
-    ids: np.ndarray, mask: int, rate: float, mean_span: float, room: int, rng: np.random.Generator
+    ids: np.ndarray, mask: int, rate: float, mean_span: float, max_length: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The ids with about `rate` of them in spans that became one mask each.
+    """Replaces spans that hold about `rate` of the ids by one mask each.
 
     Args:
-      ids: of a text.
-      mask: the mask's id.
-      rate: of the ids that are left out; the last span is cut to it.
-      mean_span: of the Poisson distribution of spans' lengths.
-      room: masks for spans of no length are put in only where no more than so many ids come of it.
-      rng: decides all of it.
+      ids: ids of a text.
+      mask: id of the mask.
+      rate: share of the ids to replace; the last span is shortened to meet it.
+      mean_span: mean of the Poisson distribution of span lengths.
+      max_length: spans of length 0 insert masks only up to that many ids.
+      rng: draws the spans.
     """
-    left, lengths = round(rate * len(ids)), []
-    while left > 0:
-        lengths.append(min(int(rng.poisson(mean_span)), left))
-        left -= lengths[-1]
-    real, none = [length for length in lengths if length], lengths.count(0)
-    none = max(min(none, room - len(ids) + sum(real) - len(real)), 0)
-    # Spans and the tokens that are kept, in any order; spans may touch.
-    kept = len(ids) - sum(real)
-    parts = rng.permutation(np.array([1] * kept + [-length for length in real] + [0] * none))
-    found, at = [], 0
+    remaining, lengths = round(rate * len(ids)), []
+    while remaining > 0:
+        lengths.append(min(int(rng.poisson(mean_span)), remaining))
+        remaining -= lengths[-1]
+    nonzero, insertions = [length for length in lengths if length], lengths.count(0)
+    insertions = max(min(insertions, max_length - len(ids) + sum(nonzero) - len(nonzero)), 0)
+    # Spans and the remaining tokens in any order; spans may touch.
+    visible = len(ids) - sum(nonzero)
+    parts = rng.permutation(np.array([1] * visible + [-length for length in nonzero] + [0] * insertions))
+    corrupted, position = [], 0
     for part in parts.tolist():
-        found.append(int(ids[at]) if part == 1 else mask)
-        at += abs(part)
-    return np.array(found, np.int32)
+        corrupted.append(int(ids[position]) if part == 1 else mask)
+        position += abs(part)
+    return np.array(corrupted, np.int32)
 
 
 CORRUPTIONS: dict[str, Callable[[Arrays, RowContext, np.random.Generator], Arrays]] = {

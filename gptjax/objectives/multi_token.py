@@ -1,4 +1,4 @@
-"""Multi-token prediction: heads of their own say the tokens after the next one (arXiv 2404.19737)."""
+"""Multi-token prediction: additional heads predict the tokens after the next one (arXiv 2404.19737)."""
 
 from typing import Any
 
@@ -12,32 +12,32 @@ from gptjax.objectives.objective import Loss
 
 
 def multi_token(model: nn.Module, options: Any) -> Loss:
-    """The sum of cross-entropies of the next token and of the `model.mtp_depth` after it (arXiv 2404.19737 eq. 2).
+    """Builds the sum of cross-entropies of the next token and the `model.mtp_depth` after it (arXiv 2404.19737 eq. 2).
 
-    `metrics["loss"]` and "accuracy" are the next token's, so that they compare with other decoders'; "ahead_loss" is
-    the others' in nats.
+    `metrics["loss"]` and "accuracy" are the next token's, comparable with other decoders'; "ahead_loss" is that of the
+    later tokens, in nats.
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        said = models.forward(model, params, models.reads(model, batch), dropout=rng)
+        output = models.forward(model, params, models.reads(model, batch), dropout=rng)
         targets, weights, segments = batch["targets_BT"], batch["weights_BT"], batch.get("segments_BT")
-        whole, metrics = tokens.loss_and_metrics(model, options, said, targets, weights)
+        total, metrics = tokens.loss_and_metrics(model, options, output, targets, weights)
         ahead = jnp.zeros(())
-        for distance, x_BTD in enumerate(said.ahead_nBTD, 1):
-            later = said._replace(x_BTD=x_BTD)
-            asked = shift_targets(targets, weights, segments, distance)
-            found = tokens.cross_entropy(model, options, later, *asked)
-            whole, ahead = whole + found.loss, ahead + found.nats
-        return whole, metrics | {"ahead_loss": ahead}
+        for distance, x_BTD in enumerate(output.ahead_nBTD, 1):
+            later = output._replace(x_BTD=x_BTD)
+            shifted = shift_targets(targets, weights, segments, distance)
+            loss = tokens.cross_entropy(model, options, later, *shifted)
+            total, ahead = total + loss.loss, ahead + loss.nats
+        return total, metrics | {"ahead_loss": ahead}
 
     return loss
 
 
 def shift_targets(targets_BT: Any, weights_BT: Any, segments_BT: Any, distance: int) -> tuple[jax.Array, jax.Array]:
-    """The targets so many tokens later, and their weights: 0 where these are of another segment, or of none."""
+    """Shifts targets and weights by `distance` tokens; the weight is 0 beyond the row or in another segment."""
     T = targets_BT.shape[1]
     targets, weights = jnp.roll(targets_BT, -distance, axis=1), jnp.roll(weights_BT, -distance, axis=1)
-    there_BT = jnp.arange(T) < T - distance
+    valid_BT = jnp.arange(T) < T - distance
     if segments_BT is not None:
-        there_BT &= jnp.roll(segments_BT, -distance, axis=1) == segments_BT
-    return targets, weights * there_BT
+        valid_BT &= jnp.roll(segments_BT, -distance, axis=1) == segments_BT
+    return targets, weights * valid_BT

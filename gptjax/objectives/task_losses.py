@@ -17,7 +17,7 @@ LossAndMetrics = tuple[jax.Array, dict[str, jax.Array]]
 
 
 def classification(model: nn.Module, options: Any) -> Loss:
-    """Cross-entropy of `labels_B` among labels or choices, weighted by weights_B; "accuracy" is the share predicted."""
+    """Cross-entropy of `labels_B` among labels or choices, weighted by weights_B; "accuracy" counts hits."""
     return _task_loss(
         model,
         lambda output, batch: label_cross_entropy(

@@ -1,4 +1,4 @@
-"""Losses that ask for a token at each position: of decoders, masked encoders and encoder-decoders alike."""
+"""Losses with a target token at each position: of decoders, masked encoders and encoder-decoders."""
 
 from typing import Any
 
@@ -11,37 +11,37 @@ from gptjax.objectives.objective import Loss
 
 
 def token_prediction(model: nn.Module, options: Any = None) -> Loss:
-    """The loss of a model that is asked for the target at each position.
+    """Builds the loss of a model that predicts the target at each position.
 
     Args:
-      model: of any kind; it reads what of a batch it can.
-      options: `config.objective`, of which label_smoothing and z_loss are read; None: as if both were 0.
+      model: a model of any kind, which selects its inputs from a batch.
+      options: `config.objective`, of which label_smoothing and z_loss are read; None: both are 0.
 
     Returns:
-      `(params, batch, rng) -> (loss, metrics)`: "loss" is the cross-entropy itself, in nats, and "accuracy" how often
-      the target is the likeliest token, both summed over positions by weights_BT. The loss adds label smoothing, the
-      z-loss and the model's own penalty. The model's metrics come times the weight.
+      `(params, batch, rng) -> (loss, metrics)`: "loss" is the cross-entropy itself, in nats, and "accuracy" counts
+      targets that are the most likely token, both sums over positions weighted by weights_BT. The loss adds label
+      smoothing, the z-loss and the model's own penalty. The model's metrics are multiplied by the total weight.
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        said = models.forward(model, params, models.reads(model, batch), dropout=rng)
-        return loss_and_metrics(model, options, said, batch["targets_BT"], batch["weights_BT"])
+        output = models.forward(model, params, models.reads(model, batch), dropout=rng)
+        return loss_and_metrics(model, options, output, batch["targets_BT"], batch["weights_BT"])
 
     return loss
 
 
 def loss_and_metrics(
-    model: nn.Module, options: Any, said: models.Output, targets_BT: Any, weights_BT: Any
+    model: nn.Module, options: Any, output: models.Output, targets_BT: Any, weights_BT: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss and metrics of what a model said, as of `predicted`."""
-    found = cross_entropy(model, options, said, targets_BT, weights_BT)
+    """Computes loss and metrics of a model's output; see `token_prediction`."""
+    loss = cross_entropy(model, options, output, targets_BT, weights_BT)
     weight = weights_BT.sum()
-    metrics = {name: value * weight for name, value in said.metrics.items()}
-    return found.loss + said.penalty * weight, {"loss": found.nats, "accuracy": found.hits} | metrics
+    metrics = {name: value * weight for name, value in output.metrics.items()}
+    return loss.loss + output.penalty * weight, {"loss": loss.nats, "accuracy": loss.hits} | metrics
 
 
-def cross_entropy(model: nn.Module, options: Any, said: models.Output, targets_BT: Any, weights_BT: Any) -> TokenLoss:
-    """Cross-entropy of what a model said, as of `predicted`."""
-    softened = (options.label_smoothing, options.z_loss) if options is not None else (0.0, 0.0)
-    with jax.named_scope("loss"):  # by which profiles and cost tables know its operations
-        return models.token_loss(model, said, targets_BT, weights_BT, *softened)
+def cross_entropy(model: nn.Module, options: Any, output: models.Output, targets_BT: Any, weights_BT: Any) -> TokenLoss:
+    """Computes the cross-entropy of a model's output; see `token_prediction`."""
+    regularization = (options.label_smoothing, options.z_loss) if options is not None else (0.0, 0.0)
+    with jax.named_scope("loss"):  # profiles and cost tables identify its operations by it
+        return models.token_loss(model, output, targets_BT, weights_BT, *regularization)

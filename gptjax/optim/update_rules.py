@@ -195,8 +195,8 @@ def adalora(
     def init(params: Any) -> AdaLoraState:
         leaves = lora(params)
         zeros = {path: jnp.zeros_like(leaf) for path, leaf in leaves.items()}
-        kept = {path: jnp.ones(leaf.shape, bool) for path, leaf in leaves.items() if path.endswith("/lora_e")}
-        return AdaLoraState(jnp.zeros((), jnp.int32), zeros, dict(zeros), kept, inner.init(params))
+        masks = {path: jnp.ones(leaf.shape, bool) for path, leaf in leaves.items() if path.endswith("/lora_e")}
+        return AdaLoraState(jnp.zeros((), jnp.int32), zeros, dict(zeros), masks, inner.init(params))
 
     def update(updates: Any, state: AdaLoraState, params: Any = None, **extra: Any) -> tuple[Any, AdaLoraState]:
         factors, grads, step = lora(params), lora(updates), state.step + 1
@@ -213,12 +213,12 @@ def adalora(
         end = steps - c.final_steps
         reallocates = (step >= c.warmup_steps) & (step < end) & (step % c.every_steps == 0) | (step == end)
         selected = top_ranks(importance, budget)
-        kept = {path: jnp.where(reallocates, selected[path], state.kept[path]) for path in selected}
+        masks = {path: jnp.where(reallocates, selected[path], state.kept[path]) for path in selected}
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         flat, leaves = paths.flat(updates), paths.flat(params)
-        for path, mask in kept.items():  # the others become 0
+        for path, mask in masks.items():  # the others become 0
             flat[path] = jnp.where(mask | ~(reallocates | (step > end)), flat[path], -leaves[path])
-        return paths.nested(flat), AdaLoraState(step, mean, uncertainty, kept, inner_state)
+        return paths.nested(flat), AdaLoraState(step, mean, uncertainty, masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
