@@ -1,6 +1,7 @@
-"""Fine-tuning: what of a model trains, what small parameters are added to it, and what is kept of that.
+"""Fine-tuning: choice of the trainable parameters, parameter-efficient additions, and quantization of the frozen base.
 
-Decided from outside the model, by rules of paths. methods: the ways, by name; attached: what additions do to modules;
-updates: what is done to an optimizer's updates; quantised: a frozen base in few bits; adapters: what was tuned as a
-folder of its own. Nothing here trains.
+All of it acts on a model from outside, by rules of parameter paths. methods: fine-tuning methods by name; attached:
+additions to modules; prompts: prompt tuning; quantization: a frozen base in few bits; merging: several models into one;
+fisher: the diagonal Fisher information; paths: trees by path. gptjax.optim.update_rules has the update rules, and
+gptjax.runs.adapters the files.
 """

@@ -1,16 +1,16 @@
-"""What fine-tuning adds to modules: small parameters under a module's path, and how they change what it gives.
+"""Parameter-efficient additions to modules: small parameters under a module's path, and their effect on its output.
 
-A model built with `attached=Attached(...)` looks for them wherever it is applied; where there are none it is the model
-itself. Which modules have them is decided elsewhere (gptjax.finetune.methods): here is only what they do.
+A model built with `attached=Attached(...)` looks for them wherever it is applied; a module without them computes what
+it does in the base model. gptjax.finetune.methods decides which modules have them.
 
-    lora_a [D, r], lora_b [r, F]    added to a product with a kernel [D, F]; lora_e [r] between them, of AdaLoRA
-    dora [F]                        by how much each column of that sum is longer than the kernel's
-    ia3_kv [G, 2, K], ia3_in [F]    factors of keys and values, and of what an MLP's last product reads
-    adapter_down [D, m], adapter_up [m, D], and biases    a small MLP after a sublayer, or beside it
-    prefix_k, prefix_v [P, G, K]    keys and values that every token reads
-    prompt [P, D]                   of the table of tokens: rows of the P ids behind its own
+    lora_a [D, r], lora_b [r, F]    added to a product with a kernel [D, F]; AdaLoRA has lora_e [r] between them
+    dora [F]                        change of each column's norm relative to the kernel's
+    ia3_kv [G, 2, K], ia3_in [F]    factors of keys and values, and of the input of an MLP's last product
+    adapter_down [D, m], adapter_up [m, D], and biases    a bottleneck MLP after a sublayer, or parallel to it
+    prefix_k, prefix_v [P, G, K]    keys and values that every token attends to
+    prompt [P, D]                   rows of the token embedding for P ids after the vocabulary
 
-Experts' and stacked layers' have their axes before these.
+Those of experts and stacked layers have further leading axes.
 """
 
 import dataclasses
@@ -32,143 +32,145 @@ LORA = ("lora_a", "lora_b", "lora_e", "dora")
 
 @dataclasses.dataclass(frozen=True)
 class Attached:
-    """How additions count; an interceptor of Linen's (`nn.intercept_methods`). Compares equal by value."""
+    """Settings of the additions; a Linen interceptor (`nn.intercept_methods`). Compares equal by value."""
 
-    scale: float = 1.0  # of what LoRA adds: alpha / r, or alpha / sqrt(r)
-    dropout: float = 0.0  # of what LoRA's first product reads
-    parallel: bool = False  # adapters read what the sublayer reads, not what it gives
-    more_ids: int = 0  # P: how many ids behind the vocabulary are read
+    scale: float = 1.0  # of LoRA's product: alpha / r, or alpha / sqrt(r)
+    dropout: float = 0.0  # on the input of LoRA's product
+    parallel: bool = False  # adapters read the input of the sublayer, not its output
+    prompt_length: int = 0  # P: number of ids after the vocabulary
 
     def __call__(self, call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        """What the method gives, with the module's additions."""
-        changed = INTERCEPTORS.get((type(context.module), context.method_name))
-        return changed(self, context.module, call, *args, **kwargs) if changed else call(*args, **kwargs)
+        """Calls the method with the module's additions."""
+        intercept = INTERCEPTORS.get((type(context.module), context.method_name))
+        return intercept(self, context.module, call, *args, **kwargs) if intercept else call(*args, **kwargs)
 
 
 def get_param(module: nn.Module, name: str) -> Any:
-    """The module's addition of that name, or None."""
+    """Returns the module's parameter of that name, or None."""
     return module.get_variable("params", name)
 
 
-def linear(how: Attached, module: Linear, call: Callable[..., Any], x: jax.Array) -> jax.Array:
-    """y = x W + b, and what LoRA adds (arXiv 2106.09685 eq. 3), DoRA makes of it (2402.09353 eq. 5), IA3 multiplies."""
-    before, factor_G2K, a_Dr = (get_param(module, name) for name in ("ia3_in", "ia3_kv", "lora_a"))
-    y = call(x if before is None else x * before.astype(x.dtype))
+def linear(attached: Attached, module: Linear, call: Callable[..., Any], x: jax.Array) -> jax.Array:
+    """Computes y = x W + b with LoRA (arXiv 2106.09685 eq. 3), DoRA (arXiv 2402.09353 eq. 5) and IA3's factors."""
+    factor_in, factor_G2K, a_Dr = (get_param(module, name) for name in ("ia3_in", "ia3_kv", "lora_a"))
+    y = call(x if factor_in is None else x * factor_in.astype(x.dtype))
     if factor_G2K is not None:
         y = scale_keys_and_values(y, factor_G2K)
     if a_Dr is not None:
-        y = add_lora(how, module, x, y, a_Dr)
+        y = add_lora(attached, module, x, y, a_Dr)
     return y
 
 
 def scale_keys_and_values(y: jax.Array, factor_G2K: jax.Array) -> jax.Array:
-    """Columns of each key head, its queries first if there are any, with keys and values times their factors."""
+    """Scales keys and values; y has the columns of each key head, queries first if there are any."""
     G, _, K = factor_G2K.shape
     grouped = y.reshape(*y.shape[:-1], G, -1, K)
     return grouped.at[..., -2:, :].multiply(factor_G2K.astype(y.dtype)).reshape(y.shape)
 
 
-def add_lora(how: Attached, module: Linear, x: jax.Array, y: jax.Array, a_Dr: jax.Array) -> jax.Array:
-    """y + scale x A B, or with DoRA's lengths the same with columns of these."""
-    b_rF, e_r, longer_F = (get_param(module, name) for name in ("lora_b", "lora_e", "dora"))
-    read = dropout(x, how.dropout, module) @ a_Dr.astype(x.dtype)
+def add_lora(attached: Attached, module: Linear, x: jax.Array, y: jax.Array, a_Dr: jax.Array) -> jax.Array:
+    """Computes y + scale x A B, with DoRA scaled to its column norms."""
+    b_rF, e_r, dora_F = (get_param(module, name) for name in ("lora_b", "lora_e", "dora"))
+    h = dropout(x, attached.dropout, module) @ a_Dr.astype(x.dtype)
     if e_r is not None:
-        read = read * e_r.astype(x.dtype)
-    y = y + (how.scale * (read @ b_rF.astype(x.dtype))).astype(y.dtype)
-    if longer_F is None:
+        h = h * e_r.astype(x.dtype)
+    y = y + (attached.scale * (h @ b_rF.astype(x.dtype))).astype(y.dtype)
+    if dora_F is None:
         return y
     kernel_DF, bias_F = get_param(module, "kernel"), get_param(module, "bias")
-    more_F = dora_growth(kernel_DF, kernel_DF + lora_product(how.scale, a_Dr, b_rF, e_r), longer_F).astype(y.dtype)
-    return y + more_F * (y if bias_F is None else y - bias_F.astype(y.dtype))
+    growth_F = dora_growth(kernel_DF, kernel_DF + lora_product(attached.scale, a_Dr, b_rF, e_r), dora_F).astype(y.dtype)
+    return y + growth_F * (y if bias_F is None else y - bias_F.astype(y.dtype))
 
 
-def dora_growth(kernel: jax.Array, summed: jax.Array, longer: jax.Array) -> jax.Array:
-    """By how much of itself each column [D, F] of a sum is to grow, to be as long as the kernel's and `longer`: [F].
+def dora_growth(kernel: jax.Array, summed: jax.Array, dora: jax.Array) -> jax.Array:
+    """Computes the relative growth [F] of a sum's columns [D, F] to the norms of the kernel's columns plus `dora`.
 
-    No gradient goes through the length that it has (arXiv 2402.09353 section 4.3).
+    No gradient flows through the sum's own norms (arXiv 2402.09353 section 4.3).
     """
-    length, now = (jnp.linalg.norm(x, axis=-2) for x in (kernel, jax.lax.stop_gradient(summed)))
-    return (length - now + longer) / now
+    target, norm = (jnp.linalg.norm(x, axis=-2) for x in (kernel, jax.lax.stop_gradient(summed)))
+    return (target - norm + dora) / norm
 
 
-def merge_lora(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array, e: Any, longer: Any) -> jax.Array:
-    """Matrices [..., D, F] with what LoRA adds to them, columns as long as DoRA has them; None: not of that kind."""
+def merge_lora(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array, e: Any, dora: Any) -> jax.Array:
+    """Returns matrices [..., D, F] with LoRA's product added; e is None but for AdaLoRA, and dora but for DoRA."""
     summed = kernel + lora_product(scale, a, b, e).astype(kernel.dtype)
-    return summed if longer is None else summed * (1 + dora_growth(kernel, summed, longer))[..., None, :]
+    return summed if dora is None else summed * (1 + dora_growth(kernel, summed, dora))[..., None, :]
 
 
 def lora_product(scale: float, a: jax.Array, b: jax.Array, e: jax.Array | None) -> jax.Array:
-    """scale A diag(e) B, [..., D, F], of as many matrices as there are."""
+    """Computes scale A diag(e) B, [..., D, F], with any leading axes."""
     return scale * jnp.einsum("...dr,...rf->...df", a if e is None else a * e[..., None, :], b)
 
 
 def dropout(x: jax.Array, rate: float, module: nn.Module) -> jax.Array:
-    """Dropout in training, which has random numbers of its own."""
+    """Applies dropout if the module has a "dropout" generator, as in training."""
     if not rate or not module.has_rng("dropout"):
         return x
-    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
+    mask = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(mask, x / (1 - rate), 0)
 
 
-def recurrent_kernel(how: Attached, module: Kernel, call: Callable[..., Any]) -> jax.Array:
-    """A recurrent layer's matrix, with what LoRA adds; without dropout, for a loop reads it at every step."""
+def recurrent_kernel(attached: Attached, module: Kernel, call: Callable[..., Any]) -> jax.Array:
+    """Adds LoRA to a recurrent layer's matrix; without dropout, since a loop reads it at every step."""
     kernel, (a_Dr, *others) = call(), (get_param(module, name) for name in LORA)
     if a_Dr is None:
         return kernel
-    changed_DF = merge_lora(how.scale, kernel.T if module.turned else kernel, a_Dr, *others)
+    changed_DF = merge_lora(attached.scale, kernel.T if module.turned else kernel, a_Dr, *others)
     return changed_DF.T if module.turned else changed_DF
 
 
-def expert_kernels(how: Attached, module: ExpertLinear, call: Callable[..., Any], width: int) -> Any:
-    """Each expert's matrix, with what LoRA adds; without dropout."""
+def expert_kernels(attached: Attached, module: ExpertLinear, call: Callable[..., Any], width: int) -> Any:
+    """Adds LoRA to each expert's matrix; without dropout."""
     (kernel_EDF, bias_EF), (a_EDr, *others) = call(width), (get_param(module, name) for name in LORA)
-    return (kernel_EDF if a_EDr is None else merge_lora(how.scale, kernel_EDF, a_EDr, *others)), bias_EF
+    return (kernel_EDF if a_EDr is None else merge_lora(attached.scale, kernel_EDF, a_EDr, *others)), bias_EF
 
 
-def bottleneck(how: Attached, module: nn.Module, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-    """y + up(gelu(down(y))) (arXiv 1902.00751 section 2.1), or with x inside (arXiv 2110.04366, parallel)."""
+def bottleneck(attached: Attached, module: nn.Module, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+    """Computes y + up(gelu(down(y))) (arXiv 1902.00751 section 2.1), or with x inside (arXiv 2110.04366, parallel)."""
     down_Dm, up_mD = get_param(module, "adapter_down"), get_param(module, "adapter_up")
     if down_Dm is None:
         return y_BTD
-    read = x_BTD if how.parallel else y_BTD
-    h = read @ down_Dm.astype(read.dtype) + get_param(module, "adapter_down_bias").astype(read.dtype)
-    more = jax.nn.gelu(h) @ up_mD.astype(read.dtype) + get_param(module, "adapter_up_bias").astype(read.dtype)
-    return y_BTD + more.astype(y_BTD.dtype)
+    x = x_BTD if attached.parallel else y_BTD
+    h = x @ down_Dm.astype(x.dtype) + get_param(module, "adapter_down_bias").astype(x.dtype)
+    up = jax.nn.gelu(h) @ up_mD.astype(x.dtype) + get_param(module, "adapter_up_bias").astype(x.dtype)
+    return y_BTD + up.astype(y_BTD.dtype)
 
 
-def attention(how: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any) -> Any:
-    """Attention with an adapter."""
-    mixed_BTD, first_v, kept = call(x_BTD, *more)
-    return bottleneck(how, module, x_BTD, mixed_BTD), first_v, kept
+def attention(attached: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any) -> Any:
+    """Self-attention with an adapter."""
+    mixed_BTD, first_v, cache = call(x_BTD, *more)
+    return bottleneck(attached, module, x_BTD, mixed_BTD), first_v, cache
 
 
 def cross_attention(
-    how: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any
+    attached: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any
 ) -> jax.Array:
-    """Attention to a memory with an adapter."""
-    return bottleneck(how, module, x_BTD, call(x_BTD, *more))
+    """Cross-attention with an adapter."""
+    return bottleneck(attached, module, x_BTD, call(x_BTD, *more))
 
 
-def mlp(how: Attached, module: nn.Module, call: Callable[..., Any], x_BTD: jax.Array) -> jax.Array:
+def mlp(attached: Attached, module: nn.Module, call: Callable[..., Any], x_BTD: jax.Array) -> jax.Array:
     """An MLP with an adapter."""
-    return bottleneck(how, module, x_BTD, call(x_BTD))
+    return bottleneck(attached, module, x_BTD, call(x_BTD))
 
 
-def spec(how: Attached, module: Attention, call: Callable[..., Any], *args: Any) -> AttentionSpec:
-    """What a sequence's attention to itself depends on: the prefix too (arXiv 2101.00190 section 4.2)."""
+def spec(attached: Attached, module: Attention, call: Callable[..., Any], *args: Any) -> AttentionSpec:
+    """Returns the spec of self-attention with the module's prefix (arXiv 2101.00190 section 4.2)."""
     k_PGK, v_PGK = get_param(module, "prefix_k"), get_param(module, "prefix_v")
     return call(*args) if k_PGK is None else call(*args)._replace(prefix=Prefix(k_PGK, v_PGK))
 
 
-def token_embedding(how: Attached, module: TokenEmbedding, call: Callable[..., Any], ids_BT: jax.Array) -> jax.Array:
-    """The table's rows of its own ids, and a tuned prompt's of those behind them (arXiv 2104.08691 section 2)."""
+def token_embedding(
+    attached: Attached, module: TokenEmbedding, call: Callable[..., Any], ids_BT: jax.Array
+) -> jax.Array:
+    """Embeds ids of the vocabulary by the table, and those after it by the tuned prompt (arXiv 2104.08691, 2)."""
     prompt_PD = get_param(module, "prompt")
     if prompt_PD is None:
         return call(ids_BT)
-    place_BT = ids_BT - module.vocabulary
-    x_BTD = call(jnp.where(place_BT < 0, ids_BT, 0))
-    rows_BTD = prompt_PD[jnp.maximum(place_BT, 0)].astype(x_BTD.dtype)
-    return jnp.where(place_BT[..., None] < 0, x_BTD, rows_BTD)
+    index_BT = ids_BT - module.vocabulary
+    x_BTD = call(jnp.where(index_BT < 0, ids_BT, 0))
+    rows_BTD = prompt_PD[jnp.maximum(index_BT, 0)].astype(x_BTD.dtype)
+    return jnp.where(index_BT[..., None] < 0, x_BTD, rows_BTD)
 
 
 # By module and method.

@@ -1,4 +1,4 @@
-"""How much a model's answers depend on each of its parameters: the diagonal of the empirical Fisher information."""
+"""Diagonal of the empirical Fisher information of a model's parameters."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,43 +18,45 @@ def diagonal(
     compiler_options: Mapping[str, str] | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Any:
-    """The mean over rows of the squared gradient of each row's loss (arXiv 1905.12558 eq. 3), no dropout drawn.
+    """Computes the mean over rows of the squared gradient of each row's loss (arXiv 1905.12558 eq. 3), without dropout.
 
-    A row's loss is the objective's sum over its tokens by weights as they are given, not their mean: of a decoder
-    -log p(row), so that what is squared is the gradient of a whole row's log-likelihood, targets as in the data.
+    A row's loss is the objective's sum over its tokens by the given weights, not a mean: for a decoder it is
+    -log p(row), so that the gradient of the whole row's log-likelihood is squared, with targets from the data.
 
     Args:
       objective: see gptjax.objectives.
-      params: those that it is wanted of, float32.
-      batches: arrays [B, ...] each; every device reads every row.
+      params: parameters to differentiate by, float32.
+      batches: arrays [B, ...]; every device reads every row.
       frozen: the model's other parameters.
-      compiler_options: told to XLA, by name.
-      advance: called after each batch with its rows.
+      compiler_options: XLA options by name.
+      advance: called after each batch with its number of rows.
 
     Returns:
-      a tree as `params`, in nats^2 per squared unit of the parameter; each leaf lies where its parameter does.
+      A tree like `params`, in nats^2 per squared unit of the parameter; each leaf has the sharding of its parameter.
 
     Raises:
       ValueError: there are no rows.
     """
     frozen = frozen or {}
     params = jax.tree.map(jnp.asarray, params)
-    there = jax.tree.map(lambda leaf: leaf.sharding, params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
 
-    def of_row(params: Any, frozen: Any, row: Any) -> Any:
-        return jax.grad(lambda own: objective(paths.union(frozen, own), row, None)[0])(params)
+    def row_gradient(params: Any, frozen: Any, row: Any) -> Any:
+        return jax.grad(lambda params: objective(paths.union(frozen, params), row, None)[0])(params)
 
     def add(total: Any, params: Any, frozen: Any, batch: Any) -> Any:
         def add_row(total: Any, row: Any) -> tuple[Any, None]:
-            return jax.tree.map(lambda sum, g: sum + g**2, total, of_row(params, frozen, row)), None
+            return jax.tree.map(lambda sum, g: sum + g**2, total, row_gradient(params, frozen, row)), None
 
         return jax.lax.scan(add_row, total, jax.tree.map(lambda x: x[:, None], batch))[0]
 
-    summed = jax.jit(add, donate_argnums=0, out_shardings=there, compiler_options=dict(compiler_options or {}) or None)
-    total, count = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=there)(params), 0
+    accumulate = jax.jit(
+        add, donate_argnums=0, out_shardings=shardings, compiler_options=dict(compiler_options or {}) or None
+    )
+    total, count = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=shardings)(params), 0
     for batch in batches:
         rows = len(jax.tree.leaves(batch)[0])
-        total, count = jax.block_until_ready(summed(total, params, frozen, batch)), count + rows
+        total, count = jax.block_until_ready(accumulate(total, params, frozen, batch)), count + rows
         advance(rows)
     if not count:
         raise ValueError("there are no rows to estimate on")

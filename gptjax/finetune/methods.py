@@ -206,8 +206,8 @@ def make_attached(options: Any) -> Attached | None:
         return None
     rank = options.adalora.first_rank if options.method == "adalora" else options.rank
     scale = options.alpha / (math.sqrt(rank) if options.rank_stabilised else rank)  # arXiv 2312.03732 eq. 6
-    more_ids = options.length if options.method == "prompt" else 0
-    return Attached(scale, options.dropout, options.parallel, more_ids)
+    prompt_length = options.length if options.method == "prompt" else 0
+    return Attached(scale, options.dropout, options.parallel, prompt_length)
 
 
 def build_model(config: Any, divided: Collection[str] = ()) -> nn.Module:

@@ -122,7 +122,7 @@ def kind(model: nn.Module) -> str:
 
 def readable(model: nn.Module) -> int:
     """How many ids it reads: those of its vocabulary, which it may say too, and those of what is attached to it."""
-    return int(model.config.vocabulary + getattr(model.attached, "more_ids", 0))  # type: ignore[attr-defined]
+    return int(model.config.vocabulary + getattr(model.attached, "prompt_length", 0))  # type: ignore[attr-defined]
 
 
 def is_recurrent(config: Any) -> bool:

@@ -65,10 +65,10 @@ def test_by_command_checkpoints_are_averaged_and_what_does_not_fit_is_refused(ca
         np.testing.assert_allclose(leaf, (paths.flat(steps[0])[path] + paths.flat(steps[1])[path]) / 2, atol=1e-6)
     assert found.generate("the ", temperature=0.0, max_tokens=3).text
     out = f"--to={tmp_path / 'x'}"
-    assert "need --base=RUN" in call(merge, "--runs", trained, "--how=ties", out).refusal()
-    assert "behind @ stands a step" in call(merge, "--runs", f"{trained}@last", out).refusal()
-    assert "--kept is 2.0" in call(merge, "--runs", trained, "--kept=2", out).refusal()
+    assert "need --base=RUN" in call(merge, "--runs", trained, "--method=ties", out).refusal()
+    assert "after @ comes a step" in call(merge, "--runs", f"{trained}@last", out).refusal()
+    assert "--density is 2.0" in call(merge, "--runs", trained, "--density=2", out).refusal()
     loop.train(tiny_config(data_path=text_file, model_width=8, train_steps=1), tmp_path / "other")
-    assert "is not of" in call(merge, "--runs", trained, tmp_path / "other", out).refusal()
+    assert "has other shapes than" in call(merge, "--runs", trained, tmp_path / "other", out).refusal()
     assert "exists; give another --to" in call(merge, "--runs", trained, f"--to={trained}").refusal()
     assert not (tmp_path / "x").exists()

@@ -205,10 +205,10 @@ def commands(folder):
             folder,
             [
                 ["--runs", "run", "other", "--to=new"],
-                ["--runs", "run@2", "other", "--to=new", "--how=ties", "--base=run"],
+                ["--runs", "run@2", "other", "--to=new", "--method=ties", "--base=run"],
             ],
             under(folder, "run", "other"),
-            ["--how", "--scale", "--kept", "--base"],
+            ["--method", "--scale", "--density", "--base"],
         ),
         "sweep": Fuzzed(
             sweep,
