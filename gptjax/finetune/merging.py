@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def mean(models: Sequence[Any]) -> Any:
-    """Returns the mean of models, such as of a run's last checkpoints (arXiv 2203.05482 section 2, the uniform soup)."""
+    """Returns the mean of models, such as of a run's last checkpoints (arXiv 2203.05482 section 2, uniform soup)."""
     return jax.tree.map(lambda *leaves: reduce(jnp.add, leaves) / len(leaves), *models)
 
 

@@ -1,7 +1,7 @@
-"""Parameters by path: trees as flat dictionaries, parted and put together. Knows no model and no method.
+"""Parameters by path: flattens, splits and joins trees. Independent of models and methods.
 
-A path is the names of a parameter's modules and its own, "block_0/mlp/up/kernel"; a rule is a regular expression that
-has to be found somewhere in it.
+A path joins the names of a parameter's modules and its own, "block_0/mlp/up/kernel"; a rule is a regular expression
+that is searched in it.
 """
 
 import re
@@ -16,53 +16,53 @@ Flat = dict[str, Any]
 
 
 def flat(tree: Mapping[str, Any]) -> Flat:
-    """{"block_0/mlp/up/kernel": leaf, ...} of nested dictionaries."""
-    found: Flat = traverse_util.flatten_dict(tree, sep="/")
-    return found
+    """Flattens nested dictionaries to {"block_0/mlp/up/kernel": leaf, ...}."""
+    leaves: Flat = traverse_util.flatten_dict(tree, sep="/")
+    return leaves
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The other way round."""
-    found: dict[str, Any] = traverse_util.unflatten_dict(leaves, sep="/")
-    return found
+    """Unflattens {"block_0/mlp/up/kernel": leaf, ...} to nested dictionaries."""
+    tree: dict[str, Any] = traverse_util.unflatten_dict(leaves, sep="/")
+    return tree
 
 
 def union(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """All leaves of both; what both have is the second's."""
+    """Joins two trees; leaves of `other` take precedence."""
     return nested(flat(tree) | flat(other))
 
 
 def divided(tree: Mapping[str, Any], chosen: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the leaves at those paths, the others)."""
+    """Splits a tree into the leaves at the chosen paths and the others."""
     leaves = flat(tree)
-    own = {path: leaf for path, leaf in leaves.items() if path in chosen}
-    return nested(own), nested({path: leaf for path, leaf in leaves.items() if path not in own})
+    first = {path: leaf for path, leaf in leaves.items() if path in chosen}
+    return nested(first), nested({path: leaf for path, leaf in leaves.items() if path not in first})
 
 
 def matching(paths: Iterable[str], rule: str, key: str) -> list[str]:
-    """The paths in which the rule is found.
+    """Returns the paths that a rule matches.
 
     Args:
-      paths: to choose among.
+      paths: paths to search.
       rule: a regular expression.
-      key: of the config that it comes from, for the message.
+      key: config key of the rule, for messages.
 
     Raises:
-      ConfigError: it is no regular expression, or it matches none.
+      ConfigError: the rule is no regular expression, or it matches no path.
     """
     try:
         expression = re.compile(rule)
     except re.error as error:
         raise ConfigError(f"{key}={rule!r} is no regular expression: {error}") from error
     paths = list(paths)
-    found = [path for path in paths if expression.search(path)]
-    if not found:
+    matches = [path for path in paths if expression.search(path)]
+    if not matches:
         some = ", ".join(sorted(paths)[:3])
         raise ConfigError(f"{key}={rule!r} matches no parameter; there are {some}, ... ({len(paths)} in all)")
-    return found
+    return matches
 
 
 def depth(path: str) -> int | None:
-    """The number of the block or recurrent layer that a parameter is of; None: of none, or of all at once."""
+    """Returns the index of a parameter's block or recurrent layer; None if it is in none, or layers are stacked."""
     match = re.search(r"(?:^|/)(?:block|layer|forward|backward)_(\d+)/", path)
     return int(match[1]) if match else None

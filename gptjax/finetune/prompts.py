@@ -1,7 +1,7 @@
-"""Prompt tuning (arXiv 2104.08691): vectors that every text of a run begins with, as ids behind its vocabulary.
+"""Prompt tuning (arXiv 2104.08691): trained vectors that every text of a run begins with, as ids after the vocabulary.
 
-The model looks those ids up in rows of its own (gptjax.finetune.attached). Everything else asks the tokenizer what
-texts begin with, and the run's is seen with these ids there: so data and decoding know nothing of it.
+The model embeds those ids by rows of their own (gptjax.finetune.attached). Data and decoding need no change: they ask
+the tokenizer for the ids that texts begin with, and `with_prompt` adds the prompt's to them.
 """
 
 from collections.abc import Iterator
@@ -13,62 +13,62 @@ from gptjax.data import prepared_folders
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-# Objectives that make rows which do not begin as texts do, cut them anew, or learn from a model without the prompt.
+# Objectives whose rows do not begin as texts do, or whose teacher has no prompt.
 INCOMPATIBLE = ("fim", "prefix", "next_sentence", "distillation")
-MIN_TEXT = 2  # tokens beside the prompt that a row holds at least: the one a text begins with, and one of it
-MIN_DENOISING_TEXT = 8  # the same where text is corrupted
+MIN_TEXT = 2  # least number of tokens in a row besides the prompt: the one a text begins with, and one of the text
+MIN_DENOISING_TEXT = 8  # the same for the denoising objective
 
 
 def prompt_ids(config: Any) -> tuple[int, ...]:
-    """The ids of a run's prompt, `model.vocabulary` the first of them; none where it has no prompt."""
+    """Returns the ids of a run's prompt, beginning at `model.vocabulary`; empty if it has no prompt."""
     V = config.model.vocabulary
     return tuple(range(V, V + config.finetune.length)) if config.finetune.method == "prompt" else ()
 
 
 def with_prompt(tokenizer: Tokenizer, config: Any) -> Tokenizer:
-    """The tokenizer as a run of this config reads and writes text: with its prompt before each text, if it has one.
+    """Returns the tokenizer of a run of this config, with the run's prompt, if it has one, before each text.
 
-    Where it has no id that texts begin with, its end does that as everywhere (gptjax.data.token_sets.Borders); but
-    sources of an encoder-decoder begin with none.
+    If no id begins texts, the one that ends them does (gptjax.data.token_sets.Borders), but not for the sources of an
+    encoder-decoder.
     """
     prompt = prompt_ids(config)
     if not prompt:
         return tokenizer
-    before = () if config.model.arch == "seq2seq" or tokenizer.end is None else (tokenizer.end,)
-    return tokenizers.beginning_with(tokenizer, prompt, tokenizer.begin or before)
+    begin = () if config.model.arch == "seq2seq" or tokenizer.end is None else (tokenizer.end,)
+    return tokenizers.beginning_with(tokenizer, prompt, tokenizer.begin or begin)
 
 
 def problems(config: Any, kind: str) -> Iterator[str]:
-    """What a run with a prompt cannot do, one line each.
+    """Yields a line for each setting that a run with a prompt does not support.
 
     Args:
-      config: of the run, resolved.
-      kind: of its model.
+      config: resolved config of the run.
+      kind: kind of its model.
     """
     options, data = config.finetune, config.data
     if options.method != "prompt":
         return
-    fitting = ("pairs", "examples") if kind == "seq2seq" else ("packed", "examples")
-    if data.layout not in fitting:
+    layouts = ("pairs", "examples") if kind == "seq2seq" else ("packed", "examples")
+    if data.layout not in layouts:
         yield (
-            f"finetune.method=prompt needs rows that begin where texts do: data.layout={' or '.join(fitting)}, "
+            f"finetune.method=prompt needs rows that begin where texts do: data.layout={' or '.join(layouts)}, "
             f"not {data.layout}"
         )
     if data.layout == "pairs" and not (data.languages or data.examples.form):
         yield "finetune.method=prompt reads pairs from parallel text or examples; give data.languages"
     if any(data.augment.values()):
-        yield "data.augment would draw ids of the prompt (finetune.method=prompt); leave it out"
+        yield "data.augment could insert ids of the prompt (finetune.method=prompt); leave it out"
     names = [name for name, _ in objectives.parse_objective(config.train.objective)]
     for name in names:
         if name in INCOMPATIBLE:
-            yield f"train.objective={name} has rows of its own, and finetune.method=prompt cannot begin them"
+            yield f"train.objective={name} builds its own rows, which finetune.method=prompt cannot begin"
     context = min([data.context, *(stage[2] for stage in data.stages)])
-    room = MIN_DENOISING_TEXT if "denoising" in names else MIN_TEXT
-    if options.length + room > context:
-        yield f"finetune.length={options.length} leaves no room in {context} tokens (data.context); give {room} more"
+    needed = MIN_DENOISING_TEXT if "denoising" in names else MIN_TEXT
+    if options.length + needed > context:
+        yield f"finetune.length={options.length} leaves no room in {context} tokens (data.context); give {needed} more"
 
 
 def check_raw(config: Any) -> None:
-    """Raises ConfigError where a run with a prompt names prepared sets, whose ids have no prompt in them."""
+    """Raises ConfigError if a run with a prompt names prepared sets, whose ids do not include the prompt."""
     if config.finetune.method == "prompt" and (folders := prepared_folders(config.data)):
         raise ConfigError(f"{folders[0]} is a prepared set, without a prompt (finetune.method=prompt); give text")

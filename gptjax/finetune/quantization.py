@@ -1,7 +1,7 @@
-"""A frozen base's matrices in few bits, as QLoRA keeps them (arXiv 2305.14314): qwix's arrays in place of float32 ones.
+"""Quantization of a frozen base's matrices, as in QLoRA (arXiv 2305.14314): qwix arrays in place of float32 ones.
 
-Trees of parameters in, trees out. At rest a matrix is a `qwix.QArray`, or `Packed`; whoever computes with it asks
-`dequantised`, which gives the same float32 numbers each time. What trains is never in such a tree.
+Functions of parameter trees. A matrix is stored as a `qwix.QArray` or `Packed`; `dequantize` gives the same float32
+values each time. Trainable parameters are never quantized.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,40 +16,40 @@ from gptjax.config.errors import ConfigError
 from gptjax.finetune import paths
 from gptjax.finetune.methods import EXCLUDED_MODULES
 
-BLOCK = 64  # of nf4: numbers that share a scale (arXiv 2305.14314 section 3)
-MIN_BLOCK = 16  # of fewer the scales, of four bytes each, would take half as much as their numbers, or more
+BLOCK = 64  # block size of nf4: elements that share a scale (arXiv 2305.14314 section 3)
+MIN_BLOCK = 16  # below it the scales, of four bytes each, would take more than half the memory of the elements
 
 
 def int8_options(shape: Sequence[int]) -> dict[str, Any]:
     """int8: q = round(w / s) in -127 ... 127, s = max|w| / 127 of each column (arXiv 2305.14314 eq. 1)."""
-    # qwix's own 127.5 would put each column's largest number on the border between two roundings.
-    longest = f"absmax,{127.5 / 127!r}"
-    return {"qtype": "int8", "channelwise_axes": channelwise_axes(shape), "calibration_method": longest}
+    # qwix's own 127.5 would put each column's largest element on the boundary between two roundings.
+    calibration = f"absmax,{127.5 / 127!r}"
+    return {"qtype": "int8", "channelwise_axes": channelwise_axes(shape), "calibration_method": calibration}
 
 
 def nf4_options(shape: Sequence[int]) -> dict[str, Any]:
     """NF4: the nearest of the 16 levels of arXiv 2305.14314 appendix E to w / s, s = max|w| of a block of a column.
 
-    The scales are float32, 4 bytes for 64 numbers; section 3 of the paper quantises them once more.
+    The scales are float32, 4 bytes for 64 elements; section 3 of the paper quantizes them too.
     """
     rows = len(shape) - 2
     return {"qtype": "nf4", "channelwise_axes": channelwise_axes(shape), "tiled_axes": {rows: block_size(shape[rows])}}
 
 
 def channelwise_axes(shape: Sequence[int]) -> list[int]:
-    """The axes of matrices [..., D, F] but D, along which a product sums."""
+    """Returns the axes of matrices [..., D, F] but D, which a product sums over."""
     return [axis for axis in range(len(shape)) if axis != len(shape) - 2]
 
 
 def block_size(rows: int) -> int:
-    """How many of a column's numbers share a scale: 64, or where that does not divide them the largest divisor below
-    it, or all of them where there is none of 16 or more.
+    """Returns the number of a column's elements that share a scale: the largest divisor of `rows` from 16 to 64, or
+    `rows` if there is none.
     """
     divisors = [size for size in range(MIN_BLOCK, min(BLOCK, rows) + 1) if rows % size == 0]
     return max(divisors, default=rows)
 
 
-# `finetune.quantise`: what qwix is told, by the shape of matrices [..., D, F].
+# Choices of `finetune.quantise`: qwix's arguments by the shape of matrices [..., D, F].
 QUANTIZERS: dict[str, Callable[[Sequence[int]], dict[str, Any]] | None] = {
     "none": None,
     "int8": int8_options,
@@ -58,7 +58,7 @@ QUANTIZERS: dict[str, Callable[[Sequence[int]], dict[str, Any]] | None] = {
 
 
 class Packed(flax.struct.PyTreeNode):
-    """A QArray of four bits, two numbers a byte: compiled programs refuse arrays of four bits on some devices.
+    """A 4-bit QArray, two elements a byte: some devices do not support 4-bit arrays in compiled programs.
 
     Attributes:
       pairs: uint8 [..., (D + 1) // 2, F]: rows 0, 2, ... in the low bits, rows 1, 3, ... in the high ones.
@@ -72,7 +72,7 @@ class Packed(flax.struct.PyTreeNode):
 
 
 def pack(array: Any) -> Packed:
-    """A QArray [..., D, F] of nf4, packed."""
+    """Packs a QArray [..., D, F] of nf4."""
     D = array.shape[-2]
     padding = [(0, 0)] * (array.ndim - 2) + [(0, D % 2), (0, 0)]
     numbers = jnp.pad(array.qvalue.astype(jnp.uint8), padding)
@@ -80,89 +80,87 @@ def pack(array: Any) -> Packed:
 
 
 def unpack(array: Packed) -> Any:
-    """The other way round; its qvalue is uint8."""
+    """Unpacks to a QArray, whose qvalue is uint8."""
     *leading, _, F = array.pairs.shape
     numbers = jnp.stack([array.pairs & 15, array.pairs >> 4], -2).reshape(*leading, -1, F)
     return import_qwix("nf4").QArray(numbers[..., : array.rows, :], array.scale, None, "nf4")
 
 
-def import_qwix(how: str) -> Any:
-    """qwix.
+def import_qwix(quantizer: str) -> Any:
+    """Imports qwix.
 
     Raises:
-      ConfigError: it is not installed.
+      ConfigError: qwix is not installed.
     """
     try:
         import qwix
     except ImportError as error:
-        raise ConfigError(f"finetune.quantise={how} needs qwix: pip install 'gptjax[quant]'") from error
+        raise ConfigError(f"finetune.quantise={quantizer} needs qwix: pip install 'gptjax[quant]'") from error
     return qwix
 
 
 def is_quantizable(path: str) -> bool:
-    """Whether a parameter is a matrix, or several, of the model's inside: no table, norm, bias, router or head."""
+    """Returns True for hidden matrices: no embedding, norm, bias, router or head."""
     return path.endswith("/kernel") and not EXCLUDED_MODULES.search(path)
 
 
-def quantize(tree: Any, how: str) -> Any:
-    """The tree with its matrices inside the model [..., D, F] as they are kept.
+def quantize(tree: Any, quantizer: str) -> Any:
+    """Quantizes the hidden matrices [..., D, F] of a tree.
 
     Args:
       tree: float32 parameters, nested dictionaries.
-      how: `finetune.quantise`. int8: QArrays, `qvalue` int8 [..., D, F], `scale` float32 [..., 1, F]; nf4: `Packed`;
-        none: the tree itself.
+      quantizer: `finetune.quantise`. int8 gives QArrays, `qvalue` int8 [..., D, F], `scale` float32 [..., 1, F]; nf4
+        gives `Packed`; none gives the tree itself.
 
     Raises:
       ConfigError: qwix is not installed.
     """
-    if QUANTIZERS[how] is None:
+    if QUANTIZERS[quantizer] is None:
         return tree
     return paths.nested(
-        {path: quantize_matrix(x, how) if is_quantizable(path) else x for path, x in paths.flat(tree).items()}
+        {path: quantize_matrix(x, quantizer) if is_quantizable(path) else x for path, x in paths.flat(tree).items()}
     )
 
 
 @partial(jax.jit, static_argnums=1)
-def quantize_matrix(matrix: jax.Array, how: str) -> Any:
-    """One of them, int8 or nf4. Compiled always: the same operations one by one round otherwise."""
-    told = QUANTIZERS[how]
-    assert told is not None
-    found = import_qwix(how).quantize(matrix, **told(matrix.shape))
-    # Else XLA moves factors of the scales into products with them, which gives other bits than in another program.
-    found = jax.lax.optimization_barrier(found)
-    return pack(found) if how == "nf4" else found
+def quantize_matrix(matrix: jax.Array, quantizer: str) -> Any:
+    """Quantizes one matrix to int8 or nf4. Always compiled: eager operations round differently."""
+    options = QUANTIZERS[quantizer]
+    assert options is not None
+    array = import_qwix(quantizer).quantize(matrix, **options(matrix.shape))
+    # Otherwise XLA moves factors of the scales into products with them, and the bits depend on the program.
+    array = jax.lax.optimization_barrier(array)
+    return pack(array) if quantizer == "nf4" else array
 
 
 def dequantize(tree: Any) -> Any:
-    """The tree with float32 arrays in place of what `quantised` made, each where its numbers lie; all others are the
-    tree's own.
-    """
+    """Replaces the quantized arrays of a tree by float32 arrays of the same sharding; other leaves stay."""
     return paths.nested({path: _dequantize(leaf) for path, leaf in paths.flat(tree).items()})
 
 
-def quantize_dequantize(tree: Any, how: str) -> Any:
-    """What `dequantised` gives of the tree when it is `quantised`, leaf by leaf; to the bit what a run computes with.
+def quantize_dequantize(tree: Any, quantizer: str) -> Any:
+    """Quantizes and dequantizes a tree, leaf by leaf, to the very values that a run computes with.
 
     Args:
       tree: parameters, nested dictionaries of arrays.
-      how: `finetune.quantise`; none: the tree itself.
+      quantizer: `finetune.quantise`; none gives the tree itself.
 
     Raises:
       ConfigError: qwix is not installed.
     """
-    if QUANTIZERS[how] is None:
+    if QUANTIZERS[quantizer] is None:
         return tree
-    import_qwix(how)
+    import_qwix(quantizer)
     return paths.nested(
         {
-            path: _round_trip(how, _sharding_of(x))(x) if is_quantizable(path) else x
+            path: _round_trip(quantizer, _sharding_of(x))(x) if is_quantizable(path) else x
             for path, x in paths.flat(tree).items()
         }
     )
 
 
 def dequantize_matrix(array: Any) -> jax.Array:
-    """float32 [..., D, F] of one matrix as it is kept."""
+    """Dequantizes one matrix, to float32 [..., D, F]."""
     whole = unpack(array) if isinstance(array, Packed) else array
     return import_qwix("int8").dequantize(whole)
 
@@ -174,15 +172,15 @@ def _dequantize(leaf: Any) -> Any:
 
 
 def _sharding_of(x: Any) -> Any:
-    """Where an array lies; None of what is traced, and of what lies on no device."""
+    """Returns an array's sharding; None for tracers and host arrays."""
     return x.sharding if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) else None
 
 
 @cache
-def _jit_dequantize(there: Any) -> Any:
-    return jax.jit(dequantize_matrix, out_shardings=there)
+def _jit_dequantize(sharding: Any) -> Any:
+    return jax.jit(dequantize_matrix, out_shardings=sharding)
 
 
 @cache
-def _round_trip(how: str, there: Any) -> Any:
-    return jax.jit(lambda matrix: dequantize_matrix(quantize_matrix(matrix, how)), out_shardings=there)
+def _round_trip(quantizer: str, sharding: Any) -> Any:
+    return jax.jit(lambda matrix: dequantize_matrix(quantize_matrix(matrix, quantizer)), out_shardings=sharding)

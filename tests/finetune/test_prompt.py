@@ -318,8 +318,8 @@ def test_translation_reads_it_before_the_source(tmp_path):
         (dict(data_layout="pairs"), "data.layout=packed or examples, not pairs"),
         (dict(data_layout="packed", model_arch="seq2seq", train_objective="seq2seq"), "pairs or examples, not packed"),
         (dict(data_layout="pairs", model_arch="seq2seq", train_objective="seq2seq"), "give data.languages"),
-        (dict(train_objective="fim"), "train.objective=fim has rows of its own"),
-        (dict(train_objective="prefix"), "train.objective=prefix has rows of its own"),
+        (dict(train_objective="fim"), "train.objective=fim builds its own rows"),
+        (dict(train_objective="prefix"), "train.objective=prefix builds its own rows"),
         (dict(finetune_length=15), "finetune.length=15 leaves no room in 16 tokens"),
     ],
 )
@@ -333,7 +333,7 @@ def test_what_would_disturb_the_prompt_is_refused(call, tuned, tmp_path, monkeyp
     config = tuning("somewhere")
     with config.unlocked():
         config.data.augment.insert = 0.1
-    with pytest.raises(ConfigError, match="would draw ids of the prompt"):
+    with pytest.raises(ConfigError, match="could insert ids of the prompt"):
         check(config)
     merged = call(convert, f"--from={tuned}", f"--to={tmp_path / 'merged'}", "--merge").refusal()
     assert "prompts cannot be merged" in merged
