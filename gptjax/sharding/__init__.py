@@ -1,6 +1,6 @@
-"""How a run lies on devices: one mesh, one table of rules, and where state and batches go.
+"""Sharding of a run: one mesh, one table of rules, and the shardings of state and batches.
 
-No file elsewhere names a mesh axis, but for plans, which compare meshes (gptjax.planning.meshes, roofline).
+No other file names a mesh axis, but for plans, which compare meshes (gptjax.planning.meshes, roofline).
 """
 
 import math
@@ -13,11 +13,12 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.models.logical_axes import Layout, of_parameter, placed
 
-# The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
 LossFn = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+# Mesh axes, those with the most communication last, so that neighbouring devices share them.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
-# Which mesh axes divide an array's axis, by its letter (gptjax.models): of parameters, as they are kept,
+# Mesh axes that shard an array's axis, by its letter (gptjax.models): of stored parameters,
 STORED = {
     "D": ("fsdp",),  # gathered for each use (arXiv 1910.02054, 2304.11277)
     "V": ("tensor",),
@@ -26,7 +27,7 @@ STORED = {
     "F": ("tensor",),
     "E": ("expert",),
 }
-# and of what is computed (arXiv 1909.08053 for `tensor`, 2006.16668 for `expert`, 2407.21783 3.3.2 for `context`).
+# and of activations (arXiv 1909.08053 for `tensor`, 2006.16668 for `expert`, 2407.21783 3.3.2 for `context`).
 COMPUTED = {
     "B": ("data", "fsdp", "expert"),
     "T": ("context",),
@@ -39,150 +40,150 @@ COMPUTED = {
 
 
 def axis_sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
-    """How many devices each axis of a mesh has, in the order of AXES.
+    """Returns the number of devices along each mesh axis, in the order of AXES.
 
     Args:
       mesh: `config.mesh`; one axis may be -1, for all devices that the others leave.
-      devices: how many there are.
+      devices: number of devices.
     """
-    known = math.prod(size for size in mesh.values() if size != -1)
-    return {axis: max(devices // known, 1) if mesh.get(axis, 1) == -1 else mesh.get(axis, 1) for axis in AXES}
+    fixed = math.prod(size for size in mesh.values() if size != -1)
+    return {axis: max(devices // fixed, 1) if mesh.get(axis, 1) == -1 else mesh.get(axis, 1) for axis in AXES}
 
 
 def make_mesh(**mesh: int) -> Mesh:
-    """The mesh of a run, of these sizes; see `sizes`. By default all devices share each batch."""
-    found = axis_sizes(mesh or {"data": -1}, jax.device_count())
+    """Builds a mesh of these sizes, see `axis_sizes`. By default batches are sharded over all devices."""
+    sizes = axis_sizes(mesh or {"data": -1}, jax.device_count())
     # Auto, because Linen fails under jax.make_mesh's default of Explicit axes.
-    kinds, devices = (AxisType.Auto,) * len(AXES), jax.devices()[: math.prod(found.values())]
-    return jax.make_mesh(tuple(found.values()), AXES, axis_types=kinds, devices=devices)
+    axis_types, devices = (AxisType.Auto,) * len(AXES), jax.devices()[: math.prod(sizes.values())]
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=axis_types, devices=devices)
 
 
 def layout(mesh: Mesh) -> Layout:
-    """The rules on this mesh."""
+    """Returns the sharding rules on this mesh."""
     return Layout(mesh, STORED, COMPUTED)
 
 
 def sharded_dimensions(mesh: Mesh) -> set[str]:
-    """What is divided among devices besides rows: "sequences", and the columns of "products"."""
+    """Returns the dimensions that are sharded besides rows: "sequences", and the columns of "products"."""
     axes = {"sequences": COMPUTED["T"], "products": COMPUTED["F"]}
-    return {what for what, of_mesh in axes.items() if layout(mesh).is_divided(of_mesh)}
+    return {name for name, mesh_axes in axes.items() if layout(mesh).is_divided(mesh_axes)}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """What XLA is told for programs on this mesh."""
-    # On CPU it would compute sums of bfloat16 between devices in float32, and fails where they are within a shard_map.
+    """Returns the XLA options for programs on this mesh."""
+    # On CPU, XLA promotes all-reduces of bfloat16 to float32, and fails if they are in a shard_map.
     on_cpu = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     return {"xla_disable_hlo_passes": "all-reduce-promotion"} if on_cpu else {}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Returns the sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_shardings(mesh: Mesh, batch: Mapping[str, Any], leading: int = 0) -> dict[str, NamedSharding]:
-    """Shardings of a batch's arrays by the letters that their names end in: rows, and of each the positions.
+    """Returns the shardings of a batch's arrays, by the letters that their names end in: over rows and positions.
 
     Args:
-      mesh: of the run.
-      batch: arrays or their shapes; several texts of one row, [B, C, T], also go by the name of [B, T].
-      leading: how many axes before B are whole on each device.
+      mesh: mesh of the run.
+      batch: arrays or their shapes; several texts of one row, [B, C, T], have a name for [B, T].
+      leading: number of axes before B, which are not sharded.
     """
-    there = layout(mesh)
+    rules = layout(mesh)
 
-    def of_array(name: str, shape: Sequence[int]) -> NamedSharding:
-        letters = name.rpartition("_")[2].replace("S", "T")  # sources lie as targets do
+    def array_sharding(name: str, shape: Sequence[int]) -> NamedSharding:
+        letters = name.rpartition("_")[2].replace("S", "T")  # sources are sharded as targets are
         letters = letters[0] + "C" * (len(shape) - len(letters)) + letters[1:]
-        return NamedSharding(mesh, P(*(None,) * leading, *there.spec(letters, shape, COMPUTED, AXES)))
+        return NamedSharding(mesh, P(*(None,) * leading, *rules.spec(letters, shape, COMPUTED, AXES)))
 
-    return {name: of_array(name, array.shape[leading:]) for name, array in batch.items()}
+    return {name: array_sharding(name, array.shape[leading:]) for name, array in batch.items()}
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Where each array of a state goes, or of parameters alone.
+    """Returns the shardings of a train state, or of parameters alone.
 
     Args:
-      mesh: of the run.
-      tree: arrays or their shapes; what lies under a parameter's path has its axes, and all else is whole everywhere.
+      mesh: mesh of the run.
+      tree: arrays or their shapes; arrays under a parameter's path have its axes, and all others are replicated.
     """
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _param_specs(layout(mesh), tree, AXES))
 
 
-def _param_specs(there: Layout, tree: Any, among: Sequence[str]) -> Any:
-    def of_leaf(path: Any, leaf: Any) -> P:
+def _param_specs(rules: Layout, tree: Any, mesh_axes: Sequence[str]) -> Any:
+    def leaf_spec(path: Any, leaf: Any) -> P:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return there.spec(of_parameter(names, len(leaf.shape)), leaf.shape, there.stored, among)
+        return rules.spec(of_parameter(names, len(leaf.shape)), leaf.shape, rules.stored, mesh_axes)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+    return jax.tree_util.tree_map_with_path(leaf_spec, tree)
 
 
 def shard_rows(objective: LossFn, mesh: Mesh) -> LossFn:
-    """The objective of whole batches, of which each device works on its own rows.
+    """Shards an objective over the rows of a batch: each device computes its own rows.
 
-    What it gives is the sum over the devices; its gradient by the parameters lies as they do. Dropout is drawn apart
-    for each part of the rows, so that it differs between meshes.
+    The result is the sum over devices; its gradient has the shardings of the parameters. Each shard of rows draws its
+    own dropout, so that dropout differs between meshes.
 
     Args:
-      objective: sums by weight, see gptjax.objectives.
-      mesh: on one device it stays as it is.
+      objective: weighted sums, see gptjax.objectives.
+      mesh: mesh of the run; on one device the objective is returned as it is.
     """
     if mesh.size == 1:
         return objective
-    there = layout(mesh)
+    rules = layout(mesh)
 
     def local(params: Any, batch: Any, rng: jax.Array | None) -> Any:
-        own = None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(there.rows))
-        with placed(there):
-            return jax.lax.psum(objective(params, batch, own), there.rows)
+        local_rng = None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(rules.rows))
+        with placed(rules):
+            return jax.lax.psum(objective(params, batch, local_rng), rules.rows)
 
-    def whole(params: Any, batch: Any, rng: jax.Array | None) -> Any:
-        if not there.rows:  # XLA's partitioner takes no sum over one device
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), placed(there):
+    def sharded(params: Any, batch: Any, rng: jax.Array | None) -> Any:
+        if not rules.rows:  # XLA's partitioner takes no sum over one device
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), placed(rules):
                 return objective(params, batch, rng)
-        # Without JAX's own account of what differs between devices, which loops over constants do not pass.
+        # check_vma=False: JAX's check of varying axes rejects loops over constants.
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(_param_specs(there, params, there.rows), P(there.rows), P()),
+            in_specs=(_param_specs(rules, params, rules.rows), P(rules.rows), P()),
             out_specs=P(),
-            axis_names=set(there.rows),
+            axis_names=set(rules.rows),
             check_vma=False,
         )(params, batch, rng)
 
-    return whole
+    return sharded
 
 
 def member_sharding(count: int) -> NamedSharding:
-    """Of arrays [M, ...] of a population's members: each lies on one device, which has as many as the others."""
+    """Returns the sharding of arrays [M, ...] of a population: each member on one device, equally many on each."""
     return NamedSharding(_member_mesh(count), P("member"))
 
 
 def shared_sharding(count: int) -> NamedSharding:
-    """Of what all members of such a population read."""
+    """Returns the sharding of arrays that all members of a population share."""
     return NamedSharding(_member_mesh(count), P())
 
 
 def shard_members(f: Callable[..., Any], count: int, shared: Sequence[int] = ()) -> Callable[..., Any]:
-    """A function of arrays [M, ...] of all members, of which each device works on its own members.
+    """Shards a function of arrays [M, ...] over members: each device computes its own.
 
     Args:
-      f: of the members of one device; nothing in it may want another device.
-      count: M.
-      shared: which of its arguments all members have.
+      f: function of the members of one device, without communication between devices.
+      count: number of members, M.
+      shared: indices of the arguments that all members share.
     """
     mesh = _member_mesh(count)
     if mesh.size == 1:
         return f
 
-    def whole(*arguments: Any) -> Any:
+    def sharded(*arguments: Any) -> Any:
         specs = tuple(P() if i in shared else P("member") for i in range(len(arguments)))
         return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P("member"), check_vma=False)(*arguments)
 
-    return whole
+    return sharded
 
 
 def _member_mesh(count: int) -> Mesh:
-    """As many devices as divide the members evenly."""
+    """Builds a mesh of the largest number of devices that divides the number of members."""
     devices = max(size for size in range(1, jax.device_count() + 1) if count % size == 0)
     return jax.make_mesh((devices,), ("member",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
@@ -190,38 +191,38 @@ def _member_mesh(count: int) -> Mesh:
 def place_batch(
     batch: Mapping[str, Any], mesh: Mesh, start: int = 0, end: int = 1, parts: int = 1
 ) -> dict[str, jax.Array]:
-    """A batch on the devices.
+    """Places a batch on the devices.
 
     Args:
-      batch: all of it, or of so many equal `parts` of its rows those from `start` to before `end`, among which are all
-        that this process's devices hold: see `own_rows`.
-      mesh: of the run.
-      start, end, parts: which rows they are.
+      batch: the whole batch; or, of `parts` equal parts of its rows, those from `start` to `end` (exclusive), which
+        include all rows of this process's devices: see `local_rows`.
+      mesh: mesh of the run.
+      start, end, parts: the parts that `batch` has.
     """
     shapes = {
-        name: jax.ShapeDtypeStruct((len(given) * parts // (end - start), *given.shape[1:]), given.dtype)
-        for name, given in batch.items()
+        name: jax.ShapeDtypeStruct((len(array) * parts // (end - start), *array.shape[1:]), array.dtype)
+        for name, array in batch.items()
     }
-    there = batch_shardings(mesh, shapes)
+    shardings = batch_shardings(mesh, shapes)
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), there)
+        return jax.device_put(dict(batch), shardings)
 
     def put(name: str) -> jax.Array:
-        given, rows = batch[name], shapes[name].shape[0]
+        array, rows = batch[name], shapes[name].shape[0]
         first = rows * start // parts
 
-        def of_device(where: Any) -> Any:
-            of_rows, *others = where
-            return given[(slice((of_rows.start or 0) - first, (of_rows.stop or rows) - first), *others)]
+        def shard(index: Any) -> Any:
+            row_slice, *others = index
+            return array[(slice((row_slice.start or 0) - first, (row_slice.stop or rows) - first), *others)]
 
-        return jax.make_array_from_callback(shapes[name].shape, there[name], of_device)
+        return jax.make_array_from_callback(shapes[name].shape, shardings[name], shard)
 
     return {name: put(name) for name in batch}
 
 
 def local_rows(mesh: Mesh) -> tuple[int, int, int]:
-    """(start, end, parts): of a batch cut into that many equal parts, this process's devices hold these in a row."""
+    """Returns (start, end, parts): of a batch's `parts` equal parts, this process's devices hold start to end - 1."""
     parts = layout(mesh).devices(COMPUTED["B"])
-    where = NamedSharding(mesh, P(COMPUTED["B"])).addressable_devices_indices_map((parts,))
-    held = sorted(index[0].start or 0 for index in where.values() if index)
-    return held[0], held[-1] + 1, parts
+    indices = NamedSharding(mesh, P(COMPUTED["B"])).addressable_devices_indices_map((parts,))
+    local = sorted(index[0].start or 0 for index in indices.values() if index)
+    return local[0], local[-1] + 1, parts

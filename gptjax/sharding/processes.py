@@ -1,8 +1,8 @@
-"""Several processes as one run: how they find each other, what only the first one does, what they agree on.
+"""Runs of several processes: initialization, work of the first process alone, and synchronization.
 
 Each host runs the same command; JAX's multi-controller runtime does the rest. A run's directory has to be on a file
-system that all of them see, and only the first process writes to it (but for checkpoints, of which each writes its
-part). With one process everything here is free and does nothing.
+system that all processes share, and only the first process writes to it (except for checkpoints, of which each writes
+its shards). With a single process these functions cost nothing.
 """
 
 import os
@@ -18,14 +18,14 @@ from gptjax.core import console
 
 T = TypeVar("T")
 
-HEARTBEAT_SECONDS = 60  # after which a process that is silent counts as dead, and the others end
+HEARTBEAT_SECONDS = 60  # timeout after which a silent process counts as dead, and the others exit
 
-# Where an environment tells how many processes a job has; JAX finds the coordinator in each of these by itself.
+# Environment variables with the number of a job's processes; JAX detects the coordinator in these environments.
 DETECTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 class ProcessInfo(NamedTuple):
-    """Which process of how many this is, and who coordinates them; None: JAX finds out."""
+    """Index of this process, the number of processes and their coordinator; None: detected by JAX."""
 
     coordinator: str | None = None  # host:port of the first process
     processes: int | None = None
@@ -33,15 +33,15 @@ class ProcessInfo(NamedTuple):
 
 
 def detect(flags: ProcessInfo, environment: Mapping[str, str]) -> ProcessInfo | None:
-    """The place of this process among several; None where it is alone.
+    """Returns this process's info; None if it is the only one.
 
     Args:
-      flags: as given on the command line; what is None there may be in the environment.
+      flags: from the command line; fields that are None are looked up in the environment.
       environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (as experiments/launch/jobset.yaml sets
-        them), or SLURM's or Open MPI's, or that of a pod of TPUs.
+        them), or the variables of SLURM, Open MPI or a TPU pod.
 
     Raises:
-      ConfigError: some of it is given and the rest is not.
+      ConfigError: only some of the fields are given.
     """
     names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
     coordinator = flags.coordinator or environment.get(names[0])
@@ -67,20 +67,20 @@ def detect(flags: ProcessInfo, environment: Mapping[str, str]) -> ProcessInfo | 
 
 
 def start(flags: ProcessInfo, heartbeat: int = HEARTBEAT_SECONDS) -> None:
-    """Joins the other processes, where there are any; before anything asks JAX for devices.
+    """Joins the other processes, if there are any. Call it before JAX initializes its devices.
 
     Args:
-      flags: of the command line.
+      flags: from the command line.
       heartbeat: seconds of silence after which a process counts as dead.
 
     Raises:
-      ConfigError: as `place`, or the others cannot be reached.
+      ConfigError: see `detect`; or the other processes cannot be reached.
     """
-    found = detect(flags, os.environ)
-    if found is None:
+    info = detect(flags, os.environ)
+    if info is None:
         return
     try:
-        jax.distributed.initialize(*found, heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(*info, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the other processes cannot be joined: {str(error).splitlines()[0][:200]}") from error
     console.speaks(jax.process_index() == 0)
@@ -88,30 +88,30 @@ def start(flags: ProcessInfo, heartbeat: int = HEARTBEAT_SECONDS) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the one process that writes to the run's directory."""
+    """Returns True in the one process that writes to the run's directory."""
     return jax.process_index() == 0
 
 
 def sync(name: str) -> None:
-    """Returns when all processes have come here."""
+    """Waits until all processes have called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_first(find: Callable[[], int]) -> int:
-    """A number that the first process finds and all get."""
+    """Computes a number in the first process and returns it in all."""
     if jax.process_count() == 1:
         return find()
     return int(multihost_utils.broadcast_one_to_all(np.int64(find() if is_first() else 0)))
 
 
 def run_on_first(do: Callable[[], T], name: str) -> T | None:
-    """Lets the first process do something and the others wait for it; what it gave, None for the others."""
-    done = do() if is_first() else None
+    """Runs a function in the first process while the others wait; returns its result there, and None in the others."""
+    result = do() if is_first() else None
     sync(name)
-    return done
+    return result
 
 
 def gather(params: Any) -> Any:
-    """Parameters as numpy arrays that each process has whole, where they lie on several processes' devices."""
+    """Gathers parameters that are sharded over several processes into full numpy arrays in each process."""
     return params if jax.process_count() == 1 else multihost_utils.process_allgather(params, tiled=True)
