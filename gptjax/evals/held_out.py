@@ -1,4 +1,4 @@
-"""How well a model predicts text: loss, perplexity and bits per byte, and what general compressors make of it."""
+"""Loss, perplexity and bits per byte of a model on held-out text, and those of general-purpose compressors."""
 
 import gzip
 import lzma
@@ -29,139 +29,139 @@ if TYPE_CHECKING:
     from gptjax.runs.run import Run
 
 
-COUNT_METRICS = ("tokens", "examples", "bytes", "perplexity")  # of what was read, or said by another figure too
+COUNT_METRICS = ("tokens", "examples", "bytes", "perplexity")  # sizes of the data, or a function of another metric
 
 EvalStep = Callable[[Any, Any], dict[str, jax.Array]]
 
 
 def eval_step(config: ConfigDict, objective: Loss, mesh: Mesh) -> EvalStep:
-    """Compiled `(params, batch) -> metrics`, summed by weight, without dropout, for a run of this config."""
-    whole = sharding.shard_rows(objective, mesh)
+    """Returns the compiled `(params, batch) -> metrics`, weighted sums without dropout, of a run of this config."""
+    sharded = sharding.shard_rows(objective, mesh)
     options = kernels.compiler_options(config.model, config.train.dtype) | sharding.compiler_options(mesh)
-    look = jax.jit(
-        lambda params, batch: whole(params, batch, None)[1],
+    step = jax.jit(
+        lambda params, batch: sharded(params, batch, None)[1],
         out_shardings=sharding.replicated(mesh),
         compiler_options=options or None,
     )
-    return lambda params, batch: look(params, sharding.place_batch(batch, mesh))
+    return lambda params, batch: step(params, sharding.place_batch(batch, mesh))
 
 
 def evaluate(
-    look: EvalStep,
+    step: EvalStep,
     params: Any,
     batches: Iterable[Any],
     objective: str,
     bytes_V: np.ndarray,
     advance: Callable[..., None] = lambda: None,
 ) -> dict[str, float]:
-    """How well a model does what its objective asks, over batches.
+    """Evaluates a model's objective over batches.
 
     Args:
-      look: as `eval_step` gives it.
-      params: of the model.
+      step: see `eval_step`.
+      params: parameters of the model.
       batches: see gptjax.data.batches.
       objective: `config.train.objective`.
-      bytes_V: bytes of text that each id stands for.
+      bytes_V: number of bytes of text of each id.
       advance: called after each batch.
 
     Returns:
-      the objective's metrics as means, such as loss (nats per token); how many tokens or examples there were; beside
-      the accuracy of guessed tokens that of guessing the commonest one always; where the objective is to predict all of
-      a text: perplexity, bits_per_byte and bytes.
+      The objective's metrics as means, such as loss (nats per token), and the number of tokens or examples. With
+      accuracy also majority_accuracy, that of always predicting the most common target. For the causal objective also
+      perplexity, bits_per_byte and bytes.
 
     Raises:
-      DataError: the batches have nothing to predict.
+      DataError: the batches have no targets.
     """
-    own = {objectives.OBJECTIVES[name].weights for name, _ in objectives.parse_objective(objective)}
+    weight_names = {objectives.OBJECTIVES[name].weights for name, _ in objectives.parse_objective(objective)}
     sums: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
-    length, said = 0, Counter[int]()
+    length, targets = 0, Counter[int]()
     for batch in batches:
-        for name, value in look(params, batch).items():
+        for name, value in step(params, batch).items():
             sums[name] += float(value)
-        for name in own:
+        for name in weight_names:
             weights[name] += float(batch[name].sum())
         if "accuracy" in sums:
-            said.update(batch_targets(batch))
+            targets.update(batch_targets(batch))
         if objective == "causal":
             length += int(bytes_V[batch["targets_BT"][batch["weights_BT"] > 0]].sum())
         advance()
     if not any(weights.values()) or (objective == "causal" and not length):
         raise DataError("the text to evaluate on is empty")
-    found = objectives.mean_metrics(objective, sums, weights)
-    found |= {{"weights_BT": "tokens"}.get(name, "examples"): int(value) for name, value in weights.items()}
-    if said:
-        found["majority_accuracy"] = said.most_common(1)[0][1] / said.total()
+    metrics = objectives.mean_metrics(objective, sums, weights)
+    metrics |= {{"weights_BT": "tokens"}.get(name, "examples"): int(value) for name, value in weights.items()}
+    if targets:
+        metrics["majority_accuracy"] = targets.most_common(1)[0][1] / targets.total()
     if objective == "causal":
         bits = sums["loss"] / math.log(2) / length
-        found |= {"perplexity": math.exp(min(found["loss"], 700.0)), "bits_per_byte": bits, "bytes": length}
-    return found
+        metrics |= {"perplexity": math.exp(min(metrics["loss"], 700.0)), "bits_per_byte": bits, "bytes": length}
+    return metrics
 
 
 def batch_targets(batch: Any) -> list[int]:
-    """The labels, or else the tokens, that a batch asks for, one after another; none of what is neither."""
+    """Returns the labels, or else the target tokens, of a batch as a list; empty if it has neither."""
     for name, weights in (("labels_B", "weights_B"), ("labels_BT", "weights_BT"), ("targets_BT", "weights_BT")):
         if name in batch and weights in batch:
-            found: list[int] = np.asarray(batch[name])[np.asarray(batch[weights]) > 0].tolist()
-            return found
+            targets: list[int] = np.asarray(batch[name])[np.asarray(batch[weights]) > 0].tolist()
+            return targets
     return []
 
 
-def evaluate_run(of: "Run", files: Sequence[Path] | None = None, split: str | None = None) -> dict[str, float]:
-    """What a run does on its held-out split, on another split of its examples, or on files of text or of examples.
+def evaluate_run(run: "Run", files: Sequence[Path] | None = None, split: str | None = None) -> dict[str, float]:
+    """Evaluates a run on its held-out split, on another split of its examples, or on files of text or examples.
 
     Returns:
-      see `quality_of`.
+      See `evaluate`.
 
     Raises:
-      ConfigError: a split is asked for, and the run learnt from no examples.
-      DataError: a file that is missing, empty or not what it should be, or the run's own text has changed since.
+      ConfigError: a split is given, and the run was not trained on examples.
+      DataError: a file is missing, empty or of the wrong format, or the run's text has changed since training.
     """
-    c = of.config
-    prepare = objectives.set_transform(c, of.tokenizer)
+    c = run.config
+    prepare = objectives.set_transform(c, run.tokenizer)
     if c.data.examples.form and (files or split):
         options = Options(tuple(c.data.examples.fields))
-        found = [one for path in files or () for one in records.read(path, options)]
-        found = found or examples.read(c.data, split or "val")
-        tokens = examples.encoded(of.tokenizer, found, c.data, "encoding the examples", "the examples")
+        examples_read = [record for path in files or () for record in records.read(path, options)]
+        examples_read = examples_read or examples.read(c.data, split or "val")
+        tokens = examples.encoded(run.tokenizer, examples_read, c.data, "encoding the examples", "the examples")
         rows = prepared(EVALUATED[c.data.layout](tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)
     elif split:
-        raise ConfigError(f"{of.workdir} learnt from no examples, which have splits; leave --test out")
+        raise ConfigError(f"{run.workdir} was not trained on examples, which have splits; leave --test out")
     elif files:
         texts = [sources.read_text(path) for path in files]
-        tokens = token_sets.encoded(of.tokenizer, texts, "tokens")
-        # A stream's windows do not begin with a tuned prompt, and packed rows all do.
-        layout, known = packed if tokens.again else in_order, "".join(texts)
-        rows = prepared(layout(tokens, c.data.context, 0, Augment(), known), prepare(tokens), 0)
+        tokens = token_sets.encoded(run.tokenizer, texts, "tokens")
+        # Windows of a stream do not begin with a tuned prompt; packed rows do.
+        layout, text = packed if tokens.again else in_order, "".join(texts)
+        rows = prepared(layout(tokens, c.data.context, 0, Augment(), text), prepare(tokens), 0)
     else:
-        directory.check_has_text(of.workdir)
-        loaded = data.load(c.data, of.tokenizer)
-        directory.check_same_text(of.workdir, loaded.fingerprints)
+        directory.check_has_text(run.workdir)
+        loaded = data.load(c.data, run.tokenizer)
+        directory.check_same_text(run.workdir, loaded.fingerprints)
         rows = loaded.held_out_rows(c.data, prepare)
-    return evaluate_rows(of, rows)
+    return evaluate_rows(run, rows)
 
 
-def evaluate_rows(of: "Run", rows: Rows) -> dict[str, float]:
-    """What a run does on an epoch of rows; see `quality_of`.
+def evaluate_rows(run: "Run", rows: Rows) -> dict[str, float]:
+    """Evaluates a run on an epoch of rows; see `evaluate`.
 
     Raises:
-      DataError: there is nothing in them.
+      DataError: the rows have no targets.
     """
-    c = of.config
-    # As many devices as divide a batch: this machine need not be the one that trained.
+    c = run.config
+    # As many devices as divide a batch: this machine may have other devices than the one that trained.
     mesh = sharding.make_mesh(data=math.gcd(jax.device_count(), c.data.batch_size))
-    step = eval_step(c, objectives.loss(c, of.model), mesh)
+    step = eval_step(c, objectives.loss(c, run.model), mesh)
     if not rows.per_epoch:
         raise DataError("the text to evaluate on is empty")
-    whole = batches.EvalBatches(rows, c.data.batch_size)
-    with console.bar("evaluating", len(whole)) as advance:
-        every = (whole[i] for i in range(len(whole)))
-        bytes_V = tokenizers.token_bytes(of.tokenizer)
-        return evaluate(step, of.params, every, c.train.objective, bytes_V, advance)
+    eval_batches = batches.EvalBatches(rows, c.data.batch_size)
+    with console.bar("evaluating", len(eval_batches)) as advance:
+        epoch = (eval_batches[i] for i in range(len(eval_batches)))
+        bytes_V = tokenizers.token_bytes(run.tokenizer)
+        return evaluate(step, run.params, epoch, c.train.objective, bytes_V, advance)
 
 
 def compressors(text: bytes) -> dict[str, float]:
-    """Bits per byte that `gzip -9` and `xz -9` need for the text as one file."""
+    """Computes the bits per byte that `gzip -9` and `xz -9` need for the text as one file."""
     return {
         "gzip_bits_per_byte": 8 * len(gzip.compress(text, 9)) / len(text),
         "xz_bits_per_byte": 8 * len(lzma.compress(text, preset=9)) / len(text),

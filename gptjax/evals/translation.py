@@ -1,6 +1,6 @@
-"""How well an encoder-decoder translates: its texts for a split's sources, and BLEU and chrF against the targets.
+"""Evaluation of translation: translates a split's sources, and computes BLEU and chrF against the targets.
 
-The figures are sacrebleu's own, each with the signature by which others can repeat it.
+The scores are sacrebleu's, each with the signature that makes it reproducible.
 """
 
 import time
@@ -25,26 +25,26 @@ from gptjax.evals import held_out
 if TYPE_CHECKING:
     from gptjax.runs.run import Run
 
-ROWS = 32  # sentences that are searched at once
+ROWS = 32  # sentences in a batch of the beam search
 
-# By sacrebleu's names: languages that write no spaces are compared by characters. All others as the WMT campaigns do.
+# sacrebleu's tokenizers for languages without spaces between words; for all others the default of WMT, 13a.
 TOKENIZE = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
 
 
 class Score(NamedTuple):
-    """A figure, 0 to 100, and how sacrebleu came to it."""
+    """A score, 0 to 100, and its sacrebleu signature."""
 
     value: float
     signature: str
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str], language: str) -> dict[str, Score]:
-    """BLEU (P02-1040, arXiv 1804.08771) and chrF (W15-3049) of a whole test set.
+    """Computes corpus BLEU (P02-1040, arXiv 1804.08771) and chrF (W15-3049).
 
     Args:
       hypotheses: translations, plain text.
-      references: one for each.
-      language: of both, such as "de"; Chinese is compared by characters.
+      references: one reference for each hypothesis.
+      language: language of both, such as "de"; it chooses sacrebleu's tokenizer.
 
     Raises:
       ConfigError: sacrebleu is not installed.
@@ -53,100 +53,100 @@ def scores(hypotheses: Sequence[str], references: Sequence[str], language: str) 
     from sacrebleu.metrics import BLEU, CHRF
 
     base = language.lower().replace("-", "_").split("_")[0]
-    found = {}
+    results = {}
     for name, metric in (("bleu", BLEU(tokenize=TOKENIZE.get(base, "13a"))), ("chrf", CHRF())):
         score = metric.corpus_score(list(hypotheses), [list(references)])
-        found[name] = Score(score.score, str(metric.get_signature()))
-    return found
+        results[name] = Score(score.score, str(metric.get_signature()))
+    return results
 
 
 def check_installed() -> None:
-    """Raises ConfigError where sacrebleu is not there; for those who decode for minutes before they need it."""
+    """Raises ConfigError if sacrebleu is not installed, before minutes of decoding."""
     try:
         import sacrebleu  # noqa: F401
     except ImportError as error:
-        raise ConfigError("BLEU and chrF are sacrebleu's: pip install 'gptjax[translation]'") from error
+        raise ConfigError("BLEU and chrF need sacrebleu: pip install 'gptjax[translation]'") from error
 
 
-def check_translates(of: "Run") -> None:
-    """Raises ConfigError for a run that cannot be asked to translate."""
-    if models.kind(of.model) != "seq2seq":
+def check_translates(run: "Run") -> None:
+    """Raises ConfigError if a run cannot translate."""
+    if models.kind(run.model) != "seq2seq":
         raise ConfigError(
-            f"{of.workdir} cannot translate: its model ({of.config.model.arch}) has no encoder; "
+            f"{run.workdir} cannot translate: its model ({run.config.model.arch}) has no encoder; "
             "configs/translate.py trains one that has"
         )
-    if not of.config.data.languages:
+    if not run.config.data.languages:
         raise ConfigError(
-            f"{of.workdir} was not trained on parallel text (data.languages), so there is none to test on"
+            f"{run.workdir} was not trained on parallel text (data.languages), so there is none to test on"
         )
 
 
-def translate(of: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS) -> list[str]:
-    """A translation of each source, by beam search; of one beam: greedy. Sources that are too long are cut.
+def translate(run: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS) -> list[str]:
+    """Translates sources by beam search, greedily with one beam. Sources that are too long are truncated.
 
     Args:
-      of: an encoder-decoder.
+      run: an encoder-decoder.
       sources: plain text.
-      beams: how to search.
-      rows: how many are searched at once.
+      beams: settings of the beam search.
+      rows: number of sources in a batch.
     """
-    context = of.config.data.context
+    context = run.config.data.context
     requests = []
     for source in sources:
-        ids = pairs.source_ids(of.tokenizer, source)
-        whole = ids if len(ids) <= context else [*ids[: context - 1], ids[-1]]
-        requests.append(decoding.Request(tuple(whole), SamplingParams(max_tokens=context), jax.random.key(0)))
-    # Those of like lengths together: fewer shapes are compiled, and little is padded.
+        ids = pairs.source_ids(run.tokenizer, source)
+        prompt = ids if len(ids) <= context else [*ids[: context - 1], ids[-1]]
+        requests.append(decoding.Request(tuple(prompt), SamplingParams(max_tokens=context), jax.random.key(0)))
+    # Sorted by length: fewer shapes are compiled, and less is padded.
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
-    found = [""] * len(requests)
+    translations = [""] * len(requests)
     generation = decoding.GenerationConfig(rows=rows, beams=beams)
     with console.bar("translating", len(requests)) as advance:
-        for place, sample in of.answers([requests[number] for number in order], generation):
-            found[order[place]] = " ".join(sample.text.split())
+        for index, sample in run.answers([requests[number] for number in order], generation):
+            translations[order[index]] = " ".join(sample.text.split())
             advance(1)
-    return found
+    return translations
 
 
 def evaluate(
-    of: "Run", split: str = pairs.HELD_OUT, files: Sequence[Path] = (), beams: Beams | None = None
+    run: "Run", split: str = pairs.HELD_OUT, files: Sequence[Path] = (), beams: Beams | None = None
 ) -> dict[str, Any]:
-    """Loss, BLEU and chrF of a run on a split of its parallel text, or on two files; writes what it translated.
+    """Evaluates loss, BLEU and chrF of a run on a split of its parallel text, or on two files; writes the translations.
 
     Args:
-      of: an encoder-decoder that was trained on parallel text.
+      run: an encoder-decoder that was trained on parallel text.
       split: such as "val" or "test_2016_flickr".
-      files: instead of a split: of sources and of their translations.
-      beams: how to search; None: 4 beams, scores divided by length.
+      files: instead of a split: the sources and their translations.
+      beams: settings of the beam search; None: 4 beams, scores divided by length.
 
     Returns:
-      The figures of `held_out.quality_of`, and bleu, chrf, their signatures, split, sentences, beams, length_penalty,
-      seconds (of translating) and file: the translations, a line each, in the run's directory.
+      The metrics of `held_out.evaluate`, and bleu, chrf, their signatures, split, sentences, beams, length_penalty,
+      seconds (of translating) and file: the translations, one a line, in the run's directory.
 
     Raises:
-      ConfigError: no encoder-decoder, or no sacrebleu.
-      DataError: no such split, or files that are not alike.
+      ConfigError: the run is no encoder-decoder, or sacrebleu is not installed.
+      DataError: there is no such split, or the files differ in their number of lines.
     """
-    check_translates(of)
+    check_translates(run)
     check_installed()
-    config, beams = of.config.data, beams or Beams()
+    config, beams = run.config.data, beams or Beams()
     beams.check()
     if files and len(files) != 2:
         raise ConfigError(f"--data has {len(files)} files; of an encoder-decoder it takes two, sources and targets")
-    these = pairs.aligned(*files) if files else pairs.read(config, split)
+    sentence_pairs = pairs.aligned(*files) if files else pairs.read(config, split)
     name = "-".join(path.name for path in files) if files else split
-    tokens = pairs.encoded(of.tokenizer, these, f"encoding {name}", name)
-    rows = layouts.EVALUATED["pairs"](tokens, config.context, 0, Augment(), _fingerprint(these))
-    figures: dict[str, Any] = dict(held_out.evaluate_rows(of, rows))
+    tokens = pairs.encoded(run.tokenizer, sentence_pairs, f"encoding {name}", name)
+    rows = layouts.EVALUATED["pairs"](tokens, config.context, 0, Augment(), _fingerprint(sentence_pairs))
+    metrics: dict[str, Any] = dict(held_out.evaluate_rows(run, rows))
     started = time.monotonic()
-    texts = translate(of, [pair.source for pair in these], beams)
+    texts = translate(run, [pair.source for pair in sentence_pairs], beams)
     seconds = time.monotonic() - started
-    for kind, score in scores(texts, [pair.target for pair in these], config.languages[1]).items():
-        figures |= {kind: score.value, f"{kind}_signature": score.signature}
-    file = of.workdir / f"translations_{name}.txt"
+    for kind, score in scores(texts, [pair.target for pair in sentence_pairs], config.languages[1]).items():
+        metrics |= {kind: score.value, f"{kind}_signature": score.signature}
+    file = run.workdir / f"translations_{name}.txt"
     write_atomic(file, "".join(text + "\n" for text in texts))
-    return figures | {
+    return metrics | {
         "split": name,
-        "sentences": len(these),
+        "sentences": len(sentence_pairs),
         "beams": beams.beams,
         "length_penalty": beams.length_penalty,
         "seconds": round(seconds, 1),
@@ -154,17 +154,17 @@ def evaluate(
     }
 
 
-def _fingerprint(these: Sequence[Pair]) -> str:
+def _fingerprint(sentence_pairs: Sequence[Pair]) -> str:
     from gptjax.data.sources import fingerprint
 
-    return fingerprint(pairs.corpus(these, []))
+    return fingerprint(pairs.corpus(sentence_pairs, []))
 
 
-def as_text(figures: dict[str, Any]) -> str:
-    """The figures, for a person."""
-    return f"""loss            {figures["loss"]:.4f} nats per token
-BLEU            {figures["bleu"]:.2f}   {figures["bleu_signature"]}
-chrF            {figures["chrf"]:.2f}   {figures["chrf_signature"]}
-over            {figures["sentences"]:,} sentences of {figures["split"]}, {figures["beams"]} beams, \
-length penalty {figures["length_penalty"]:g}, {figures["seconds"]:.0f} s
-translations    {figures["file"]}"""
+def as_text(metrics: dict[str, Any]) -> str:
+    """Formats the metrics as text."""
+    return f"""loss            {metrics["loss"]:.4f} nats per token
+BLEU            {metrics["bleu"]:.2f}   {metrics["bleu_signature"]}
+chrF            {metrics["chrf"]:.2f}   {metrics["chrf_signature"]}
+over            {metrics["sentences"]:,} sentences of {metrics["split"]}, {metrics["beams"]} beams, \
+length penalty {metrics["length_penalty"]:g}, {metrics["seconds"]:.0f} s
+translations    {metrics["file"]}"""
