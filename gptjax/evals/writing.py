@@ -1,6 +1,6 @@
-"""What a run writes for examples, and how much of the right answer is in it: ROUGE, by the rouge-score library.
+"""Evaluation of generated answers against references: ROUGE, by the rouge-score library.
 
-Beside it stands what copying the first sentences of the text gives.
+The baseline is to copy the first sentences of the text.
 """
 
 import json
@@ -26,88 +26,92 @@ if TYPE_CHECKING:
     from gptjax.runs.run import Run
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-LEAD_SENTENCES = 3  # sentences
+LEAD_SENTENCES = 3
 
 
-def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: int = 16) -> dict[str, Any]:
-    """ROUGE of what a run writes for the examples of a split, or of files, and writes down what that was.
+def evaluate(run: "Run", split: str = "val", files: Sequence[Path] = (), rows: int = 16) -> dict[str, Any]:
+    """Evaluates the ROUGE of a run's answers for the examples of a split, or of files; writes the answers to a file.
 
     Args:
-      of: a decoder, or an encoder-decoder, that learnt to write answers (form "text" or "instructions").
-      split: of its examples.
+      run: a decoder, or an encoder-decoder, that was trained to write answers (form "text" or "instructions").
+      split: split of its examples.
       files: instead of a split.
-      rows: texts that are written at once.
+      rows: number of answers in a batch.
 
     Returns:
       rouge1, rouge2 and rougeL, F-measures in percent, means over examples (aclanthology.org/W04-1013); the same of the
-      first three sentences of the first field that the template has, as lead3_...; examples, and file.
+      first three sentences of the template's first field, as lead3_...; examples, and file.
 
     Raises:
-      ConfigError: the run learnt no answers by writing, or rouge-score is not installed.
-      DataError: no such split, or records that lack a field.
+      ConfigError: the run was not trained to write answers, or rouge-score is not installed.
+      DataError: there is no such split, or records lack a field.
     """
-    scorer, c = _scorer(), of.config.data
-    if c.examples.form not in ("text", "instructions") or models.kind(of.model) == "encoder":
-        raise ConfigError(f"{of.workdir} did not learn to write answers: its data.examples.form is {c.examples.form!r}")
-    options = Options(tuple(c.examples.fields))
-    found = [one for path in files for one in records.read(path, options)] or examples.read(c, split)
-    right = [task_formats.pair(one, c.examples).target for one in found]
-    texts = write_answers(of, found, rows)
-    figures = rouge(scorer, texts, right)
-    name = next(iter(fields.named(c.examples.template)), "") if c.examples.form == "text" else "input"
-    leads = [lead_sentences(fields.as_text(one.fields.get(name, ""), one, name)) for one in found]
-    figures |= {f"lead{LEAD_SENTENCES}_{kind}": value for kind, value in rouge(scorer, leads, right).items()}
-    file = of.workdir / f"written_{split if not files else files[0].stem}.jsonl"
-    each = zip(texts, right, strict=True)
-    lines = [json.dumps({"written": text, "right": answer}, ensure_ascii=False) for text, answer in each]
-    write_atomic(file, "\n".join(lines) + "\n")
-    return figures | {"examples": len(found), "file": str(file)}
-
-
-def write_answers(of: "Run", found: Sequence[Record], rows: int = 16) -> list[str]:
-    """What a run writes for each record, greedily; half of data.context is for that, and what is longer is cut."""
-    c, opening = of.config.data, token_sets.borders(of.tokenizer).opening
-    room = c.context // 2
-    requests = []
-    for one in found:
-        prompt = prompt_ids(one, c.examples, of.tokenizer, room - len(opening))
-        ids = (*opening, *prompt) if models.kind(of.model) == "decoder" else (*of.tokenizer.begin, *prompt, *_end(of))
-        requests.append(
-            decoding.Request(ids, SamplingParams(max_tokens=c.context - room, temperature=0.0), jax.random.key(0))
+    scorer, c = _scorer(), run.config.data
+    if c.examples.form not in ("text", "instructions") or models.kind(run.model) == "encoder":
+        raise ConfigError(
+            f"{run.workdir} was not trained to write answers: its data.examples.form is {c.examples.form!r}"
         )
+    options = Options(tuple(c.examples.fields))
+    inputs = [record for path in files for record in records.read(path, options)] or examples.read(c, split)
+    references = [task_formats.pair(record, c.examples).target for record in inputs]
+    texts = write_answers(run, inputs, rows)
+    metrics = rouge(scorer, texts, references)
+    name = next(iter(fields.named(c.examples.template)), "") if c.examples.form == "text" else "input"
+    leads = [lead_sentences(fields.as_text(record.fields.get(name, ""), record, name)) for record in inputs]
+    metrics |= {f"lead{LEAD_SENTENCES}_{kind}": value for kind, value in rouge(scorer, leads, references).items()}
+    file = run.workdir / f"written_{split if not files else files[0].stem}.jsonl"
+    lines = [
+        json.dumps({"written": text, "right": reference}, ensure_ascii=False)
+        for text, reference in zip(texts, references, strict=True)
+    ]
+    write_atomic(file, "\n".join(lines) + "\n")
+    return metrics | {"examples": len(inputs), "file": str(file)}
+
+
+def write_answers(run: "Run", inputs: Sequence[Record], rows: int = 16) -> list[str]:
+    """Decodes an answer for each record, greedily. Prompts are shortened to half of data.context."""
+    c, opening = run.config.data, token_sets.borders(run.tokenizer).opening
+    prompt_length = c.context // 2
+    params = SamplingParams(max_tokens=c.context - prompt_length, temperature=0.0)
+    requests = []
+    for record in inputs:
+        prompt = prompt_ids(record, c.examples, run.tokenizer, prompt_length - len(opening))
+        is_decoder = models.kind(run.model) == "decoder"
+        ids = (*opening, *prompt) if is_decoder else (*run.tokenizer.begin, *prompt, *_end(run))
+        requests.append(decoding.Request(ids, params, jax.random.key(0)))
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
     texts = [""] * len(requests)
     with console.bar("writing", len(requests)) as advance:
-        for place, sample in of.answers([requests[number] for number in order], decoding.GenerationConfig(rows=rows)):
-            texts[order[place]] = sample.text.strip()
+        for index, sample in run.answers([requests[number] for number in order], decoding.GenerationConfig(rows=rows)):
+            texts[order[index]] = sample.text.strip()
             advance(1)
     return texts
 
 
-def _end(of: "Run") -> tuple[int, ...]:
-    return () if of.tokenizer.end is None else (of.tokenizer.end,)
+def _end(run: "Run") -> tuple[int, ...]:
+    return () if run.tokenizer.end is None else (run.tokenizer.end,)
 
 
-def prompt_ids(record: Record, options: Any, tokenizer: Any, room: int) -> list[int]:
-    """The ids of what is read of a record before its answer, shortened to that room as an example is."""
+def prompt_ids(record: Record, options: Any, tokenizer: Any, max_length: int) -> list[int]:
+    """Encodes a record's prompt, all that comes before its answer, shortened to `max_length` ids as examples are."""
 
-    def ids_of(record: Record) -> list[int]:
-        read = (piece for piece, learnt in FORMS[options.form].pieces(record, options, None) if not learnt)
-        return tokenizers.encode(tokenizer, "".join(read))
+    def encode(record: Record) -> list[int]:
+        prompt = (piece for piece, is_target in FORMS[options.form].pieces(record, options, None) if not is_target)
+        return tokenizers.encode(tokenizer, "".join(prompt))
 
     names = fields.named(options.template) if options.form == "text" else ["instruction", "input"]
-    short, _ = task_formats.shortened(record, names, lambda record: len(ids_of(record)), room)
-    return ids_of(short)[:room]
+    short, _ = task_formats.shortened(record, names, lambda record: len(encode(record)), max_length)
+    return encode(short)[:max_length]
 
 
 def lead_sentences(text: str) -> str:
-    """The first sentences of a text."""
+    """Returns the first sentences of a text."""
     return " ".join(re.split(r"(?<=[.!?])\s+", text.strip())[:LEAD_SENTENCES])
 
 
-def rouge(scorer: Any, texts: Sequence[str], right: Sequence[str]) -> dict[str, float]:
-    """ROUGE's F-measures of texts, in percent, means over all."""
-    scores = [scorer.score(answer, text) for text, answer in zip(texts, right, strict=True)]
+def rouge(scorer: Any, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Computes the mean ROUGE F-measures of texts, in percent."""
+    scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
     return {kind: 100 * sum(one[kind].fmeasure for one in scores) / len(scores) for kind in ROUGE_TYPES}
 
 
@@ -115,5 +119,5 @@ def _scorer() -> Any:
     try:
         from rouge_score import rouge_scorer
     except ImportError as error:
-        raise ConfigError("ROUGE is rouge-score's: pip install 'gptjax[summaries]'") from error
+        raise ConfigError("ROUGE needs rouge-score: pip install 'gptjax[summaries]'") from error
     return rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer=True)

@@ -63,4 +63,4 @@ def test_first_sentences():
 
 
 def test_runs_that_do_not_write_answers_are_refused(trained, call):
-    assert "did not learn to write answers" in call(evaluate, f"--workdir={trained}", "--rouge").refusal()
+    assert "was not trained to write answers" in call(evaluate, f"--workdir={trained}", "--rouge").refusal()
