@@ -242,7 +242,7 @@ def partition(base: Mapping[str, Any], config: Any, key: jax.Array, fresh: Mappi
     train = set(method.trains(shared, options))
     if options.also:
         train |= set(paths.matching(shared, options.also, "finetune.also"))
-    tuned, frozen = paths.divided(paths.nested(shared), train)
+    tuned, frozen = paths.split(paths.nested(shared), train)
     return Partition(paths.union(tuned, paths.nested(new | method.adds(shared, config, key))), frozen)
 
 

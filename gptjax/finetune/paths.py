@@ -32,7 +32,7 @@ def union(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return nested(flat(tree) | flat(other))
 
 
-def divided(tree: Mapping[str, Any], chosen: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(tree: Mapping[str, Any], chosen: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a tree into the leaves at the chosen paths and the others."""
     leaves = flat(tree)
     first = {path: leaf for path, leaf in leaves.items() if path in chosen}

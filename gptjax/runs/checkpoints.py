@@ -52,7 +52,7 @@ def keep_orbax_quiet() -> None:
 class Checkpoints:
     """The checkpoints in `workdir/checkpoints`, one folder a step, parameters apart from the rest.
 
-    "params" are those that answer (see gptjax.optim.answering), which is all that a reader needs; the rest holds the
+    "params" are those that answer (see gptjax.optim.eval_params), which is all that a reader needs; the rest holds the
     trained ones where those are others, so that training goes on exactly. Digests of all files are written before a
     folder gets its name, so a checkpoint without them is damaged.
 

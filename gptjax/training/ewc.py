@@ -109,7 +109,7 @@ def estimate(known: Memory, config: ConfigDict, base: Any, own: list[str], mesh:
     theirs = known.config
     objective = objectives.loss(theirs, models.build(pretrained.base_model(known.origin, config), theirs.train.dtype))
     options = kernels.compiler_options(theirs.model, theirs.train.dtype) | sharding.compiler_options(mesh)
-    tuned, frozen = paths.divided(base, own)
+    tuned, frozen = paths.split(base, own)
     with console.bar("estimating the Fisher information", known.rows) as advance:
         return fisher.diagonal(objective, tuned, known.every_batch(), frozen, options, advance)
 

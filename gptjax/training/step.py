@@ -111,7 +111,7 @@ def train_step(
 
     Returns:
       `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update,
-      those of `guard.judged`, and those of `statistics.of_step`.
+      those of `skip_step.check_step`, and those of `statistics.of_step`.
     """
 
     curved = sharding.shard_rows(curvature or objective, mesh)

@@ -29,8 +29,8 @@ built = scale.program(of(mesh_data=1, mesh_fsdp=8), chips.CHIPS["h100"])
 found, seconds = scale.compiled(built)
 read = scale.read(built, found, seconds, chips.CHIPS["h100"], 0)
 assert not jax.live_arrays(), "nothing is allocated"
-state = jax.jit(built.start, out_shardings=sharding.of_state(built.mesh, built.shapes))()
-batch = sharding.place(costs.random_batch(built.config), built.mesh)
+state = jax.jit(built.start, out_shardings=sharding.state_shardings(built.mesh, built.shapes))()
+batch = sharding.place_batch(costs.random_batch(built.config), built.mesh)
 
 def on_first(tree):
     device = jax.devices()[0]

@@ -353,7 +353,7 @@ def qualities(
     some: Callable[[], Iterable[Any]],
     advance: Callable[..., None],
 ) -> list[dict[str, float]]:
-    """How well each member does batches of held-out text, all looked at by one program; see held_out.quality_of."""
+    """How well each member does batches of held-out text, all looked at by one program; see held_out.evaluate."""
     job = population.first
     params = jax.vmap(TrainState.eval_params)(states)
     there = sharding.shared_sharding(len(population.jobs))
