@@ -222,9 +222,9 @@ KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
 from gptjax.data.prepare.cleaning import Options
-from gptjax.data import duplicates
+from gptjax.data.prepare import dedup
 from gptjax.data.prepare.dedup import Seen
-duplicates._CACHE_KB = 20  # so that much of what is not committed is in the file already
+dedup._CACHE_KB = 20  # so that much of what is not committed is in the file already
 documents = pickle.load(open(sys.argv[2], "rb"))
 seen = Seen(Path(sys.argv[1]), Options())
 for i, exact, near in documents:
