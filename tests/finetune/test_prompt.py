@@ -13,6 +13,7 @@ import gptjax
 import gptjax.decode.beam
 from gptjax import convert, models, optim
 from gptjax.config.errors import ConfigError, DataError
+from gptjax.core import rng
 from gptjax.data import layouts, pairs, token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.tokenizers import tokenizers
@@ -202,7 +203,7 @@ def test_training_lowers_the_loss_and_changes_the_prompt_alone(tuned, base_run):
     now, before = paths.flat(run.params), paths.flat(base.params)
     assert set(now) - set(before) == {"tokens/prompt"}
     assert all(np.array_equal(now[path], before[path]) for path in before)
-    first = methods.partition(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
+    first = methods.partition(base.params, run.config, rng.key(0, "finetune"), base.params).tuned
     assert (np.asarray(now["tokens/prompt"]) != first["tokens"]["prompt"]).all()
     state = jax.eval_shape(
         lambda params: starting_from(params, run.model, optim.optimizer(run.config), run.config), base.params
@@ -280,7 +281,7 @@ def test_objectives_that_corrupt_text_leave_the_prompt_alone(lines_file, tmp_pat
     run, base = (gptjax.load(tmp_path / name) for name in ("run", "base"))
     V = run.config.model.vocabulary
     assert run.tokenizer.prompt == (V, V + 1, V + 2)
-    first = methods.partition(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned
+    first = methods.partition(base.params, run.config, rng.key(0, "finetune"), base.params).tuned
     now = np.asarray(run.params["tokens"]["prompt"])
     assert np.isfinite(now).all() and (now != first["tokens"]["prompt"]).any(1).all(), "all of it is read"
     if arch == "encoder":

@@ -10,6 +10,7 @@ from conftest import BASE, overrides, plan, tiny_config, train
 import gptjax
 from gptjax import convert, models, optim
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
+from gptjax.core import rng
 from gptjax.finetune import methods, paths
 from gptjax.runs import adapters, pretrained
 from gptjax.runs.checkpoints import Checkpoints
@@ -55,7 +56,7 @@ def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, tra
         assert moved and not own and all(path.startswith(("block_1/", "final_norm/")) for path in moved)
     else:
         assert own and not moved
-        first = paths.flat(methods.partition(base.params, run.config, gptjax.rng.key(0, "finetune"), base.params).tuned)
+        first = paths.flat(methods.partition(base.params, run.config, rng.key(0, "finetune"), base.params).tuned)
         assert any(not np.array_equal(first[path], now[path]) for path in own)
     assert run.generate("the ", temperature=0.0, max_tokens=5).text
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
-from gptjax.optim import skip_step as guards
+from gptjax.optim import skip_step
 from gptjax.optim.skip_step import Limits
 from gptjax.runs.train_state import initial
 from gptjax.training.step import jitted, train_step
@@ -41,7 +41,7 @@ def batch_of(number, bad=False):
     return {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((4, 16), "f")}
 
 
-def stepper(limits=guards.DEFAULT, how="loss", by=jnp.nan, **changes):
+def stepper(limits=skip_step.DEFAULT, how="loss", by=jnp.nan, **changes):
     config = configs.with_vocabulary(tiny_config(model_layers=1, schedule_name="constant", **changes), 257)
     model, optimizer, mesh = models.build(config.model), optim.optimizer(config), sharding.make_mesh()
     whole = sharding.replicated(mesh)
@@ -74,7 +74,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_goes_on_as_witho
 
 def test_good_steps_are_bit_identical_to_those_that_nothing_guards(monkeypatch):
     state, step = stepper()
-    monkeypatch.setattr(guards, "unless", lambda bad, change, old, *others: change(old, *others))
+    monkeypatch.setattr(skip_step, "skip_update_if", lambda bad, change, old, *others: change(old, *others))
     other, unguarded = stepper()
     assert step.memory_analysis().alias_size_in_bytes >= unguarded.memory_analysis().alias_size_in_bytes > 0
     for number in range(20):
@@ -86,7 +86,7 @@ def test_good_steps_are_bit_identical_to_those_that_nothing_guards(monkeypatch):
 def test_a_choice_costs_no_copy(monkeypatch):
     """To choose among finished trees makes XLA copy Adam's two means of every parameter."""
     _, step = stepper()
-    monkeypatch.setattr(guards, "unless", lambda bad, change, old, *others: change(old, *others))
+    monkeypatch.setattr(skip_step, "skip_update_if", lambda bad, change, old, *others: change(old, *others))
     _, unguarded = stepper()
     copies = [compiled.as_text().count(" copy(") for compiled in (step, unguarded)]
     assert copies[0] <= copies[1] + 2
@@ -99,7 +99,7 @@ def test_leaves_that_share_a_value_or_do_not_change_are_kept_too():
         twice = jnp.sin(x) * 2
         return {"a": twice, "b": twice, "same": old["same"], "fixed": jnp.array(5.0)}
 
-    run = jax.jit(lambda bad: guards.skip_update_if(bad, change, old, jnp.array(1.0)))
+    run = jax.jit(lambda bad: skip_step.skip_update_if(bad, change, old, jnp.array(1.0)))
     equal(run(True), old)
     equal(run(False), jax.jit(change)(old, jnp.array(1.0)))
 
@@ -108,10 +108,10 @@ def verdicts(values, limits):
     """Which of (loss, gradient norm), one after the other, are bad; and the guard after them."""
 
     def one(guard, value):
-        bad, guard, said = guards.check_step(guard, value[0], value[1], limits)
+        bad, guard, said = skip_step.check_step(guard, value[0], value[1], limits)
         return guard, (bad, said["loss_z"])
 
-    guard, (bad, z) = jax.jit(lambda values: jax.lax.scan(one, guards.init_guard(), values))(
+    guard, (bad, z) = jax.jit(lambda values: jax.lax.scan(one, skip_step.init_guard(), values))(
         jnp.array(values, jnp.float32)
     )
     return np.asarray(bad), guard, np.asarray(z)
@@ -119,7 +119,7 @@ def verdicts(values, limits):
 
 def weighted(values):
     """Mean and variance of rows whose weights fall by 1 - 1/WINDOW from the newest back."""
-    weights = (1 - 1 / guards.WINDOW) ** np.arange(len(values))[::-1]
+    weights = (1 - 1 / skip_step.WINDOW) ** np.arange(len(values))[::-1]
     mean = np.average(values, axis=0, weights=weights)
     return mean, np.average((values - mean) ** 2, axis=0, weights=weights)
 
@@ -165,7 +165,7 @@ def test_a_spike_is_told_after_warm_up_only_and_only_upward():
         bad, _, z = verdicts(values, Limits(spike_z=6.0))
         assert bad.sum() == expected and (not expected or bad[at])
         assert expected == 0 or column == 1 or z[at] > 50
-        assert not verdicts(values, guards.DEFAULT)[0].any(), "unless asked for, nothing finite is bad"
+        assert not verdicts(values, skip_step.DEFAULT)[0].any(), "unless asked for, nothing finite is bad"
 
 
 def test_what_is_no_ordinary_value_hardly_moves_the_statistics_or_not_at_all():
@@ -180,7 +180,7 @@ def test_what_is_no_ordinary_value_hardly_moves_the_statistics_or_not_at_all():
 def test_a_value_whose_square_is_not_finite_does_not_blind_the_statistics():
     values = noise(200)
     values[120] = 1e30
-    _, guard, _ = verdicts(values, guards.DEFAULT)
+    _, guard, _ = verdicts(values, skip_step.DEFAULT)
     assert np.isfinite(guard.variance).all() and np.isfinite(guard.mean).all() and guard.seen == 199
 
 
