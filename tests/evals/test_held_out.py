@@ -1,4 +1,4 @@
-"""Held-out loss: the arithmetic of bits per byte, and the compressors beside it."""
+"""Held-out loss: bits per byte, and the compressors' for comparison."""
 
 import math
 import shutil
@@ -37,7 +37,7 @@ def test_no_text_is_refused():
 
 
 @pytest.mark.parametrize("tool", ["gzip", "xz"])
-def test_compressors_are_the_command_lines(tool):
+def test_compressors_match_the_command_line_tools(tool):
     if not shutil.which(tool):
         pytest.skip(f"{tool} is not installed")
     text = ("def read(self):\n    return self.buffer\n" * 50 + "".join(map(str, range(3000)))).encode()

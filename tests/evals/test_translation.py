@@ -1,4 +1,4 @@
-"""Translations: sacrebleu's figures and signatures, the command, and what it refuses."""
+"""Translation: sacrebleu's scores and signatures, the command, and its refusals."""
 
 import builtins
 import json
@@ -47,7 +47,7 @@ def test_real_captions_against_sacrebleu():
     assert 60 < found["bleu"].value < 95
 
 
-def test_without_sacrebleu_it_is_said_what_to_install(monkeypatch):
+def test_missing_sacrebleu_names_what_to_install(monkeypatch):
     real = builtins.__import__
 
     def absent(name, *rest, **more):
@@ -62,7 +62,7 @@ def test_without_sacrebleu_it_is_said_what_to_install(monkeypatch):
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory):
-    """A run of a tiny encoder-decoder that has learnt to repeat sources of one letter."""
+    """A run of a tiny encoder-decoder trained to copy sources of one letter."""
     from gptjax.training import loop
 
     folder = tmp_path_factory.mktemp("corpus")
@@ -77,7 +77,7 @@ def translator(tmp_path_factory):
     return workdir
 
 
-def test_the_command_prints_and_keeps_translations(translator, call):
+def test_the_command_prints_metrics_and_writes_translations(translator, call):
     result = call(evaluate, f"--workdir={translator}", "--test=test_a", "--beams=2", "--json")
     assert result.code == 0, result.err
     figures = json.loads(result.out)
@@ -97,13 +97,13 @@ def test_the_default_is_the_held_out_split_and_files_can_be_given(translator, ca
     assert (translator / "translations_a-b.txt").read_text() == "b\na\n"
 
 
-def test_translations_come_in_the_order_of_the_sources_and_long_ones_are_cut(translator):
+def test_translations_are_in_order_and_long_sources_are_truncated(translator):
     of = run.load(translator)
     found = translation.translate(of, ["d", "a" * 40, "c", "b"], Beams(beams=1), rows=2)
     assert [found[0], *found[2:]] == ["d", "c", "b"]
 
 
-def test_what_cannot_be_asked_is_one_line(translator, trained, call):
+def test_invalid_runs_are_refused_in_one_line(translator, trained, call):
     assert "leave --test out" in call(evaluate, f"--workdir={trained}", "--test=test_a").refusal()
     assert "has no encoder" in call(evaluate, f"--workdir={trained}", "--beams=4").refusal()
     assert "there are test_a (de en)" in call(evaluate, f"--workdir={translator}", "--test=test_b").refusal()

@@ -1,4 +1,4 @@
-"""What runs write for examples: prompts cut as in training, ROUGE by its library, first sentences beside it."""
+"""Evaluation of generated answers: prompts shortened as in training, ROUGE, and the baseline of first sentences."""
 
 import json
 
@@ -14,7 +14,7 @@ rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="the summa
 
 @pytest.fixture(scope="module")
 def writes(tmp_path_factory):
-    """A run that has learnt to say the colour of a text, and its folder of examples."""
+    """A run trained to answer with the colour in a text, and its folder of examples."""
     from gptjax import config as configs
     from gptjax.training import loop
 
@@ -36,7 +36,7 @@ def writes(tmp_path_factory):
     return folder
 
 
-def test_what_is_written_and_its_scores(writes, call):
+def test_answers_and_their_scores(writes, call):
     result = call(evaluate, f"--workdir={writes / 'run'}", "--rouge", "--json")
     figures = json.loads(result.out)
     lines = [json.loads(line) for line in (writes / "run" / "written_val.jsonl").read_text().splitlines()]
@@ -50,7 +50,7 @@ def test_what_is_written_and_its_scores(writes, call):
     assert "first sentences" in call(evaluate, f"--workdir={writes / 'run'}", "--rouge").out
 
 
-def test_a_prompt_is_cut_before_what_the_template_puts_behind_it(writes):
+def test_prompts_are_shortened_within_the_template(writes):
     run = gptjax.load(writes / "run")
     record = examples.read(run.config.data, "val")[-1]
     ids = writing.prompt_ids(record, run.config.data.examples, run.tokenizer, 31)
@@ -62,5 +62,5 @@ def test_first_sentences():
     assert writing.lead_sentences("no end") == "no end"
 
 
-def test_runs_that_do_not_write_answers_are_refused(trained, call):
+def test_runs_without_written_answers_are_refused(trained, call):
     assert "was not trained to write answers" in call(evaluate, f"--workdir={trained}", "--rouge").refusal()

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: the Fisher information against references, the pull, and runs that remember."""
+"""Elastic weight consolidation: the Fisher information against references, the penalty, and whole runs."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def linear(params, batch, rng):
     return -(batch["weights_BT"] * said_BT).sum(), {}
 
 
-def test_of_a_linear_softmax_it_is_what_numpy_finds_row_by_row():
+def test_fisher_of_a_linear_softmax_vs_numpy():
     rng, (B, T, D, V) = np.random.default_rng(0), (7, 3, 4, 5)
     w_DV, x_BTD = rng.normal(size=(D, V)), rng.normal(size=(B, T, D))
     y_BT, weights_BT = rng.integers(V, size=(B, T)), rng.integers(2, size=(B, T)).astype("f")
@@ -61,7 +61,7 @@ def by_hand(origin, count=ROWS, params=None, seed=0):
     return {path: np.asarray(leaf) / count for path, leaf in paths.flat(total).items()}
 
 
-def test_the_pull_is_its_penaltys_gradient():
+def test_ewc_is_the_gradient_of_its_penalty():
     rng = np.random.default_rng(1)
     draw = lambda: {"a": {"kernel": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)}, "b": jnp.ones(2)}
     start, now, grads = draw(), draw(), draw()
@@ -89,7 +89,7 @@ def other_text(text_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tune(trained, other_text, tmp_path_factory):
-    """`tune(origin, key=value...)`: the directory of a run that begins with another, made once."""
+    """`tune(origin, key=value...)`: the directory of a run tuned from another, made once."""
     made = {}
 
     def run(origin=trained, **changes):
@@ -121,12 +121,12 @@ def same(found, wanted):
 
 
 @pytest.mark.slow
-def test_a_run_estimates_it_on_its_origins_text_when_it_begins(tune, trained):
+def test_fisher_is_estimated_on_the_text_of_the_base(tune, trained):
     same(read(tune(finetune_ewc=1.0)), by_hand(trained))
     assert not (tune() / ewc.FISHER).exists()
 
 
-def test_what_matters_is_held_and_the_rest_is_free(tune, trained):
+def test_important_parameters_move_less(tune, trained):
     start, matters = paths.flat(gptjax.load(trained).params), by_hand(trained)
     among = np.concatenate([matters[path].ravel() for path in start])
     least, most = among <= np.quantile(among, 0.1), among >= np.quantile(among, 0.9)
@@ -140,9 +140,7 @@ def test_what_matters_is_held_and_the_rest_is_free(tune, trained):
     assert held < free / 10 and aside > freely / 2, (held, free, aside, freely)
 
 
-def test_cut_short_it_goes_on_to_the_same_bits_and_estimates_nothing_again(
-    tune, trained, other_text, tmp_path, monkeypatch
-):
+def test_interrupted_run_resumes_exactly_with_its_estimate(tune, trained, other_text, tmp_path, monkeypatch):
     whole = paths.flat(gptjax.load(tune(finetune_ewc=100.0)).params)
 
     class Cut(Exception):
@@ -162,7 +160,7 @@ def test_cut_short_it_goes_on_to_the_same_bits_and_estimates_nothing_again(
 
 
 @pytest.mark.slow
-def test_what_the_origin_had_to_remember_is_added_in_any_layout(tune, trained):
+def test_fisher_of_the_base_is_added_in_any_layout(tune, trained):
     first = tune(finetune_ewc=1.0)
     wanted = {path: leaf + read(first)[path] for path, leaf in by_hand(first).items()}
     same(read(tune(first, finetune_ewc=1.0)), wanted)
@@ -173,7 +171,7 @@ def test_what_the_origin_had_to_remember_is_added_in_any_layout(tune, trained):
 
 
 @pytest.mark.slow
-def test_single_numbers_are_remembered_too(tune, text_file, tmp_path):
+def test_fisher_of_scalars(tune, text_file, tmp_path):
     base = tmp_path / "base"
     loop.train(tiny_config(data_path=text_file, model_value_residual=True), base)
     first = tune(base, finetune_ewc=1.0, train_steps=2, model_value_residual=True)
@@ -183,7 +181,7 @@ def test_single_numbers_are_remembered_too(tune, text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_only_what_trains_and_is_the_bases_is_held(tune, trained):
+def test_fisher_covers_trained_parameters_of_the_base_only(tune, trained):
     wanted = by_hand(trained)
     own = {path: leaf for path, leaf in wanted.items() if path.startswith(("block_1/", "final_norm/"))}
     same(read(tune(finetune_ewc=1.0, finetune_method="top", finetune_top_layers=1)), own)
@@ -206,7 +204,7 @@ def test_only_what_trains_and_is_the_bases_is_held(tune, trained):
         (["finetune.ewc=1.0", "init_from=CHANGED"], "was trained on has changed since"),
     ],
 )
-def test_what_cannot_be_is_one_line(call, trained, text_file, tmp_path, flags, told):
+def test_invalid_config_is_refused_in_one_line(call, trained, text_file, tmp_path, flags, told):
     own = tmp_path / "own.txt"
     own.write_text(text_file.read_text())
     changed, imported = tmp_path / "changed", tmp_path / "imported"

@@ -1,4 +1,4 @@
-"""Several models as one, against NumPy, and by the command."""
+"""Merging of models against NumPy, and the command."""
 
 import json
 
@@ -48,13 +48,13 @@ def test_ties_vs_reference(kept):
     np.testing.assert_allclose(found, whole(base) + 0.7 * np.array(wanted), rtol=1e-4, atol=1e-5)
 
 
-def test_one_task_by_arithmetic_is_that_task():
+def test_arithmetic_of_one_task():
     base, model = trees(2)
     np.testing.assert_allclose(whole(merging.task_arithmetic(base, [model])), whole(model), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole(merging.ties(base, [model], 1.0, 1.0)), whole(model), rtol=1e-5, atol=1e-6)
 
 
-def test_by_command_checkpoints_are_averaged_and_what_does_not_fit_is_refused(call, trained, text_file, tmp_path):
+def test_merge_command(call, trained, text_file, tmp_path):
     from gptjax.training import loop
 
     steps = [gptjax.load(trained, step).params for step in (4, 8)]

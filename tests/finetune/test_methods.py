@@ -1,4 +1,4 @@
-"""Ways to fine-tune, on each architecture: what trains, what is added, and that it changes nothing at first."""
+"""Fine-tuning methods on each architecture: what is trained and added; additions have no effect at first."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ FOLDS = ("lora", "dora", "adalora", "ia3")
 
 
 def built(name, method, **changes):
-    """(base, tuned, frozen, the model that reads additions, the plain model)."""
+    """(base, tuned, frozen, the model with additions, the model without)."""
     changes = {f"finetune_{key}": value for key, value in changes.items()}
     config = tiny_config(**MODELS[name], model_vocabulary=40, finetune_method=method, finetune_rank=3, **changes)
     plain = models.build(config.model)
@@ -41,7 +41,7 @@ def built(name, method, **changes):
 
 
 def texts(model, rows=2, length=9):
-    """What a model reads."""
+    """Inputs of a model."""
     ids = jax.random.randint(jax.random.key(0), (rows, length), 0, 40)
     if models.kind(model) != "seq2seq":
         return {"ids_BT": ids}
@@ -68,7 +68,7 @@ def cases(some):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("name", "method"), cases(ADDITIVE))
-def test_before_the_first_step_what_is_added_changes_nothing(name, method):
+def test_additions_have_no_effect_at_first(name, method):
     base, tuned, frozen, model, plain = built(name, method)
     assert not set(paths.flat(tuned)) & set(paths.flat(base))
     read = texts(plain)
@@ -79,7 +79,7 @@ def test_before_the_first_step_what_is_added_changes_nothing(name, method):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("name", "method"), cases(FOLDS))
-def test_what_is_merged_answers_as_what_was_added(name, method):
+def test_merged_model_gives_the_same_outputs(name, method):
     base, tuned, frozen, model, plain = built(name, method)
     params, read = paths.union(frozen, stirred(tuned)), texts(plain)
     merged = methods.merge_additions(params, model.attached)
@@ -91,7 +91,7 @@ def test_what_is_merged_answers_as_what_was_added(name, method):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("name", "method"), cases(("adapter", "prefix", "lora")))
-def test_cached_decoding_reads_what_was_added(name, method):
+def test_cached_decoding_with_additions(name, method):
     _, tuned, frozen, model, plain = built(name, method)
     if models.kind(model) == "encoder":
         return

@@ -1,4 +1,4 @@
-"""LoRA in peft's form: what is exported gives peft the same logits, and what peft saves is read to the same."""
+"""LoRA in peft's format: exported adapters give the same logits in peft, and peft's are read alike."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def base(request):
 
 
 def tuned(run, method, **options):
-    """The run as LoRA might leave it."""
+    """The run with LoRA parameters as after training."""
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.finetune.update(method=method, rank=3, **options)

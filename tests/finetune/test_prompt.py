@@ -1,4 +1,4 @@
-"""Prompt tuning: ids behind the vocabulary that every text begins with, read, trained, kept and never said."""
+"""Prompt tuning: ids after the vocabulary that every text begins with, trained, saved and never generated."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ def tuning(origin="", **changes):
 
 
 def built(name):
-    """(parameters with a prompt, the model that reads it, the same parameters with a longer table, its model)."""
+    """(parameters with a prompt, their model, the same parameters with a longer table, their model)."""
     config = tuning(**MODELS[name], model_vocabulary=V, model_context=32)
     plain = models.build(config.model)
     fresh = models.init(plain, jax.random.key(1))
@@ -72,7 +72,7 @@ def built(name):
 
 
 def read_by(model, length=9):
-    """Ids that begin with the prompt, as the model reads them; of an encoder-decoder the source does."""
+    """Inputs that begin with the prompt, an encoder-decoder's in the source."""
     ids = jax.random.randint(jax.random.key(0), (2, length), 0, V)
     with_prompt = jnp.concatenate([jnp.tile(jnp.arange(V, V + P), (2, 1)), ids], axis=1)
     if models.kind(model) != "seq2seq":
@@ -172,7 +172,7 @@ def test_masking_knows_the_prompts_ids():
 
 @pytest.fixture(scope="module")
 def base_run(text_file, tmp_path_factory):
-    """A run that has learnt enough for a prompt to tell it something."""
+    """A run trained enough for a prompt to matter."""
     workdir = tmp_path_factory.mktemp("base") / "run"
     train(tiny_config(data_path=text_file, train_steps=300, eval_every_steps=150), workdir)
     return workdir
@@ -324,7 +324,7 @@ def test_translation_reads_it_before_the_source(tmp_path):
         (dict(finetune_length=15), "finetune.length=15 leaves no room in 16 tokens"),
     ],
 )
-def test_what_cannot_be_is_one_line(changes, told):
+def test_invalid_config_is_refused_in_one_line(changes, told):
     with pytest.raises(ConfigError, match=told) as refused:
         check(tuning("somewhere", **changes))
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""A frozen base in few bits: qwix's numbers against NumPy, bytes, and runs that train, go on and are loaded."""
+"""Quantization of a frozen base: qwix's values against NumPy, bytes, and runs that train, resume and load."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def kernel(*shape):
 
 
 def one(x, how):
-    """A matrix as it is kept, and as it is computed with."""
+    """A quantized matrix, and its dequantized values."""
     kept = quantization.quantize({"up": {"kernel": jnp.asarray(x)}}, how)
     return kept["up"]["kernel"], np.asarray(quantization.dequantize(kept)["up"]["kernel"])
 
@@ -80,7 +80,7 @@ def test_blocks_divide_columns():
 
 @pytest.mark.parametrize(("how", "share"), [("int8", 1 / 4 + 1 / 768), ("nf4", 1 / 8 + 1 / 64)])
 def test_the_bytes_at_rest(how, share):
-    """As XLA lays them out, too."""
+    """Including XLA's layout of them."""
     tree = {"block_0": {"up": {"kernel": kernel(768, 512)}}}
     kept = quantization.quantize(tree, how)
     held = jax.jit(lambda tree: tree).lower(kept).compile().memory_analysis().argument_size_in_bytes
@@ -127,7 +127,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_matrices_of_the_inside_alone_are_quantised_and_no_step_changes_them(how, trained):
+def test_only_hidden_matrices_are_quantized_and_stay_frozen(how, trained):
     base = gptjax.load(trained)
     config = qlora(trained, "", how, schedule_name="constant").copy_and_resolve_references()
     config.model = base.config.model
@@ -153,7 +153,7 @@ def test_matrices_of_the_inside_alone_are_quantised_and_no_step_changes_them(how
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", HOWS)
-def test_what_is_loaded_is_what_training_ended_with(how, tuned, trained):
+def test_loaded_parameters_are_those_of_training(how, tuned, trained):
     workdir, params = tuned(how)
     run, base = gptjax.load(workdir), gptjax.load(trained)
     equal(run.params, params)
@@ -166,7 +166,7 @@ def test_what_is_loaded_is_what_training_ended_with(how, tuned, trained):
         np.testing.assert_array_equal(now[path], one(there[path], how)[1])
 
 
-def test_interrupted_it_goes_on_to_the_same_bits(tuned, trained, text_file, tmp_path):
+def test_interrupted_run_resumes_exactly(tuned, trained, text_file, tmp_path):
     def stop(line):
         if line["step"] == 6:
             raise KeyboardInterrupt
@@ -179,7 +179,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(tuned, trained, text_file, tmp_
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_an_adapter_remembers_how_its_base_was_quantised(how, tuned, trained, tmp_path):
+def test_adapter_records_the_quantization_of_its_base(how, tuned, trained, tmp_path):
     run, base, ids = gptjax.load(tuned(how)[0]), gptjax.load(trained), np.arange(10)[None]
     facts = adapters.save(run, tmp_path / "adapter")
     assert facts["parameters"] == sum(leaf.size for path, leaf in paths.flat(run.params).items() if "lora_" in path)
@@ -189,7 +189,7 @@ def test_an_adapter_remembers_how_its_base_was_quantised(how, tuned, trained, tm
     assert taken.params["tokens"]["embedding"] is base.params["tokens"]["embedding"]
 
 
-def test_merged_it_answers_alike(call, tuned, tmp_path):
+def test_merged_run_gives_the_same_outputs(call, tuned, tmp_path):
     workdir, _ = tuned("nf4")
     assert call(convert, f"--from={workdir}", f"--to={tmp_path / 'merged'}", "--merge").code == 0
     ids = np.arange(10)[None]
@@ -206,8 +206,8 @@ def test_plans_count_the_same_parameters_in_fewer_bytes(call, trained, text_file
 
 
 @pytest.mark.slow
-def test_divided_among_devices_it_is_the_same_run(tuned, trained, text_file, tmp_path):
-    """Columns of matrices and rows of them on four of eight devices."""
+def test_sharded_run_is_the_same(tuned, trained, text_file, tmp_path):
+    """Columns and rows of matrices sharded over four of eight devices."""
     flags = [flag for flag in overrides(data_path=text_file) if "model." not in flag and "tokenizer" not in flag]
     flags += [f"--config.init_from={trained}", "--config.finetune.method=lora", "--config.finetune.rank=2"]
     flags += [
@@ -240,14 +240,14 @@ def test_divided_among_devices_it_is_the_same_run(tuned, trained, text_file, tmp
         (["finetune.quantise=nf4", "finetune.method=top"], "with finetune.method=top leave it out"),
     ],
 )
-def test_what_cannot_be_is_one_line(call, trained, text_file, tmp_path, flags, told):
+def test_invalid_config_is_refused_in_one_line(call, trained, text_file, tmp_path, flags, told):
     own = [flag for flag in overrides(data_path=text_file) if "model." not in flag and "tokenizer" not in flag]
     own += [f"--config.{flag}" for flag in (*flags, f"init_from={trained}")]
     assert told in call(train, f"--config={BASE}", f"--workdir={tmp_path / 'run'}", *own).refusal()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_library_is_one_line(call, tuned, trained, text_file, tmp_path, monkeypatch):
+def test_missing_qwix_is_one_line(call, tuned, trained, text_file, tmp_path, monkeypatch):
     workdir = tuned("nf4")[0]
     monkeypatch.setitem(sys.modules, "qwix", None)
     own = [flag for flag in overrides(data_path=text_file) if "model." not in flag and "tokenizer" not in flag]

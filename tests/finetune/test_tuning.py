@@ -1,4 +1,4 @@
-"""Runs that fine-tune: what they train, save and load; adapters as folders; and what is refused."""
+"""Fine-tuning runs: what they train, save and load; adapters as folders; invalid configs."""
 
 import json
 
@@ -18,7 +18,7 @@ from gptjax.runs.train_state import starting_from
 
 
 def from_run(origin, **changes):
-    """The tiny recipe of a run that begins with another."""
+    """The tiny recipe of a run tuned from another."""
     config = tiny_config(**changes)
     with config.unlocked():
         config.init_from = str(origin)
@@ -27,7 +27,7 @@ def from_run(origin, **changes):
 
 @pytest.fixture(scope="module")
 def tune(trained, text_file, tmp_path_factory):
-    """`tune(method, key=value...)`: the directory of a run that fine-tunes the tiny one, made once."""
+    """`tune(method, key=value...)`: the directory of a run tuned from the tiny one, made once."""
     made = {}
 
     def run(method, **changes):
@@ -46,7 +46,7 @@ def tune(trained, text_file, tmp_path_factory):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", ["lora", "top", "adapter", "prefix"])
-def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, trained, method):
+def test_frozen_parameters_are_the_base_and_others_are_trained(tune, trained, method):
     changes = {"top_layers": 1} if method == "top" else {}
     base, run = gptjax.load(trained), gptjax.load(tune(method, **changes))
     there, now = paths.flat(base.params), paths.flat(run.params)
@@ -61,7 +61,7 @@ def test_what_is_frozen_is_the_bases_to_the_bit_and_the_rest_has_moved(tune, tra
     assert run.generate("the ", temperature=0.0, max_tokens=5).text
 
 
-def test_checkpoints_and_the_optimizer_hold_nothing_of_what_is_frozen(tune, trained):
+def test_checkpoints_and_optimizer_state_exclude_frozen_parameters(tune, trained):
     run = gptjax.load(tune("lora"))
     tuned = {path: leaf for path, leaf in paths.flat(run.params).items() if "lora_" in path}
     shapes = jax.eval_shape(
@@ -77,7 +77,7 @@ def test_checkpoints_and_the_optimizer_hold_nothing_of_what_is_frozen(tune, trai
     assert bytes_of(folder) < bytes_of(whole) / 2
 
 
-def test_interrupted_it_goes_on_to_the_same_bits(tune, trained, text_file, tmp_path):
+def test_interrupted_run_resumes_exactly(tune, trained, text_file, tmp_path):
     from gptjax.training import loop
 
     whole = gptjax.load(tune("lora"))
@@ -98,7 +98,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(tune, trained, text_file, tmp_p
         np.testing.assert_array_equal(leaf, paths.flat(whole.params)[path])
 
 
-def test_an_adapter_is_a_small_folder_that_its_base_takes_and_no_other(tune, trained, tmp_path):
+def test_adapter_loads_on_its_base_only(tune, trained, tmp_path):
     base, run, ids = gptjax.load(trained), gptjax.load(tune("lora")), np.arange(10)[None]
     facts = adapters.save(run, tmp_path / "adapter")
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter.json", "adapter.safetensors"]
@@ -119,7 +119,7 @@ def test_an_adapter_is_a_small_folder_that_its_base_takes_and_no_other(tune, tra
         adapters.save(base, tmp_path / "third")
 
 
-def test_a_base_that_has_changed_is_refused(tune, trained):
+def test_changed_base_is_refused(tune, trained):
     workdir = tune("lora")
     facts = json.loads((workdir / "data.json").read_text())
     assert facts["base"] == pretrained.fingerprint(gptjax.load(trained).params)
@@ -132,7 +132,7 @@ def test_a_base_that_has_changed_is_refused(tune, trained):
 
 
 @pytest.mark.slow
-def test_one_run_can_tune_what_another_has_tuned(tune, trained, text_file, tmp_path):
+def test_tuning_of_a_tuned_run(tune, trained, text_file, tmp_path):
     from gptjax.training import loop
 
     first = tune("lora")
@@ -163,7 +163,7 @@ def test_one_run_can_tune_what_another_has_tuned(tune, trained, text_file, tmp_p
         (["finetune.rates=(1, 2)"], "it must be like (('head', 1.0), ('block_0/', 0.1))"),
     ],
 )
-def test_what_cannot_be_is_one_line(call, trained, text_file, tmp_path, flags, told):
+def test_invalid_config_is_refused_in_one_line(call, trained, text_file, tmp_path, flags, told):
     flags = [f"--config.{flag}".replace("RUN", str(trained)) for flag in flags]
     own = [flag for flag in overrides(data_path=text_file) if "model." not in flag and "tokenizer" not in flag]
     done = call(train, f"--config={BASE}", f"--workdir={tmp_path / 'run'}", *own, *flags)
@@ -171,7 +171,7 @@ def test_what_cannot_be_is_one_line(call, trained, text_file, tmp_path, flags, t
     assert not (tmp_path / "run").exists()
 
 
-def test_by_commands_it_becomes_an_adapter_or_a_run_of_its_own(call, tune, trained, tmp_path):
+def test_convert_to_an_adapter_or_a_merged_run(call, tune, trained, tmp_path):
     workdir, ids = tune("lora"), np.arange(10)[None]
     adapter, merged, again = (tmp_path / name for name in ("adapter", "merged", "again"))
     assert "32" not in call(convert, f"--from={workdir}", f"--to=adapter:{adapter}").err
@@ -192,7 +192,7 @@ def test_by_commands_it_becomes_an_adapter_or_a_run_of_its_own(call, tune, train
     assert "give --from=RUN --to=adapter:FOLDER" in call(convert, f"--from={workdir}", "--to=x", "--base=y").refusal()
 
 
-def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
+def test_new_task_head_is_trained_by_every_method(trained, text_file):
     config = from_run(trained, data_path=text_file, finetune_method="lora")
     with config.unlocked():
         config.model = gptjax.load(trained).config.model.copy_and_resolve_references().unlock()
@@ -202,7 +202,7 @@ def test_a_new_task_head_trains_whatever_the_method(trained, text_file):
     assert "tokens/embedding" in paths.flat(frozen)
 
 
-def test_plans_count_what_is_added_and_not_what_is_frozen(call, trained):
+def test_plans_count_additions_and_not_frozen_parameters(call, trained):
     asked = (plan, f"--config={BASE}", f"--config.init_from={trained}", "--json")
     method = "--config.finetune.method=lora"
     own, more = (json.loads(call(*asked, *flags).out.splitlines()[-1]) for flags in ((), (method,)))
@@ -214,7 +214,7 @@ def test_plans_count_what_is_added_and_not_what_is_frozen(call, trained):
 
 
 @pytest.mark.slow
-def test_an_adapter_of_stacked_layers_goes_on_a_base_of_single_ones(trained, text_file, tmp_path):
+def test_adapter_of_stacked_layers_on_separate_ones(trained, text_file, tmp_path):
     from gptjax.training import loop
 
     changes = dict(finetune_method="lora", train_steps=2, model_scan_layers=True)
@@ -227,7 +227,7 @@ def test_an_adapter_of_stacked_layers_goes_on_a_base_of_single_ones(trained, tex
 
 
 @pytest.mark.slow
-def test_single_numbers_are_part_of_an_adapter(text_file, tmp_path):
+def test_adapter_includes_scalars(text_file, tmp_path):
     from gptjax.training import loop
 
     changes = dict(data_path=text_file, train_steps=2, model_value_residual=True)

@@ -41,7 +41,7 @@ def test_cross_entropy_vs_reference(B, T, V, scale, cap, seed):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_weights_choose_what_counts():
+def test_weights_select_positions():
     config = configs.with_vocabulary(tiny_config(), 257)
     model = models.build(config.model)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -55,7 +55,7 @@ def test_weights_choose_what_counts():
     assert metrics.keys() == {"loss"} and float(metrics["loss"]) == float(loss)
 
 
-def test_packed_documents_are_read_apart():
+def test_packed_documents_do_not_attend_to_each_other():
     config = configs.with_vocabulary(tiny_config(), 257)
     model = models.build(config.model)
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_packed_documents_are_read_apart():
     assert abs(loss - whole) > 1e-4 * whole
 
 
-def test_a_mixtures_penalty_is_trained_on_and_not_evaluated_on():
+def test_router_penalty_is_in_the_loss_only():
     config = configs.with_vocabulary(tiny_config(model_mlp="experts", model_experts=4), 257)
     model = models.build(config.model)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

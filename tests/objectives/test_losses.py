@@ -1,10 +1,10 @@
-"""Losses against NumPy, and that what has no weight changes none of them."""
+"""Losses against NumPy; entries of weight 0 have no effect."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from given import options
+from row_fixtures import options
 
 from gptjax import models
 from gptjax.objectives import tokens
@@ -16,7 +16,7 @@ from gptjax.objectives.task_losses import label_cross_entropy, span_cross_entrop
 
 
 class Model:
-    """A head without a trunk: what it is asked is what a batch has of it, as a parameter."""
+    """A head alone, whose input is a parameter."""
 
     class config:
         kernels, logit_softcap = "plain", 0.0
@@ -26,7 +26,7 @@ class Model:
 
 @pytest.fixture
 def heads(monkeypatch):
-    """A model whose forward pass gives its parameters: x_BTD, table_VD and what heads ahead read."""
+    """A model whose forward pass returns its parameters: x_BTD, table_VD and the inputs of later heads."""
 
     def forward(model, params, reads, dropout=None):
         return models.Output(params["x"], params["table"], jnp.float32(0.5), {"told": jnp.float32(2)}, params["ahead"])
@@ -63,7 +63,7 @@ def unmoved(f, x, weights):
     np.testing.assert_allclose(f(moved), f(x), rtol=1e-6)
 
 
-def test_predicted_tokens_vs_reference(heads):
+def test_token_prediction_vs_reference(heads):
     model, params, batch = heads
     soft = options(label_smoothing=0.1, z_loss=0.01)
     loss, metrics = tokens.token_prediction(model, soft)(params, batch, None)
@@ -197,7 +197,7 @@ def test_info_nce_vs_reference():
     assert np.isfinite(jax.grad(lambda x: info_nce(x, second, weights, 0.2)[0])(jnp.zeros((5, 4)))).all()
 
 
-def test_losses_together_are_their_weighted_sum():
+def test_weighted_sum_of_losses():
     def loss_of(factor):
         def loss(params, batch, rng):
             return factor * params + 1, {"loss": factor * params, "accuracy": params}

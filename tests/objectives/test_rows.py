@@ -1,10 +1,10 @@
-"""Rows as objectives want them: what is hidden is asked for, what is asked for is hidden, and nothing is lost."""
+"""Row transforms: targets are exactly what inputs hide, and no text is lost."""
 
 import numpy as np
 import pytest
-from given import BYTES, END, draws, options, read_with, row_of, text_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_fixtures import BYTES, END, draws, make_context, options, row_of, text_set
 
 from gptjax import objectives
 from gptjax.data.tokenizers.specials import specials
@@ -29,11 +29,11 @@ K, SEED = st.integers(0, 20), st.integers(0, 10**6)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, one in OBJECTIVES.items() if one.row))
-def test_a_row_is_a_function_of_row_and_draw(name):
-    prepare, reading = OBJECTIVES[name].row, read_with(mask_rate=0.5, fim_rate=1.0)
+def test_rows_are_deterministic(name):
+    prepare, row_context = OBJECTIVES[name].row, make_context(mask_rate=0.5, fim_rate=1.0)
     before = row_of("examples", 3)
     kept = {key: value.copy() for key, value in before.items()}
-    once, again, other = (prepare(before, reading, draws(seed)) for seed in (0, 0, 1))
+    once, again, other = (prepare(before, row_context, draws(seed)) for seed in (0, 0, 1))
     assert once.keys() == again.keys() == other.keys()
     assert all(np.array_equal(once[key], again[key]) for key in once)
     assert name == "contrastive" or any(not np.array_equal(once[key], other[key]) for key in once)
@@ -42,19 +42,19 @@ def test_a_row_is_a_function_of_row_and_draw(name):
 
 
 @pytest.mark.parametrize("name", sorted(name for name, one in OBJECTIVES.items() if one.row))
-def test_padding_alone_asks_for_nothing(name):
+def test_padding_row_has_no_targets(name):
     blank = {key: np.zeros_like(value) for key, value in row_of("examples").items()}
-    full = OBJECTIVES[name].row(row_of("examples"), read_with(), draws())
-    found = OBJECTIVES[name].row(blank, read_with(), draws())
+    full = OBJECTIVES[name].row(row_of("examples"), make_context(), draws())
+    found = OBJECTIVES[name].row(blank, make_context(), draws())
     assert {key: (x.shape, x.dtype) for key, x in found.items()} == {key: (x.shape, x.dtype) for key, x in full.items()}
     assert not any(found[key].any() for key in found if key.startswith("weights_"))
 
 
 @FEW
 @given(LAYOUT, K, SEED)
-def test_prefix_is_read_ahead_and_only_what_follows_it_is_asked(layout, k, seed):
+def test_prefix_is_bidirectional_and_not_predicted(layout, k, seed):
     row = row_of(layout, k)
-    found = OBJECTIVES["prefix"].row(row, read_with(), draws(seed))
+    found = OBJECTIVES["prefix"].row(row, make_context(), draws(seed))
     for key in ("inputs_BT", "targets_BT"):
         np.testing.assert_array_equal(found[key], row[key])
     for text in text_slices(row):
@@ -72,20 +72,20 @@ def test_prefix_is_read_ahead_and_only_what_follows_it_is_asked(layout, k, seed)
 def test_a_prompt_is_the_prefix():
     row = row_of("examples", 1)
     row["weights_BT"][:7] = 0
-    found = OBJECTIVES["prefix"].row(row, read_with(), draws())
+    found = OBJECTIVES["prefix"].row(row, make_context(), draws())
     assert found["bidirectional_BT"].sum() == 8 and np.array_equal(found["weights_BT"], row["weights_BT"])
 
 
 @FEW
 @given(LAYOUT, K, SEED, st.sampled_from(sorted(MASKINGS)), st.sampled_from([0.15, 0.4]))
-def test_masked_tokens_are_kept_or_asked_for(layout, k, seed, masking, rate):
-    row, reading = row_of(layout, k), read_with(masking=masking, mask_rate=rate)
-    found = OBJECTIVES["masked"].row(row, reading, draws(seed))
+def test_masked_tokens_are_the_targets(layout, k, seed, masking, rate):
+    row, row_context = row_of(layout, k), make_context(masking=masking, mask_rate=rate)
+    found = OBJECTIVES["masked"].row(row, row_context, draws(seed))
     asked = found["weights_BT"] > 0
     np.testing.assert_array_equal(np.where(asked, found["targets_BT"], found["inputs_BT"]), row["inputs_BT"])
-    assert not np.any(asked & ~reading.is_text_V[row["inputs_BT"]])  # special ids and padding stay
+    assert not np.any(asked & ~row_context.is_text_V[row["inputs_BT"]])  # special ids and padding stay
     assert not np.any(asked & (found["segments_BT"] == 0))
-    candidates = int(((found["segments_BT"] > 0) & reading.is_text_V[row["inputs_BT"]]).sum())
+    candidates = int(((found["segments_BT"] > 0) & row_context.is_text_V[row["inputs_BT"]]).sum())
     budget = max(1, round(rate * candidates))
     if masking == "word":
         assert 0 < asked.sum() <= max(budget, 10)
@@ -93,13 +93,13 @@ def test_masked_tokens_are_kept_or_asked_for(layout, k, seed, masking, rate):
         assert asked.sum() == budget
 
 
-def test_eighty_ten_ten():
-    reading, count = read_with(), np.zeros(3)
+def test_masking_rates():
+    row_context, count = make_context(), np.zeros(3)
     for k in range(600):
         row = row_of("flat", k, context=100)
-        found = OBJECTIVES["masked"].row(row, reading, draws(k=k))
+        found = OBJECTIVES["masked"].row(row, row_context, draws(k=k))
         now, before = (x["inputs_BT"][found["weights_BT"] > 0] for x in (found, row))
-        masks = now == reading.specials["mask"]
+        masks = now == row_context.specials["mask"]
         count += masks.sum(), (~masks & (now != before)).sum(), (now == before).sum()
     total = count.sum()
     # A random id is the old one in one of 256 cases, which is within four standard deviations of 10 %.
@@ -107,10 +107,10 @@ def test_eighty_ten_ten():
 
 
 def test_whole_words_are_masked_whole():
-    reading = read_with(masking="word", mask_rate=0.3)
+    row_context = make_context(masking="word", mask_rate=0.3)
     for k in range(30):
         row = row_of("flat", k)
-        found = OBJECTIVES["masked"].row(row, reading, draws(k=k))
+        found = OBJECTIVES["masked"].row(row, row_context, draws(k=k))
         length = int(found["segments_BT"].sum())  # after the end of an epoch nothing counts
         ids, asked = row["inputs_BT"][:length], found["weights_BT"][:length] > 0
         begins = np.array([i == END or not chr(i).isalnum() for i in ids]) | (np.append(END, ids[:-1]) == END)
@@ -119,7 +119,7 @@ def test_whole_words_are_masked_whole():
 
 
 def test_spans_are_of_spanberts_lengths_in_words():
-    """A text of words of one token each: runs that are masked are spans, or several that touch."""
+    """A text of words of one token each: masked runs are spans, or several adjacent ones."""
     places, words = np.arange(400), np.arange(400)
     lengths = [len(group) for k in range(300) for group in MASKINGS["span"](words, places, 12, draws(k=k))[:1]]
     expected = np.arange(1, 11) @ (0.2 * 0.8 ** np.arange(10)) / (1 - 0.8**10)  # 3.8, arXiv 1907.10529 section 3.1
@@ -129,14 +129,14 @@ def test_spans_are_of_spanberts_lengths_in_words():
 
 @pytest.mark.parametrize("k", range(12))
 def test_next_sentence_has_two_segments_and_half_are_others(k):
-    reading, row = read_with(), row_of("examples", k)
-    whole, size = text_ids(row, reading), len(row["inputs_BT"])
-    separator, labels = reading.specials["separator"], []
+    row_context, row = make_context(), row_of("examples", k)
+    whole, size = text_ids(row, row_context), len(row["inputs_BT"])
+    separator, labels = row_context.specials["separator"], []
     for seed in range(40):
-        found = OBJECTIVES["next_sentence"].row(row, reading, draws(seed))
+        found = OBJECTIVES["next_sentence"].row(row, row_context, draws(seed))
         length = int(found["segments_BT"].sum())
         ids, types = found["inputs_BT"], found["types_BT"]
-        assert ids[0] == reading.specials["class"] and ids[length - 1] == separator
+        assert ids[0] == row_context.specials["class"] and ids[length - 1] == separator
         assert not ids[length:].any() and not types[length:].any()
         first = int(np.flatnonzero(ids == separator)[0])
         np.testing.assert_array_equal(types[:length], np.arange(length) > first)
@@ -147,7 +147,7 @@ def test_next_sentence_has_two_segments_and_half_are_others(k):
         labels.append(int(found["labels_B"]))
     assert 0.5 - 4 * 0.5 / np.sqrt(40) < np.mean(labels) < 0.5 + 4 * 0.5 / np.sqrt(40)
     # The masks of another objective come behind it, and leave class and separators alone.
-    both = OBJECTIVES["masked"].row(found, reading, draws())
+    both = OBJECTIVES["masked"].row(found, row_context, draws())
     assert both["labels_B"] == found["labels_B"] and not both["weights_BT"][[0, first, length - 1]].any()
     assert set(found) == {"inputs_BT", "types_BT", "segments_BT", "labels_B", "weights_B"}
 
@@ -159,26 +159,26 @@ def test_a_partition_has_parts_of_at_least_one(total, data):
     assert len(found) == parts and found.sum() == total and found.min() >= 1
 
 
-def filled_in(source, target, reading):
-    """The text that a source and its target are of: each sentinel replaced by what the target has behind it."""
+def filled_in(source, target, row_context):
+    """The text of a source and its target: each sentinel replaced by the span after it in the target."""
     spans, name = {}, None
     for token in target:
-        if token in reading.sentinels:
+        if token in row_context.sentinels:
             name, spans[token] = token, []
         else:
             spans[name].append(token)
-    return [one for token in source for one in (spans[token] if token in reading.sentinels else [token])], spans
+    return [one for token in source for one in (spans[token] if token in row_context.sentinels else [token])], spans
 
 
 @FEW
 @given(ONE_TEXT, K, SEED, st.sampled_from([0.15, 0.5]), st.sampled_from([1.0, 3.0]), st.integers(8, 64))
-def test_span_corruption_gives_the_text_back(layout, k, seed, rate, mean_span, context):
+def test_span_corruption_is_invertible(layout, k, seed, rate, mean_span, context):
     settings = options(mask_rate=rate, mean_span=mean_span)
     needed = sentinel_count(context, settings)
-    reading, row = read_with(needed, mask_rate=rate, mean_span=mean_span), row_of(layout, k, context)
-    found = OBJECTIVES["denoising"].row(row, reading, draws(seed))
+    row_context, row = make_context(needed, mask_rate=rate, mean_span=mean_span), row_of(layout, k, context)
+    found = OBJECTIVES["denoising"].row(row, row_context, draws(seed))
     longest = max_text_length(context, settings)
-    text = text_ids(row, reading)[:longest]
+    text = text_ids(row, row_context)[:longest]
     assert (len(found["source_BS"]), len(found["inputs_BT"])) == source_and_target_length(longest, settings)
     assert max(len(found["source_BS"]), len(found["inputs_BT"])) <= context
     S, T = int(found["source_segments_BS"].sum()), int(found["weights_BT"].sum())
@@ -187,10 +187,10 @@ def test_span_corruption_gives_the_text_back(layout, k, seed, rate, mean_span, c
         return
     source, target = found["source_BS"][:S], found["targets_BT"][:T]
     assert source[-1] == target[-1] == END
-    whole, spans = filled_in(source[:-1].tolist(), target[:-1].tolist(), reading)
+    whole, spans = filled_in(source[:-1].tolist(), target[:-1].tolist(), row_context)
     np.testing.assert_array_equal(whole, text)
     left_out, count = noise_lengths(len(text), rate, mean_span)
-    used = list(reading.sentinels[: count + 1])
+    used = list(row_context.sentinels[: count + 1])
     assert list(spans) == used and spans[used[-1]] == [] and sum(map(len, spans.values())) == left_out
     assert all(spans[name] for name in used[:-1])
     # The decoder reads the end first, then what it should have said.
@@ -200,25 +200,25 @@ def test_span_corruption_gives_the_text_back(layout, k, seed, rate, mean_span, c
 
 
 def test_t5s_lengths():
-    """Of 568 tokens T5 makes 512 and 114 (15 % in spans of 3); here the target has a last sentinel besides."""
+    """T5 turns 568 tokens into 512 and 114 (15 % in spans of 3); here the target has one more sentinel."""
     assert source_and_target_length(568, options()) == (512, 115)
     assert max_text_length(512, options()) == 512 and source_and_target_length(512, options()) == (462, 105)
 
 
 @FEW
 @given(ONE_TEXT, K, SEED, st.booleans())
-def test_infilling_asks_for_the_whole_text(layout, k, seed, permute):
-    reading = read_with(corruption="infilling", mask_rate=0.3, permute_sentences=permute)
+def test_infilling_targets_the_whole_text(layout, k, seed, permute):
+    row_context = make_context(corruption="infilling", mask_rate=0.3, permute_sentences=permute)
     row = row_of(layout, k)
-    found = OBJECTIVES["denoising"].row(row, reading, draws(seed))
+    found = OBJECTIVES["denoising"].row(row, row_context, draws(seed))
     size = len(row["inputs_BT"])
-    text = text_ids(row, reading)[: size - 1]
+    text = text_ids(row, row_context)[: size - 1]
     S, T = int(found["source_segments_BS"].sum()), int(found["weights_BT"].sum())
     np.testing.assert_array_equal(found["targets_BT"][:T], [*text, END])
     source = found["source_BS"][:S]
     assert source[-1] == END and len(source) <= size
     # What stays of the source lies in the text in the same order, if sentences do.
-    kept = source[:-1][source[:-1] != reading.specials["mask"]].tolist()
+    kept = source[:-1][source[:-1] != row_context.specials["mask"]].tolist()
     assert permute or is_subsequence(kept, text.tolist())
     assert len(kept) == len(text) - round(0.3 * len(text))
 
@@ -228,7 +228,7 @@ def is_subsequence(few, many):
     return all(one in rest for one in few)
 
 
-def test_infilling_draws_poissons_lengths():
+def test_infilling_lengths_are_poisson():
     ids = np.arange(1000, 2000, dtype=np.int32)
     masks, inserts, lengths = 0, 0, []
     for k in range(60):
@@ -248,7 +248,7 @@ def test_infilling_draws_poissons_lengths():
     assert abs(np.mean(lengths) - 3) < 0.15
 
 
-def test_masks_are_put_in_only_where_there_is_room():
+def test_masks_are_inserted_up_to_the_maximum_length():
     ids = np.arange(1, 41, dtype=np.int32)
     for k in range(50):
         assert len(mask_spans(ids, 0, 0.3, 0.5, 40, draws(k=k))) <= 40
@@ -263,9 +263,9 @@ def test_permuted_sentences_are_whole():
     assert all(any(order[i : i + len(s)] == s for i in range(len(order))) for order in orders for s in sentences)
 
 
-def put_back(ids, reading):
-    """The documents of ids that may have been rearranged, in order of reading, and how many there were of each form."""
-    names = {reading.specials[f"fim_{name}"]: name for name in ("prefix", "suffix", "middle")}
+def put_back(ids, row_context):
+    """The documents of ids that may have been rearranged, in reading order, and how many there were of each form."""
+    names = {row_context.specials[f"fim_{name}"]: name for name in ("prefix", "suffix", "middle")}
     out, parts, name, forms = [], {}, None, []
 
     def closed():
@@ -281,7 +281,7 @@ def put_back(ids, reading):
             if name == "prefix":
                 closed()
             parts[name] = []
-        elif not reading.is_text_V[token]:
+        elif not row_context.is_text_V[token]:
             closed()
             name = None
             out.append(token)
@@ -293,9 +293,9 @@ def put_back(ids, reading):
 
 @FEW
 @given(LAYOUT, K, SEED, st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([16, 48, 200]))
-def test_fim_gives_the_documents_back(layout, k, seed, rate, context):
-    reading, row = read_with(fim_rate=rate, fim_spm=0.0), row_of(layout, k, context)
-    found = OBJECTIVES["fim"].row(row, reading, draws(seed))
+def test_fim_is_invertible(layout, k, seed, rate, context):
+    row_context, row = make_context(fim_rate=rate, fim_spm=0.0), row_of(layout, k, context)
+    found = OBJECTIVES["fim"].row(row, row_context, draws(seed))
     assert found.keys() == row.keys() and all(found[key].shape == row[key].shape for key in row)
     whole = {(s.start, s.stop) for s in text_slices(row)}
     room = context - sum(stop - start for start, stop in whole)
@@ -308,33 +308,35 @@ def test_fim_gives_the_documents_back(layout, k, seed, rate, context):
         old = np.append(row["inputs_BT"][before], row["targets_BT"][before.stop - 1])
         new = np.append(found["inputs_BT"][after], found["targets_BT"][after.stop - 1])
         np.testing.assert_array_equal(found["targets_BT"][after], new[1:])
-        out, forms = put_back(new, reading)
+        out, forms = put_back(new, row_context)
         flattened = [t for one in out for t in (one[1] if isinstance(one, tuple) else [one])]
         assert all(list(form) == ["prefix", "suffix", "middle"] for form in forms)
         lost += len(old) - len(flattened)
         assert is_subsequence(flattened, old.tolist())
         if rate == 1 and room >= 3 * 12:
-            assert flattened == old.tolist() and len(forms) == (np.diff(reading.is_text_V[old], prepend=0) > 0).sum()
-    assert lost <= max(3 * sum(np.diff(reading.is_text_V[row["inputs_BT"]], prepend=0) > 0) - room, 0) + 3
+            assert (
+                flattened == old.tolist() and len(forms) == (np.diff(row_context.is_text_V[old], prepend=0) > 0).sum()
+            )
+    assert lost <= max(3 * sum(np.diff(row_context.is_text_V[row["inputs_BT"]], prepend=0) > 0) - room, 0) + 3
 
 
 def test_fim_with_the_suffix_first():
-    reading, row = read_with(fim_rate=1.0, fim_spm=1.0), row_of("examples", 2, 200)
-    found = OBJECTIVES["fim"].row(row, reading, draws())
+    row_context, row = make_context(fim_rate=1.0, fim_spm=1.0), row_of("examples", 2, 200)
+    found = OBJECTIVES["fim"].row(row, row_context, draws())
     ids = found["inputs_BT"][text_slices(found)[0]].tolist()
-    before, after, gap = (reading.specials[f"fim_{name}"] for name in ("prefix", "suffix", "middle"))
+    before, after, gap = (row_context.specials[f"fim_{name}"] for name in ("prefix", "suffix", "middle"))
     assert ids[:3] == [END, before, after] and ids.count(gap) == 1
     suffix, rest = ids[3 : ids.index(gap)], ids[ids.index(gap) + 1 :]
-    np.testing.assert_array_equal(rest + suffix, text_ids(row, reading))
+    np.testing.assert_array_equal(rest + suffix, text_ids(row, row_context))
     assert suffix and rest
 
 
 def test_fim_rates():
     rates = []
     for k in range(200):
-        reading = read_with(fim_rate=0.5, fim_spm=0.25)
-        found = OBJECTIVES["fim"].row(row_of("examples", k, 200), reading, draws(k=k))["inputs_BT"]
-        at = [np.flatnonzero(found == reading.specials[f"fim_{name}"]) for name in ("prefix", "suffix")]
+        row_context = make_context(fim_rate=0.5, fim_spm=0.25)
+        found = OBJECTIVES["fim"].row(row_of("examples", k, 200), row_context, draws(k=k))["inputs_BT"]
+        at = [np.flatnonzero(found == row_context.specials[f"fim_{name}"]) for name in ("prefix", "suffix")]
         rates.append((len(at[0]) > 0, len(at[0]) > 0 and at[1][0] == at[0][0] + 1))
     share, spm = np.mean(rates, 0)
     assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(200)
@@ -345,7 +347,7 @@ def test_fim_rates():
 def test_a_text_with_a_prompt_is_not_rearranged():
     row = row_of("examples", 1)
     row["weights_BT"][:3] = 0
-    found = OBJECTIVES["fim"].row(row, read_with(fim_rate=1.0), draws())
+    found = OBJECTIVES["fim"].row(row, make_context(fim_rate=1.0), draws())
     assert all(np.array_equal(found[key], row[key]) for key in row)
 
 
@@ -358,19 +360,19 @@ def test_where_words_begin_and_sentences_end():
     ]  # fmt: skip
 
 
-def test_elsewhere_is_another_text():
-    tokens, reading = text_set(), read_with()
+def test_other_text_differs():
+    tokens, row_context = text_set(), make_context()
     start, stop = tokens.records()[3]
     own = tokens.read(start, stop)
     for seed in range(40):
-        found = reading.other_text(own, 5, draws(seed))
+        found = row_context.other_text(own, 5, draws(seed))
         assert len(found) == 5
-    firsts = {tuple(reading.other_text(own, 1000, draws(seed))[:60].tolist()) for seed in range(60)}
+    firsts = {tuple(row_context.other_text(own, 1000, draws(seed))[:60].tolist()) for seed in range(60)}
     assert tuple(own[:60].tolist()) not in firsts and len(firsts) > 6
 
 
 class Given:
-    """As much of a config as rows and special ids are chosen by."""
+    """The keys of a config that choose rows and special ids."""
 
     def __init__(self, objective, context=64, **changes):
         self.train = type("train", (), {"objective": objective})
@@ -378,11 +380,11 @@ class Given:
         self.data = type("data", (), {"context": context, "stages": ((10, 4, 128),)})
 
 
-def test_rows_of_several_objectives_follow_each_other():
-    row, reading = row_of("examples", 2), read_with()
+def test_row_transforms_are_composed_in_order():
+    row, row_context = row_of("examples", 2), make_context()
     assert objectives.row_transform(Given("causal")) is None
-    one = objectives.row_transform(Given("masked + 0.5*next_sentence"))(row, reading, draws())
-    other = objectives.row_transform(Given("next_sentence + masked"))(row, reading, draws())
+    one = objectives.row_transform(Given("masked + 0.5*next_sentence"))(row, row_context, draws())
+    other = objectives.row_transform(Given("next_sentence + masked"))(row, row_context, draws())
     assert all(np.array_equal(one[key], other[key]) for key in one)
     assert one["weights_BT"].any() and one["types_BT"].any() and one["weights_B"] == 1
 

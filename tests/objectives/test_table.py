@@ -1,11 +1,11 @@
-"""Every objective asked of a tiny model, by rows as it wants them; attacks on any of them; what configs cannot be."""
+"""Every objective with a tiny model on its own rows; adversarial attacks on them; invalid configs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from given import draws, options, read_with, row_of
+from row_fixtures import draws, make_context, options, row_of
 
 from gptjax import config as configs
 from gptjax import models, objectives
@@ -20,8 +20,8 @@ KINDS = {"decoder": "gpt", "encoder": "encoder", "seq2seq": "seq2seq"}
 
 
 def built(kind, **changes):
-    """A tiny model of a kind that knows all special ids, and parameters that are not small."""
-    vocabulary = max(*read_with().specials.values(), *read_with().sentinels) + 1
+    """A tiny model of a kind with all special ids, and parameters that are not small."""
+    vocabulary = max(*make_context().specials.values(), *make_context().sentinels) + 1
     settings = dict(model_layers=1, model_context=CONTEXT, model_arch=KINDS[kind], model_norm_position="post") | changes
     config = configs.with_vocabulary(tiny_config(**settings), vocabulary)
     model = models.build(config.model)
@@ -30,9 +30,9 @@ def built(kind, **changes):
 
 
 def batch_of(name, layout="examples", rows=4, **changes):
-    """A batch of rows as an objective wants them."""
-    reading, prepare = read_with(**changes), OBJECTIVES[name].row or (lambda row, reading, rng: row)
-    return stacked([prepare(row_of(layout, k, CONTEXT), reading, draws(k=k)) for k in range(rows)])
+    """A batch of an objective's rows."""
+    row_context, prepare = make_context(**changes), OBJECTIVES[name].row or (lambda row, row_context, rng: row)
+    return stacked([prepare(row_of(layout, k, CONTEXT), row_context, draws(k=k)) for k in range(rows)])
 
 
 def nats(logits, targets):
@@ -101,7 +101,7 @@ def labelled(name, rng):
 
 
 @pytest.mark.parametrize("name", ["classification", "tagging", "span", "choice", "regression", "contrastive"])
-def test_answers_of_a_model_lose_nothing_by_what_weighs_nothing(name):
+def test_task_losses_ignore_rows_of_weight_zero(name):
     task = {"contrastive": "embedding"}.get(name, name)
     model, params = built("encoder", model_task=task, model_labels=3, model_pooling="mean")
     batch = labelled(name, np.random.default_rng(0))
@@ -127,7 +127,7 @@ def optimum(tree):
     return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
-def test_a_text_is_its_own_partner_by_another_dropout():
+def test_dropout_makes_a_second_view():
     model, params = built("encoder", model_task="embedding", model_dropout=0.3)
     loss = jax.jit(OBJECTIVES["contrastive"].loss(model, options()))
     batch = normalize_weights(batch_of("contrastive"))
@@ -139,10 +139,12 @@ def test_a_text_is_its_own_partner_by_another_dropout():
     assert loss(params, paired, None)[0] > still + 1e-2
 
 
-def test_next_sentences_and_masks_are_learnt_together():
+def test_masked_and_next_sentence_are_trained_together():
     model, params = built("encoder", model_task="classification", model_labels=len(LABELS), model_types=2)
     config = tiny_config(train_objective="masked + 0.5*next_sentence")
-    rows = [objectives.row_transform(config)(row_of("examples", k, CONTEXT), read_with(), draws(k=k)) for k in range(4)]
+    rows = [
+        objectives.row_transform(config)(row_of("examples", k, CONTEXT), make_context(), draws(k=k)) for k in range(4)
+    ]
     batch = normalize_weights(stacked(rows))
     both, metrics = jax.jit(objectives.loss(config, model))(params, batch, None)
     parts = [metrics["masked_loss"], metrics["next_sentence_loss"]]
@@ -156,7 +158,7 @@ def test_next_sentences_and_masks_are_learnt_together():
 
 
 def reference_shift(gradient, shape, epsilon, steps):
-    """Steps up the gradient, row by row, within a ball, in float64."""
+    """Gradient ascent within a ball, row by row, in float64."""
     shift, length = np.zeros(shape), epsilon if steps == 1 else 2.5 * epsilon / steps
     for _ in range(steps):
         of_all = np.asarray(gradient(jnp.asarray(shift, jnp.float32)), np.float64)
@@ -199,7 +201,7 @@ def test_attack_vs_reference(kind, name, attack, steps):
     np.testing.assert_allclose(sum(float(loss(params, half, None)[0][0]) for half in halves), 2 * found, rtol=1e-4)
 
 
-def test_rows_without_a_gradient_and_tiny_ones_are_no_trouble():
+def test_normalize_of_zero_and_tiny_rows():
     gradient = jnp.stack([jnp.zeros((2, 3)), jnp.full((2, 3), 1e-30), -jnp.ones((2, 3))])
     for steps in (1, 4):
         shift = np.asarray(worst_perturbation(lambda shift: gradient, (3, 2, 3), 0.5, steps))
@@ -209,7 +211,7 @@ def test_rows_without_a_gradient_and_tiny_ones_are_no_trouble():
     np.testing.assert_allclose(np.linalg.norm(project(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 1.0), axis=1), [1, 0.5])
 
 
-def test_no_attack_is_the_loss_itself():
+def test_without_attack_the_loss_is_unchanged():
     loss = OBJECTIVES["causal"].loss
     assert adversarial(loss, None, options()) is loss
 
@@ -264,17 +266,17 @@ def problems(objective, kind="decoder", **changes):
         ),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(objective, kind, changes, expected):
+def test_invalid_config_gives_one_line(objective, kind, changes, expected):
     assert problems(objective, kind, **changes)[0] == expected
 
 
-def test_what_can_be_is_no_problem():
+def test_valid_configs_have_no_problems():
     assert not problems("causal") and not problems("0.5*multi_token + prefix")
     found = {"model_task": "classification"}
     assert not problems("masked + next_sentence", "encoder", **found)
     assert not problems("contrastive", "encoder", model_task="embedding", model_dropout=0.1)
 
 
-def test_an_objective_that_is_none_of_the_form():
+def test_malformed_objective_is_refused():
     with pytest.raises(ConfigError, match="must be like causal, or masked"):
         objectives.parse_objective("masked, causal")

@@ -1,4 +1,4 @@
-"""Label smoothing against its definition and against PyTorch; the objective, its masks and what it reads."""
+"""Label smoothing against its definition and PyTorch; the objective, its masks and inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ E = 0.1
 
 
 def drawn(B=2, T=6, V=11, D=4, seed=0):
-    """x, table, targets, weights of some positions, one of which weighs nothing."""
+    """x, table, targets, weights of some positions, one of weight 0."""
     rng = np.random.default_rng(seed)
     x_BTD, table_VD = rng.normal(size=(B, T, D)).astype("f"), rng.normal(size=(V, D)).astype("f")
     weights_BT = rng.uniform(0.1, 2, (B, T)).astype("f")
@@ -72,7 +72,7 @@ def batch_of(seed=0):
     return ids | {"segments_BT": segments, "source_segments_BS": sources, "weights_BT": weights.astype("f")}
 
 
-def test_the_loss_is_the_smoothed_one_and_the_metric_is_not():
+def test_smoothing_affects_the_loss_only():
     config, model, params = model_of()
     batch = batch_of()
     with config.unlocked():
@@ -86,7 +86,7 @@ def test_the_loss_is_the_smoothed_one_and_the_metric_is_not():
     )
 
 
-def test_masked_positions_and_padding_change_nothing_and_a_source_does():
+def test_padding_has_no_effect_and_a_source_has():
     config, model, params = model_of()
     loss = jax.jit(OBJECTIVES["seq2seq"].loss(model, config.objective))
     batch = batch_of()
@@ -103,7 +103,7 @@ def test_masked_positions_and_padding_change_nothing_and_a_source_does():
     assert abs(loss(params, other, None)[0] - before) > 1e-3
 
 
-def test_pairs_of_a_row_are_read_apart():
+def test_packed_pairs_do_not_attend_to_each_other():
     config, model, params = model_of()
     batch = batch_of()
     first = batch | {"weights_BT": np.where(batch["segments_BT"] == 1, batch["weights_BT"], 0).astype("f")}

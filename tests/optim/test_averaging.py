@@ -1,4 +1,4 @@
-"""The running mean of the parameters: against NumPy, and where there is none."""
+"""Exponential moving average of the parameters against NumPy, and without it."""
 
 import json
 
@@ -25,8 +25,8 @@ def config_of(**changes):
 
 
 @pytest.mark.parametrize("longest", [0.3, 0.999])
-def test_the_mean_vs_reference(longest):
-    """TensorFlow's ExponentialMovingAverage with num_updates, in float64; the updates are those without it."""
+def test_ema_vs_reference(longest):
+    """Equals TensorFlow's ExponentialMovingAverage with num_updates, in float64; updates are unchanged."""
     start, *gradients = trees(16)
     alone, beside = optim.optimizer(config_of()), optim.optimizer(config_of(optimizer_ema=longest))
     params, state, other = start, beside.init(start), alone.init(start)
@@ -48,7 +48,7 @@ def test_the_mean_vs_reference(longest):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_without_a_mean_the_state_has_none(name):
+def test_state_has_no_mean_without_ema(name):
     start = trees(1)[0]
     state = jax.eval_shape(optim.optimizer(config_of(optimizer_name=name)).init, start)
     more = jax.eval_shape(optim.optimizer(config_of(optimizer_name=name, optimizer_ema=0.9)).init, start)
@@ -58,7 +58,7 @@ def test_without_a_mean_the_state_has_none(name):
 
 
 @pytest.mark.parametrize("flags", [["optimizer.ema=0.9"], ["optimizer.name=schedule_free"]])
-def test_plans_count_what_answers(call, flags):
+def test_plans_count_averages(call, flags):
     small = ["model.layers=1", "model.width=16", "data.tokenizer=bytes"]
     plans = [
         json.loads(

@@ -1,4 +1,4 @@
-"""Second derivatives, which Sophia asks of the train step's loss, for every kind of kernel, layer and dtype."""
+"""Second derivatives of the train step's loss, which Sophia needs, for every kind of kernel, layer and dtype."""
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def loss_and_params(changes):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
-def test_a_hessians_product_vs_differences_of_the_gradient(name):
-    """Along random signs, as Hutchinson's estimate takes it; in bfloat16 within its rounding."""
+def test_hessian_vector_product_vs_finite_differences(name):
+    """Along random signs, as in Hutchinson's estimate; in bfloat16 within rounding."""
     loss, params = loss_and_params(MODELS[name])
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
@@ -59,7 +59,7 @@ def test_a_hessians_product_vs_differences_of_the_gradient(name):
         assert float(optax.tree.norm(optax.tree.sub(product, differences))) < error * size, dtype
 
 
-def test_sophias_step_keeps_cudnns_attention_for_the_gradient_alone(monkeypatch):
+def test_sophia_uses_cudnn_attention_for_the_gradient_only(monkeypatch):
     """cuDNN's attention has no second derivative. Traced as for a GPU, not run."""
     asked = []
 

@@ -33,7 +33,7 @@ def config_of(**changes):
     return tiny_config(**settings | changes)
 
 
-def test_decay_acts_on_matrices_and_embeddings_whether_layers_are_stacked_or_not():
+def test_decay_mask_does_not_depend_on_stacking():
     """By name: a stacked norm has two dimensions too."""
     kinds = {"scale": False, "bias": False, "first_value_share": False, "kernel": True, "embedding": True}
     for shape in ((4,), (3, 4), (2, 3, 4)):
@@ -86,14 +86,14 @@ def test_adamw_vs_torch():
         np.testing.assert_allclose(ours[name], p.detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_without_clipping_a_large_gradient_counts_more():
+def test_clipping_can_be_disabled():
     start, small, large = random_trees(3)
     gradients = [small, jax.tree.map(lambda g: 100 * g, large)]
     clipped, free = (updated(config_of(optimizer_clip_norm=limit), start, gradients) for limit in (1.0, 0))
     assert not np.allclose(clipped["kernel"], free["kernel"], rtol=1e-3)
 
 
-def test_decay_is_for_matrices_only():
+def test_decay_acts_on_matrices_only():
     zero = jax.tree.map(jnp.zeros_like, random_trees(1)[0])
     (start,) = random_trees(1)
     moved = updated(config_of(schedule_warmup_steps=0), start, [zero])

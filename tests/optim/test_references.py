@@ -150,7 +150,7 @@ def test_optimizer_vs_reference(name):
 
 
 def test_schedule_free_vs_reference():
-    """arXiv 2405.15682, algorithm 1: y is trained, x answers."""
+    """arXiv 2405.15682, algorithm 1: y is trained, x is evaluated."""
     config = config_of("schedule_free")
     c = config.optimizer
     start, *gradients = random_leaves(7)
@@ -174,7 +174,7 @@ def test_schedule_free_vs_reference():
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_of_optimizers_only_schedule_free_answers_elsewhere(name):
+def test_only_schedule_free_has_eval_params(name):
     params = nested(random_leaves(1)[0])
     state = jax.eval_shape(optim.optimizer(config_of(name)).init, params)
     assert optim.has_eval_params(state) == (name == "schedule_free")
@@ -183,7 +183,7 @@ def test_of_optimizers_only_schedule_free_answers_elsewhere(name):
 
 @pytest.mark.parametrize("name", ["muon", "adafactor"])
 def test_stacked_layers_are_updated_as_separate_ones(name):
-    """For those that look at more than one number of a parameter at a time."""
+    """For optimizers whose update of an element depends on others."""
     shapes = {f"block_{i}/{leaf}": shape for i in (0, 1) for leaf, shape in LAYER.items()}
     leaves = random_leaves(4, shapes)
     for tree in leaves:
@@ -195,7 +195,7 @@ def test_stacked_layers_are_updated_as_separate_ones(name):
 
 
 def torch_steps(make, start, gradients):
-    """What torch's optimizer, made of a list of parameters, makes of them."""
+    """Parameters after steps of a torch optimizer, which `make` builds from a list of parameters."""
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     theirs = {leaf: torch.nn.Parameter(torch.tensor(p)) for leaf, p in start.items()}
     peer = make(torch.optim, list(theirs.values()))

@@ -12,7 +12,7 @@ from gptjax import optim
 
 
 def rates(name, warmup=4, steps=20, **changes):
-    """The learning rate at steps 0 to `steps`, with a peak of 1 and a final fraction of 0.25, as a run asks for it."""
+    """Learning rates at steps 0 to `steps`, with a peak of 1 and a final fraction of 0.25, as a run computes them."""
     settings = dict(optimizer_learning_rate=1.0, schedule_final_fraction=0.25, train_steps=steps)
     config = tiny_config(schedule_name=name, schedule_warmup_steps=warmup, **settings | changes)
     return np.asarray(jax.jit(jax.vmap(optim.schedule(config)))(jnp.arange(steps + 1)))
@@ -36,16 +36,16 @@ def test_schedule_vs_formula(name, warmup):
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
-def test_a_decay_ends_where_it_is_told_and_stays_there(name):
+def test_decay_ends_at_decay_steps(name):
     got = rates(name, schedule_decay_steps=10)
     assert got[9] > got[10] == pytest.approx(0.25) and set(got[10:]) == {got[10]}
 
 
-def test_a_cooldown_of_nothing_stays_at_the_peak_and_one_of_everything_begins_after_the_warm_up():
+def test_cooldown_fraction_of_zero_and_one():
     assert set(rates("wsd", schedule_cooldown_fraction=0.0)[4:]) == {1.0}
     np.testing.assert_allclose(rates("wsd", schedule_cooldown_fraction=1.0), rates("linear"), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", optim.SCHEDULES)
-def test_a_run_shorter_than_its_warm_up_is_possible(name):
+def test_run_shorter_than_its_warmup(name):
     np.testing.assert_allclose(rates(name, warmup=100, steps=5), np.arange(6) / 100, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Bad steps on the device: they change nothing, good ones are not touched, and the statistics hold what is finite."""
+"""Bad steps on the device: they are skipped, good ones are unchanged, and statistics hold finite values only."""
 
 import hypothesis
 import jax
@@ -54,7 +54,7 @@ def stepper(limits=skip_step.DEFAULT, how="loss", by=jnp.nan, **changes):
     "name, ema, how, by",
     [("adamw", 0.0, "loss", np.nan), ("schedule_free", 0.0, "gradient", np.inf), ("adamw", 0.9, "gradient", np.nan)],
 )
-def test_a_step_that_is_not_finite_changes_nothing_and_the_next_goes_on_as_without_it(name, ema, how, by):
+def test_nonfinite_step_is_skipped_exactly(name, ema, how, by):
     state, step = stepper(how=how, by=by, optimizer_name=name, optimizer_ema=ema)
     for number in range(3):
         state, said = step(state, batch_of(number))
@@ -72,7 +72,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_goes_on_as_witho
     assert not said["bad"] and said["skipped_steps"] == 1 and said["bad_in_a_row"] == 0
 
 
-def test_good_steps_are_bit_identical_to_those_that_nothing_guards(monkeypatch):
+def test_good_steps_are_bit_identical_to_unguarded_ones(monkeypatch):
     state, step = stepper()
     monkeypatch.setattr(skip_step, "skip_update_if", lambda bad, change, old, *others: change(old, *others))
     other, unguarded = stepper()
@@ -83,8 +83,8 @@ def test_good_steps_are_bit_identical_to_those_that_nothing_guards(monkeypatch):
     equal(state, other)
 
 
-def test_a_choice_costs_no_copy(monkeypatch):
-    """To choose among finished trees makes XLA copy Adam's two means of every parameter."""
+def test_skipping_costs_no_copy(monkeypatch):
+    """Selecting between finished trees makes XLA copy both of Adam's moments."""
     _, step = stepper()
     monkeypatch.setattr(skip_step, "skip_update_if", lambda bad, change, old, *others: change(old, *others))
     _, unguarded = stepper()
@@ -92,7 +92,7 @@ def test_a_choice_costs_no_copy(monkeypatch):
     assert copies[0] <= copies[1] + 2
 
 
-def test_leaves_that_share_a_value_or_do_not_change_are_kept_too():
+def test_skip_of_shared_and_unchanged_leaves():
     old = {"a": jnp.array(1.0), "b": jnp.array(2.0), "same": jnp.array(3.0), "fixed": jnp.array(4.0)}
 
     def change(old, x):
@@ -105,7 +105,7 @@ def test_leaves_that_share_a_value_or_do_not_change_are_kept_too():
 
 
 def verdicts(values, limits):
-    """Which of (loss, gradient norm), one after the other, are bad; and the guard after them."""
+    """Checks a sequence of (loss, gradient norm): which are bad, and the guard after them."""
 
     def one(guard, value):
         bad, guard, said = skip_step.check_step(guard, value[0], value[1], limits)
@@ -152,7 +152,7 @@ def noise(count, level=4.0, spread=0.05):
     return np.random.default_rng(0).normal(level, spread, (count, 2))
 
 
-def test_a_spike_is_told_after_warm_up_only_and_only_upward():
+def test_spikes_are_detected_after_warmup_and_upward_only():
     for at, column, size, expected in [
         (150, 0, 9, 1),
         (150, 1, 9, 1),
@@ -168,7 +168,7 @@ def test_a_spike_is_told_after_warm_up_only_and_only_upward():
         assert not verdicts(values, skip_step.DEFAULT)[0].any(), "unless asked for, nothing finite is bad"
 
 
-def test_what_is_no_ordinary_value_hardly_moves_the_statistics_or_not_at_all():
+def test_outliers_hardly_move_the_statistics():
     values = noise(200)
     for at, size, seen in [(150, 1e6, 200), (150, np.inf, 199)]:
         values[at, 0] = size
@@ -177,20 +177,20 @@ def test_what_is_no_ordinary_value_hardly_moves_the_statistics_or_not_at_all():
         assert list(np.flatnonzero(bad)) == [150, 170] and guard.seen == seen
 
 
-def test_a_value_whose_square_is_not_finite_does_not_blind_the_statistics():
+def test_overflow_of_a_square_does_not_spoil_the_statistics():
     values = noise(200)
     values[120] = 1e30
     _, guard, _ = verdicts(values, skip_step.DEFAULT)
     assert np.isfinite(guard.variance).all() and np.isfinite(guard.mean).all() and guard.seen == 199
 
 
-def test_a_level_that_has_changed_for_good_is_followed():
+def test_statistics_follow_a_lasting_change():
     values = np.concatenate([noise(200), noise(200, level=4.45)])
     bad, _, _ = verdicts(values, Limits(spike_z=6.0))
     assert 0 < bad.sum() < 5 and not bad[210:].any()
 
 
-def test_after_its_patience_nothing_is_changed_any_more_until_the_host_has_looked():
+def test_every_step_is_skipped_after_patience():
     values = noise(20)
     values[10:13] = np.nan
     bad, guard, _ = verdicts(values, Limits(patience=3))

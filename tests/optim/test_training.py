@@ -1,4 +1,4 @@
-"""Every optimizer in the train step: it learns, and goes on from a checkpoint as if nothing had been."""
+"""Every optimizer in the train step: the loss falls, and a checkpoint resumes exactly."""
 
 import json
 
@@ -37,7 +37,7 @@ def params():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_it_learns_and_goes_on_exactly_from_a_checkpoint(name, tmp_path, params):
+def test_training_and_exact_resume(name, tmp_path, params):
     """Sophia with dropout and two slices: its second derivative goes through those too."""
     more = dict(model_dropout=0.1, optimizer_hessian_every_steps=2) if name == "sophia" else {}
     config = config_of(name, **more)
@@ -74,8 +74,8 @@ AVERAGING = {
 
 
 @pytest.mark.parametrize("name", [pytest.param("schedule_free", marks=pytest.mark.slow), "ema"])
-def test_what_an_average_answers_is_what_is_loaded_and_its_run_goes_on_bit_identical(name, tmp_path, text_file, call):
-    """The same run at one go, and interrupted at step 6 and gone on with from step 4."""
+def test_averages_are_loaded_and_runs_resume_exactly(name, tmp_path, text_file, call):
+    """The same run uninterrupted, and interrupted at step 6 and resumed from step 4."""
     config = tiny_config(model_layers=1, data_path=text_file, eval_batches=1000, **AVERAGING[name])
     summary = loop.train(config, tmp_path / "whole")
 

@@ -1,4 +1,4 @@
-"""What fine-tuning does to updates: rates by path, pulls, AdaLoRA's budget; each against NumPy."""
+"""Update rules of fine-tuning against NumPy: rates by path, penalties, AdaLoRA's budget."""
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,19 @@ def taken(transformation, grads, params, steps=1):
     return {path: float(leaf.reshape(-1)[0]) for path, leaf in paths.flat(out).items()}
 
 
-def test_rates_fall_layer_by_layer_towards_the_words():
+def test_layer_decay_towards_the_embedding():
     options = tiny_config(finetune_layer_decay=0.5).finetune
     found = taken(update_rules.scale_by_path(options), tree_of(1.0), tree_of(0.0))
     assert found == dict(zip(LEAVES, (0.25, 0.5, 1.0, 1.0, 1.0), strict=True))
 
 
-def test_rates_by_rule_and_the_first_that_matches_counts():
+def test_first_matching_rule_sets_the_rate():
     options = tiny_config(finetune_rates="(('block_1/', 3.0), ('kernel', 0.1))").finetune
     found = taken(update_rules.scale_by_path(options), tree_of(1.0), tree_of(0.0))
     assert found == pytest.approx(dict(zip(LEAVES, (1.0, 0.1, 3.0, 1.0, 0.1), strict=True)))
 
 
-def test_loras_second_matrix_has_a_rate_of_its_own():
+def test_lora_plus_rate():
     options = tiny_config(finetune_b_rate=16.0).finetune
     leaves = ("block_0/mlp/up/lora_a", "block_0/mlp/up/lora_b")
     found = taken(update_rules.scale_by_path(options), tree_of(1.0, leaves), tree_of(0.0, leaves))
@@ -45,18 +45,18 @@ def test_loras_second_matrix_has_a_rate_of_its_own():
 
 
 @pytest.mark.parametrize(("steps", "moving"), [(1, LEAVES[2:]), (3, LEAVES[2:]), (4, LEAVES[1:]), (7, LEAVES)])
-def test_blocks_are_unfrozen_from_the_last_one_down(steps, moving):
+def test_gradual_unfreezing(steps, moving):
     options = tiny_config(finetune_unfreeze_every=3).finetune
     found = taken(update_rules.scale_by_path(options), tree_of(1.0), tree_of(0.0), steps)
     assert {path for path, value in found.items() if value} == set(moving)
 
 
-def test_without_options_updates_are_left_as_they_are():
+def test_identity_without_options():
     transformation = update_rules.scale_by_path(tiny_config().finetune)
     assert transformation.init(tree_of(0.0)) == optax.EmptyState()
 
 
-def test_the_pull_to_the_start_is_its_penaltys_gradient():
+def test_l2_sp_is_the_gradient_of_its_penalty():
     start, there = tree_of(1.0), tree_of(1.5)
     pull = update_rules.l2_sp(0.2)
     out, _ = pull.update(tree_of(2.0), pull.init(start), there)
@@ -72,7 +72,7 @@ def lora(seed, r=4, modules=("block_0/a", "block_1/b"), D=5, F=6):
     return paths.nested({path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()})
 
 
-def test_the_pull_to_orthogonality_vs_reference():
+def test_orthogonality_penalty_vs_reference():
     params = lora(0)
     zeros = jax.tree.map(jnp.zeros_like, params)
     out, _ = update_rules.orthogonality_penalty(0.1).update(zeros, optax.EmptyState(), params)
@@ -87,7 +87,7 @@ def test_the_pull_to_orthogonality_vs_reference():
 
 
 def plain_adalora(params, grads, c, rank, steps, rate):
-    """Algorithm 1 of arXiv 2303.10512 with gradient descent, written again: (parameters, ranks left) of each step."""
+    """Algorithm 1 of arXiv 2303.10512 with gradient descent in NumPy: (parameters, number of ranks) of each step."""
     flat = {path: np.asarray(leaf, np.float64) for path, leaf in paths.flat(params).items()}
     mean, unsure = ({path: np.zeros_like(leaf) for path, leaf in flat.items()} for _ in range(2))
     names = [path.removesuffix("lora_e") for path in flat if path.endswith("lora_e")]
@@ -119,7 +119,7 @@ def plain_adalora(params, grads, c, rank, steps, rate):
         yield flat, sum(m.sum() for m in mask.values())
 
 
-def test_the_budget_is_met_exactly_and_equals_a_plain_reference():
+def test_adalora_vs_reference():
     steps, rate = 40, 0.05
     changes = {"first_rank": 4, "warmup_steps": 5, "final_steps": 10, "every_steps": 3}
     config = tiny_config(finetune_rank=2, **{f"finetune_adalora.{key}": value for key, value in changes.items()})

@@ -36,7 +36,7 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|reduce-scatter|coll
 
 
 def devices(chip, count):
-    """So many H100s of one host, or a slice of v5e of two columns."""
+    """`count` H100s of one host, or a v5e slice of two columns."""
     if chip == "h100":
         found = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}")
     else:
@@ -45,7 +45,7 @@ def devices(chip, count):
 
 
 def as_if_on(chip, count):
-    """From here on JAX says that it runs on such devices, and cuDNN that it is there."""
+    """Makes JAX report such devices, and cuDNN as present."""
     found = devices(chip, count)
     jax.devices = lambda *of: list(found)
     jax.device_count = lambda *of: len(found)
@@ -57,7 +57,7 @@ def as_if_on(chip, count):
 
 
 def products(text):
-    """How many products there are, by the dtypes of their operands."""
+    """Counts products by the dtypes of their operands."""
     found = [one for body in hlo.computations(text)[0].values() for one in body]
     dtypes = {one.name: hlo.shapes(one.type)[0].dtype for one in found if hlo.shapes(one.type)}
     of_operands = [re.findall(r"%([\w.\-]+)", one.rest)[:2] for one in found if one.op in ("dot", "convolution")]
@@ -65,7 +65,7 @@ def products(text):
 
 
 def compiled(chip, count, recipe, flags):
-    """What the tests ask of the step of a recipe with these flags."""
+    """Figures of the step of a recipe with these flags, for the tests."""
     as_if_on(chip, count)
     built = compiled_plan.program(costs.planned(configs.read(recipe, flags)), CHIPS[chip])
     program, seconds = compiled_plan.compiled(built)

@@ -64,7 +64,7 @@ COLLECTIVE = re.compile(
 
 
 def collectives(text):
-    """[name, shapes of what it gives, the layer's or parameter's path] of each in the program."""
+    """[name, shapes of its results, path of the layer or parameter] of each collective in the program."""
     found = []
     for line in text.splitlines():
         match = COLLECTIVE.search(line)
@@ -75,7 +75,7 @@ def collectives(text):
 
 
 def attends_as_cudnn(q, k, v, *, implementation, **settings):
-    """What cuDNN's attention gives, by XLA; as cuDNN it asks that no mesh axis is left to XLA to divide."""
+    """cuDNN's attention computed by XLA; like cuDNN it requires that no mesh axis is left to XLA's partitioner."""
     assert implementation == "cudnn"
     left = jax.sharding.get_abstract_mesh().auto_axes
     assert not left, f"{left} are not manual"
@@ -87,7 +87,7 @@ gpu.refusal = lambda *of: ""  # float32 neither
 
 
 def trained(changes, sizes):
-    """20 steps; every figure the tests ask for."""
+    """Trains 20 steps and returns every figure that the tests need."""
     config = configs.with_vocabulary(tiny_config(**changes), 264)
     config = config.copy_and_resolve_references().unlock()
     config.mesh.update(sizes)

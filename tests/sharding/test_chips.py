@@ -38,7 +38,7 @@ V5E = {
 
 
 def compiled(chip, cases):
-    """What absent_chips.py says of each case, by its name."""
+    """Output of absent_chips.py for each case, by name."""
     wheels = Path(WHEELS)
     said = []
     for count, changes, mesh in cases.values():

@@ -1,4 +1,4 @@
-"""Meshes: the same losses on all of them, memory that is shared out, and the collectives that each should have."""
+"""Meshes: the same losses on all of them, sharded memory, and the expected collectives of each."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def names(run):
 
 
 def of_more_than_scalars(run, name):
-    """[[shape, where], ...] of the results of one kind of collective that are not single numbers."""
+    """[[shape, path], ...] of the results of one kind of collective that are not scalars."""
     return [
         (shape, where)
         for found, shapes, where in run["collectives"]
@@ -68,12 +68,12 @@ def test_every_mesh_gives_the_same_losses(runs, family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["", "experts, ", "llama, ", "cudnn, "])
-def test_so_do_meshes_of_several_axes(more, family):
+def test_meshes_of_several_axes_give_the_same_losses(more, family):
     check_losses(more, family)
 
 
 @pytest.mark.slow
-def test_in_bfloat16_losses_are_near(more):
+def test_losses_in_bfloat16_are_close(more):
     for family in ("bfloat16", "bfloat16 experts"):
         np.testing.assert_allclose(more[f"{family}, all"]["losses"], more[f"{family}, one"]["losses"], rtol=2e-3)
 
@@ -82,8 +82,8 @@ def test_in_bfloat16_losses_are_near(more):
     "name, parts",
     [("fsdp", {"kernel": 8, "embedding": 8, "scale": 8}), ("tensor", {"kernel": 8, "scale": 4}), ("data", {"": 1})],
 )
-def test_what_is_divided_takes_a_share_of_the_bytes(runs, name, parts):
-    """Parameters and what the optimizer keeps of them; each device holds as much."""
+def test_sharded_arrays_take_their_share_of_memory(runs, name, parts):
+    """Parameters and optimizer state; each device holds an equal share."""
     found = set()
     for path, (whole, *held) in runs[name]["held"].items():
         for kind, share in parts.items():
@@ -93,23 +93,23 @@ def test_what_is_divided_takes_a_share_of_the_bytes(runs, name, parts):
     assert found == {"params", "optimizer"}
 
 
-def test_experts_are_divided_and_the_rest_is_not(runs):
+def test_only_experts_are_sharded_over_the_expert_axis(runs):
     for path, (whole, *held) in runs["experts, expert"]["held"].items():
         assert held == [whole // (4 if "['mlp']" in path and "router" not in path else 1)], path
 
 
 @pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "context", "experts, expert"])
-def test_the_state_stays_where_it_is(runs, name):
+def test_shardings_of_the_state_do_not_change(runs, name):
     assert runs[name]["stays"]
 
 
-def test_pure_data_parallel_only_adds_up(runs):
+def test_data_parallel_only_reduces(runs):
     assert names(runs["data"]) == {"all-reduce"}
     assert names(runs["one"]) == set()
 
 
 @pytest.mark.slow
-def test_pure_data_parallel_only_adds_up_with_a_mixture_too(more):
+def test_data_parallel_with_experts_only_reduces(more):
     assert names(more["experts, data"]) == {"all-reduce"}
 
 
@@ -136,7 +136,7 @@ def test_scanned_layers_are_gathered_one_at_a_time(more):
     assert len(weights) == 7, "five matrices and two norms of the one compiled block"
 
 
-def test_tensor_parallel_adds_up_activations_and_gathers_no_parameter_more_than_fsdp_does(runs):
+def test_tensor_parallel_reduces_activations_and_gathers_as_fsdp(runs):
     run = runs["tensor"]
     params = [path for path in run["held"] if path.startswith(".params")]
     assert (
@@ -164,7 +164,7 @@ def test_experts_exchange_tokens_and_not_parameters(runs):
         assert "mlp" in where and shape[1] == 16 and shape[0] in (2, 8), (shape, where)
 
 
-def test_arrays_of_a_batch_lie_by_the_letters_of_their_names():
+def test_batch_shardings_follow_the_letters_of_names():
     mesh, rows = compiled_plan.abstract({"data": 2, "context": 4}), ("data", "fsdp", "expert")
     shapes = {
         "inputs_BT": (8, 16), "source_BS": (8, 16), "labels_B": (8,), "spans_B2": (8, 2), "choices_BT": (8, 4, 16),

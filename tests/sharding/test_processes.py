@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and that nothing is lost when they are stopped or killed."""
+"""Runs of several processes: detection, and exact resume after they are stopped or killed."""
 
 import gzip
 import importlib.util
@@ -40,7 +40,7 @@ BY_HAND = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROC
         (NOBODY, {"TPU_WORKER_HOSTNAMES": "a"}, None),
     ],
 )
-def test_a_process_finds_its_place(flags, environment, expected):
+def test_processes_are_detected(flags, environment, expected):
     assert detect(flags, environment) == expected
 
 
@@ -52,12 +52,12 @@ def test_a_process_finds_its_place(flags, environment, expected):
         (ProcessInfo("a:1", 2, 2), "--process=2"),
     ],
 )
-def test_half_a_place_is_refused(flags, words):
+def test_incomplete_process_info_is_refused(flags, words):
     with pytest.raises(ConfigError, match=words):
         detect(flags, {})
 
 
-def test_the_jobset_manifest_fits_its_published_schema_and_our_command():
+def test_jobset_manifest_matches_its_schema_and_the_command():
     manifest = yaml.safe_load((ROOT / "experiments/launch/jobset.yaml").read_text())
     schema = json.loads(gzip.decompress((ROOT / "tests/golden/jobset.schema.json.gz").read_bytes()))
     jsonschema.validate(manifest, schema)
@@ -71,7 +71,7 @@ def test_the_jobset_manifest_fits_its_published_schema_and_our_command():
         jsonschema.validate(manifest, schema)
 
 
-def test_the_slurm_script_is_bash_and_keeps_what_somebody_has_to_mend():
+def test_slurm_script_is_valid_bash_and_keeps_exit_codes():
     script = ROOT / "experiments/launch/slurm.sbatch"
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert re.search(r"^0 \| 2 \| 3\) exit", script.read_text(), re.M)
@@ -88,7 +88,7 @@ def launcher():
 
 
 def run_of(text_file, workdir, processes, *more):
-    """Processes of the same run, 8 devices in all, and what they say to stderr in files."""
+    """Processes of the same run, 8 devices in all, with stderr in files."""
     flags = overrides(
         data_path=text_file, data_batch_size=8, model_width=32, train_steps=30, eval_every_steps=15, log_every_steps=1,
         checkpoint_every_steps=10, sample_max_tokens=1,
@@ -101,7 +101,7 @@ def run_of(text_file, workdir, processes, *more):
 
 
 def ended(running):
-    """[(exit code, stderr)] of processes, when all have ended."""
+    """[(exit code, stderr)] of processes, after all have exited."""
     said = [process.communicate(timeout=300)[1] for process in running]
     return list(zip([process.returncode for process in running], said, strict=True))
 
@@ -158,7 +158,7 @@ def test_sigterm_to_either_saves_the_same_step_on_both(which, whole, text_file, 
 
 
 @pytest.mark.slow
-def test_sigkill_of_one_ends_the_other_and_both_go_on_exactly(whole, text_file, tmp_path):
+def test_sigkill_of_one_ends_the_other_and_both_resume_exactly(whole, text_file, tmp_path):
     running = run_of(text_file, tmp_path / "run", 2)
     reach(tmp_path / "run", 14, running)
     running[1].kill()
@@ -170,7 +170,7 @@ def test_sigkill_of_one_ends_the_other_and_both_go_on_exactly(whole, text_file, 
 
 
 @pytest.mark.slow
-def test_what_two_processes_began_one_goes_on_with(whole, text_file, tmp_path):
+def test_one_process_resumes_a_run_of_two(whole, text_file, tmp_path):
     running = run_of(text_file, tmp_path / "run", 2)
     reach(tmp_path / "run", 12, running)
     running[0].send_signal(signal.SIGTERM)

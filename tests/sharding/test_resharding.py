@@ -1,4 +1,4 @@
-"""A run goes on with other devices than it began with: the same batches, the same losses."""
+"""A run resumes on other devices than it began on: the same batches, the same losses."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, overrides
 
-# What the steps of one run are taken on, some after the other.
+# Meshes that one run is trained on, one after the other.
 MESHES = ({"data": 8}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 1}, {"data": 2, "context": 2}, {"fsdp": 8})
 EACH = 3
 
@@ -56,7 +56,7 @@ def train(workdir, text_file, meshes):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_any_mesh(tmp_path, text_file):
+def test_a_run_resumes_on_any_mesh(tmp_path, text_file):
     done = train(tmp_path / "many", text_file, MESHES)
     for step in range(EACH, EACH * len(MESHES), EACH):
         assert f"saved at step {step}" in done.stdout

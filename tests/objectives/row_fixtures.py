@@ -1,4 +1,4 @@
-"""What tests of row functions share: options as in the base recipe, a reading of bytes, and rows of text."""
+"""Shared by tests of row transforms: options of the base recipe, the context of a byte tokenizer, and rows of text."""
 
 import functools
 
@@ -24,7 +24,7 @@ def base_options():
 
 
 def options(**changes):
-    """Those of the base recipe, some changed."""
+    """Options of the base recipe, some changed."""
     return ConfigDict({**base_options().to_dict(), **changes})
 
 
@@ -39,8 +39,8 @@ def text_set(seed=0, documents=12):
     return token_sets.encoded(BYTES, texts, "encoding")
 
 
-def read_with(sentinels=40, **changes):
-    """A reading of bytes, with all special ids."""
+def make_context(sentinels=40, **changes):
+    """The row context of a byte tokenizer with all special ids."""
     return make_row_context(BYTES, specials(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set())
 
 
@@ -51,5 +51,5 @@ def row_of(layout, k=0, context=48, epoch=0):
 
 
 def draws(seed=0, epoch=0, k=0):
-    """What a row draws from."""
+    """The random generator of a row."""
     return np.random.default_rng((seed, epoch, k))
