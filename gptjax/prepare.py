@@ -53,11 +53,11 @@ def main(argv: Sequence[str]) -> None:
 
 def parser() -> arguments.Parser:
     """The command's flags."""
-    from gptjax.data.formats import FORMATS, Reading
-    from gptjax.data.prepare.cleaning import NAMES, Options
+    from gptjax.data.formats import FORMATS, ReadOptions
+    from gptjax.data.prepare.cleaning import NAMES, CleaningOptions
     from gptjax.data.prepare.pipeline import Settings
 
-    reading, options, defaults = Reading(), Options(), Settings._field_defaults
+    reading, options, defaults = ReadOptions(), CleaningOptions(), Settings._field_defaults
     made = arguments.Parser(prog="python -m gptjax.prepare", description=DESCRIPTION)
     add = made.add_argument
     add("--input", nargs="+", default=[], metavar="PATH", help="files, directories, globs")
@@ -128,8 +128,8 @@ def settings(flags: argparse.Namespace) -> "Settings":
     Raises:
       ConfigError: values that cannot be.
     """
-    from gptjax.data.formats import Reading
-    from gptjax.data.prepare.cleaning import Options
+    from gptjax.data.formats import ReadOptions
+    from gptjax.data.prepare.cleaning import CleaningOptions
     from gptjax.data.prepare.documents import Task
     from gptjax.data.prepare.pipeline import Settings
 
@@ -144,8 +144,8 @@ def settings(flags: argparse.Namespace) -> "Settings":
         re.compile(flags.document_start)
     except re.error as error:
         raise ConfigError(f"--document_start is no regular expression: {error}") from error
-    reading = Reading(**{name: getattr(flags, name) for name in Reading._fields})
-    options = Options(
+    reading = ReadOptions(**{name: getattr(flags, name) for name in ReadOptions._fields})
+    options = CleaningOptions(
         min_words=flags.min_words,
         max_words=flags.max_words,
         keep_scripts=flags.keep_scripts,

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from gptjax.data.layouts import Rows
 
 TEXT = "text"  # what a set is called that is made of raw text
-COMPARED = 4_000_000  # held-out tokens at most that general compressors are given
+MAX_COMPARED_TOKENS = 4_000_000  # held-out tokens at most that general compressors are given
 
 
-Prepare = Callable[[TokenSet], Callable[[Any, Any], Any] | None]
+Preprocess = Callable[[TokenSet], Callable[[Any, Any], Any] | None]
 
 
-def unprepared(tokens: TokenSet) -> None:
+def no_preprocessing(tokens: TokenSet) -> None:
     """Rows as the layout gives them."""
 
 
@@ -43,7 +43,7 @@ class Data(NamedTuple):
         """Ids to train on."""
         return sum(map(len, self.train.values()))
 
-    def rows(self, config: Any, seed: int, prepare: Prepare = unprepared) -> "partial[grain.MapDataset]":
+    def rows(self, config: Any, seed: int, prepare: Preprocess = no_preprocessing) -> "partial[grain.MapDataset]":
         """`(set's name, context) -> endless rows` in the layout of `config` (a run's `config.data`).
 
         Args:
@@ -53,7 +53,7 @@ class Data(NamedTuple):
         """
         return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed, prepare)
 
-    def held_out_rows(self, config: Any, prepare: Prepare = unprepared) -> "Rows":
+    def held_out_rows(self, config: Any, prepare: Preprocess = no_preprocessing) -> "Rows":
         """The held-out documents as a run of this `config.data` reads them: once, in order.
 
         Raises:
@@ -62,16 +62,16 @@ class Data(NamedTuple):
         from gptjax.data import layouts
 
         known = " ".join(self.fingerprints.values())
-        rows = layouts.EVALUATED[config.layout](self.held_out, config.context, 0, Augment(), known)
-        return layouts.prepared(rows, prepare(self.held_out), 0)
+        rows = layouts.EVAL_LAYOUTS[config.layout](self.held_out, config.context, 0, Augment(), known)
+        return layouts.preprocess_rows(rows, prepare(self.held_out), 0)
 
     def _rows(
-        self, layout: str, augment: Augment, seed: int, prepare: Prepare, name: str, context: int
+        self, layout: str, augment: Augment, seed: int, prepare: Preprocess, name: str, context: int
     ) -> "grain.MapDataset":
         from gptjax.data import layouts  # which brings jax, and preparing has no use for it
 
         rows = layouts.LAYOUTS[layout](self.train[name], context, seed, augment, self.fingerprints[name])
-        return layouts.endless(layouts.prepared(rows, prepare(self.train[name]), seed), seed)
+        return layouts.shuffle_and_repeat(layouts.preprocess_rows(rows, prepare(self.train[name]), seed), seed)
 
 
 def prepared_folders(config: Any) -> list[Path]:
@@ -109,17 +109,17 @@ def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
     """
     folders = prepared_folders(config)
     if folders:
-        loaded = _opened(config, folders, tokenizer)
+        loaded = _load_prepared(config, folders, tokenizer)
     else:
         kind = "examples" if config.examples.form else "pairs" if config.languages else "text"
-        loaded = _encoded(config, tokenizer, READ[kind])
+        loaded = _load_text(config, tokenizer, READERS[kind])
     if len(loaded.held_out) < 2:
         what = config.path or "the mixture"
         raise DataError(f"{what} has no held-out documents; prepare it with a larger --held_out")
     return loaded
 
 
-class Read(NamedTuple):
+class Reader(NamedTuple):
     """One way to read what trains and what is held out, lists of something, and to make sets of them.
 
     Attributes:
@@ -131,68 +131,68 @@ class Read(NamedTuple):
       weighed: the set that trains, as it should count.
     """
 
-    sides: Callable[[Any], tuple[list[Any], list[Any]]]
+    read_splits: Callable[[Any], tuple[list[Any], list[Any]]]
     texts: Callable[[Any, list[Any]], list[str]]
-    encoded: Callable[[Tokenizer, list[Any], Any, str, str], TokenSet]
-    says: Callable[[Any, list[Any]], str]
+    encode: Callable[[Tokenizer, list[Any], Any, str, str], TokenSet]
+    target_text: Callable[[Any, list[Any]], str]
     corpus: Callable[[list[Any], list[Any]], sources.Corpus]
-    weighed: Callable[[TokenSet, Any], TokenSet] = lambda tokens, config: tokens
+    reweight: Callable[[TokenSet, Any], TokenSet] = lambda tokens, config: tokens
 
 
-def _examples(config: Any) -> tuple[list[Any], list[Any]]:
+def _read_examples(config: Any) -> tuple[list[Any], list[Any]]:
     train = examples.read(config, "train")
     examples.check_labels(train, config)
     return train, examples.read(config, "val")
 
 
-READ = {
-    "text": Read(
+READERS = {
+    "text": Reader(
         sources.read,
         lambda config, documents: [document.text for document in documents],
-        lambda tokenizer, documents, config, label, name: token_sets.encoded(
+        lambda tokenizer, documents, config, label, name: token_sets.from_texts(
             tokenizer, [document.text for document in documents], label, name
         ),
         lambda config, documents: "".join(document.text for document in documents),
         sources.Corpus,
     ),
-    "pairs": Read(
+    "pairs": Reader(
         lambda config: (pairs.read(config, pairs.TRAIN), pairs.read(config, pairs.HELD_OUT)),
         lambda config, both: [text for pair in both for text in pair],  # one vocabulary for both languages
-        lambda tokenizer, both, config, label, name: pairs.encoded(tokenizer, both, label, name),
+        lambda tokenizer, both, config, label, name: pairs.to_token_set(tokenizer, both, label, name),
         lambda config, both: "\n".join(pair.target for pair in both),
         pairs.corpus,
     ),
-    "examples": Read(
-        _examples,
+    "examples": Reader(
+        _read_examples,
         examples.texts,
-        examples.encoded,
+        examples.to_token_set,
         lambda config, records: "\n".join(examples.texts(config, records)),
         examples.corpus,
-        lambda tokens, config: examples.balanced(tokens) if config.examples.balanced else tokens,
+        lambda tokens, config: examples.balance_labels(tokens) if config.examples.balanced else tokens,
     ),
 }
 
 
-def _encoded(config: Any, tokenizer: Tokenizer | None, how: Read) -> Data:
+def _load_text(config: Any, tokenizer: Tokenizer | None, reader: Reader) -> Data:
     if tokenizer is None:
         tokenizers.check_name(config.tokenizer)
-    train, held_out = how.sides(config)
+    train, held_out = reader.read_splits(config)
     if tokenizer is None:
         # An alphabet has to cover what is held out too; merges are learnt from the training text alone.
         seen = train + held_out if config.tokenizer == "chars" else train
-        tokenizer = tokenizers.build(config.tokenizer, how.texts(config, seen))
-    of_train = how.encoded(tokenizer, train, config, "encoding the training text", "the training text")
+        tokenizer = tokenizers.build(config.tokenizer, reader.texts(config, seen))
+    train_set = reader.encode(tokenizer, train, config, "encoding the training text", "the training text")
     return Data(
         tokenizer=tokenizer,
-        train={TEXT: how.weighed(of_train, config)},
+        train={TEXT: reader.reweight(train_set, config)},
         shares={TEXT: 1},
-        held_out=how.encoded(tokenizer, held_out, config, "encoding the held-out text", "the held-out text"),
-        held_out_text=how.says(config, held_out).encode(),
-        fingerprints={TEXT: sources.fingerprint(how.corpus(train, held_out))},
+        held_out=reader.encode(tokenizer, held_out, config, "encoding the held-out text", "the held-out text"),
+        held_out_text=reader.target_text(config, held_out).encode(),
+        fingerprints={TEXT: sources.fingerprint(reader.corpus(train, held_out))},
     )
 
 
-def _opened(config: Any, folders: list[Path], tokenizer: Tokenizer | None) -> Data:
+def _load_prepared(config: Any, folders: list[Path], tokenizer: Tokenizer | None) -> Data:
     sets = {str(folder): shards.open_set(folder) for folder in folders}
     tokenizer = tokenizer or next(iter(sets.values())).tokenizer()
     for one in sets.values():
@@ -200,8 +200,8 @@ def _opened(config: Any, folders: list[Path], tokenizer: Tokenizer | None) -> Da
     weights = [weight for _, weight in config.mixture] or [1]
     if None in weights:
         weights = [len(one.train) for one in sets.values()]
-    held_out = token_sets.joined([one.held_out for one in sets.values()], "the held-out documents")
-    some = held_out.read(0, COMPARED)
+    held_out = token_sets.concatenate([one.held_out for one in sets.values()], "the held-out documents")
+    some = held_out.read(0, MAX_COMPARED_TOKENS)
     text = some[tokenizers.token_bytes(tokenizer)[some] > 0].tolist()
     return Data(
         tokenizer=tokenizer,

@@ -24,7 +24,7 @@ class Augment(NamedTuple):
         return any(share > 0 for share in self)
 
 
-def augmented(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.random.Generator) -> np.ndarray:
+def augment_tokens(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.random.Generator) -> np.ndarray:
     """The ids with edits drawn from `rng`; longer or shorter by what was put in and left out.
 
     Args:
@@ -41,16 +41,16 @@ def augmented(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.rando
     others = rng.integers(len(inner), size=len(inner))
     for here in np.flatnonzero(swap):
         inner[here], inner[others[here]] = inner[others[here]], inner[here]
-    inner[replace] = _from(tokens, int(replace.sum()), rng)
+    inner[replace] = _sample_tokens(tokens, int(replace.sum()), rng)
     copies = (1 - delete.astype(int)) + insert
     at = np.repeat(np.arange(len(inner)), copies)
     grown = inner[at]
     new = np.flatnonzero(insert[at] & np.append(at[1:] != at[:-1], True))  # the last copy of where one is put in
-    grown[new] = _from(tokens, len(new), rng)
+    grown[new] = _sample_tokens(tokens, len(new), rng)
     return np.concatenate([ids[:1], grown, ids[-1:]]).astype(np.int32)
 
 
-def _from(tokens: TokenSet, count: int, rng: np.random.Generator) -> np.ndarray:
+def _sample_tokens(tokens: TokenSet, count: int, rng: np.random.Generator) -> np.ndarray:
     drawn: list[int] = []
     while len(drawn) < count:
         place = int(rng.integers(len(tokens)))

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from gptjax.data.layouts import Batch, Rows
-from gptjax.data.mixtures import source, taken
+from gptjax.data.mixtures import counts_before, source_of_row
 
 T = TypeVar("T")
 
@@ -47,14 +47,14 @@ def stage_of(step: int, stages: list[Stage]) -> Stage:
     return next(stage for stage in reversed(stages) if stage.start < step)
 
 
-class Mixing(NamedTuple):
+class MixtureStage(NamedTuple):
     """A stretch of training in which sets are mixed in one proportion."""
 
     start: int  # steps taken before it
     shares: Mapping[str, int]  # whole numbers by name of the set; one that is not named gives no rows
 
 
-def mixed_from(known: Sequence[Mixing], step: int, shares: Mapping[str, int]) -> list[Mixing]:
+def change_mixture(known: Sequence[MixtureStage], step: int, shares: Mapping[str, int]) -> list[MixtureStage]:
     """The mixings of a run that reads its sets in these proportions after a step.
 
     Args:
@@ -65,7 +65,7 @@ def mixed_from(known: Sequence[Mixing], step: int, shares: Mapping[str, int]) ->
     past = [mixing for mixing in known if mixing.start < step]
     if past and past[-1].shares == shares:
         return past
-    return [*past, Mixing(step, shares)]
+    return [*past, MixtureStage(step, shares)]
 
 
 class Phase(NamedTuple):
@@ -79,7 +79,7 @@ class Phase(NamedTuple):
     skip: tuple[int, ...]  # rows of each set, in this context, that count as read before
 
 
-def phases(stages: Sequence[Stage], mixings: Sequence[Mixing]) -> list[Phase]:
+def phases(stages: Sequence[Stage], mixings: Sequence[MixtureStage]) -> list[Phase]:
     """The stages cut where the mixture changes.
 
     A set is read on from where as many of its tokens have been read as in the phases before, whatever their context.
@@ -94,7 +94,7 @@ def phases(stages: Sequence[Stage], mixings: Sequence[Mixing]) -> list[Phase]:
         skip = tuple(-(-read.get(name, 0) // stage.context) for name in names)
         found.append(Phase(start, stage.batch_size, stage.context, names, shares, skip))
         if end is not None:
-            for name, count in zip(names, taken((end - start) * stage.batch_size, shares), strict=True):
+            for name, count in zip(names, counts_before((end - start) * stage.batch_size, shares), strict=True):
                 read[name] = read.get(name, 0) + count * stage.context
     return found
 
@@ -107,7 +107,7 @@ class ProcessShard(NamedTuple):
     parts: int = 1
 
 
-WHOLE = ProcessShard()
+SINGLE_PROCESS = ProcessShard()
 
 
 class Batches:
@@ -125,8 +125,8 @@ class Batches:
         self,
         rows: Callable[[str, int], grain.MapDataset],
         stages: Sequence[Stage],
-        mixings: Sequence[Mixing],
-        share: ProcessShard = WHOLE,
+        mixings: Sequence[MixtureStage],
+        share: ProcessShard = SINGLE_PROCESS,
         first: int = 0,
     ) -> None:
         self.phases, self.share = phases(stages, mixings), share
@@ -139,14 +139,14 @@ class Batches:
         phase = self.phases[bisect.bisect_right(self._starts, index) - 1]
         before, (start, end, parts) = (index - phase.start) * phase.batch_size, self.share
         own = range(before + phase.batch_size * start // parts, before + phase.batch_size * end // parts)
-        return stacked([self._row(phase, row) for row in own])
+        return stack([self._row(phase, row) for row in own])
 
     def _row(self, phase: Phase, row: int) -> Batch:
-        which, nth = source(row, phase.shares) if len(phase.names) > 1 else (0, row)
+        which, nth = source_of_row(row, phase.shares) if len(phase.names) > 1 else (0, row)
         return self._rows[phase.names[which], phase.context][phase.skip[which] + nth]
 
 
-def stacked(rows: Sequence[Batch]) -> Batch:
+def stack(rows: Sequence[Batch]) -> Batch:
     """The rows as one batch."""
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}  # type: ignore[literal-required, return-value]
 
@@ -169,16 +169,16 @@ class EvalBatches(Sequence[Batch]):
         first = range(len(self))[index] * self.batch_size
         found = [self.rows.row(0, k) for k in range(first, min(first + self.batch_size, self.rows.per_epoch))]
         blank = {key: np.zeros_like(value) for key, value in found[0].items()}
-        return stacked([*found, *[blank] * (self.batch_size - len(found))])  # type: ignore[list-item]
+        return stack([*found, *[blank] * (self.batch_size - len(found))])  # type: ignore[list-item]
 
 
-def spread(batches: Sequence[Batch], count: int) -> list[int]:
+def evenly_spaced(batches: Sequence[Batch], count: int) -> list[int]:
     """Indices of `count` of the batches, evenly spread, always the same; all of them where there are no more."""
     return sorted({round(i) for i in np.linspace(0, len(batches) - 1, min(count, len(batches)))})
 
 
 @contextmanager
-def prefetched(make: Callable[[int], T], first: int, end: int, ahead: int) -> Iterator[Iterator[T]]:
+def prefetch(make: Callable[[int], T], first: int, end: int, ahead: int) -> Iterator[Iterator[T]]:
     """make(first), make(first + 1), ... up to before `end`, in order, each begun in a thread before it is asked for.
 
     Args:

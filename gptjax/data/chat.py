@@ -50,13 +50,13 @@ TEMPLATES = {
     ),
 }
 # What a tokenizer has to have for them.
-SPECIAL = {
+REQUIRED_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
 
 
-def template_of(name: str, tokenizer: Tokenizer) -> Template:
+def get_template(name: str, tokenizer: Tokenizer) -> Template:
     """The template of that name, or the one in a file of that path.
 
     Raises:
@@ -64,14 +64,14 @@ def template_of(name: str, tokenizer: Tokenizer) -> Template:
       DataError: it cannot be read, is none of Jinja's, or the tokenizer lacks its special tokens.
     """
     known = tokenizers.special_tokens(tokenizer)
-    missing = [one for one in SPECIAL.get(name, ()) if one not in known]
+    missing = [one for one in REQUIRED_TOKENS.get(name, ()) if one not in known]
     if missing:
         raise DataError(
             f"the tokenizer {tokenizer.name} has no {missing[0]}, which chat template {name} needs; take plain"
         )
     if name not in TEMPLATES and not Path(name).is_file():
         raise ConfigError(f"there is no chat template {name}; give a file of one of Jinja's, or {', '.join(TEMPLATES)}")
-    return read_template(Path(name)) if name not in TEMPLATES else compiled(TEMPLATES[name])
+    return read_template(Path(name)) if name not in TEMPLATES else compile_template(TEMPLATES[name])
 
 
 def read_template(path: Path) -> Template:
@@ -82,18 +82,18 @@ def read_template(path: Path) -> Template:
       DataError: it cannot be read, or is none of Jinja's.
     """
     try:
-        return compiled(read_text(path))
+        return compile_template(read_text(path))
     except DataError as error:
         raise DataError(f"the chat template {path} cannot be read: {error}") from error
 
 
-def compiled(text: str) -> Template:
+def compile_template(text: str) -> Template:
     """The template of that text; errors as of `read_template`."""
     _compiled(text)
     return Template(text)
 
 
-def rendered(
+def render(
     template: Template,
     messages: Sequence[Message],
     tokenizer: Tokenizer,
@@ -115,7 +115,7 @@ def rendered(
     """
     by_id = {token: name for name, token in tokenizers.special_tokens(tokenizer).items()}
     first = (*tokenizer.begin[len(tokenizer.prompt) :], -1)[0]
-    own = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_of(tokenizer))}
+    own = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_id(tokenizer))}
     names = {key: name for key, name in own.items() if name} | dict(template.names)
     known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=list(tools) or None, documents=None)
     try:
@@ -124,7 +124,7 @@ def rendered(
         raise DataError(f"the chat template cannot show this dialogue: {_one_line(error)}") from error
 
 
-def turns(
+def render_turns(
     template: Template,
     messages: Sequence[Message],
     tokenizer: Tokenizer,
@@ -136,7 +136,7 @@ def turns(
     What leads to a turn, such as its role, belongs to the text before it, as when a model is asked.
 
     Args:
-      template, messages, tokenizer, tools: as of `rendered`.
+      template, messages, tokenizer, tools: as of `render`.
       learnt: of each message, whether it is learnt where it is an assistant's.
 
     Raises:
@@ -147,8 +147,8 @@ def turns(
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = rendered(template, messages[:number], tokenizer, tools=tools)
-        after = rendered(template, messages[: number + 1], tokenizer, False, tools)
+        before = render(template, messages[:number], tokenizer, tools=tools)
+        after = render(template, messages[: number + 1], tokenizer, False, tools)
         if not (before.startswith(done) and after.startswith(before)):
             raise DataError(
                 "the chat template writes a dialogue otherwise once it goes on, so no turn can be told apart"
@@ -157,11 +157,11 @@ def turns(
         said = own.rstrip() if own.strip() else own  # line ends behind an answer are no part of it
         found += [(before[len(done) :], False), (said, learnt[number])]
         done = before + said
-    whole = rendered(template, messages, tokenizer, False, tools)
+    whole = render(template, messages, tokenizer, False, tools)
     return [piece for piece in [*found, (whole[len(done) :], False)] if piece[0]]
 
 
-def end_of(tokenizer: Tokenizer) -> int:
+def end_id(tokenizer: Tokenizer) -> int:
     """The id that ends a text; -1 where there is none."""
     return -1 if tokenizer.end is None else tokenizer.end
 

@@ -13,16 +13,16 @@ from gptjax.data.chat import Message
 from gptjax.data.records import Record
 
 # What templates call those who speak, and what data sets call them (LLaMA-Factory's data/README.md, axolotl, OpenAI).
-NAMES = {
+ROLE_NAMES = {
     "system": ("system", "developer"),
     "user": ("user", "human", "prompter"),
     "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "ai", "function_call"),
     "tool": ("tool", "observation", "function", "function_response", "ipython"),
 }
-ROLES = {name: role for role, names in NAMES.items() for name in names}
-LEARNT = ("weight", "train", "training", "loss")  # of a turn: 0 or false where it is not to be learnt
-CALLING = ("tool_calls", "function_call")  # of a turn: what it calls
-TEXTS = (None, "text", "input_text", "output_text")  # types of a part that is text
+ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
+TRAIN_KEYS = ("weight", "train", "training", "loss")  # of a turn: 0 or false where it is not to be learnt
+CALL_KEYS = ("tool_calls", "function_call")  # of a turn: what it calls
+TEXT_TYPES = (None, "text", "input_text", "output_text")  # types of a part that is text
 
 
 class Note(NamedTuple):
@@ -87,7 +87,7 @@ def _turns(record: Record) -> list[Mapping[str, Any]]:
     found: Any = record.fields[name]
     names = "role and content" if name == "messages" else "from and value"
     if not isinstance(found, list) or not all(
-        isinstance(one, dict) and one.keys() & {"role", "from"} and one.keys() & {"content", "value", *CALLING}
+        isinstance(one, dict) and one.keys() & {"role", "from"} and one.keys() & {"content", "value", *CALL_KEYS}
         for one in found
     ):
         raise DataError(f"{record.where} has {name!r} that is no list of objects with {names}")
@@ -109,10 +109,10 @@ def _add(found: Dialogue, turn: Mapping[str, Any], where: str, template: str) ->
     elif calls or content is None:
         found.notes.append(CALLS_ALONE if calls else NO_TEXT)
         return
-    learnt = _is_learnt(turn, where)
+    learnt = _is_trainable(turn, where)
     if role == "assistant" and not learnt:
         found.notes.append(NO_WEIGHT)
-    if role not in NAMES:
+    if role not in ROLE_NAMES:
         found.notes.append(Note("turn", f"of the unknown role {role!r} read and not learnt"))
     found.messages.append(message)
     found.learnt.append(learnt)
@@ -146,7 +146,7 @@ def _text(content: Any, where: str) -> str | None:
 
 def _part(part: Any, where: str) -> str:
     if isinstance(part, dict):
-        if part.get("type") not in TEXTS:
+        if part.get("type") not in TEXT_TYPES:
             raise DataError(f"{where} has a part of the type {part['type']!r}, and only text is read")
         part = part.get("text")
     if not isinstance(part, str):
@@ -154,8 +154,8 @@ def _part(part: Any, where: str) -> str:
     return part
 
 
-def _is_learnt(turn: Mapping[str, Any], where: str) -> bool:
-    given = {name: turn[name] for name in LEARNT if turn.get(name) is not None}
+def _is_trainable(turn: Mapping[str, Any], where: str) -> bool:
+    given = {name: turn[name] for name in TRAIN_KEYS if turn.get(name) is not None}
     for name, value in given.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise DataError(f"{where} has {name!r} that is neither 0 nor 1, false nor true: {value!r}")
@@ -209,12 +209,10 @@ def _tools(record: Record) -> list[Any]:
     return tools or []
 
 
-def lacks_assistants(records: Iterable[Record]) -> str:
+def missing_assistant_reason(records: Iterable[Record]) -> str:
     """Why nothing can be learnt of dialogues that have no assistant: their roles; "" where one has."""
     roles = dict.fromkeys(role_of(turn, record.where) for record in records for turn in _turns(record))
     if "assistant" in roles:
         return ""
     there = ", ".join(map(repr, roles)) or "none"
-    return (
-        f"no turn is an assistant's: the roles are {there}, and an assistant is called {', '.join(NAMES['assistant'])}"
-    )
+    return f"no turn is an assistant's: the roles are {there}, and an assistant is called {', '.join(ROLE_NAMES['assistant'])}"

@@ -45,14 +45,14 @@ def _fetch(url: str, file) -> None:
         with urllib.request.urlopen(url, timeout=60) as response:
             size = int(response.headers.get("Content-Length") or 0)
             with console.bar(f"fetching {url}", size or None) as advance:
-                shutil.copyfileobj(response, _Counted(file, advance), 1 << 16)
+                shutil.copyfileobj(response, _CountingWriter(file, advance), 1 << 16)
             if size and file.tell() != size:
                 raise DataError(f"{url} came cut short: {file.tell()} of {size} bytes; try again")
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
         raise DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from error
 
 
-class _Counted:
+class _CountingWriter:
     def __init__(self, file, advance) -> None:
         self.file, self.advance = file, advance
 

@@ -16,15 +16,15 @@ from gptjax.config.errors import DataError
 from gptjax.core import console
 from gptjax.data import dialogues, fields, pairs, records, sources, streams, task_formats, token_sets
 from gptjax.data.dialogues import Note
-from gptjax.data.records import Options, Record
+from gptjax.data.records import Record, RecordOptions
 from gptjax.data.sources import Corpus, Document
-from gptjax.data.task_formats import FORMS, Form, TokenizedExample
-from gptjax.data.token_sets import Borders, Part, TokenSet
+from gptjax.data.task_formats import TASK_FORMATS, TaskFormat, TokenizedExample
+from gptjax.data.token_sets import Delimiters, Part, TokenSet
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 # What files of a split may be called; any other split by its own name.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
-ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "ndjson")
+EXTENSIONS = ("jsonl", "json", "csv", "tsv", "parquet", "ndjson")
 
 
 def read(config: Any, split: str) -> list[Record]:
@@ -54,32 +54,32 @@ def read(config: Any, split: str) -> list[Record]:
         if own is None or split not in ("train", "val"):
             there = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
             raise DataError(f"{path} has no examples for {split!r}; there is {there or 'nothing'}")
-    found = list(records.read(own, Options(names)))
+    found = list(records.read(own, RecordOptions(names)))
     if divided:
-        found = [one for one in found if sources.is_held_out(_as_text(one), config.held_out) == (split != "train")]
+        found = [one for one in found if sources.is_held_out(_to_json(one), config.held_out) == (split != "train")]
     if not found:
         raise DataError(f"{own} has no examples for {split!r}")
-    return some_of_each(found, config.examples) if split == "train" and config.examples.shots else found
+    return sample_per_label(found, config.examples) if split == "train" and config.examples.shots else found
 
 
 def _file_of(folder: Path, split: str) -> Path | None:
     names = [
-        f"{name}.{ending}{packed}"
+        f"{name}.{suffix}{packed}"
         for name in SPLITS.get(split, (split,))
-        for ending in ENDINGS
-        for packed in ("", *(f".{name}" for name in streams.PACKED))
+        for suffix in EXTENSIONS
+        for packed in ("", *(f".{name}" for name in streams.COMPRESSED))
     ]
-    return next((folder / name for name in names if sources.is_there(folder / name)), None)
+    return next((folder / name for name in names if sources.exists(folder / name)), None)
 
 
-def _as_text(record: Record) -> str:
+def _to_json(record: Record) -> str:
     try:
         return json.dumps(record.fields, sort_keys=True, ensure_ascii=False, default=str)
     except RecursionError as error:
         raise DataError(f"{record.where} is nested too deeply") from error
 
 
-def some_of_each(found: Sequence[Record], options: Any) -> list[Record]:
+def sample_per_label(found: Sequence[Record], options: Any) -> list[Record]:
     """`options.shots` records of each label, or of all where there are no labels, drawn by `options.shot_seed`.
 
     Raises:
@@ -101,17 +101,17 @@ def some_of_each(found: Sequence[Record], options: Any) -> list[Record]:
 
 def texts(config: Any, found: Sequence[Record]) -> list[str]:
     """The text of each record, as a tokenizer is trained on it."""
-    form = FORMS[config.examples.form]
+    form = TASK_FORMATS[config.examples.form]
     return ["".join(piece for piece, _ in form.pieces(one, config.examples, None)) for one in found]
 
 
 def corpus(train: Sequence[Record], held_out: Sequence[Record]) -> Corpus:
     """Both sides as documents, for `gptjax.data.sources.fingerprint`."""
-    return Corpus(*([Document(str(i), _as_text(one)) for i, one in enumerate(side)] for side in (train, held_out)))
+    return Corpus(*([Document(str(i), _to_json(one)) for i, one in enumerate(side)] for side in (train, held_out)))
 
 
-def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
-    """The records as a token set in memory, with what is learnt of each (`TokenSet.answers`).
+def to_token_set(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
+    """The records as a token set in memory, with what is learnt of each (`TokenSet.arrays`).
 
     Args:
       tokenizer: that texts are encoded with.
@@ -124,69 +124,69 @@ def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: s
       DataError: a record lacks a field, has a label that is not known, or is too long and that is refused.
     """
     if config.layout == "pairs":
-        return pairs.encoded(tokenizer, [task_formats.pair(one, config.examples) for one in found], label, name)
-    c, form = config.examples, FORMS[config.examples.form]
-    around = token_sets.borders(tokenizer)
+        return pairs.to_token_set(tokenizer, [task_formats.to_pair(one, config.examples) for one in found], label, name)
+    c, form = config.examples, TASK_FORMATS[config.examples.form]
+    delimiters = token_sets.delimiters_of(tokenizer)
     if form.objective:  # what follows a text is not read where no next token is asked for
-        around = around._replace(closing=())
-    room = config.context + (not form.objective) - sum(map(len, around))
+        delimiters = delimiters._replace(closing=())
+    room = config.context + (not form.objective) - sum(map(len, delimiters))
     kept, long, without, notes = list[list[TokenizedExample]](), list[Record](), 0, Counter[Note]()
     with console.bar(label, len(found)) as advance:
         for one in found:
-            own, is_long = form.encoded(one, c, tokenizer, room)
+            own, is_long = form.tokenize(one, c, tokenizer, room)
             notes.update(form.notes(one, c, tokenizer))
             long += [one] if is_long else []
             without += not (own or is_long)
             kept += [own] if own and not (is_long and c.too_long == "leave_out") else []
             advance(1)
     if long:
-        _say_long(long, found, config, name)
+        _report_long(long, found, config, name)
     for note, count in notes.items():
         console.say(f"examples   {count:,} {note.unit}{'s'[: count > 1]} of {name} {note.what}")
     if without:
         console.say(f"examples   {without:,} of {len(found):,} of {name} are without text or answer and are left out")
     if not kept:
-        why = dialogues.lacks_assistants(found) if c.form == "chat" else ""
+        why = dialogues.missing_assistant_reason(found) if c.form == "chat" else ""
         left = f"{name}: nothing is left of {len(found):,} examples"
         raise DataError(f"{left}; {why}" if why else f"{left} within data.context={config.context} tokens")
     if len({len(several) for several in kept}) > 1:
         raise DataError(f"{name}: some have {len(kept[0])} choices and others more or fewer; all need as many")
-    return _joined(kept, around, form, name, around.opening if tokenizer.prompt else ())
+    return _to_token_set(kept, delimiters, form, name, delimiters.prefix if tokenizer.prompt else ())
 
 
-def _say_long(long: Sequence[Record], found: Sequence[Record], config: Any, name: str) -> None:
+def _report_long(long: Sequence[Record], found: Sequence[Record], config: Any, name: str) -> None:
     of, c = f"{len(long):,} of {len(found):,} of {name} are longer than {config.context} tokens", config.examples
     if c.too_long == "refuse":
         raise DataError(f"{of} (data.context), the first in {long[0].where}; data.examples.too_long=cut shortens them")
     console.say(f"examples   {of} and are {'cut' if c.too_long == 'cut' else 'left out'}")
 
 
-def _joined(
-    kept: list[list[TokenizedExample]], around: Borders, form: Form, name: str, again: Sequence[int]
+def _to_token_set(
+    kept: list[list[TokenizedExample]], delimiters: Delimiters, form: TaskFormat, name: str, repeated_prefix: Sequence[int]
 ) -> TokenSet:
     each = [one for several in kept for one in several]
-    whole = [np.array([*around.opening, *one.ids, *around.ending], np.int32) for one in each]
-    answers = dict[str, np.ndarray]()
+    whole = [np.array([*delimiters.prefix, *one.ids, *delimiters.suffix], np.int32) for one in each]
+    arrays = dict[str, np.ndarray]()
     for key in form.arrays:
         if key.endswith("_BT"):
-            answers[key] = np.concatenate([_with_borders(key, one, around, not form.objective) for one in each])
+            arrays[key] = np.concatenate([_with_delimiters(key, one, delimiters, not form.objective) for one in each])
         else:
-            answers[key] = np.stack([several[0].arrays[key] for several in kept])
-    if "spans_B2" in answers:
-        answers["spans_B2"] = answers["spans_B2"] + len(around.opening)
+            arrays[key] = np.stack([several[0].arrays[key] for several in kept])
+    if "spans_B2" in arrays:
+        arrays["spans_B2"] = arrays["spans_B2"] + len(delimiters.prefix)
     ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
-    prompts_M = np.full(len(whole), len(around.opening))  # of which none is predicted
+    prompts_M = np.full(len(whole), len(delimiters.prefix))  # of which none is predicted
     return TokenSet(
-        [Part(np.concatenate(whole), ends_M, prompts_M)], around.closing, name, answers, len(kept[0]), again
+        [Part(np.concatenate(whole), ends_M, prompts_M)], delimiters.closing, name, arrays, len(kept[0]), repeated_prefix
     )
 
 
-def _with_borders(key: str, one: TokenizedExample, around: Borders, learns: bool) -> np.ndarray:
+def _with_delimiters(key: str, one: TokenizedExample, delimiters: Delimiters, learns: bool) -> np.ndarray:
     """An array of a number an id, with those of what stands around a text.
 
     Weights of what is learnt become those of the position that predicts it, one before.
     """
-    own, before, after = one.arrays[key], len(around.opening), len(around.ending)
+    own, before, after = one.arrays[key], len(delimiters.prefix), len(delimiters.suffix)
     if key == "types_BT":
         return np.pad(own, (before, after), mode="edge")
     if not learns:
@@ -195,13 +195,13 @@ def _with_borders(key: str, one: TokenizedExample, around: Borders, learns: bool
     return learnt[1:] if not after else np.append(learnt[1:], np.float32(0))
 
 
-def balanced(tokens: TokenSet) -> TokenSet:
+def balance_labels(tokens: TokenSet) -> TokenSet:
     """The set with labels' weights such that all of them weigh the same together, and a text 1 on average."""
-    labels_M = tokens.answers["labels_B"]
+    labels_M = tokens.arrays["labels_B"]
     counts = np.bincount(labels_M)
     weights_M = len(labels_M) / (np.count_nonzero(counts) * counts[labels_M])
-    answers = tokens.answers | {"weights_B": weights_M.astype(np.float32)}
-    return TokenSet(tokens.own_parts(), tokens.closing, tokens.name, answers, tokens.per_row, tokens.again)
+    arrays = tokens.arrays | {"weights_B": weights_M.astype(np.float32)}
+    return TokenSet(tokens.document_parts(), tokens.closing, tokens.name, arrays, tokens.choices_per_row, tokens.repeated_prefix)
 
 
 def check_labels(found: Sequence[Record], config: Any) -> None:

@@ -26,12 +26,12 @@ def field(record: Record, name: str, key: str) -> Any:
     return record.fields[name]
 
 
-def named(template: str) -> list[str]:
+def template_fields(template: str) -> list[str]:
     """The fields that a template has in braces."""
     return re.findall(r"\{(\w+)\}", template)
 
 
-def filled(template: str, record: Record, key: str) -> str:
+def fill_template(template: str, record: Record, key: str) -> str:
     """The template with the fields in braces put in; `key`: of the config that it is, for the message.
 
     Raises:
@@ -81,10 +81,10 @@ def label_of(record: Record, options: Any) -> str:
     Raises:
       DataError: there is none, or not one of `options.labels`.
     """
-    return known_label(field(record, options.label, "label"), record, options)
+    return match_label(field(record, options.label, "label"), record, options)
 
 
-def known_label(label: Any, record: Record, options: Any) -> str:
+def match_label(label: Any, record: Record, options: Any) -> str:
     """The one of `options.labels` that a label is, a number or truth value as it may be written; else DataError."""
     found = [name for name in spellings(label) if name in options.labels]
     if len(found) > 1:

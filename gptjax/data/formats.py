@@ -13,13 +13,13 @@ from typing import Any, BinaryIO, NamedTuple
 from gptjax.config.errors import DataError
 from gptjax.core.files import decode_repaired
 from gptjax.data import records
-from gptjax.data.records import Item, Options, Record
+from gptjax.data.records import Item, Record, RecordOptions
 from gptjax.data.streams import BYTE_ORDER_MARK, check_size, lines, suffix_of, too_large
 
 FORMATS = ("txt", *records.FORMATS)
 
 
-class Reading(NamedTuple):
+class ReadOptions(NamedTuple):
     """How documents lie in files."""
 
     format: str = ""  # one of FORMATS, whatever a file is called; "": as its name says
@@ -43,38 +43,38 @@ class Text(NamedTuple):
     repaired: bool = False  # whether it was not UTF-8, and has U+FFFD where it was not
 
 
-def name_of(path: Path) -> str:
+def format_of(path: Path) -> str:
     """The format that a file's name says; plain text where it says none."""
-    return suffix_of(path) if is_known(path) else "txt"
+    return suffix_of(path) if has_known_format(path) else "txt"
 
 
-def is_known(path: Path) -> bool:
+def has_known_format(path: Path) -> bool:
     """Whether a file's name says which format it has."""
     return suffix_of(path) in FORMATS
 
 
-def items(path: Path, reading: Reading, advance: Callable[[int], None] = lambda count: None) -> Iterator[Item]:
+def items(path: Path, reading: ReadOptions, advance: Callable[[int], None] = lambda count: None) -> Iterator[Item]:
     """The documents of a file as `parse` takes them; `advance` is told how many of its bytes were read.
 
     Raises:
       DataError: it cannot be read, or a document is larger than `reading.max_document`.
       ConfigError: what reads it is not installed.
     """
-    format = reading.format or name_of(path)
+    format = reading.format or format_of(path)
     if format == "txt":
-        return records.cut(path, partial(_texts, path, reading), advance)
+        return records.read_items(path, partial(_texts, path, reading), advance)
     columns = (*reading.prompt_keys(), reading.text_key)
-    options = Options(numbered=reading.text_key.isdigit(), columns=columns, limit=reading.max_document)
+    options = RecordOptions(numbered=reading.text_key.isdigit(), columns=columns, limit=reading.max_document)
     return records.items(path, options, format, advance)
 
 
-def parse(path: Path, item: Item, reading: Reading) -> Text:
+def parse(path: Path, item: Item, reading: ReadOptions) -> Text:
     """The text of an item.
 
     Raises:
       DataError: it is not what the format says, or lacks the field that `reading` names.
     """
-    format = reading.format or name_of(path)
+    format = reading.format or format_of(path)
     if format != "txt":
         return _of_fields(records.parse(path, item, format), reading)
     assert isinstance(item.raw, bytes)
@@ -84,7 +84,7 @@ def parse(path: Path, item: Item, reading: Reading) -> Text:
     return Text("", *decode_repaired(item.raw))
 
 
-def _of_fields(record: Record, reading: Reading) -> Text:
+def _of_fields(record: Record, reading: ReadOptions) -> Text:
     def field(key: str, flag: str) -> str:
         if key not in record.fields:
             raise DataError(f"{record.where} has no {key!r} (--{flag}); it has {', '.join(map(str, record.fields))}")
@@ -99,7 +99,7 @@ def _of_fields(record: Record, reading: Reading) -> Text:
     return Text(prompt + reading.prompt_ending if prompts else "", text, record.repaired)
 
 
-def _texts(path: Path, reading: Reading, stream: BinaryIO) -> Iterator[Item]:
+def _texts(path: Path, reading: ReadOptions, stream: BinaryIO) -> Iterator[Item]:
     limit = reading.max_document
     if not (reading.document_start or reading.separator):
         whole = stream.read(limit + 1)

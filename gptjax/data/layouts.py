@@ -12,12 +12,12 @@ import numpy as np
 
 from gptjax.config.errors import DataError
 from gptjax.core import console
-from gptjax.data.augment import Augment, augmented
-from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, prompts_of, source_ending
+from gptjax.data.augment import Augment, augment_tokens
+from gptjax.data.packing import cached_packing, pack_pairs, pair_lengths, prompt_lengths, source_ending
 from gptjax.data.token_sets import TokenSet
 
 # Of fewer rows an order is drawn as a whole: grain's shuffle, which holds none, needs 2^16 / count steps for a row.
-FEW = 2**16
+MAX_DRAWN_ORDER = 2**16
 
 
 class Batch(TypedDict):
@@ -59,7 +59,7 @@ def check_length(tokens: TokenSet, context: int) -> None:
         )
 
 
-def padded(ids: np.ndarray, context: int, counts: np.ndarray | int = 1) -> Batch:
+def pad(ids: np.ndarray, context: int, counts: np.ndarray | int = 1) -> Batch:
     """A row that predicts each of the ids after the first, which weigh `counts`; the rest of it weighs 0."""
     count = len(ids) - 1
     inputs, targets, weights = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4"))
@@ -84,8 +84,10 @@ def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprin
         ids = tokens.read_ring(offset(epoch) + k * context, context + 1)
         fresh = min(len(tokens) - k * context, context)
         if augment.any():
-            ids = augmented(ids[: fresh + 1], augment, tokens, np.random.default_rng((seed, epoch, k)))[: fresh + 1]
-            return padded(ids, context)
+            ids = augment_tokens(ids[: fresh + 1], augment, tokens, np.random.default_rng((seed, epoch, k)))[
+                : fresh + 1
+            ]
+            return pad(ids, context)
         weights = np.ones(context, np.float32)
         weights[fresh:] = 0
         return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
@@ -93,11 +95,11 @@ def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprin
     return Rows(windows, window)
 
 
-def in_order(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
+def sequential(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """Windows of the stream from its beginning; each token after the first is predicted once, and padding weighs 0."""
 
     def window(epoch: int, k: int) -> Batch:
-        return padded(tokens.read(k * context, (k + 1) * context + 1), context)
+        return pad(tokens.read(k * context, (k + 1) * context + 1), context)
 
     return Rows(-(-(len(tokens) - 1) // context), window)
 
@@ -105,27 +107,27 @@ def in_order(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
 def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
     """Rows of whole documents that do not see each other; only a document longer than a row is cut, into rows of its
     own and what is left. Each epoch gives every document once. Prompts are read and weigh 0."""
-    packing, counts_N = packing_of(tokens, context, fingerprint), learnt(tokens, augment)
+    packing, counts_N = cached_packing(tokens, context, fingerprint), loss_weights(tokens, augment)
     starts_P, lengths_P, rows_R1 = packing
-    goes_on_P, known_P = prompts_of(packing, tokens)
-    again = np.array(tokens.again, np.int32)
+    continues_P, ignored_P = prompt_lengths(packing, tokens)
+    prefix = np.array(tokens.repeated_prefix, np.int32)
 
     def row(epoch: int, k: int) -> Batch:
         inputs, targets, weights, segments = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4", "i4"))
         at = 0
         for number, piece in enumerate(range(rows_R1[k], rows_R1[k + 1]), 1):
-            start, length, known = int(starts_P[piece]), int(lengths_P[piece]), int(known_P[piece])
-            before = again if goes_on_P[piece] else again[:0]
+            start, length, known = int(starts_P[piece]), int(lengths_P[piece]), int(ignored_P[piece])
+            before = prefix if continues_P[piece] else prefix[:0]
             ids = np.concatenate([before, tokens.read(start, start + length - len(before) + 1)])
             if augment.any():
                 rng = np.random.default_rng((seed, epoch, start))
-                text = augmented(ids[known:], augment, tokens, rng)
+                text = augment_tokens(ids[known:], augment, tokens, rng)
                 ids = np.concatenate([ids[:known], text])[: length + 1]
             here = slice(at, at + len(ids) - 1)
             counts = 1 if counts_N is None else counts_N[start : start + length]
             inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], counts, number
             weights[at : at + known] = 0
-            targets[at : at + min(known, len(again))] = 0  # ids that no head knows
+            targets[at : at + min(known, len(prefix))] = 0  # ids that no head knows
             at += length
         if augment.any():
             segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
@@ -141,9 +143,9 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
     Raises:
       DataError: prompts fill every row, so that nothing is left to learn from.
     """
-    if tokens.asks_head:
-        return answered(tokens, context, seed, augment)
-    records_M2, prompts_M, counts_N = tokens.records(), tokens.prompts(), learnt(tokens, augment)
+    if tokens.has_head_targets:
+        return head_examples(tokens, context, seed, augment)
+    records_M2, prompts_M, counts_N = tokens.records(), tokens.prompts(), loss_weights(tokens, augment)
     last = 1 if tokens.closing else 0  # the id that closes a record, which may be the next one's opening
     lengths_M = np.minimum(records_M2[:, 1] - records_M2[:, 0] + last, context + 1)
     usable = np.flatnonzero((lengths_M > 1) & (prompts_M < lengths_M))
@@ -157,38 +159,38 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
         counts = 1 if counts_N is None else counts_N[start : start + len(ids) - 1]
         if augment.any():
             rng = np.random.default_rng((seed, epoch, start))
-            text = augmented(ids[max(prompt - 1, 0) :], augment, tokens, rng)
+            text = augment_tokens(ids[max(prompt - 1, 0) :], augment, tokens, rng)
             ids = np.concatenate([ids[: max(prompt - 1, 0)], text])[: context + 1]
-        batch = padded(ids, context, counts)
+        batch = pad(ids, context, counts)
         batch["weights_BT"][: max(prompt - 1, 0)] = 0
-        batch["targets_BT"][: max(min(prompt - 1, len(tokens.again)), 0)] = 0  # ids that no head knows
+        batch["targets_BT"][: max(min(prompt - 1, len(tokens.repeated_prefix)), 0)] = 0  # ids that no head knows
         return batch
 
     return Rows(len(usable), row)
 
 
-def learnt(tokens: TokenSet, augment: Augment) -> np.ndarray | None:
+def loss_weights(tokens: TokenSet, augment: Augment) -> np.ndarray | None:
     """How much the prediction made at each id of the stream weighs, float32; None: each 1.
 
     Raises:
       DataError: they would move.
     """
-    found = tokens.answers.get("weights_BT")
+    found = tokens.arrays.get("weights_BT")
     if found is not None and augment.any():
         raise DataError(f"data.augment moves tokens, and {tokens.name} says of each what it is; leave it out")
     return found
 
 
-def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Rows:
+def head_examples(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Rows:
     """Texts whose answers a task head gives, one a row or as many as there are choices, [C, T], padded by segment 0.
 
     Raises:
       DataError: texts are to be augmented that have a label for each token.
     """
     records_M2, openings_M = tokens.records(), tokens.prompts()
-    of_token = [name for name in tokens.answers if name.endswith("_BT")]
+    of_token = [name for name in tokens.arrays if name.endswith("_BT")]
     if augment.any() and (
-        tokens.answers.keys() & {"labels_BT", "spans_B2"} or tokens.answers.get("types_BT", np.zeros(1)).any()
+        tokens.arrays.keys() & {"labels_BT", "spans_B2"} or tokens.arrays.get("types_BT", np.zeros(1)).any()
     ):
         raise DataError(f"data.augment moves tokens, and {tokens.name} says of each what it is; leave it out")
 
@@ -197,23 +199,27 @@ def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Row
         ids = tokens.read(start, stop)[:context]
         if augment.any():
             rng, opening = np.random.default_rng((seed, epoch, start)), max(int(openings_M[document]) - 1, 0)
-            text = augmented(ids[opening:], augment, tokens, rng)
+            text = augment_tokens(ids[opening:], augment, tokens, rng)
             ids = np.concatenate([ids[:opening], text])[:context]
         found = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}
         found["inputs_BT"][: len(ids)], found["segments_BT"][: len(ids)] = ids, 1
         for name in of_token:
-            own = tokens.answers[name][start : start + min(len(ids), stop - start)]
+            own = tokens.arrays[name][start : start + min(len(ids), stop - start)]
             found[name] = np.zeros(context, own.dtype)
             found[name][: len(own)] = own
         return found
 
     def row(epoch: int, k: int) -> Batch:
-        texts = [text(epoch, k * tokens.per_row + choice) for choice in range(tokens.per_row)]
-        read = texts[0] if tokens.per_row == 1 else {name: np.stack([one[name] for one in texts]) for name in texts[0]}
-        own = {name: np.asarray(tokens.answers[name][k]) for name in tokens.answers if name not in of_token}
+        texts = [text(epoch, k * tokens.choices_per_row + choice) for choice in range(tokens.choices_per_row)]
+        read = (
+            texts[0]
+            if tokens.choices_per_row == 1
+            else {name: np.stack([one[name] for one in texts]) for name in texts[0]}
+        )
+        own = {name: np.asarray(tokens.arrays[name][k]) for name in tokens.arrays if name not in of_token}
         return cast(Batch, read | own)
 
-    return Rows(len(records_M2) // tokens.per_row, row)
+    return Rows(len(records_M2) // tokens.choices_per_row, row)
 
 
 def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
@@ -225,7 +231,7 @@ def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpri
     """
     if augment.any():
         raise DataError("data.augment does nothing with data.layout=pairs; leave it out")
-    starts_P, _, rows_R1 = packing_of(tokens, context, fingerprint, pack_pairs)
+    starts_P, _, rows_R1 = cached_packing(tokens, context, fingerprint, pack_pairs)
     record_P = np.searchsorted(tokens.records()[:, 0], starts_P)
     prompts_P, lengths_P2, ending = tokens.prompts()[record_P], pair_lengths(tokens)[record_P], source_ending(tokens)
     cut = int((lengths_P2 > context).any(1).sum())
@@ -267,22 +273,22 @@ def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpri
     return Rows(len(rows_R1) - 1, row)
 
 
-def prepared(rows: Rows, prepare: Callable[[Any, np.random.Generator], Any] | None, seed: int) -> Rows:
+def preprocess_rows(rows: Rows, prepare: Callable[[Any, np.random.Generator], Any] | None, seed: int) -> Rows:
     """The rows as an objective wants them: each with draws of its own, a function of the seed, epoch and its number."""
     if prepare is None:
         return rows
     return Rows(rows.per_epoch, lambda epoch, k: prepare(rows.row(epoch, k), np.random.default_rng((seed, epoch, k))))
 
 
-def endless(rows: Rows, seed: int) -> grain.MapDataset:
+def shuffle_and_repeat(rows: Rows, seed: int) -> grain.MapDataset:
     """Epoch after epoch of the rows, each in an order of its own."""
-    return shuffled(rows.per_epoch, seed).map_with_index(lambda index, k: rows.row(index // rows.per_epoch, k))
+    return shuffled_indices(rows.per_epoch, seed).map_with_index(lambda index, k: rows.row(index // rows.per_epoch, k))
 
 
-def shuffled(count: int, seed: int) -> grain.MapDataset:
+def shuffled_indices(count: int, seed: int) -> grain.MapDataset:
     """The numbers below `count`, epoch after epoch, each in an order of its own."""
     numbers = grain.MapDataset.range(count)
-    if count >= FEW:
+    if count >= MAX_DRAWN_ORDER:
         return numbers.shuffle(seed=seed % 2**32).repeat()
 
     @functools.lru_cache(maxsize=4)
@@ -297,4 +303,4 @@ Layout = Callable[[TokenSet, int, int, Augment, str], Rows]
 LAYOUTS: dict[str, Layout] = {"flat": flat, "packed": packed, "examples": examples, "pairs": pairs}
 
 # How held-out documents are read by a run of each layout: once, in order.
-EVALUATED: dict[str, Layout] = LAYOUTS | {"flat": in_order}
+EVAL_LAYOUTS: dict[str, Layout] = LAYOUTS | {"flat": sequential}

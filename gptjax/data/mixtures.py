@@ -24,7 +24,7 @@ def shares(weights: Sequence[float], temperature: float = 1.0) -> tuple[int, ...
     return tuple(count // math.gcd(*counts) for count in counts)
 
 
-def taken(rows: int, shares: Sequence[int]) -> list[int]:
+def counts_before(rows: int, shares: Sequence[int]) -> list[int]:
     """How many of the first `rows` rows each set gives: its share to within one row for each set before it, at most.
 
     Each set in turn takes its share, rounded up, of what those before it have left.
@@ -37,8 +37,8 @@ def taken(rows: int, shares: Sequence[int]) -> list[int]:
     return counts
 
 
-def source(row: int, shares: Sequence[int]) -> tuple[int, int]:
+def source_of_row(row: int, shares: Sequence[int]) -> tuple[int, int]:
     """Which set gives a row, and how many rows it has given before."""
-    before, after = taken(row, shares), taken(row + 1, shares)
+    before, after = counts_before(row, shares), counts_before(row + 1, shares)
     which = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
     return which, before[which]

@@ -29,7 +29,7 @@ class Packing(NamedTuple):
 
 
 def pieces(
-    starts_M: np.ndarray, predictions_M: np.ndarray, context: int, again: int = 0
+    starts_M: np.ndarray, predictions_M: np.ndarray, context: int, prefix_length: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Documents cut into pieces: only those that no row can hold, into full rows and what is left.
 
@@ -37,17 +37,17 @@ def pieces(
       starts_M: where each document starts in the stream.
       predictions_M: how many predictions it gives; a document that gives none has no piece.
       context: T, predictions that a row holds.
-      again: how many ids are put before each piece but a document's first, less than T; its length counts them.
+      prefix_length: number of ids put before each piece but a document's first, less than T; its length counts them.
 
     Returns:
       starts and lengths of the pieces, in the documents' order. Each prediction is in one piece.
     """
-    fresh = context - again  # of every piece but the first
+    fresh = context - prefix_length  # of every piece but the first
     counts_M = (predictions_M > 0) + np.maximum(-((context - predictions_M) // fresh), 0)
     document_P = np.repeat(np.arange(len(starts_M)), counts_M)
     first_P = np.concatenate([[0], np.cumsum(counts_M)])[document_P]
     number_P = np.arange(len(document_P)) - first_P
-    offsets_P, added_P = number_P * fresh + again * (number_P > 0), again * (number_P > 0)
+    offsets_P, added_P = number_P * fresh + prefix_length * (number_P > 0), prefix_length * (number_P > 0)
     return starts_M[document_P] + offsets_P, np.minimum(predictions_M[document_P] - offsets_P + added_P, context)
 
 
@@ -89,7 +89,7 @@ def pack(tokens: TokenSet, context: int) -> Packing:
     records_M2 = tokens.records()
     # What ends a document is in its record, or is the opening of the record that follows.
     predictions_M = records_M2[:, 1] - records_M2[:, 0] - (0 if tokens.closing else 1)
-    starts_P, lengths_P = pieces(records_M2[:, 0], predictions_M, context, len(tokens.again))
+    starts_P, lengths_P = pieces(records_M2[:, 0], predictions_M, context, len(tokens.repeated_prefix))
     if not len(starts_P):
         raise DataError(f"{tokens.name} has no document of two tokens or more")
     row_P = best_fit(lengths_P, context)
@@ -98,14 +98,14 @@ def pack(tokens: TokenSet, context: int) -> Packing:
     return Packing(starts_P[order], lengths_P[order].astype(np.int32), rows_R1)
 
 
-def prompts_of(packing: Packing, tokens: TokenSet) -> tuple[np.ndarray, np.ndarray]:
+def prompt_lengths(packing: Packing, tokens: TokenSet) -> tuple[np.ndarray, np.ndarray]:
     """Of each piece of a set's packing: whether it goes on with a document, bool [P], and how many of its first
-    predictions do not count: of a prompt, and of `tokens.again` and the id behind it; int64 [P]."""
+    predictions do not count: of a prompt, and of `tokens.repeated_prefix` and the id behind it; int64 [P]."""
     starts_M = tokens.records()[:, 0]
     record_P = np.searchsorted(starts_M, packing.starts_P, side="right") - 1
     offset_P = packing.starts_P - starts_M[record_P]
-    known_P = np.maximum(tokens.prompts()[record_P] - 1 - offset_P, 0)
-    return offset_P > 0, known_P + len(tokens.again) * (offset_P > 0)
+    ignored_P = np.maximum(tokens.prompts()[record_P] - 1 - offset_P, 0)
+    return offset_P > 0, ignored_P + len(tokens.repeated_prefix) * (offset_P > 0)
 
 
 def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:
@@ -187,7 +187,7 @@ def pack_pairs(tokens: TokenSet, context: int) -> Packing:
     return Packing(tokens.records()[usable_P[order], 0], lengths_P2[order, 1].astype(np.int32), rows_R1)
 
 
-def packing_of(
+def cached_packing(
     tokens: TokenSet, context: int, fingerprint: str, pack: Callable[[TokenSet, int], Packing] = pack
 ) -> Packing:
     """`pack`, computed once and kept in gptjax's cache.
@@ -207,7 +207,7 @@ def packing_of(
     except (OSError, ValueError, KeyError, EOFError):
         pass
     packing = pack(tokens, context)
-    _keep(kept, packing)
+    _save(kept, packing)
     console.say(
         f"packed     {tokens.documents:,} documents into {len(packing.rows_R1) - 1:,} rows of {context:,}, "
         f"{packing.efficiency(context):.1%} full"
@@ -215,7 +215,7 @@ def packing_of(
     return packing
 
 
-def _keep(path: Path, packing: Packing) -> None:
+def _save(path: Path, packing: Packing) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:

@@ -15,7 +15,7 @@ from gptjax.config.errors import DataError
 from gptjax.core import console
 from gptjax.core.files import decode
 from gptjax.data import records, sources, streams
-from gptjax.data.records import Options
+from gptjax.data.records import RecordOptions
 from gptjax.data.sources import Corpus, Document
 from gptjax.data.streams import suffix_of
 from gptjax.data.token_sets import Part, TokenSet
@@ -35,7 +35,7 @@ def read(config: Any, split: str) -> list[Pair]:
     """The pairs of a split of the parallel text that `config` (a run's `config.data`) names.
 
     That is a directory with `SPLIT.LANGUAGE` files, plain or as .gz or .zst, line by line alike; or one file (see
-    `of_file`), whose held-out part is chosen by hash of the source, so that no source is on both sides. Pairs without a
+    `read_pair_file`), whose held-out part is chosen by hash of the source, so that no source is on both sides. Pairs without a
     source or without a target are left out, which is told.
 
     Args:
@@ -52,15 +52,15 @@ def read(config: Any, split: str) -> list[Pair]:
         raise DataError(f"there is no {path}")
     if path.is_dir():
         of_source, of_target = (_file_of(path, split, language) for language in config.languages)
-        found = aligned(of_source, of_target)
+        found = read_aligned(of_source, of_target)
     else:
-        found = _of_side(of_file(path, config.columns, config.languages), split, config.held_out, path)
+        found = _of_split(read_pair_file(path, config.columns, config.languages), split, config.held_out, path)
     if not found:
         raise DataError(f"{path} has no pairs in {split!r}")
     return found
 
 
-def aligned(source: Path, target: Path) -> list[Pair]:
+def read_aligned(source: Path, target: Path) -> list[Pair]:
     """The pairs of two files whose lines are translations of each other.
 
     Raises:
@@ -74,10 +74,10 @@ def aligned(source: Path, target: Path) -> list[Pair]:
             f"line {shorter[0] + 1:,} of {longer[1].name} has no partner; the lines of both must be translations"
         )
     found = [Pair(*both) for both in zip(of_source, of_target, strict=True)]
-    return _whole(found, f"{source} and {target.name}")
+    return _drop_incomplete(found, f"{source} and {target.name}")
 
 
-def of_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[Pair]:
+def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[Pair]:
     """The pairs of one file: a table without a header, tab-separated unless it is a .csv, or records with names.
 
     Args:
@@ -92,7 +92,7 @@ def of_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[
     found = []
     format = suffix_of(path) if suffix_of(path) in records.FORMATS else "tsv"
     has_names = format not in records.ROWS
-    for record in records.read(path, Options(numbered=True), format):
+    for record in records.read(path, RecordOptions(numbered=True), format):
         fields = record.fields
         if has_names and isinstance(fields.get("translation"), dict):  # as Hugging Face's data sets have it
             fields = fields["translation"]
@@ -102,7 +102,7 @@ def of_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[
             has = ", ".join(map(str, fields)) if has_names else f"{len(fields)} column{'s'[: len(fields) > 1]}"
             raise DataError(f"{record.where} has {has}; {requests} are read")
         found.append(Pair(*map(str, sides)))
-    return _whole(found, str(path))
+    return _drop_incomplete(found, str(path))
 
 
 def lines(path: Path) -> list[str]:
@@ -112,12 +112,12 @@ def lines(path: Path) -> list[str]:
       ConfigError: what unpacks it is not installed.
       DataError: it cannot be read, is damaged, or is not UTF-8.
     """
-    with streams.opened(path) as (_, stream):
+    with streams.open_stream(path) as (_, stream):
         text = decode(b"".join(line for _, line in streams.lines(path, stream)), str(path))
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _whole(pairs: list[Pair], what: str) -> list[Pair]:
+def _drop_incomplete(pairs: list[Pair], what: str) -> list[Pair]:
     stripped = (Pair(pair.source.strip(), pair.target.strip()) for pair in pairs)
     found = [pair for pair in stripped if pair.source and pair.target]
     if len(found) < len(pairs):
@@ -126,16 +126,16 @@ def _whole(pairs: list[Pair], what: str) -> list[Pair]:
     return found
 
 
-def _of_side(pairs: list[Pair], split: str, fraction: float, path: Path) -> list[Pair]:
+def _of_split(pairs: list[Pair], split: str, fraction: float, path: Path) -> list[Pair]:
     if split not in (TRAIN, HELD_OUT):
         raise DataError(f"{path} is one file and has no split {split!r}; there are {TRAIN}, {HELD_OUT}")
     return [pair for pair in pairs if sources.is_held_out(pair.source, fraction) == (split == HELD_OUT)]
 
 
 def _file_of(folder: Path, split: str, language: str) -> Path:
-    names = [f"{split}.{language}{packed}" for packed in ("", *(f".{name}" for name in streams.PACKED))]
+    names = [f"{split}.{language}{packed}" for packed in ("", *(f".{name}" for name in streams.COMPRESSED))]
     for name in names:
-        if sources.is_there(folder / name) and (folder / name).is_file():
+        if sources.exists(folder / name) and (folder / name).is_file():
             return folder / name
     known = splits(folder)
     there = ", ".join(f"{name} ({' '.join(languages)})" for name, languages in sorted(known.items()))
@@ -173,7 +173,7 @@ def target_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*encode(tokenizer, text), tokenizer.end]
 
 
-def encoded(tokenizer: Tokenizer, pairs: Sequence[Pair], label: str, name: str) -> TokenSet:
+def to_token_set(tokenizer: Tokenizer, pairs: Sequence[Pair], label: str, name: str) -> TokenSet:
     """The pairs as a token set in memory, with a progress bar of that label: of each the source's ids, the target's."""
 
     def ids_of_pairs() -> Iterator[tuple[list[int], list[int]]]:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console
 from gptjax.core.files import decode_repaired, parse_json
-from gptjax.data.streams import BYTE_ORDER_MARK, lines, opened, suffix_of, too_large, without_end
+from gptjax.data.streams import BYTE_ORDER_MARK, lines, open_stream, strip_newline, suffix_of, too_large
 
 BATCH = 256  # rows of a .parquet
 
@@ -55,7 +55,7 @@ class Item(NamedTuple):
     repaired: bool = False
 
 
-class Options(NamedTuple):
+class RecordOptions(NamedTuple):
     """How records lie in a file."""
 
     names: tuple[str, ...] = ()  # of the columns of a table that has no header
@@ -64,18 +64,18 @@ class Options(NamedTuple):
     limit: int | None = None  # bytes of a record, of a .json file
 
 
-USUAL = Options()
+DEFAULT_OPTIONS = RecordOptions()
 
 
 class Format(NamedTuple):
     """One kind of file."""
 
-    items: Callable[[Path, BinaryIO, Options], Iterator[Item]]
+    items: Callable[[Path, BinaryIO, RecordOptions], Iterator[Item]]
     parse: Callable[[Item, str], Record]  # item, and where it is
     unit: str  # that items are counted in
 
 
-def read(path: Path, options: Options = USUAL, format: str = "") -> Iterator[Record]:
+def read(path: Path, options: RecordOptions = DEFAULT_OPTIONS, format: str = "") -> Iterator[Record]:
     """Records of a file, in order; at its end it is said how many were repaired.
 
     Args:
@@ -98,7 +98,7 @@ def read(path: Path, options: Options = USUAL, format: str = "") -> Iterator[Rec
 
 
 def items(
-    path: Path, options: Options, format: str, advance: Callable[[int], None] = lambda count: None
+    path: Path, options: RecordOptions, format: str, advance: Callable[[int], None] = lambda count: None
 ) -> Iterator[Item]:
     """Items of a file, as `parse` takes them; `advance` is told how many of its bytes were read.
 
@@ -107,14 +107,14 @@ def items(
     """
     if format not in FORMATS:
         raise DataError(f"{path} is no file of records; there are .{', .'.join(FORMATS)}")
-    return cut(path, lambda stream: FORMATS[format].items(path, stream, options), advance)
+    return read_items(path, lambda stream: FORMATS[format].items(path, stream, options), advance)
 
 
-def cut(
+def read_items(
     path: Path, reader: Callable[[BinaryIO], Iterator[Item]], advance: Callable[[int], None] = lambda count: None
 ) -> Iterator[Item]:
     """What a reader gives of an unpacked file; `advance` is told how many of its bytes were read."""
-    with opened(path) as (raw, stream):
+    with open_stream(path) as (raw, stream):
         done = 0
         for item in reader(stream):
             yield item
@@ -141,7 +141,7 @@ _HALF = re.compile(rf"\\u[dD][89a-fA-F]{_HEX}{{2}}")
 _ESCAPE = re.compile(rf"\\u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}|({_HALF.pattern})|\\.", re.DOTALL)
 
 
-def parsed(text: str, where: str) -> tuple[Any, bool]:
+def parse_repaired(text: str, where: str) -> tuple[Any, bool]:
     """The value of a JSON text, and whether half of a surrogate pair in it was repaired; errors as of `parse_json`."""
     whole = text
     if _HALF.search(text):
@@ -155,25 +155,25 @@ def _object(value: Any, where: str) -> Fields:
     return value
 
 
-def _items_of_jsonl(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
+def _items_of_jsonl(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
     return (Item(line, number) for number, line in lines(path, stream, options.limit) if line.strip())
 
 
 def _parse_jsonl(item: Item, where: str) -> Record:
     assert isinstance(item.raw, bytes)
     text, repaired = decode_repaired(item.raw)
-    value, mended = parsed(text, where)
+    value, mended = parse_repaired(text, where)
     return Record(_object(value, where), where, repaired or mended)
 
 
-def _items_of_json(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
+def _items_of_json(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
     whole = stream.read(-1 if options.limit is None else options.limit + 1)
     if options.limit is not None and len(whole) > options.limit:
         raise DataError(f"{path} has more than {options.limit:,} bytes; as .jsonl it could be read in pieces")
     if b"\0" in whole:
         raise DataError(f"{path} is not text: it has a zero byte at {whole.index(0):,}")
     text, repaired = decode_repaired(whole.removeprefix(BYTE_ORDER_MARK))
-    found, mended = parsed(text, str(path))
+    found, mended = parse_repaired(text, str(path))
     if not isinstance(found, list):
         raise DataError(f"{path} is not a list of objects")
     for number, one in enumerate(found, 1):
@@ -203,7 +203,7 @@ Row = tuple[int, list[str], bool]  # number of its first line, fields, whether i
 
 
 def _items_of_table(rows: Callable[[Path, BinaryIO, int | None], Iterator[Row]]) -> Callable[..., Iterator[Item]]:
-    def items(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
+    def items(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
         names = list(options.names)
         check_names(names, path)
         for number, row, repaired in rows(path, stream, options.limit):
@@ -232,7 +232,7 @@ def check_names(names: Sequence[str], path: Path) -> None:
 def _rows_of_tsv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Row]:
     for number, line in lines(path, stream, limit):
         text, repaired = decode_repaired(line)
-        text = without_end(text)
+        text = strip_newline(text)
         yield number, text.split("\t") if text else [], repaired
 
 
@@ -255,13 +255,13 @@ def _rows_of_csv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Ro
         try:
             row = next(rows, None)
         except csv.Error as error:
-            raise _of_csv(error, path, first, rows.line_num, limit) from error
+            raise _csv_error(error, path, first, rows.line_num, limit) from error
         if row is None:
             return
         yield first, [field.replace("\0", "\r") for field in row], damaged[0]
 
 
-def _of_csv(error: csv.Error, path: Path, first: int, last: int, limit: int | None) -> DataError:
+def _csv_error(error: csv.Error, path: Path, first: int, last: int, limit: int | None) -> DataError:
     match str(error).partition(" ")[0]:
         case "field":  # larger than field limit
             return too_large(path, limit)
@@ -274,7 +274,7 @@ def _of_csv(error: csv.Error, path: Path, first: int, last: int, limit: int | No
 # Parquet
 
 
-def _items_of_parquet(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
+def _items_of_parquet(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -303,12 +303,12 @@ def _rows_of_batch(batch: Any) -> Iterator[tuple[Fields, bool]]:
     except UnicodeDecodeError:
         for i in range(batch.num_rows):
             damaged: list[bool] = []
-            yield {name: _of_scalar(batch[name][i], damaged) for name in batch.schema.names}, any(damaged)
+            yield {name: _scalar_value(batch[name][i], damaged) for name in batch.schema.names}, any(damaged)
         return
     yield from ((row, False) for row in rows)
 
 
-def _of_scalar(scalar: Any, damaged: list[bool]) -> Any:
+def _scalar_value(scalar: Any, damaged: list[bool]) -> Any:
     # A value of Parquet whose texts need not be UTF-8.
     import pyarrow
 
@@ -316,15 +316,15 @@ def _of_scalar(scalar: Any, damaged: list[bool]) -> Any:
     if not scalar.is_valid:
         return None
     if pyarrow.types.is_dictionary(kind):
-        return _of_scalar(scalar.value, damaged)
+        return _scalar_value(scalar.value, damaged)
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
         text, repaired = decode_repaired(scalar.as_buffer().to_pybytes())
         damaged.append(repaired)
         return text
     if pyarrow.types.is_struct(kind):
-        return {name: _of_scalar(value, damaged) for name, value in scalar.items()}
+        return {name: _scalar_value(value, damaged) for name, value in scalar.items()}
     if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        return [_of_scalar(value, damaged) for value in scalar.values]
+        return [_scalar_value(value, damaged) for value in scalar.values]
     return scalar.as_py()
 
 

@@ -45,14 +45,14 @@ INDEX = {
 }
 
 
-def unfinished(folder: Path) -> Path:
+def unfinished_dir(folder: Path) -> Path:
     """Where a set is made before it gets its name."""
     return folder.parent / f"{folder.name}.unfinished"
 
 
 def is_prepared(path: Path) -> bool:
     """Whether a folder is a prepared set, or one whose preparation did not end."""
-    return (path / "index.json").is_file() or path.name.endswith(".unfinished") or unfinished(path).is_dir()
+    return (path / "index.json").is_file() or path.name.endswith(".unfinished") or unfinished_dir(path).is_dir()
 
 
 # Writing
@@ -96,7 +96,7 @@ class ArrayWriter:
         size = HEADER + self.count * self.dtype.itemsize
         return {"file": self.path.name, "bytes": size, "sha256": self._digest.hexdigest()}
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Leaves no file."""
         self._file.close()
         self._part.unlink(missing_ok=True)
@@ -136,7 +136,7 @@ class ShardWriter:
             for kind, of in kinds.items():
                 self._writers[kind] = ArrayWriter(folder / f"{stem}{kind}.npy", of)
         except BaseException:
-            self.abandon()
+            self.abort()
             raise
 
     def append(self, records: "Records") -> None:
@@ -152,15 +152,15 @@ class ShardWriter:
     def close(self) -> dict[str, Any] | None:
         """Makes the shard whole; its facts, or None where it has no documents and leaves no files."""
         if not self.documents:
-            self.abandon()
+            self.abort()
             return None
         files = [writer.close() for writer in self._writers.values()]
         return {"documents": self.documents, "tokens": self.tokens, "text_bytes": self.bytes, "files": files}
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Leaves no files."""
         for writer in self._writers.values():
-            writer.abandon()
+            writer.abort()
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -171,7 +171,7 @@ def write_index(folder: Path, index: Index) -> None:
 # Reading
 
 
-class Prepared(NamedTuple):
+class PreparedSet(NamedTuple):
     """A prepared set that was opened."""
 
     folder: Path
@@ -185,7 +185,7 @@ class Prepared(NamedTuple):
         return load_tokenizer(self.folder, self.facts)
 
 
-def open_set(folder: Path) -> Prepared:
+def open_set(folder: Path) -> PreparedSet:
     """Opens a prepared set: reads its index and maps its files, whose lengths are checked; reads no ids.
 
     Raises:
@@ -204,14 +204,14 @@ def open_set(folder: Path) -> Prepared:
         TokenSet([_part(folder, shard) for shard in index["splits"][split]], closing, f"{folder} ({split})")
         for split in SPLITS
     ]
-    return Prepared(folder, index, sides[0], sides[1], hashlib.sha256(raw).hexdigest())
+    return PreparedSet(folder, index, sides[0], sides[1], hashlib.sha256(raw).hexdigest())
 
 
 def _read_index(folder: Path) -> bytes:
     path = folder / "index.json"
     if path.is_file():
         return read_bytes(path)
-    half = folder if folder.name.endswith(".unfinished") else unfinished(folder)
+    half = folder if folder.name.endswith(".unfinished") else unfinished_dir(folder)
     if half.is_dir():
         raise DataError(f"{half} is of a prepare that has not finished; run the same command again to go on with it")
     raise DataError(f"{folder} is no prepared set: it has no index.json")
@@ -220,7 +220,7 @@ def _read_index(folder: Path) -> bytes:
 def _part(folder: Path, shard: dict[str, Any]) -> Part:
     sizes = [shard["tokens"], *[shard["documents"]] * 2]
     kinds = zip(shard["files"], sizes, (TOKENS, ENDS, PROMPTS), strict=False)
-    arrays = [_mapped(folder / facts["file"], facts["bytes"], size, dtypes) for facts, size, dtypes in kinds]
+    arrays = [_memory_map(folder / facts["file"], facts["bytes"], size, dtypes) for facts, size, dtypes in kinds]
     if len(arrays) < 2:
         raise DataError(
             f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set anew"
@@ -228,7 +228,7 @@ def _part(folder: Path, shard: dict[str, Any]) -> Part:
     return Part(*arrays)
 
 
-def _mapped(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.ndarray:
+def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.ndarray:
     """A file of `size` bytes that holds `count` numbers of one of some types, of which nothing is read yet."""
     try:
         found = path.stat().st_size

@@ -78,7 +78,7 @@ def files_below(folder: Path) -> list[Path]:
     Raises:
       DataError: a folder cannot be listed, or a link leads nowhere: what cannot be read is never skipped.
     """
-    return sorted(path for path in _below(folder, hidden=True) if path.is_file())
+    return sorted(path for path in _walk(folder, hidden=True) if path.is_file())
 
 
 def files_matching(pattern: Path) -> list[Path]:
@@ -88,11 +88,11 @@ def files_matching(pattern: Path) -> list[Path]:
       DataError: as of `files_below`, of what the pattern comes by.
     """
     fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    matching = _matching(Path(*fixed), pattern.parts[len(fixed) :])
-    return sorted({path for path in matching if is_there(path) and path.is_file()})
+    matching = _match(Path(*fixed), pattern.parts[len(fixed) :])
+    return sorted({path for path in matching if exists(path) and path.is_file()})
 
 
-def is_there(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether there is something of that name.
 
     Raises:
@@ -107,14 +107,14 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list(folder: Path) -> list[Path]:
     try:
         return sorted(folder / name for name in os.listdir(folder))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from error
 
 
-def _below(folder: Path, hidden: bool) -> Iterator[Path]:
+def _walk(folder: Path, hidden: bool) -> Iterator[Path]:
     # What is in a folder and below. Each folder once, by its own name where it has one here: links are followed last.
     seen, links = set[Path](), [folder]
     while links:
@@ -124,31 +124,31 @@ def _below(folder: Path, hidden: bool) -> Iterator[Path]:
             if top.resolve() in seen:
                 continue
             seen.add(top.resolve())
-            for path in _listed(top):
-                if (hidden or not path.name.startswith(".")) and is_there(path):
+            for path in _list(top):
+                if (hidden or not path.name.startswith(".")) and exists(path):
                     yield path
                     if path.is_dir():
                         (links if path.is_symlink() else left).append(path)
 
 
-def _matching(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     if not parts:
         yield folder
         return
     first, *rest = parts
     if not glob.has_magic(first):
-        yield from _matching(folder / first, tuple(rest))
+        yield from _match(folder / first, tuple(rest))
     elif not folder.is_dir():
         return
     elif first == "**":
-        for path in [folder, *_below(folder, hidden=False)]:
+        for path in [folder, *_walk(folder, hidden=False)]:
             if path.is_dir() or not rest:
-                yield from _matching(path, tuple(rest))
+                yield from _match(path, tuple(rest))
     else:
-        for path in _listed(folder):
+        for path in _list(folder):
             hidden = path.name.startswith(".") and not first.startswith(".")
             if fnmatchcase(path.name, first) and not hidden:
-                yield from _matching(path, tuple(rest))
+                yield from _match(path, tuple(rest))
 
 
 def read_text(path: Path) -> str:

@@ -11,22 +11,22 @@ from typing import Any, BinaryIO
 
 from gptjax.config.errors import ConfigError, DataError
 
-PACKED = ("gz", "zst")
+COMPRESSED = ("gz", "zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PIECE = 2**14  # bytes of a .zst that are unpacked at once
+CHUNK_BYTES = 2**14  # bytes of a .zst that are unpacked at once
 
 
 def suffix_of(path: Path) -> str:
     """The last suffix of a file's name before .gz or .zst, in lower case; jsonl for ndjson, "" for none."""
     suffixes = [suffix.lower().removeprefix(".") for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in PACKED:
+    if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     last = suffixes[-1] if suffixes else ""
     return "jsonl" if last == "ndjson" else last
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_stream(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """A file, and what is packed in it; the same where nothing is.
 
     Raises:
@@ -35,19 +35,19 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """
     try:
         with path.open("rb") as raw:
-            yield raw, _unpacked(path, raw)
+            yield raw, _decompressed(path, raw)
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         raise DataError(f"{path} is damaged: {error}") from error
 
 
-def _unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
+def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
     match path.suffix.lower():
         case ".gz":
             return gzip.open(raw)  # type: ignore[return-value]
         case ".zst":
-            return io.BufferedReader(_Unpacked(_zstandard(path, raw)))
+            return io.BufferedReader(_PieceStream(_zstandard(path, raw)))
     return raw
 
 
@@ -58,7 +58,7 @@ def _zstandard(path: Path, raw: BinaryIO) -> Iterator[bytes]:
     except ImportError as error:
         raise ConfigError(f"{path} needs zstandard: pip install 'gptjax[data]'") from error
     frame = None
-    while piece := raw.read(PIECE):
+    while piece := raw.read(CHUNK_BYTES):
         while piece:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:
@@ -70,7 +70,7 @@ def _zstandard(path: Path, raw: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it ends within a compressed frame")
 
 
-class _Unpacked(io.RawIOBase):
+class _PieceStream(io.RawIOBase):
     """Pieces of bytes as a stream."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -105,7 +105,7 @@ def lines(path: Path, stream: BinaryIO, limit: int | None = None) -> Iterator[tu
         yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
 
 
-def without_end(line: str) -> str:
+def strip_newline(line: str) -> str:
     """A line without the line feed that ends it, if one does, and the carriage return before that."""
     return line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
 

@@ -12,7 +12,17 @@ import numpy as np
 from gptjax.config.errors import DataError
 from gptjax.data import chat, dialogues
 from gptjax.data.dialogues import Note
-from gptjax.data.fields import as_text, choice_of, choices_of, field, filled, known_label, label_of, named, value_of
+from gptjax.data.fields import (
+    as_text,
+    choice_of,
+    choices_of,
+    field,
+    fill_template,
+    label_of,
+    match_label,
+    template_fields,
+    value_of,
+)
 from gptjax.data.pairs import Pair
 from gptjax.data.records import Record, strings
 from gptjax.data.tokenizers.tokenizers import Tokenizer, encode, encode_special, special_tokens
@@ -34,12 +44,12 @@ class TokenizedExample(NamedTuple):
     ends: bool = False
 
 
-class Form(NamedTuple):
+class TaskFormat(NamedTuple):
     """One of FORMS.
 
     Attributes:
       pieces: of a record, `(record, options, tokenizer)`; all of its text.
-      encoded: `(record, options, tokenizer, room)`: its texts (several of choices, none of what has no text or no
+      tokenize: `(record, options, tokenizer, room)`: its texts (several of choices, none of what has no text or no
         answer), of at most `room` ids each, and whether something had to be cut for that.
       arrays: which ones it makes.
       objective: of those that ask a task head, the one that learns from it; "": tokens are learnt.
@@ -48,14 +58,16 @@ class Form(NamedTuple):
     """
 
     pieces: Callable[[Record, Any, Tokenizer | None], Pieces]
-    encoded: Callable[[Record, Any, Tokenizer, int], tuple[list[TokenizedExample], bool]]
+    tokenize: Callable[[Record, Any, Tokenizer, int], tuple[list[TokenizedExample], bool]]
     arrays: tuple[str, ...] = ("weights_BT",)
     objective: str = ""
     labelled: bool = False
     notes: Callable[[Record, Any, Tokenizer], Sequence[Note]] = lambda record, c, tokenizer: ()
 
 
-def shortened(record: Record, names: Sequence[str], size: Callable[[Record], int], room: int) -> tuple[Record, bool]:
+def shorten_fields(
+    record: Record, names: Sequence[str], size: Callable[[Record], int], room: int
+) -> tuple[Record, bool]:
     """The record, with as much taken from the ends of its longest fields as makes it fit, and whether that was needed.
 
     Args:
@@ -82,24 +94,24 @@ def shortened(record: Record, names: Sequence[str], size: Callable[[Record], int
 
 def text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """`template`, which is read, and `answer`, which is learnt; without an answer all is learnt."""
-    asked = filled(c.template, record, "template")
-    return [(asked, False), (filled(c.answer, record, "answer"), True)] if c.answer else [(asked, True)]
+    asked = fill_template(c.template, record, "template")
+    return [(asked, False), (fill_template(c.answer, record, "answer"), True)] if c.answer else [(asked, True)]
 
 
-ASK = "### Instruction:\n{instruction}\n\n### Response:\n"
-ASK_ABOUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+ALPACA_PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
+ALPACA_INPUT_PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
 def instructions(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """Alpaca's fields: instruction, input, which may be empty, and output (github.com/tatsu-lab/stanford_alpaca)."""
-    template = ASK_ABOUT if record.fields.get("input") else ASK
+    template = ALPACA_INPUT_PROMPT if record.fields.get("input") else ALPACA_PROMPT
     return [
-        (filled(template, record, "form=instructions"), False),
-        (filled("{output}", record, "form=instructions"), True),
+        (fill_template(template, record, "form=instructions"), False),
+        (fill_template("{output}", record, "form=instructions"), True),
     ]
 
 
-def encoded_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> TokenizedExample:
+def tokenize_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> TokenizedExample:
     """Pieces as ids, each encoded by itself, as a prompt is; `ends` where the last one is learnt."""
     ids, learnt = list[int](), list[bool]()
     for piece, counts in pieces:
@@ -108,29 +120,29 @@ def encoded_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> Tokeni
     return TokenizedExample(ids, {"weights_BT": np.array(learnt, np.float32)}, bool(pieces) and pieces[-1][1])
 
 
-def cut(one: TokenizedExample, room: int) -> TokenizedExample:
+def truncate(one: TokenizedExample, room: int) -> TokenizedExample:
     """At most so many ids, and their numbers; a text that is cut does not end."""
     arrays = {name: x[:room] if name.endswith("_BT") else x for name, x in one.arrays.items()}
     return one if len(one.ids) <= room else TokenizedExample(one.ids[:room], arrays)
 
 
-def learning(pieces: Callable[..., Pieces], names: Callable[[Any], list[str]]) -> Form:
+def generation_format(pieces: Callable[..., Pieces], names: Callable[[Any], list[str]]) -> TaskFormat:
     """A form whose answers are learnt token by token; `names`: of the fields that become shorter where it is long."""
 
     def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
         def ids_of(record: Record) -> TokenizedExample:
-            return encoded_pieces(pieces(record, c), lambda text: encode(tokenizer, text))
+            return tokenize_pieces(pieces(record, c), lambda text: encode(tokenizer, text))
 
-        record, is_long = shortened(record, names(c), lambda record: len(ids_of(record).ids), room)
-        one = cut(ids_of(record), room)
+        record, is_long = shorten_fields(record, names(c), lambda record: len(ids_of(record).ids), room)
+        one = truncate(ids_of(record), room)
         return ([one] if one.arrays["weights_BT"].any() else []), is_long
 
-    return Form(pieces, made)
+    return TaskFormat(pieces, made)
 
 
-def pair(record: Record, c: Any) -> Pair:
+def to_pair(record: Record, c: Any) -> Pair:
     """The same as a source and its target, for an encoder-decoder."""
-    pieces = FORMS[c.form].pieces(record, c, None)
+    pieces = TASK_FORMATS[c.form].pieces(record, c, None)
     return Pair(*("".join(piece for piece, learnt in pieces if learnt == which) for which in (False, True)))
 
 
@@ -139,7 +151,7 @@ def pair(record: Record, c: Any) -> Pair:
 
 def read_dialogue(record: Record, c: Any, tokenizer: Tokenizer) -> dialogues.Dialogue:
     """A record's dialogue, as the chat template can write it."""
-    return dialogues.read(record, chat.template_of(c.chat_template, tokenizer).text)
+    return dialogues.read(record, chat.get_template(c.chat_template, tokenizer).text)
 
 
 def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
@@ -152,20 +164,20 @@ def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Piec
         texts = list(strings(whole))
         if name := next((name for name in special if any(name in text for text in texts)), None):
             raise DataError(f"{record.where}: {what} has the special token {name} in it")
-    template = chat.template_of(c.chat_template, tokenizer)
+    template = chat.get_template(c.chat_template, tokenizer)
     try:
-        return chat.turns(template, found.messages, tokenizer, found.learnt, found.tools)
+        return chat.render_turns(template, found.messages, tokenizer, found.learnt, found.tools)
     except DataError as error:
         raise DataError(f"{record.where}: {error}") from error
 
 
-def encoded_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """As ids; one that is too long loses its end."""
-    one = encoded_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
-    begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or border(tokenizer)
+    one = tokenize_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
+    begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or separator_ids(tokenizer)
     if one.ids[: len(begin)] == begin:  # some templates write what texts begin with themselves
         one = TokenizedExample(one.ids[len(begin) :], {"weights_BT": one.arrays["weights_BT"][len(begin) :]}, one.ends)
-    short = cut(one, room)
+    short = truncate(one, room)
     return ([short] if short.arrays["weights_BT"].any() else []), len(one.ids) > room
 
 
@@ -174,41 +186,43 @@ def encoded_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) ->
 
 def labelled_text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """`template`, and `second` where there is one."""
-    both = [filled(c.template, record, "template"), filled(c.second, record, "second")]
+    both = [fill_template(c.template, record, "template"), fill_template(c.second, record, "second")]
     return [(piece, False) for piece in both if piece]
 
 
-def border(tokenizer: Tokenizer) -> list[int]:
+def separator_ids(tokenizer: Tokenizer) -> list[int]:
     """What stands between two texts that are read together: the tokenizer's end, or a line's."""
     return encode(tokenizer, "\n") if tokenizer.end is None else [tokenizer.end]
 
 
-def read_together(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
+def join_texts(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
     """One text, or two with `types_BT` 1 from the second on."""
     first, *others = [encode(tokenizer, piece) for piece, _ in pieces] or [[]]
-    ids = first + (border(tokenizer) + others[0] if others else [])
+    ids = first + (separator_ids(tokenizer) + others[0] if others else [])
     types = np.arange(len(ids)) > len(first) if others else np.zeros(len(ids))
     return TokenizedExample(ids, {"types_BT": types.astype(np.int32)})
 
 
-def labelled(name: str, answer: Callable[[Record, Any], Any], dtype: str, objective: str, has_names: bool) -> Form:
+def labelled_format(
+    name: str, answer: Callable[[Record, Any], Any], dtype: str, objective: str, has_names: bool
+) -> TaskFormat:
     """A form with one answer a text: `name` of it in a batch, and weights_B."""
 
     def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
         own = {name: np.array(answer(record, c), dtype), "weights_B": np.array(1, np.float32)}
 
         def read(record: Record) -> TokenizedExample:
-            return read_together(labelled_text(record, c), tokenizer)
+            return join_texts(labelled_text(record, c), tokenizer)
 
-        names = named(c.template + c.second)
-        record, is_long = shortened(record, names, lambda record: len(read(record).ids), room)
-        one = cut(read(record), room)
+        names = template_fields(c.template + c.second)
+        record, is_long = shorten_fields(record, names, lambda record: len(read(record).ids), room)
+        one = truncate(read(record), room)
         return ([one._replace(arrays=one.arrays | own)] if one.ids else []), is_long
 
-    return Form(labelled_text, made, (name, "weights_B", "types_BT"), objective, has_names)
+    return TaskFormat(labelled_text, made, (name, "weights_B", "types_BT"), objective, has_names)
 
 
-def class_of(record: Record, c: Any) -> int:
+def label_id(record: Record, c: Any) -> int:
     """The number of its label."""
     found: int = c.labels.index(label_of(record, c))
     return found
@@ -216,14 +230,17 @@ def class_of(record: Record, c: Any) -> int:
 
 def choices(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """The text and all choices."""
-    return [(filled(c.template, record, "template"), False), *((f" {one}", False) for one in choices_of(record, c))]
+    return [
+        (fill_template(c.template, record, "template"), False),
+        *((f" {one}", False) for one in choices_of(record, c)),
+    ]
 
 
-def encoded_choices(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_choices(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """The text with each choice behind it; one that is too long loses the text's end."""
     own = {"labels_B": np.array(choice_of(record, c), np.int32), "weights_B": np.array(1, np.float32)}
     behind = [encode(tokenizer, f" {one}") for one in choices_of(record, c)]
-    read = encode(tokenizer, filled(c.template, record, "template"))
+    read = encode(tokenizer, fill_template(c.template, record, "template"))
     left = [max(room - len(ids), 0) for ids in behind]
     whole = [(read[:most] + ids)[:room] for most, ids in zip(left, behind, strict=True)]
     return [TokenizedExample(ids, own) for ids in whole], min(left) < len(read)
@@ -231,14 +248,14 @@ def encoded_choices(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> 
 
 def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """The words, which are a list in the field that `template` names."""
-    found = field(record, next(iter(named(c.template)), ""), "template")
+    found = field(record, next(iter(template_fields(c.template)), ""), "template")
     if not isinstance(found, list):
         raise DataError(f"{record.where} has words that are no list, which data.examples.form=tags needs")
     words = [as_text(word, record, "words") for word in found]
     return [(f" {word}" if i else word, False) for i, word in enumerate(words)]
 
 
-def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """Each word's label stands at its first id, and the others weigh 0.
 
     Raises:
@@ -250,14 +267,14 @@ def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tup
     ids, labels, weights = list[int](), list[int](), list[int]()
     for (word, _), label in zip(words, found, strict=True):
         own = encode(tokenizer, word)
-        number = c.labels.index(known_label(label, record, c))
+        number = c.labels.index(match_label(label, record, c))
         ids, labels, weights = ids + own, labels + [number] * len(own), weights + [1, *[0] * len(own)][: len(own)]
     arrays = {"labels_BT": np.array(labels, np.int32), "weights_BT": np.array(weights, np.float32)}
-    one = cut(TokenizedExample(ids, arrays), room)
+    one = truncate(TokenizedExample(ids, arrays), room)
     return ([one] if one.arrays["weights_BT"].any() else []), len(ids) > room
 
 
-def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
     """A question and a text that is too long loses its end; an answer that was there makes it none at all.
 
     Of `second`, the letter from 0 at which the answer begins is the field `label`, and its text `answer`.
@@ -265,8 +282,8 @@ def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tup
     Raises:
       DataError: the answer is not there, or the tokenizer's ids do not stand for the text's bytes.
     """
-    asked, whole = filled(c.template, record, "template"), filled(c.second, record, "second")
-    said, at = filled(c.answer, record, "answer"), field(record, c.label, "label")
+    asked, whole = fill_template(c.template, record, "template"), fill_template(c.second, record, "second")
+    said, at = fill_template(c.answer, record, "answer"), field(record, c.label, "label")
     if type(at) is not int or at < 0 or not said or whole[at : at + len(said)] != said:
         raise DataError(f"{record.where}: the answer {said!r} does not begin at {at!r} of data.examples.second")
     ids = encode(tokenizer, whole)
@@ -276,37 +293,37 @@ def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tup
             f"the tokenizer {tokenizer.name} does not keep a text's bytes, which data.examples.form=spans needs"
         )
     first, last = len(whole[:at].encode()), len(whole[: at + len(said)].encode()) - 1
-    own = read_together([(asked, False), (whole, False)], tokenizer)
+    own = join_texts([(asked, False), (whole, False)], tokenizer)
     span = len(own.ids) - len(ids) + np.searchsorted(ends, [first, last], side="right")
     if span[1] >= room:
         return [], True
     arrays = {"spans_B2": span.astype(np.int32), "weights_B": np.array(1, np.float32)}
-    one = cut(own, room)
+    one = truncate(own, room)
     return [one._replace(arrays=one.arrays | arrays)], len(own.ids) > room
 
 
-def unanswered(record: Record, c: Any) -> Record:
+def with_placeholder_answer(record: Record, c: Any) -> Record:
     """The record with some answer where it has none, so that it can be read; of spans whatever it has."""
     own: dict[str, Any]
     if c.form == "tags":
         own = {c.label: [c.labels[0]] * len(tags(record, c))}
     elif c.form == "spans":
-        begins = filled(c.second, record, "second")[:1]
-        own = dict.fromkeys(named(c.answer), begins) | {c.label: 0}
+        begins = fill_template(c.second, record, "second")[:1]
+        own = dict.fromkeys(template_fields(c.answer), begins) | {c.label: 0}
     else:
         own = {c.label: c.labels[0] if c.labels else 0}
     return record._replace(fields=record.fields | own)
 
 
-FORMS: dict[str, Form] = {
-    "text": learning(text, lambda c: named(c.template)),
-    "instructions": learning(instructions, lambda c: ["instruction", "input"]),
-    "chat": Form(
-        dialogue, encoded_dialogue, notes=lambda record, c, tokenizer: read_dialogue(record, c, tokenizer).notes
+TASK_FORMATS: dict[str, TaskFormat] = {
+    "text": generation_format(text, lambda c: template_fields(c.template)),
+    "instructions": generation_format(instructions, lambda c: ["instruction", "input"]),
+    "chat": TaskFormat(
+        dialogue, tokenize_dialogue, notes=lambda record, c, tokenizer: read_dialogue(record, c, tokenizer).notes
     ),
-    "classes": labelled("labels_B", class_of, "i4", "classification", True),
-    "values": labelled("values_B", value_of, "f4", "regression", False),
-    "choices": Form(choices, encoded_choices, ("labels_B", "weights_B"), "choice"),
-    "tags": Form(tags, encoded_tags, ("labels_BT", "weights_BT"), "tagging", True),
-    "spans": Form(labelled_text, encoded_span, ("spans_B2", "weights_B", "types_BT"), "span"),
+    "classes": labelled_format("labels_B", label_id, "i4", "classification", True),
+    "values": labelled_format("values_B", value_of, "f4", "regression", False),
+    "choices": TaskFormat(choices, tokenize_choices, ("labels_B", "weights_B"), "choice"),
+    "tags": TaskFormat(tags, tokenize_tags, ("labels_BT", "weights_BT"), "tagging", True),
+    "spans": TaskFormat(labelled_text, tokenize_span, ("spans_B2", "weights_B", "types_BT"), "span"),
 }

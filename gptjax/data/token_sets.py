@@ -11,22 +11,22 @@ from gptjax.core import console
 from gptjax.data.tokenizers.tokenizers import Tokenizer, encode
 
 
-class Borders(NamedTuple):
+class Delimiters(NamedTuple):
     """The ids around documents: a record is `opening`, the text's ids, `ending`; `closing` follows the last record.
 
     Where a tokenizer has an end but no beginning, the end stands before each document, so that the first one is
     predicted from something; what ends a document is then the next one's opening.
     """
 
-    opening: tuple[int, ...]
-    ending: tuple[int, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
     closing: tuple[int, ...]
 
 
-def borders(tokenizer: Tokenizer) -> Borders:
+def delimiters_of(tokenizer: Tokenizer) -> Delimiters:
     """Those of a tokenizer."""
     end = () if tokenizer.end is None else (tokenizer.end,)
-    return Borders(tuple(tokenizer.begin), end, ()) if tokenizer.begin else Borders(end, (), end)
+    return Delimiters(tuple(tokenizer.begin), end, ()) if tokenizer.begin else Delimiters(end, (), end)
 
 
 class Part(NamedTuple):
@@ -42,12 +42,12 @@ class TokenSet:
 
     Args:
       parts: in order; arrays may be memory maps, and nothing of them is read before it is asked for.
-      closing: ids that follow the last record, see `Borders`.
+      closing: ids that follow the last record, see `Delimiters`.
       name: for messages.
-      answers: what a batch gets besides, by its name there: `_BT` has a number for each id that is read, in the order
+      arrays: what a batch gets besides, by its name there: `_BT` has a number for each id that is read, in the order
         of the stream and without the closing ones; any other an entry for each row.
       per_row: how many documents, one after another, are read as the choices of a row.
-      again: ids that each piece of a document begins with, where it is cut: a tuned prompt.
+      repeated_prefix: ids that each piece of a document begins with, where it is cut: a tuned prompt.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class TokenSet:
         parts: Iterable[Part],
         closing: Sequence[int] = (),
         name: str = "the text",
-        answers: Mapping[str, np.ndarray] | None = None,
-        per_row: int = 1,
-        again: Sequence[int] = (),
+        arrays: Mapping[str, np.ndarray] | None = None,
+        choices_per_row: int = 1,
+        repeated_prefix: Sequence[int] = (),
     ) -> None:
-        self.name, self.closing, self.again = name, tuple(closing), tuple(again)
-        self.answers, self.per_row = dict(answers or {}), per_row
+        self.name, self.closing, self.repeated_prefix = name, tuple(closing), tuple(repeated_prefix)
+        self.arrays, self.choices_per_row = dict(arrays or {}), choices_per_row
         self.parts = [*parts, *([Part(np.array(closing, np.int32), np.zeros(0, np.int64))] if closing else [])]
         sizes = [len(part.tokens_N) for part in self.parts]
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -93,11 +93,11 @@ class TokenSet:
         return ids
 
     @property
-    def asks_head(self) -> bool:
+    def has_head_targets(self) -> bool:
         """Whether a task head is asked, and no next tokens."""
-        return bool(self.answers.keys() - {"weights_BT"})
+        return bool(self.arrays.keys() - {"weights_BT"})
 
-    def own_parts(self) -> list[Part]:
+    def document_parts(self) -> list[Part]:
         """Those that it was made of, without what closes it."""
         return self.parts[: len(self.parts) - bool(self.closing)]
 
@@ -112,27 +112,27 @@ class TokenSet:
         return np.concatenate(known).astype(np.int64)
 
 
-def joined(sets: Sequence[TokenSet], name: str) -> TokenSet:
+def concatenate(sets: Sequence[TokenSet], name: str) -> TokenSet:
     """All of them as one; they have the same closing."""
     closing = sets[0].closing
-    own = [part for one in sets for part in one.own_parts()]
+    own = [part for one in sets for part in one.document_parts()]
     return TokenSet(own, closing, name)
 
 
-def encoded(tokenizer: Tokenizer, texts: Sequence[str], label: str, name: str = "the text") -> TokenSet:
+def from_texts(tokenizer: Tokenizer, texts: Sequence[str], label: str, name: str = "the text") -> TokenSet:
     """The texts as a token set in memory, with a progress bar of that label."""
-    around = borders(tokenizer)
+    delimiters = delimiters_of(tokenizer)
 
     def pieces() -> Iterator[np.ndarray]:
         with console.bar(label, sum(map(len, texts))) as advance:
             for text in texts:
-                yield np.array([*around.opening, *encode(tokenizer, text), *around.ending], np.int32)
+                yield np.array([*delimiters.prefix, *encode(tokenizer, text), *delimiters.suffix], np.int32)
                 advance(len(text))
 
     documents = list(pieces())
     tokens_N = np.concatenate([*documents, np.zeros(0, np.int32)])
     ends_M = np.cumsum([len(d) for d in documents], dtype=np.int64)
     # Of an opening of several ids none is predicted.
-    prompts_M = np.full(len(documents), len(around.opening)) if len(around.opening) > 1 else None
-    again = around.opening if tokenizer.prompt else ()
-    return TokenSet([Part(tokens_N, ends_M, prompts_M)], around.closing, name, again=again)
+    prompts_M = np.full(len(documents), len(delimiters.prefix)) if len(delimiters.prefix) > 1 else None
+    repeated_prefix = delimiters.prefix if tokenizer.prompt else ()
+    return TokenSet([Part(tokens_N, ends_M, prompts_M)], delimiters.closing, name, repeated_prefix=repeated_prefix)

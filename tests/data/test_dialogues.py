@@ -29,8 +29,8 @@ def options_of(**of_examples):
 def shown(found, **of_examples):
     """The text of records, and its pieces that are learnt."""
     config = options_of(**({"form": "chat"} | of_examples))
-    tokens = examples.encoded(BYTES, found, config, "", "some")
-    ids, weights = tokens.read(0, len(tokens)), tokens.answers["weights_BT"]
+    tokens = examples.to_token_set(BYTES, found, config, "", "some")
+    ids, weights = tokens.read(0, len(tokens)), tokens.arrays["weights_BT"]
     learnt = "".join(chr(i) if w and i < 256 else "\0" for i, w in zip(ids[1:], weights, strict=False))
     return BYTES.decode(ids.tolist()), [piece for piece in learnt.split("\0") if piece]
 
@@ -47,7 +47,7 @@ TEXT, IMAGE = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": 
 
 
 @pytest.mark.parametrize(
-    ("record", "learnt", "told"),
+    ("record", "learnt", "reported"),
     [
         (chat(USER, ASSISTANT), ["hello"], ""),
         (chat(USER, ("assistant", None, {}), ASSISTANT), ["hello"], "1 turn of some without text left out"),
@@ -70,11 +70,11 @@ TEXT, IMAGE = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": 
         (Record({"messages": None, "conversations": [{"from": "gpt", "value": "a"}]}, ""), ["a"], ""),
     ],
 )  # fmt: skip
-def test_what_a_dialogue_may_have(capsys, record, learnt, told):
+def test_what_a_dialogue_may_have(capsys, record, learnt, reported):
     text, found = shown([record])
     assert [piece.strip() for piece in found] == learnt and "None" not in text
     said = capsys.readouterr().err
-    assert told in said and bool(told) == ("examples" in said)
+    assert reported in said and bool(reported) == ("examples" in said)
     if "system" in record.fields:
         assert ("System: be nice" in text) == (record.fields["system"] == "be nice")
 
@@ -218,10 +218,10 @@ def test_only_texts_and_numbers_become_text(found, text):
         and not isinstance(found, bool)
         and not (isinstance(found, float) and math.isnan(found))
     ):
-        assert fields.filled("<{text}>", record, "template") == f"<{text}>"
+        assert fields.fill_template("<{text}>", record, "template") == f"<{text}>"
     else:
         with pytest.raises(DataError, match=f"here has 'text' that is {text}.* and not text"):
-            fields.filled("<{text}>", record, "template")
+            fields.fill_template("<{text}>", record, "template")
 
 
 # Files that once failed
@@ -254,12 +254,12 @@ def test_cases(case, capsys):
     form = FORM.get(case.split("_")[0], "chat")
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
-            examples.encoded(BYTES, list(records.read(path)), options_of(form=form), "", "some")
+            examples.to_token_set(BYTES, list(records.read(path)), options_of(form=form), "", "some")
         return
-    learnt, told = expected
+    learnt, reported = expected
     text, found = shown(list(records.read(path)), form=form)
     assert [piece.strip() for piece in found] == learnt and "None" not in text
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
     if case == "sg_system_field":
         assert "System: be nice" in text
 

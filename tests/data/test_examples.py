@@ -15,7 +15,7 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data import chat, examples, layouts, records, task_formats
 from gptjax.data.augment import Augment
 from gptjax.data.batches import EvalBatches
-from gptjax.data.records import Options, Record
+from gptjax.data.records import Record, RecordOptions
 from gptjax.data.tokenizers import tokenizers
 
 BYTES = tokenizers.bytes_encoding()
@@ -52,7 +52,9 @@ def settings_of(path="none", layout="examples", context=64, **of_examples):
 
 
 def set_of(records, config):
-    return examples.encoded(BYTES, [Record(one, f"record {i}") for i, one in enumerate(records, 1)], config, "", "some")
+    return examples.to_token_set(
+        BYTES, [Record(one, f"record {i}") for i, one in enumerate(records, 1)], config, "", "some"
+    )
 
 
 def rows_of(tokens, config):
@@ -82,7 +84,7 @@ def test_a_record_is_the_same_from_every_format(name, tmp_path):
 
 def test_columns_without_a_first_line_are_named_by_config(tmp_path):
     (tmp_path / "a.tsv").write_text('a "good" one\t1\n\nbad\t0\n')
-    found = list(records.read(tmp_path / "a.tsv", Options(("text", "label"))))
+    found = list(records.read(tmp_path / "a.tsv", RecordOptions(("text", "label"))))
     assert [one.fields for one in found] == [{"text": 'a "good" one', "label": "1"}, {"text": "bad", "label": "0"}]
     assert found[1].where.endswith("a.tsv, line 3")
 
@@ -189,9 +191,9 @@ def test_instructions_are_alpacas():
 @given(st.text(st.characters(max_codepoint=900), max_size=60), st.text(min_size=1, max_size=9), st.integers(24, 60))
 def test_a_long_text_loses_its_end_and_never_its_answer(text, answer, context):
     config = settings_of(form="text", template="Q: {text} A:", answer=" {label}", context=context)
-    form, c = task_formats.FORMS["text"], config.examples
+    form, c = task_formats.TASK_FORMATS["text"], config.examples
     room = max(context, len(f"Q:  A: {answer}".encode()))
-    (one,), is_long = form.encoded(Record({"text": text, "label": answer}, "here"), c, BYTES, room)
+    (one,), is_long = form.tokenize(Record({"text": text, "label": answer}, "here"), c, BYTES, room)
     whole = f"Q: {text} A: {answer}"
     assert is_long == (len(whole.encode()) > room) and len(one.ids) <= room and one.ends
     said = BYTES.decode(one.ids)
@@ -203,12 +205,12 @@ def test_a_long_text_loses_its_end_and_never_its_answer(text, answer, context):
 def test_what_is_too_long_is_cut_left_out_or_refused_and_counted(capsys):
     records = [{"text": "t" * length, "label": "yes"} for length in (3, 30, 60, 90)]
     # A text has 40 inputs: the end, the t, a colon, and the three letters of the answer.
-    for how, told, lengths in (("cut", "cut", [3, 30, 35, 35]), ("leave_out", "left out", [3, 30])):
+    for how, reported, lengths in (("cut", "cut", [3, 30, 35, 35]), ("leave_out", "left out", [3, 30])):
         config = settings_of(form="text", template="{text}:", context=40, too_long=how)
         rows = rows_of(set_of(records, config), config)
         assert [row["inputs_BT"].tolist().count(ord("t")) for row in rows] == lengths
         assert all(learnt_of(row) == ["yes|"] for row in rows)
-        assert f"2 of 4 of some are longer than 40 tokens and are {told}" in capsys.readouterr().err
+        assert f"2 of 4 of some are longer than 40 tokens and are {reported}" in capsys.readouterr().err
     with pytest.raises(DataError, match="2 of 4 of some are longer than 40 tokens .*the first in record 3"):
         set_of(records, settings_of(form="text", template="{text}:", context=40, too_long="refuse"))
 
@@ -299,7 +301,7 @@ def test_marks_of_answers_equal_transformers(name, tmp_path):
     peer = transformers.AutoTokenizer.from_pretrained(folder)
     expected = peer.apply_chat_template(DIALOGUE, return_dict=True, return_assistant_tokens_mask=True)
     record, c = Record({"messages": DIALOGUE}, "here"), settings_of(form="chat", chat_template=name).examples
-    (one,), is_long = task_formats.FORMS["chat"].encoded(record, c, tokenizer, 1000)
+    (one,), is_long = task_formats.TASK_FORMATS["chat"].tokenize(record, c, tokenizer, 1000)
     begin = [256] if name == "llama3" else []  # which stands around texts here
     assert begin + one.ids == expected["input_ids"] and not is_long
     assert [0] * len(begin) + one.arrays["weights_BT"].tolist() == expected["assistant_masks"]
@@ -319,7 +321,7 @@ def test_dialogues_that_cannot_be():
     with pytest.raises(DataError, match="the tokenizer bytes has no <|im_start|>, .* take plain"):
         set_of([{"messages": DIALOGUE}], settings_of(form="chat", chat_template="chatml"))
     with pytest.raises(ConfigError, match="no chat template other; give a file"):
-        chat.template_of("other", BYTES)
+        chat.get_template("other", BYTES)
 
 
 # Texts with labels.
@@ -337,10 +339,10 @@ def test_balanced_labels_weigh_the_same(tmp_path):
     for split in ("train", "val"):
         written(tmp_path / f"{split}.jsonl", RECORDS)
     loaded = data.load(settings_of(tmp_path, form="classes", labels=("no", "yes"), balanced=True), BYTES)
-    answers = loaded.train["text"].answers
+    answers = loaded.train["text"].arrays
     by_label = [answers["weights_B"][answers["labels_B"] == label].sum() for label in (0, 1)]
     np.testing.assert_allclose(by_label, [15, 15], rtol=1e-6)
-    assert set(loaded.held_out.answers["weights_B"]) == {1.0}
+    assert set(loaded.held_out.arrays["weights_B"]) == {1.0}
 
 
 def test_two_texts_are_told_apart():

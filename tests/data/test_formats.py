@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import DataError
 from gptjax.data import formats
-from gptjax.data.formats import Reading, Text
+from gptjax.data.formats import ReadOptions, Text
 
 TEXTS = ["first\nline", "第二个文档 🤖", 'with "quotes", commas\tand tabs', "last"]
 
 
 def read(path, **how):
-    reading = Reading(**how)
+    reading = ReadOptions(**how)
     return [formats.parse(path, item, reading) for item in formats.items(path, reading)]
 
 
@@ -73,7 +73,7 @@ def test_a_field_that_is_not_there_is_named_with_those_that_are(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_all_bytes_of_a_file_are_counted_once(tmp_path, name):
     path, counted = write(tmp_path / name, TEXTS * 50), []
-    assert len(list(formats.items(path, Reading(), counted.append))) == 200
+    assert len(list(formats.items(path, ReadOptions(), counted.append))) == 200
     assert sum(counted) == path.stat().st_size
 
 
@@ -164,9 +164,9 @@ def test_names_say_formats():
     from pathlib import Path
 
     found = {
-        name: formats.name_of(Path(name)) for name in ("a.txt", "b.JSONL.gz", "c", "d.py", "e.ndjson", "f.csv.zst")
+        name: formats.format_of(Path(name)) for name in ("a.txt", "b.JSONL.gz", "c", "d.py", "e.ndjson", "f.csv.zst")
     }
     assert found == {
         "a.txt": "txt", "b.JSONL.gz": "jsonl", "c": "txt", "d.py": "txt", "e.ndjson": "jsonl", "f.csv.zst": "csv",
     }  # fmt: skip
-    assert formats.is_known(Path("a.txt.gz")) and not formats.is_known(Path("d.py"))
+    assert formats.has_known_format(Path("a.txt.gz")) and not formats.has_known_format(Path("d.py"))

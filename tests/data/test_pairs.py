@@ -46,7 +46,7 @@ def some_pairs(count, seed=0):
 
 
 def set_of(some):
-    return pairs.encoded(BYTES, some, "encoding", "some pairs")
+    return pairs.to_token_set(BYTES, some, "encoding", "some pairs")
 
 
 def read_back(row, decode=BYTES.decode):
@@ -97,7 +97,7 @@ def test_empty_sides_are_left_out_and_told(tmp_path, capsys):
     assert pairs.read(settings_of(folder), "train") == [Pair("a", "1")]
     assert "3 of 4 pairs have an empty side and are left out" in capsys.readouterr().err
     (tmp_path / "p.tsv").write_text("a\t1\n\nb\t\n\t2\n")
-    assert pairs.of_file(tmp_path / "p.tsv", (0, 1), ("en", "de")) == [Pair("a", "1")]
+    assert pairs.read_pair_file(tmp_path / "p.tsv", (0, 1), ("en", "de")) == [Pair("a", "1")]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_pair_is_a_record_whose_prompt_is_the_source():
     assert tokens.prompts().tolist() == [3, 2] and tokens.closing == ()
     assert packing.pair_lengths(tokens).tolist() == [[3, 2], [2, 3]]
     with pytest.raises(DataError, match="no end of text"):
-        pairs.encoded(tokenizers.chars_encoding(["abc"]), [Pair("a", "b")], "x", "x")
+        pairs.to_token_set(tokenizers.chars_encoding(["abc"]), [Pair("a", "b")], "x", "x")
 
 
 def test_a_run_reads_both_sides_into_one_vocabulary(tmp_path):
@@ -243,9 +243,9 @@ def test_held_out_rows_are_all_there():
 @pytest.mark.parametrize("begin", [(), (300,)])
 def test_prepared_prompts_are_sources(begin):
     """Records as gptjax.data.prepare.documents makes them, with what each kind of tokenizer puts around."""
-    opening, ending, closing = (begin, (END,), ()) if begin else ((END,), (), (END,))
-    records = [[*opening, *b"ab", *b"c", *ending], [*opening, *b"d", *b"ef", *ending]]
-    prompts = np.array([len(opening) + 2, len(opening) + 1])
+    prefix, suffix, closing = (begin, (END,), ()) if begin else ((END,), (), (END,))
+    records = [[*prefix, *b"ab", *b"c", *suffix], [*prefix, *b"d", *b"ef", *suffix]]
+    prompts = np.array([len(prefix) + 2, len(prefix) + 1])
     part = Part(np.array([*records[0], *records[1]]), np.cumsum([len(r) for r in records]), prompts)
     row = rows_of(TokenSet([part], closing), 10).row(0, 0)
     found = {

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from gptjax import prepare
 from gptjax.config.errors import DataError
 from gptjax.data import examples, formats, pairs, records, sources
-from gptjax.data.formats import Reading
+from gptjax.data.formats import ReadOptions
 from gptjax.data.prepare import cleaning, pipeline
-from gptjax.data.records import Options
+from gptjax.data.records import RecordOptions
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import prompt_files
 
@@ -64,7 +64,7 @@ def trained_on(path):
 
 
 def prepared_from(path, **how):
-    reading = Reading(**how)
+    reading = ReadOptions(**how)
     return [formats.parse(path, item, reading) for item in formats.items(path, reading)]
 
 
@@ -198,12 +198,12 @@ def test_pairs_come_from_every_file(tmp_path, format, packing):
     else:
         raw = raw_of(format, fields)
     path = file_of(tmp_path, f"p.{'jsonl' if format == 'nested' else format}{packing}", PACKINGS[packing](raw))
-    assert pairs.of_file(path, (0, 1), ("en", "de")) == expected
+    assert pairs.read_pair_file(path, (0, 1), ("en", "de")) == expected
     back = [pairs.Pair(*reversed(one)) for one in expected]
-    assert pairs.of_file(path, (1, 0), ("de", "en")) == back
+    assert pairs.read_pair_file(path, (1, 0), ("de", "en")) == back
     if format not in records.ROWS:
         with pytest.raises(DataError, match="(line|record) 1 has (en, de|de, en); texts en and fr are read"):
-            pairs.of_file(path, (0, 1), ("en", "fr"))
+            pairs.read_pair_file(path, (0, 1), ("en", "fr"))
 
 
 def test_aligned_files_may_be_packed_by_zst(tmp_path):
@@ -308,8 +308,8 @@ def refuse(monkeypatch, name, function):
 READERS = {
     "text": lambda root: sources.read(tiny_config(data_path=root).data),
     "text by a glob": lambda root: sources.read(tiny_config(data_path=f"{root}/**/*.txt").data),
-    "prepare": lambda root: pipeline.sources_of([str(root)]),
-    "prepare by a glob": lambda root: pipeline.sources_of([f"{root}/**/*.txt"]),
+    "prepare": lambda root: pipeline.find_inputs([str(root)]),
+    "prepare by a glob": lambda root: pipeline.find_inputs([f"{root}/**/*.txt"]),
 }  # fmt: skip
 
 
@@ -432,6 +432,6 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name):
     path = shared(f"data/{name}")
-    options = Options(numbered=True) if name.startswith("ag_news") else Options()
+    options = RecordOptions(numbered=True) if name.startswith("ag_news") else RecordOptions()
     found = list(records.read(path, options))
     assert len(found) == REAL[name] and not any(one.repaired for one in found)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import DataError
 from gptjax.data import shards
-from gptjax.data.token_sets import Part, TokenSet, borders, encoded, joined
+from gptjax.data.token_sets import Part, TokenSet, concatenate, delimiters_of, from_texts
 from gptjax.data.tokenizers import tokenizers
 
 
@@ -32,7 +32,7 @@ def write_set(folder, per_shard=((3, 4), (5,)), tokenizer=None):
                 writer.append(records([length], first))
                 first += length
             splits[split].append(writer.close())
-    made_with = {"name": tokenizer.name, "n_vocab": tokenizer.n_vocab, "closing": borders(tokenizer).closing}
+    made_with = {"name": tokenizer.name, "n_vocab": tokenizer.n_vocab, "closing": delimiters_of(tokenizer).closing}
     shards.write_index(folder, {"tokenizer": made_with | {"sha256": tokenizers.sha256(tokenizer)}, "splits": splits})
     return folder
 
@@ -80,7 +80,7 @@ def test_reading_across_parts_is_slicing(parts, start, count, closing):
 
 def test_sets_are_joined_with_one_closing(tmp_path):
     a, b = (shards.open_set(write_set(tmp_path / name)).train for name in "ab")
-    both = joined([a, b], "both")
+    both = concatenate([a, b], "both")
     assert both.read(0, 100).tolist() == [*range(12), *range(12), 256]
     assert len(both.records()) == 6
 
@@ -93,7 +93,7 @@ def test_sets_are_joined_with_one_closing(tmp_path):
     ],
 )
 def test_documents_stand_between_borders(tokenizer, stream, closing):
-    tokens = encoded(tokenizer, ["a", "b"], "encoding")
+    tokens = from_texts(tokenizer, ["a", "b"], "encoding")
     assert tokens.read(0, 99).tolist() == stream + closing
     assert tokens.records().tolist() == [[0, len(stream) // 2], [len(stream) // 2, len(stream)]]
 
@@ -175,7 +175,7 @@ def test_the_hash_of_a_tokenizer_sees_what_changes_ids():
 def test_an_abandoned_shard_leaves_no_file(tmp_path):
     writer = shards.ShardWriter(tmp_path, "train", 0, np.uint16, True)
     writer.append(records([3]))
-    writer.abandon()
+    writer.abort()
     assert list(tmp_path.iterdir()) == []
     assert shards.ShardWriter(tmp_path, "train", 0, np.uint16, True).close() is None
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """The steps that clean a corpus: a table from their names to functions from a document's text to what is left of it.
 
 A step is pure, so that workers can run it in any number and any order of documents. The two steps that need to know
-earlier documents, `exact` and `near`, are in a table of their own: workers make signatures, `duplicates.Seen` compares.
+earlier documents, `exact` and `near`, are in a table of their own: workers make signatures, `dedup.DuplicateIndex` compares.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from gptjax.core.files import decode, parse_json
 from gptjax.data import records
 from gptjax.data.prepare import dedup, filters, pii
 from gptjax.data.sources import read_text
-from gptjax.data.streams import lines, opened, suffix_of
+from gptjax.data.streams import lines, open_stream, suffix_of
 
 
 class Dropped(NamedTuple):
@@ -33,7 +33,7 @@ class Dropped(NamedTuple):
 Step = Callable[[str], str | Dropped]
 
 
-class Options(NamedTuple):
+class CleaningOptions(NamedTuple):
     """What the steps can be told."""
 
     min_words: int = 50  # length: fewer are dropped
@@ -47,50 +47,50 @@ class Options(NamedTuple):
     near_permutations: int = 128  # near: numbers in a signature
 
 
-def _nfc(options: Options) -> Step:
+def _nfc(options: CleaningOptions) -> Step:
     """Unicode's composed form: one way to write what can be written in two."""
     return partial(unicodedata.normalize, "NFC")
 
 
 # Control characters but tab and newline, the byte order mark, noncharacters, and surrogates, which UTF-8 cannot hold.
 # Format characters stay: emoji and Indic scripts are written with joiners, Arabic and Hebrew with direction marks.
-_REFUSED = "\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufdd0-\ufdef\ud800-\udfff\ufffe\uffff"
-_REFUSED_BEYOND = "".join(chr(plane * 0x10000 + last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))
+_REMOVED = "\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufdd0-\ufdef\ud800-\udfff\ufffe\uffff"
+_REMOVED_BEYOND = "".join(chr(plane * 0x10000 + last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))
 # The range first: one by one, these 32 would be compared with every character of every text.
-_CONTROL = re.compile(f"[{_REFUSED}\U0001fffe-\U0010ffff](?<=[{_REFUSED}{_REFUSED_BEYOND}])")
+_CONTROL = re.compile(f"[{_REMOVED}\U0001fffe-\U0010ffff](?<=[{_REMOVED}{_REMOVED_BEYOND}])")
 
 
-def _control(options: Options) -> Step:
+def _control(options: CleaningOptions) -> Step:
     """Line ends become newlines, and what is no text goes."""
     return lambda text: _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _kept_by(rules: Iterable[filters.Rule]) -> Step:
+def _rule_filter(rules: Iterable[filters.Rule]) -> Step:
     def step(text: str) -> str | Dropped:
-        reason = next(filters.broken(rules, text), None)
+        reason = next(filters.failed_rules(rules, text), None)
         return text if reason is None else Dropped(reason)
 
     return step
 
 
-def _length(options: Options) -> Step:
+def _length(options: CleaningOptions) -> Step:
     """Gopher's rules on the number and the length of words."""
     if not 0 <= options.min_words <= options.max_words:
         raise ConfigError(f"min_words={options.min_words} must be at least 0 and at most max_words={options.max_words}")
-    return _kept_by(filters.length_rules(options.min_words, options.max_words))
+    return _rule_filter(filters.length_rules(options.min_words, options.max_words))
 
 
-def _boilerplate(options: Options) -> Step:
+def _boilerplate(options: CleaningOptions) -> Step:
     """The rest of Gopher's rules on quality."""
-    return _kept_by(filters.QUALITY)
+    return _rule_filter(filters.QUALITY)
 
 
-def _repetition(options: Options) -> Step:
+def _repetition(options: CleaningOptions) -> Step:
     """Gopher's rules on repetition."""
-    return _kept_by(filters.REPETITION)
+    return _rule_filter(filters.REPETITION)
 
 
-def _script(options: Options) -> Step:
+def _script(options: CleaningOptions) -> Step:
     """Drops documents by the script that most of their letters are in."""
     keep, drop = options.keep_scripts, options.drop_scripts
     for name in (*keep, *drop):
@@ -107,12 +107,12 @@ def _script(options: Options) -> Step:
     return step
 
 
-def _personal(options: Options) -> Step:
+def _personal(options: CleaningOptions) -> Step:
     """Puts tags in the place of personal data."""
     return pii.scrub
 
 
-def _stands_alone(text: str, start: int, end: int) -> bool:
+def _is_whole_word(text: str, start: int, end: int) -> bool:
     """Whether no word of a script with spaces goes on at either end."""
     return not (
         _are_one_word(text[start - 1 : start], text[start]) or _are_one_word(text[end - 1], text[end : end + 1])
@@ -126,17 +126,17 @@ def _are_one_word(left: str, right: str) -> bool:
     )
 
 
-def holds_term(text: str, term: str) -> bool:
+def contains_term(text: str, term: str) -> bool:
     """Whether a term stands in a text, both case-folded: as whole words, as anything in scripts without spaces."""
     start = text.find(term)
     while start >= 0:
-        if filters.has_unspaced(term) or _stands_alone(text, start, start + len(term)):
+        if filters.has_unspaced(term) or _is_whole_word(text, start, start + len(term)):
             return True
         start = text.find(term, start + 1)
     return False
 
 
-def _blocklist(options: Options) -> Step:
+def _blocklist(options: CleaningOptions) -> Step:
     """Drops documents that hold a term of a file, whatever its case; spaces in a term are any space."""
     if not options.blocklist:
         raise ConfigError("the step blocklist needs blocklist, a file with a term a line")
@@ -167,7 +167,7 @@ def _blocklist(options: Options) -> Step:
 
     def step(text: str) -> str | Dropped:
         folded = " ".join(text.casefold().split())
-        found = any(holds_term(folded, term) for term in candidates(folded))
+        found = any(contains_term(folded, term) for term in candidates(folded))
         return Dropped("a term of the blocklist") if found else text
 
     return step
@@ -183,7 +183,7 @@ def evaluation_items(path: str) -> Iterator[str]:
       DataError: it cannot be read, or it is not what its name says.
     """
     file = Path(path)
-    with opened(file) as (_, stream):
+    with open_stream(file) as (_, stream):
         match suffix_of(file):
             case "json":
                 yield from records.strings(parse_json(stream.read(), path, finite=False))
@@ -213,7 +213,7 @@ def _gram_hashes(text: str) -> np.ndarray:
     return sums
 
 
-def _decontaminate(options: Options) -> Step:
+def _decontaminate(options: CleaningOptions) -> Step:
     """Drops documents that share 13 words in a row with what models are evaluated on (arXiv 2005.14165, appendix C).
 
     Compared are lower-cased words without punctuation; shorter items cannot match.
@@ -235,7 +235,7 @@ def _decontaminate(options: Options) -> Step:
     return step
 
 
-STEPS: dict[str, Callable[[Options], Step]] = {
+STEPS: dict[str, Callable[[CleaningOptions], Step]] = {
     "nfc": _nfc,
     "control": _control,
     "length": _length,
@@ -248,17 +248,17 @@ STEPS: dict[str, Callable[[Options], Step]] = {
 }
 
 
-def _exact(options: Options) -> Callable[[str], bytes]:
+def _exact(options: CleaningOptions) -> Callable[[str], bytes]:
     return dedup.exact_signature
 
 
-def _near(options: Options) -> Callable[[str], np.ndarray]:
+def _near(options: CleaningOptions) -> Callable[[str], np.ndarray]:
     dedup.check(options)
     return partial(dedup.near_signature, options=options)
 
 
-# What `duplicates.Seen` has a method for under the same name: what it is asked with, made by workers.
-SIGNATURES: dict[str, Callable[[Options], Callable[[str], Any]]] = {"exact": _exact, "near": _near}
+# What `dedup.DuplicateIndex` has a method for under the same name: what it is asked with, made by workers.
+SIGNATURES: dict[str, Callable[[CleaningOptions], Callable[[str], Any]]] = {"exact": _exact, "near": _near}
 
 # In the recommended order: rules see what the cleaning of characters left, tags do not keep a text from being found,
 # and only what nothing else drops is remembered as an earlier document.
@@ -274,7 +274,7 @@ def check_names(names: Sequence[str]) -> None:
             raise ConfigError(f"the step {name} is named twice")
 
 
-def check(names: Sequence[str], options: Options) -> None:
+def check(names: Sequence[str], options: CleaningOptions) -> None:
     """Makes every step once, so that what cannot work is known before anything is begun.
 
     Raises:

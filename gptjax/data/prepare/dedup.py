@@ -1,6 +1,6 @@
 """Duplicates over a stream of documents: exact ones by SHA-256, near ones by MinHash, with what was seen in one file.
 
-Signatures are pure functions of a text, for workers; `Seen` remembers them and is asked for one document at a time, in
+Signatures are pure functions of a text, for workers; `DuplicateIndex` remembers them and is asked for one document at a time, in
 order. The method for near duplicates is that of Broder (1997, "On the resemblance and containment of documents") with
 the bands of "Mining of Massive Datasets", chapter 3, as arXiv 2107.06499 and arXiv 2112.11446 use it on corpora.
 
@@ -26,7 +26,7 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.prepare import filters
 
 if TYPE_CHECKING:
-    from gptjax.data.prepare.cleaning import Options
+    pass
 
 _SCHEME = "affine32"  # of datasketch's permutations: uint32, without collisions
 _WEIGHTS = (0.2, 0.8)  # of false and of missed candidates: the false ones are looked at again, the missed are not
@@ -40,7 +40,7 @@ def exact_signature(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def near_signature(text: str, options: "Options") -> np.ndarray:
+def near_signature(text: str, options: "CleaningOptions") -> np.ndarray:
     """MinHash of the text's shingles: `options.near_permutations` numbers, uint32.
 
     A shingle is `options.near_shingle` words in a row, lower-cased and without punctuation; in scripts that put no
@@ -95,7 +95,7 @@ def _permutations(count: int) -> np.ndarray:
     return _datasketch().MinHash(count, seed=1, scheme=_SCHEME).permutations
 
 
-def check(options: "Options") -> None:
+def check(options: "CleaningOptions") -> None:
     """Raises ConfigError for options that cannot be, or without datasketch."""
     if options.near_shingle < 1:
         raise ConfigError(f"near_shingle is {options.near_shingle}; it must be at least 1")
@@ -135,7 +135,7 @@ CREATE TABLE IF NOT EXISTS bands (key INTEGER, document INTEGER, PRIMARY KEY (ke
 """
 
 
-class Seen:
+class DuplicateIndex:
     """What a run has kept so far, in a sqlite file, asked document by document: `with Seen(path, options) as seen:`.
 
     Documents are numbered in the order in which they are asked for. What is asked for and is no duplicate is remembered
@@ -147,7 +147,7 @@ class Seen:
     flushed at every commit). Memory is bounded by sqlite's cache; the file takes about 1 kB a document.
     """
 
-    def __init__(self, path: Path, options: "Options") -> None:
+    def __init__(self, path: Path, options: "CleaningOptions") -> None:
         """Opens the file, or makes it.
 
         Raises:
@@ -226,7 +226,7 @@ class Seen:
         query = f"SELECT document FROM bands WHERE key = ? LIMIT {_CANDIDATES}"
         return {row[0] for key in keys for row in self._run(query, (key,))}
 
-    def forget_from(self, document: int) -> None:
+    def delete_from(self, document: int) -> None:
         """Forgets documents of this number and later ones."""
         self._run("DELETE FROM exact WHERE document >= ?", (document,))
         query = "SELECT document, signature FROM near WHERE document >= ? ORDER BY document LIMIT 1000"
@@ -244,15 +244,15 @@ class Seen:
         try:
             return self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._data_error(error) from error
 
     def _run_many(self, statement: str, rows: list[tuple[int, int]]) -> None:
         try:
             self._database.executemany(statement, rows)
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._data_error(error) from error
 
-    def _told(self, error: sqlite3.Error) -> DataError:
+    def _data_error(self, error: sqlite3.Error) -> DataError:
         if "locked" in str(error):
             return DataError(f"{self._path} is in use by another run")
         return DataError(f"{self._path}: {error}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptjax.data import formats, token_sets
-from gptjax.data.formats import Reading, Text
+from gptjax.data.formats import ReadOptions, Text
 from gptjax.data.prepare import cleaning
 from gptjax.data.prepare.cleaning import Dropped
 from gptjax.data.records import Item
@@ -16,15 +16,15 @@ from gptjax.data.shards import Records
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-EXAMPLE = 160  # characters of a dropped document that are shown
+EXAMPLE_CHARACTERS = 160  # characters of a dropped document that are shown
 
 
 class Task(NamedTuple):
     """How a document becomes a record."""
 
-    reading: Reading
+    reading: ReadOptions
     clean: tuple[str, ...]  # steps by name, in order, see gptjax.data.prepare.cleaning
-    options: cleaning.Options
+    options: cleaning.CleaningOptions
     held_out: float  # share of documents kept for validation, by hash of their text
 
 
@@ -118,7 +118,7 @@ class Worker:
         drops, beginnings = [], []
         for m, item in enumerate(chunk.items):
             text = formats.parse(*item, self.task.reading)
-            beginnings.append((text.prompt + text.text)[:EXAMPLE])
+            beginnings.append((text.prompt + text.text)[:EXAMPLE_CHARACTERS])
             changed_S[0] += text.repaired
             read_bytes_M[m] = _bytes(text)
             after, own = list[int](), dict[str, Any]()
@@ -140,11 +140,13 @@ class Worker:
     def record(self, text: Text) -> tuple[np.ndarray, int]:
         """A document's ids with what stands around them, and how many of them are the prompt."""
         assert self.tokenizer is not None
-        around = token_sets.borders(self.tokenizer)
+        delimiters = token_sets.delimiters_of(self.tokenizer)
         prompt = tokenizers.encode_array(self.tokenizer, text.prompt) if text.prompt else np.zeros(0, np.uint32)
         body = tokenizers.encode_array(self.tokenizer, text.text)
-        record = np.concatenate([np.array(around.opening, np.uint32), prompt, body, np.array(around.ending, np.uint32)])
-        return record, len(around.opening) + len(prompt)
+        record = np.concatenate(
+            [np.array(delimiters.prefix, np.uint32), prompt, body, np.array(delimiters.suffix, np.uint32)]
+        )
+        return record, len(delimiters.prefix) + len(prompt)
 
 
 def _bytes(text: Text) -> int:
@@ -157,7 +159,7 @@ def is_held_out(text: Text, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def forget() -> None:
+def clear_cache() -> None:
     """Drops what this process keeps between chunks; for one that prepares several sets."""
     _worker.cache_clear()
 
@@ -167,12 +169,12 @@ def _worker(task: Task, tokenizer: Path | None) -> Worker:
     return Worker(task, tokenizers.load(tokenizer) if tokenizer else None)
 
 
-def work_on(task: Task, tokenizer: Path | None, chunk: Chunk) -> Outcome:
+def process_chunk(task: Task, tokenizer: Path | None, chunk: Chunk) -> Outcome:
     """A chunk's records, with account of each step."""
     return _worker(task, tokenizer)(chunk)
 
 
-def texts_of(task: Task, tokenizer: Path | None, chunk: Chunk, share: float) -> list[str]:
+def sample_texts(task: Task, tokenizer: Path | None, chunk: Chunk, share: float) -> list[str]:
     """Cleaned texts of a share of a chunk's documents, chosen by hash."""
     worker = _worker(task, tokenizer)
     found = []

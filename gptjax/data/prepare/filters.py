@@ -1,6 +1,6 @@
 """Rules that tell running text from debris: Gopher's (arXiv 2112.11446, appendix A.1.1), and which script a text is in.
 
-Every rule is a small function of a text's `Parts` that returns one number; what the numbers may be stands in the tables
+Every rule is a small function of a text's `TextParts` that returns one number; what the numbers may be stands in the tables
 at the end. NaN says that a rule has nothing to say about a text.
 """
 
@@ -62,10 +62,10 @@ class Repeats(NamedTuple):
 
     ids: np.ndarray  # int64, which n-gram, numbered from 0 without gaps
     starts: np.ndarray  # int64, of which word it is the first
-    is_again: np.ndarray  # bool, whether this n-gram has been there before
+    is_repeat: np.ndarray  # bool, whether this n-gram has been there before
 
 
-class Parts:
+class TextParts:
     """A text and its words, lines, paragraphs and repeated n-grams, each found when it is first asked for."""
 
     def __init__(self, text: str) -> None:
@@ -115,53 +115,53 @@ class Parts:
         keys = before.ids[fits] * len(self.words) + self.word_ids[starts + (n - 1)]
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        is_again = np.zeros(len(keys) + 1, bool)
-        is_again[1:-1] = keys[1:] == keys[:-1]
-        (kept,) = np.nonzero(is_again[:-1] | is_again[1:])
-        is_again = is_again[kept]
-        return Repeats(np.cumsum(~is_again) - 1, starts[order[kept]], is_again)
+        is_repeat = np.zeros(len(keys) + 1, bool)
+        is_repeat[1:-1] = keys[1:] == keys[:-1]
+        (kept,) = np.nonzero(is_repeat[:-1] | is_repeat[1:])
+        is_repeat = is_repeat[kept]
+        return Repeats(np.cumsum(~is_repeat) - 1, starts[order[kept]], is_repeat)
 
 
-def word_count(parts: Parts) -> float:
+def word_count(parts: TextParts) -> float:
     """How many words."""
     return len(parts.words)
 
 
-def mean_word_length(parts: Parts) -> float:
+def mean_word_length(parts: TextParts) -> float:
     """Characters a word; NaN where most words are single characters of a script without spaces, or there are none."""
     if has_unspaced(parts.text) and 2 * len(_HAS_UNSPACED.findall(parts.text)) > len(parts.words):
         return math.nan
     return float(parts.ends[-1]) / len(parts.words) if parts.words else math.nan
 
 
-def hash_ratio(parts: Parts) -> float:
+def hash_ratio(parts: TextParts) -> float:
     """Hash signs a word."""
     return parts.text.count("#") / max(len(parts.words), 1)
 
 
-def ellipsis_ratio(parts: Parts) -> float:
+def ellipsis_ratio(parts: TextParts) -> float:
     """Ellipses, of three dots or of one character, a word."""
     return sum(map(parts.text.count, _ELLIPSES)) / max(len(parts.words), 1)
 
 
-def bullet_fraction(parts: Parts) -> float:
+def bullet_fraction(parts: TextParts) -> float:
     """Share of the lines that start with a bullet."""
     return sum(line.startswith(_BULLETS) for line in parts.lines) / max(len(parts.lines), 1)
 
 
-def ellipsis_fraction(parts: Parts) -> float:
+def ellipsis_fraction(parts: TextParts) -> float:
     """Share of the lines that end with an ellipsis."""
     return sum(line.endswith(_ELLIPSES) for line in parts.lines) / max(len(parts.lines), 1)
 
 
-def alphabetic_fraction(parts: Parts) -> float:
+def alphabetic_fraction(parts: TextParts) -> float:
     """Share of the words with an alphabetic character; NaN where there are none."""
     if not parts.words:
         return math.nan
     return sum(word.isalpha() or _LETTER.search(word) is not None for word in parts.words) / len(parts.words)
 
 
-def stop_words(parts: Parts) -> float:
+def stop_words(parts: TextParts) -> float:
     """How many of eight English stop words it has, counted up to two; NaN where letters are mostly not Latin.
 
     The exception is ours: Gopher's text is English, and without it no document in another script would be left.
@@ -182,28 +182,28 @@ def duplicate_characters(pieces: list[str]) -> float:
     return (total - sum(map(len, set(pieces)))) / max(total, 1)
 
 
-def top_ngram_characters(parts: Parts, n: int) -> float:
+def top_ngram_characters(parts: TextParts, n: int) -> float:
     """Share of the words' characters that lie in the most frequent n-gram of words.
 
     An n-gram that occurs once is not counted. Where several are as frequent, the one that takes most characters is.
     """
-    ids, starts, is_again = parts.repeats(n)
+    ids, starts, is_repeat = parts.repeats(n)
     if not len(ids):
         return 0.0
     # An occurrence that overlaps the one before it adds only what is new.
     fresh = starts.copy()
-    fresh[1:] = np.where(is_again[1:], np.maximum(starts[1:], starts[:-1] + n), starts[1:])
+    fresh[1:] = np.where(is_repeat[1:], np.maximum(starts[1:], starts[:-1] + n), starts[1:])
     characters = np.bincount(ids, weights=parts.ends[starts + n] - parts.ends[fresh])
     counts = np.bincount(ids)
     return float(characters[counts == counts.max()].max() / parts.ends[-1])
 
 
-def duplicate_ngram_characters(parts: Parts, n: int) -> float:
+def duplicate_ngram_characters(parts: TextParts, n: int) -> float:
     """Share of the words' characters that lie in n-grams of words that have been there before, each counted once."""
     repeats = parts.repeats(n)
     if not len(repeats.ids):
         return 0.0
-    again = repeats.starts[repeats.is_again]
+    again = repeats.starts[repeats.is_repeat]
     size = len(parts.words) + 1
     depth = np.cumsum(np.bincount(again, minlength=size) - np.bincount(again + n, minlength=size))
     return float(np.diff(parts.ends)[depth[:-1] > 0].sum() / parts.ends[-1])
@@ -253,60 +253,66 @@ class Rule(NamedTuple):
     """What a document may measure, and the reason to give where it does not."""
 
     reason: str
-    measure: Callable[[Parts], float]
-    least: float = -math.inf
-    most: float = math.inf
+    measure: Callable[[TextParts], float]
+    minimum: float = -math.inf
+    maximum: float = math.inf
 
 
-def broken(rules: Iterable[Rule], text: str) -> Iterator[str]:
+def failed_rules(rules: Iterable[Rule], text: str) -> Iterator[str]:
     """The reasons of the rules that a text breaks, in their order, each measured when it is asked for."""
-    parts = Parts(text)
+    parts = TextParts(text)
     for rule in rules:
         measured = rule.measure(parts)
-        if measured < rule.least or measured > rule.most:  # false for NaN
+        if measured < rule.minimum or measured > rule.maximum:  # false for NaN
             yield rule.reason
 
 
 def length_rules(min_words: int, max_words: int) -> tuple[Rule, ...]:
     """Gopher's rules on length."""
     return (
-        Rule(f"fewer than {min_words} words", word_count, least=min_words),
-        Rule(f"more than {max_words} words", word_count, most=max_words),
-        Rule("mean word length below 3", mean_word_length, least=3),
-        Rule("mean word length above 10", mean_word_length, most=10),
+        Rule(f"fewer than {min_words} words", word_count, minimum=min_words),
+        Rule(f"more than {max_words} words", word_count, maximum=max_words),
+        Rule("mean word length below 3", mean_word_length, minimum=3),
+        Rule("mean word length above 10", mean_word_length, maximum=10),
     )
 
 
 QUALITY = (
-    Rule("more than 0.1 hash signs a word", hash_ratio, most=0.1),
-    Rule("more than 0.1 ellipses a word", ellipsis_ratio, most=0.1),
-    Rule("more than 90% of lines start with a bullet", bullet_fraction, most=0.9),
-    Rule("more than 30% of lines end with an ellipsis", ellipsis_fraction, most=0.3),
-    Rule("fewer than 80% of words have a letter", alphabetic_fraction, least=0.8),
-    Rule("fewer than 2 English stop words", stop_words, least=2),
+    Rule("more than 0.1 hash signs a word", hash_ratio, maximum=0.1),
+    Rule("more than 0.1 ellipses a word", ellipsis_ratio, maximum=0.1),
+    Rule("more than 90% of lines start with a bullet", bullet_fraction, maximum=0.9),
+    Rule("more than 30% of lines end with an ellipsis", ellipsis_fraction, maximum=0.3),
+    Rule("fewer than 80% of words have a letter", alphabetic_fraction, minimum=0.8),
+    Rule("fewer than 2 English stop words", stop_words, minimum=2),
 )
 
 TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 REPETITION = (  # table A1
-    Rule("more than 30% duplicate lines", lambda parts: duplicate_fraction(parts.lines), most=0.30),
-    Rule("more than 30% duplicate paragraphs", lambda parts: duplicate_fraction(parts.paragraphs), most=0.30),
-    Rule("more than 20% of characters in duplicate lines", lambda parts: duplicate_characters(parts.lines), most=0.20),
+    Rule("more than 30% duplicate lines", lambda parts: duplicate_fraction(parts.lines), maximum=0.30),
+    Rule("more than 30% duplicate paragraphs", lambda parts: duplicate_fraction(parts.paragraphs), maximum=0.30),
+    Rule(
+        "more than 20% of characters in duplicate lines", lambda parts: duplicate_characters(parts.lines), maximum=0.20
+    ),
     Rule(
         "more than 20% of characters in duplicate paragraphs",
         lambda parts: duplicate_characters(parts.paragraphs),
-        most=0.20,
-    ),
-    *(
-        Rule(f"more than {most:.0%} of characters in the top {n}-gram", partial(top_ngram_characters, n=n), most=most)
-        for n, most in TOP_NGRAMS.items()
+        maximum=0.20,
     ),
     *(
         Rule(
-            f"more than {most:.0%} of characters in duplicate {n}-grams",
-            partial(duplicate_ngram_characters, n=n),
-            most=most,
+            f"more than {maximum:.0%} of characters in the top {n}-gram",
+            partial(top_ngram_characters, n=n),
+            maximum=maximum,
         )
-        for n, most in DUPLICATE_NGRAMS.items()
+        for n, maximum in TOP_NGRAMS.items()
+    ),
+    *(
+        Rule(
+            f"more than {maximum:.0%} of characters in duplicate {n}-grams",
+            partial(duplicate_ngram_characters, n=n),
+            maximum=maximum,
+        )
+        for n, maximum in DUPLICATE_NGRAMS.items()
     ),
 )

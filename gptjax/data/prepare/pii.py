@@ -112,7 +112,7 @@ def is_phone(text: str) -> bool:
     return not text.startswith(("+", "00")) or (9 <= digits <= 15 and not re.fullmatch(r"\+[0-9]+\.[0-9]+", text))
 
 
-class Kind(NamedTuple):
+class PIIKind(NamedTuple):
     """One kind of personal data."""
 
     tag: str
@@ -123,12 +123,12 @@ class Kind(NamedTuple):
 
 # In this order: what is stricter first. An identity number can pass for a card, and either holds phone numbers.
 KINDS = (
-    Kind("<EMAIL>", re.compile("@"), _EMAIL, lambda text: True),
-    Kind("<IP>", re.compile(":[0-9A-Fa-f]{0,4}:"), _IPV6, is_ip),
-    Kind("<IP>", re.compile(r"\.[0-9]+\."), _IPV4, is_ip),
-    Kind("<ID>", re.compile("[0-9][0-9]{16}"), _ID, is_resident_id),
-    Kind("<CARD>", re.compile("[0-9][0-9]{3}[0-9 -]{9}"), _CARD, is_card),
-    Kind("<PHONE>", re.compile("[0-9][0-9 ()./-]{7}"), _PHONE, is_phone),
+    PIIKind("<EMAIL>", re.compile("@"), _EMAIL, lambda text: True),
+    PIIKind("<IP>", re.compile(":[0-9A-Fa-f]{0,4}:"), _IPV6, is_ip),
+    PIIKind("<IP>", re.compile(r"\.[0-9]+\."), _IPV4, is_ip),
+    PIIKind("<ID>", re.compile("[0-9][0-9]{16}"), _ID, is_resident_id),
+    PIIKind("<CARD>", re.compile("[0-9][0-9]{3}[0-9 -]{9}"), _CARD, is_card),
+    PIIKind("<PHONE>", re.compile("[0-9][0-9 ()./-]{7}"), _PHONE, is_phone),
 )
 
 
@@ -145,7 +145,7 @@ def scrub(text: str) -> str:
     return text
 
 
-def _replace(text: str, kind: Kind) -> str:
+def _replace(text: str, kind: PIIKind) -> str:
     if not kind.mark.search(text):
         return text
     pieces, done, at = [], 0, 0

@@ -20,7 +20,7 @@ from gptjax.core import console, schema
 from gptjax.core.files import read_json, write_atomic
 from gptjax.data import formats, shards, token_sets
 from gptjax.data.prepare import cleaning, dedup, documents
-from gptjax.data.prepare.documents import Chunk, Outcome, Task, texts_of, work_on
+from gptjax.data.prepare.documents import Chunk, Outcome, Task, process_chunk, sample_texts
 from gptjax.data.prepare.report import Report
 from gptjax.data.prepare.workers import Workers
 from gptjax.data.records import Item
@@ -28,7 +28,7 @@ from gptjax.data.sources import files_below, files_matching
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-CHUNK = 2**20  # bytes of documents that go to a worker at once
+CHUNK_BYTES = 2**20  # bytes of documents that go to a worker at once
 
 
 class Settings(NamedTuple):
@@ -40,20 +40,20 @@ class Settings(NamedTuple):
     shard_tokens: int = 100_000_000
     tokenizer_bytes: int = 100_000_000  # of text that a tokenizer is trained on, at most
 
-    def described(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """All of it by name, as JSON has it."""
         task = self.task._asdict() | {"reading": self.task.reading._asdict(), "options": self.task.options._asdict()}
         return json.loads(json.dumps(self._asdict() | {"task": task}))
 
 
-class Source(NamedTuple):
+class InputFile(NamedTuple):
     """A file to read."""
 
     path: Path
     bytes: int
 
 
-def sources_of(inputs: Sequence[str]) -> list[Source]:
+def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
     """The files that paths, directories and globs name, in the order of their names, each once.
 
     Raises:
@@ -63,7 +63,7 @@ def sources_of(inputs: Sequence[str]) -> list[Source]:
     for named in inputs:
         path = Path(named).expanduser()
         if path.is_dir():
-            files = [p for p in files_below(path) if formats.is_known(p)]
+            files = [p for p in files_below(path) if formats.has_known_format(p)]
         else:
             files = [path] if path.is_file() else files_matching(path)
         if not files:
@@ -71,7 +71,7 @@ def sources_of(inputs: Sequence[str]) -> list[Source]:
             what = f"holds none of {known}" if path.is_dir() else "names no file"
             raise DataError(f"--input={named} {what}")
         found |= {p: p.stat().st_size for p in files}
-    return [Source(path, found[path]) for path in sorted(found)]
+    return [InputFile(path, found[path]) for path in sorted(found)]
 
 
 class Position(NamedTuple):
@@ -82,7 +82,7 @@ class Position(NamedTuple):
 
 
 def chunks(
-    sources: Sequence[Source], reading: formats.Reading, begin: Position, advance: Callable[..., None]
+    sources: Sequence[InputFile], reading: formats.ReadOptions, begin: Position, advance: Callable[..., None]
 ) -> Iterator[tuple[Chunk, Position]]:
     """Documents from a position on, about CHUNK bytes at a time, each with the position after it.
 
@@ -98,7 +98,7 @@ def chunks(
                 continue
             held.append((path, item))
             size += formats.size_of(item)
-            if size >= CHUNK:
+            if size >= CHUNK_BYTES:
                 yield Chunk(held), Position(file, number)
                 held, size = [], 0
     if held:
@@ -114,12 +114,19 @@ class Progress(NamedTuple):
     report: dict[str, Any]
 
 
-COUNTED = {"step": str, "documents_in": int, "documents_out": int, "bytes_in": int, "bytes_out": int, "changed": int}
+STEP_COUNTS = {
+    "step": str,
+    "documents_in": int,
+    "documents_out": int,
+    "bytes_in": int,
+    "bytes_out": int,
+    "changed": int,
+}
 PROGRESS = {
     "position": schema.Row(int, int),
     "documents": int,
     "splits": {"train": [shards.SHARD], "held_out": [shards.SHARD]},
-    "report": {"steps": [COUNTED], "reasons": {str: {"documents": int, "example": str}}},
+    "report": {"steps": [STEP_COUNTS], "reasons": {str: {"documents": int, "example": str}}},
 }
 
 
@@ -141,22 +148,22 @@ def prepare(settings: Settings, output: Path, workers: int, restart: bool = Fals
     if output.exists():
         raise ConfigError(f"{output} exists; give another --output")
     cleaning.check(settings.task.clean, settings.task.options)
-    sources = sources_of(settings.inputs)
-    folder = shards.unfinished(output)
+    sources = find_inputs(settings.inputs)
+    folder = shards.unfinished_dir(output)
     if (folder / "index.json").exists() and not (folder / "settings.json").exists():  # cut short at the very end
-        return _named(folder, output)
+        return _publish(folder, output)
     progress = _begin(folder, settings, sources, restart)
-    documents.forget()
+    documents.clear_cache()
     with Workers(workers) as pool:
         tokenizer = _tokenizer(settings, sources, folder, pool)
         pool.begin(settings.task, folder / "tokenizer")
         making = Builder(settings, sources, folder, tokenizer, progress)
         making.run(pool)
     making.finish()
-    return _named(folder, output)
+    return _publish(folder, output)
 
 
-def _named(folder: Path, output: Path) -> dict[str, Any]:
+def _publish(folder: Path, output: Path) -> dict[str, Any]:
     """Clears away what only the making of a whole set needed, and gives it its name; its report."""
     for name in ("settings.json", "progress.json", "seen.sqlite", "seen.sqlite-wal", "seen.sqlite-shm"):
         (folder / name).unlink(missing_ok=True)
@@ -164,9 +171,9 @@ def _named(folder: Path, output: Path) -> dict[str, Any]:
     return read_json(output / "report.json")
 
 
-def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart: bool) -> Progress:
+def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], restart: bool) -> Progress:
     """Makes the unfinished folder, or reads how far it has come."""
-    made = {"settings": settings.described(), "sources": [[str(path), size] for path, size in sources]}
+    made = {"settings": settings.as_json(), "sources": [[str(path), size] for path, size in sources]}
     begun = (folder / "settings.json").exists()
     if not begun and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
         raise ConfigError(f"{folder} exists and is no unfinished preparation; move it away, or give another --output")
@@ -189,7 +196,7 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart:
     return Progress(Position(*kept["position"]), kept["documents"], kept["splits"], kept["report"])
 
 
-def _tokenizer(settings: Settings, sources: Sequence[Source], folder: Path, pool: Workers) -> Tokenizer:
+def _tokenizer(settings: Settings, sources: Sequence[InputFile], folder: Path, pool: Workers) -> Tokenizer:
     """The set's tokenizer, in the folder: kept from before, taken from a run, or made, from the text where need be."""
     place = folder / "tokenizer"
     if (place / "facts.json").exists():
@@ -205,14 +212,14 @@ def _tokenizer(settings: Settings, sources: Sequence[Source], folder: Path, pool
     return tokenizer
 
 
-def _sample(settings: Settings, sources: Sequence[Source], pool: Workers) -> list[str]:
+def _sample(settings: Settings, sources: Sequence[InputFile], pool: Workers) -> list[str]:
     """Cleaned documents, by hash of their text, of about `tokenizer_bytes` where there are more; of `chars`, all."""
     size = sum(source.bytes for source in sources)
     share = 1.0 if settings.tokenizer == "chars" else min(1.0, settings.tokenizer_bytes / max(size, 1))
     pool.begin(settings.task, None)
     with console.bar("reading for the tokenizer", size, unit="B") as advance:
         coming = (chunk for chunk, _ in chunks(sources, settings.task.reading, Position(), advance))
-        found = [text for texts in pool.map(texts_of, ((chunk, share) for chunk in coming)) for text in texts]
+        found = [text for texts in pool.map(sample_texts, ((chunk, share) for chunk in coming)) for text in texts]
     if settings.tokenizer == "chars":
         return ["".join(sorted(set().union(*found)))]
     return found
@@ -222,7 +229,7 @@ class Builder:
     """The part that runs in order: takes the workers' outcomes, drops duplicates, writes shards, keeps account."""
 
     def __init__(
-        self, settings: Settings, sources: Sequence[Source], folder: Path, tokenizer: Tokenizer, progress: Progress
+        self, settings: Settings, sources: Sequence[InputFile], folder: Path, tokenizer: Tokenizer, progress: Progress
     ) -> None:
         self.settings, self.sources, self.folder, self.tokenizer = settings, sources, folder, tokenizer
         self.begun, self.documents, self.splits = progress.position, progress.documents, progress.splits
@@ -236,10 +243,10 @@ class Builder:
         total = sum(source.bytes for source in self.sources)
         done = sum(source.bytes for source in self.sources[: self.begun.file])
         with ExitStack() as stack:
-            self.seen = stack.enter_context(dedup.Seen(self.folder / "seen.sqlite", task.options))
-            self.seen.forget_from(self.documents)
+            self.seen = stack.enter_context(dedup.DuplicateIndex(self.folder / "seen.sqlite", task.options))
+            self.seen.delete_from(self.documents)
             advance = stack.enter_context(console.bar("preparing", total, done, unit="B"))
-            stack.callback(self._abandon)
+            stack.callback(self._abort)
             positions: list[Position] = []
 
             def coming() -> Iterator[tuple[Chunk]]:
@@ -248,7 +255,7 @@ class Builder:
                     yield (chunk,)
 
             position = self.begun
-            for outcome in pool.map(work_on, coming()):
+            for outcome in pool.map(process_chunk, coming()):
                 position = positions.pop(0)
                 self._take(outcome)
                 written = self.writers.get("train")
@@ -258,13 +265,13 @@ class Builder:
             self._commit(position)
 
     def _take(self, outcome: Outcome) -> None:
-        kept_M = self._without_duplicates(outcome)
+        keep_M = self._without_duplicates(outcome)
         self.report.add(outcome)
         for split, side_M in (("train", ~outcome.held_out_M), ("held_out", outcome.held_out_M)):
-            records = outcome.records.where(kept_M & side_M)
+            records = outcome.records.where(keep_M & side_M)
             if len(records.lengths_M):
                 self._writer(split).append(records)
-        self.documents += len(kept_M)
+        self.documents += len(keep_M)
 
     def _without_duplicates(self, outcome: Outcome) -> np.ndarray:
         """Which documents stay; those that repeat an earlier one are marked in the outcome as dropped there."""
@@ -300,9 +307,9 @@ class Builder:
         progress = Progress(position, self.documents, self.splits, self.report.state())
         write_atomic(self.folder / "progress.json", json.dumps(progress._asdict()))
 
-    def _abandon(self) -> None:
+    def _abort(self) -> None:
         for writer in self.writers.values():
-            writer.abandon()
+            writer.abort()
 
     def finish(self) -> None:
         """Writes report and index.
@@ -310,20 +317,20 @@ class Builder:
         Raises:
           DataError: no document is left.
         """
-        around = token_sets.borders(self.tokenizer)
+        delimiters = token_sets.delimiters_of(self.tokenizer)
         splits = {split: shards.totals(of_split) for split, of_split in self.splits.items()}
         if not splits["train"]["documents"]:
             raise DataError("no document is left to train on; the reasons: " + self.report.reasons_line())
         report = self.report.finished(splits)
         write_atomic(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        made_with = {"name": self.tokenizer.name, "n_vocab": self.tokenizer.n_vocab, "closing": around.closing}
+        made_with = {"name": self.tokenizer.name, "n_vocab": self.tokenizer.n_vocab, "closing": delimiters.closing}
         shards.write_index(
             self.folder,
             {
                 "tokenizer": made_with | {"sha256": tokenizers.sha256(self.tokenizer)},
                 "totals": splits,
                 "splits": self.splits,
-                "settings": self.settings.described(),
+                "settings": self.settings.as_json(),
                 "sources": [{"path": str(path), "bytes": size} for path, size in self.sources],
             },
         )

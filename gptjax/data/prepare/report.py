@@ -6,7 +6,7 @@ from typing import Any
 from gptjax.data.prepare.documents import Outcome
 
 READ = "read"
-SHOWN = 10  # reasons
+MAX_REASONS = 10  # reasons
 
 
 class Report:
@@ -51,7 +51,7 @@ class Report:
     def most_common(self) -> list[dict[str, Any]]:
         """The most common reasons for dropping, with an example each."""
         order = sorted(self.reasons.items(), key=lambda item: -item[1]["documents"])
-        return [{"reason": reason} | facts for reason, facts in order[:SHOWN]]
+        return [{"reason": reason} | facts for reason, facts in order[:MAX_REASONS]]
 
     def reasons_line(self) -> str:
         """They, in a line."""

@@ -36,7 +36,7 @@ class Workers:
         if self._pool is None:
             # Not by fork: a process that has imported jax has threads, which do not survive one.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_settle)
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
         waiting: deque[Future[Any]] = deque()
         for each in arguments:
             waiting.append(self._pool.submit(function, *self._first, *each))
@@ -53,7 +53,7 @@ class Workers:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle() -> None:
+def _start_worker() -> None:
     """A worker leaves interrupts to the process that started it, and ends when that one is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from gptjax.core import console
-from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, LibraryTokenizer, describe, to_bytes
+from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer, describe, to_bytes
 from gptjax.data.tokenizers.tokenizers import ONE_CHARACTER, Encoding
 
 # What the library's ByteLevel cuts by where nothing has cut before.
@@ -20,7 +20,7 @@ class Inexact(Exception):
     """Why no `tiktoken.Encoding` gives the ids that the library gives."""
 
 
-def exact_encoding(library: LibraryTokenizer) -> Encoding:
+def exact_encoding(library: HFTokenizer) -> Encoding:
     """The `tiktoken.Encoding` that gives the same ids as the library for every text.
 
     Both cut text into pieces by a pattern, and merge the bytes of a piece pair by pair: the lowest rank first, the
@@ -36,9 +36,9 @@ def exact_encoding(library: LibraryTokenizer) -> Encoding:
     Raises:
       Inexact: there is none, or it cannot be shown.
     """
-    described = json.loads(library.text)
-    pattern = _pattern(described)
-    model = described["model"]
+    as_json = json.loads(library.text)
+    pattern = _pattern(as_json)
+    model = as_json["model"]
     special, ranks = _vocabulary(library, model)
     by_bytes = {to_bytes(token): rank for token, rank in ranks.items()}
     name = library.name
@@ -53,17 +53,17 @@ def exact_encoding(library: LibraryTokenizer) -> Encoding:
         encoding = Encoding(name, pat_str=pattern, **facts, begin=library.begin, end=library.end)
     except ValueError as error:
         raise Inexact(f"tiktoken cannot read its pattern: {' '.join(str(error).split())}") from error
-    check_pattern(pattern, described)
+    check_pattern(pattern, as_json)
     _check_names(encoding, library)
     return encoding
 
 
-def _pattern(described: dict[str, Any]) -> str:
+def _pattern(as_json: dict[str, Any]) -> str:
     # How tiktoken would cut text into pieces.
-    normalizers = _parts(described.get("normalizer"), "normalizers")
+    normalizers = _parts(as_json.get("normalizer"), "normalizers")
     if normalizers:
         raise Inexact(f"the normalizer {_kinds(normalizers)} has no counterpart in tiktoken")
-    steps = _parts(described.get("pre_tokenizer"), "pretokenizers")
+    steps = _parts(as_json.get("pre_tokenizer"), "pretokenizers")
     match [{"use_regex": True} | step for step in steps]:
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
             return GPT2_PATTERN
@@ -85,7 +85,7 @@ def _kinds(parts: list[dict[str, Any]]) -> str:
     return " + ".join(part.get("type", "of no type") for part in parts)
 
 
-def _vocabulary(library: LibraryTokenizer, model: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+def _vocabulary(library: HFTokenizer, model: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
     # Ids of special tokens by name, and of all others by what stands for their bytes.
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise Inexact(f"its model is {model.get('type', 'no BPE')}, and tiktoken has BPE only")
@@ -172,7 +172,7 @@ def _split(token: str, ranks: dict[str, int]) -> tuple[str, str] | None:
     return parts[0], parts[1]
 
 
-def _check_names(encoding: Encoding, library: LibraryTokenizer) -> None:
+def _check_names(encoding: Encoding, library: HFTokenizer) -> None:
     # That names of special tokens are plain text, although the library has them in its vocabulary.
     for name in encoding._special_tokens:
         for text in (side + name + side for side in ("", " ", "x", "\n")):
@@ -180,9 +180,9 @@ def _check_names(encoding: Encoding, library: LibraryTokenizer) -> None:
                 raise Inexact(f"it takes the text {name!r} for a special token")
 
 
-def check_pattern(pattern: str, described: dict[str, Any]) -> None:
+def check_pattern(pattern: str, as_json: dict[str, Any]) -> None:
     """Raises Inexact unless tiktoken cuts by the pattern where the library cuts by a `tokenizer.json`."""
-    text = _cut_differently(pattern, json.dumps(described["pre_tokenizer"]))
+    text = _cut_differently(pattern, json.dumps(as_json["pre_tokenizer"]))
     if text is not None:
         raise Inexact(f"tiktoken cuts {text[:40]!r} in other places by the same pattern")
 
@@ -197,7 +197,7 @@ def _cut_differently(pattern: str, pre_tokenizer: str) -> str | None:
     within = set(ALPHABET[0x80:0xC0])
     pairs.sort(key=lambda pair: pair[1] in within)
     ranks = {token: rank for rank, token in enumerate([*ALPHABET, *map("".join, pairs)])}
-    library = LibraryTokenizer(json.dumps(describe(ranks, pairs, {}, pre_tokenizer=json.loads(pre_tokenizer))), "")
+    library = HFTokenizer(json.dumps(describe(ranks, pairs, {}, pre_tokenizer=json.loads(pre_tokenizer))), "")
     by_bytes = {to_bytes(token): rank for token, rank in ranks.items()}
     encoding = Encoding("", pat_str=pattern, mergeable_ranks=by_bytes, special_tokens={})
 

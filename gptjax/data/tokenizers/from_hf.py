@@ -15,7 +15,7 @@ from gptjax.core import files, hub
 from gptjax.core.files import write_atomic
 from gptjax.data.tokenizers import wordpiece
 from gptjax.data.tokenizers.exactness import Inexact, check_pattern, exact_encoding, splits
-from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, LibraryTokenizer, byte_level, describe
+from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer, byte_level, describe
 from gptjax.data.tokenizers.tokenizers import END_OF_TEXT, Encoding, Tokenizer
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -27,7 +27,7 @@ SETTINGS: dict[str, type] = {
 JSON_NAMES = {list: "list", dict: "object", bool: "true or false"}
 
 
-def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
+def read(folder: Path) -> tuple[Encoding | HFTokenizer, str] | None:
     """The tokenizer of a model folder, and which kind it became and why; None where the folder has none.
 
     Args:
@@ -42,7 +42,7 @@ def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
     if text is None:
         return None
     try:
-        library = LibraryTokenizer(text, f"hf:{folder.resolve().name}")
+        library = HFTokenizer(text, f"hf:{folder.resolve().name}")
     except ValueError as error:
         raise DataError(f"the tokenizer in {folder} cannot be read: {error}") from error
     library.begin, library.end = _begin(library, settings), _end(library, settings, folder)
@@ -67,8 +67,8 @@ def write(tokenizer: Tokenizer, folder: Path, closes: bool = False) -> None:
       ConfigError: the library would give other ids for some text.
     """
     try:
-        text = tokenizer.text if isinstance(tokenizer, LibraryTokenizer) else _text_of(tokenizer, closes)
-        library = LibraryTokenizer(text, tokenizer.name, tokenizer.begin, tokenizer.end)
+        text = tokenizer.text if isinstance(tokenizer, HFTokenizer) else _to_json(tokenizer, closes)
+        library = HFTokenizer(text, tokenizer.name, tokenizer.begin, tokenizer.end)
         if isinstance(tokenizer, Encoding):
             exact_encoding(library)
             check_pattern(tokenizer._pat_str, json.loads(text))
@@ -116,7 +116,7 @@ def _description(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / "tokenizer.json").exists():
         return _read(folder / "tokenizer.json")
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return json.dumps(_of_merges(folder, settings))
+        return json.dumps(_from_merges(folder, settings))
     if (folder / "vocab.txt").exists():
         return json.dumps(wordpiece.describe(_read(folder / "vocab.txt"), settings))
     if (folder / "source.spm").exists():
@@ -133,7 +133,7 @@ def _description(folder: Path, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _of_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _from_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     # `vocab.json` and `merges.txt` as a tokenizer.json: GPT-1's where config.json says so, else GPT-2's.
     added = _object(folder / "added_tokens.json")
     vocabulary = _object(folder / "vocab.json") | added
@@ -175,7 +175,7 @@ def _name(token: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _begin(library: LibraryTokenizer, settings: dict[str, Any]) -> tuple[int, ...]:
+def _begin(library: HFTokenizer, settings: dict[str, Any]) -> tuple[int, ...]:
     # What the library puts before a text when it is to add special tokens, unless the settings say otherwise.
     wanted = settings.get("add_bos_token")
     encoded = library.library.encode("a", add_special_tokens=True)
@@ -185,7 +185,7 @@ def _begin(library: LibraryTokenizer, settings: dict[str, Any]) -> tuple[int, ..
     return (named,) if wanted and not begin and named is not None else begin
 
 
-def _end(library: LibraryTokenizer, settings: dict[str, Any], folder: Path) -> int | None:
+def _end(library: HFTokenizer, settings: dict[str, Any], folder: Path) -> int | None:
     named = library.library.token_to_id(_name(settings.get("eos_token")) or "")
     if named is not None:
         return named
@@ -212,7 +212,7 @@ def _eos_token_ids(path: Path) -> list[int]:
     return ids
 
 
-def _text_of(encoding: Tokenizer, closes: bool) -> str:
+def _to_json(encoding: Tokenizer, closes: bool) -> str:
     # The tokenizer.json of an encoding. Its special tokens are in the vocabulary too, or the library would number them.
     assert isinstance(encoding, Encoding), encoding
     ranks = {"".join(ALPHABET[byte] for byte in token): rank for token, rank in encoding._mergeable_ranks.items()}

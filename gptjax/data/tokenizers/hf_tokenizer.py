@@ -9,9 +9,9 @@ from typing import Any
 from gptjax.core.files import repair
 
 # GPT-2's printable stand-ins for the bytes 0 to 255, which byte-level vocabularies are written in.
-_SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-_HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
-ALPHABET = [chr(256 + _HIDDEN.index(byte)) if byte in _HIDDEN else chr(byte) for byte in range(256)]
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_UNPRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
+ALPHABET = [chr(256 + _UNPRINTABLE.index(byte)) if byte in _UNPRINTABLE else chr(byte) for byte in range(256)]
 _BYTE_OF = {character: byte for byte, character in enumerate(ALPHABET)}
 
 
@@ -20,7 +20,7 @@ def to_bytes(piece: str) -> bytes:
     return bytes(_BYTE_OF[character] for character in piece)
 
 
-class LibraryTokenizer:
+class HFTokenizer:
     """A `tokenizers.Tokenizer` as its `tokenizer.json` describes it.
 
     Ordinary text is what the library takes for such: special tokens' names in it are plain text, added tokens that
@@ -53,7 +53,7 @@ class LibraryTokenizer:
         self.n_vocab = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._added = self.library.get_added_tokens_decoder()
         decoder = json.loads(text).get("decoder") or {}
-        self._kinds, self._replacements = _decoding(decoder)
+        self._kinds, self._replacements = _decoder_parts(decoder)
         # How a token of a WordPiece vocabulary begins that goes on with a word.
         self._continuing: str | None = decoder["prefix"] if decoder.get("type") == "WordPiece" else None
 
@@ -123,7 +123,7 @@ def _ids(library: Any, text: str) -> list[int]:
     return library.encode(repair(text), add_special_tokens=False).ids  # as tiktoken does
 
 
-def _decoding(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
+def _decoder_parts(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
     # The kinds of decoder in a decoder, and what they replace in a token.
     parts = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
     replacements = []

@@ -23,20 +23,20 @@ COMMON_NAMES = {
 SENTINEL = "<extra_id_{}>"  # T5's
 
 
-class Specials(NamedTuple):
+class SpecialIds(NamedTuple):
     """Special ids of a run."""
 
-    ids: dict[str, int]  # by what they are for, a key of USUAL
+    ids: dict[str, int]  # by what they are for, a key of COMMON_NAMES
     sentinels: tuple[int, ...]  # what spans that are left out are called, in order
     vocabulary: int  # how many ids a model has to know: the tokenizer's, and of these the ones that it lacks
 
 
-def specials(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -> Specials:
+def lookup_special_ids(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -> SpecialIds:
     """The special ids of a tokenizer.
 
     Args:
       tokenizer: that texts are encoded with.
-      names: keys of USUAL that are needed; "end" only asks that the tokenizer has one.
+      names: keys of COMMON_NAMES that are needed; "end" only asks that the tokenizer has one.
       sentinels: how many of them are needed.
 
     Returns:
@@ -56,26 +56,26 @@ def specials(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -
         for name in names
         if name in COMMON_NAMES
     }
-    own = tuple(known[SENTINEL.format(i)] for i in range(_own_sentinels(known)))[:sentinels]
+    own = tuple(known[SENTINEL.format(i)] for i in range(_count_sentinels(known)))[:sentinels]
     added = range(first + len(missing), first + len(missing) + sentinels - len(own))
     highest = max([first - 1, *ids.values(), *added])
-    return Specials(ids, (*own, *added), highest + 1)
+    return SpecialIds(ids, (*own, *added), highest + 1)
 
 
-def name_of(tokenizer: Tokenizer, token: int) -> str:
+def special_name(tokenizer: Tokenizer, token: int) -> str:
     """What an id behind the tokenizer's own is called."""
     missing, place = _missing(tokenizer), token - tokenizer.n_vocab
     if place < len(missing):
         return COMMON_NAMES[missing[place]][0]
-    return SENTINEL.format(place - len(missing) + _own_sentinels(special_tokens(tokenizer)))
+    return SENTINEL.format(place - len(missing) + _count_sentinels(special_tokens(tokenizer)))
 
 
-def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def decode_with_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids, of which those behind the tokenizer's own are written by name; a prompt's have none."""
     texts = (token for token in ids if token not in tokenizer.prompt)
     runs = groupby(texts, lambda token: token >= tokenizer.n_vocab)
     return "".join(
-        "".join(name_of(tokenizer, token) for token in run) if beyond else tokenizer.decode(list(run))
+        "".join(special_name(tokenizer, token) for token in run) if beyond else tokenizer.decode(list(run))
         for beyond, run in runs
     )
 
@@ -85,7 +85,7 @@ def _missing(tokenizer: Tokenizer) -> list[str]:
     return [name for name, usual in COMMON_NAMES.items() if not any(one in known for one in usual)]
 
 
-def _own_sentinels(known: dict[str, int]) -> int:
+def _count_sentinels(known: dict[str, int]) -> int:
     count = 0
     while SENTINEL.format(count) in known:
         count += 1

@@ -2,7 +2,7 @@
 
 By name: `bytes`; `chars` (each character of the text); `bpe:N` (byte-level BPE of N ids, trained on the text); and
 tiktoken's own, such as `gpt2`. Every one but `chars` ends with `<|endoftext|>`, which stands between documents. These
-are all `tiktoken.Encoding`s; one that comes with a Hugging Face model may have to be a `LibraryTokenizer`.
+are all `tiktoken.Encoding`s; one that comes with a Hugging Face model may have to be a `HFTokenizer`.
 """
 
 import base64
@@ -21,7 +21,7 @@ import tiktoken
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import console, schema
 from gptjax.core.files import read_text, repair, write_atomic
-from gptjax.data.tokenizers.hf_tokenizer import LibraryTokenizer, to_bytes
+from gptjax.data.tokenizers.hf_tokenizer import HFTokenizer, to_bytes
 
 if TYPE_CHECKING:
     import tokenizers as hf_tokenizers
@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """The first of these that are no token's, but vectors that a run tuned; see `beginning_with`."""
+        """The first of these that are no token's, but vectors that a run tuned; see `with_prompt`."""
 
     @property
     def end(self) -> int | None:
@@ -177,7 +177,7 @@ TIKTOKEN_SIZES = {
 }
 
 
-def size_by_name(name: str) -> int | None:
+def vocab_size_of(name: str) -> int | None:
     """How many ids the tokenizer that `build` makes will have, where its name says that; None where the text does.
 
     Raises:
@@ -225,7 +225,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
             write_atomic(directory / "vocabulary.tiktoken", "".join(lines))
             own = {"pattern": tokenizer._pat_str, "special_tokens": tokenizer._special_tokens}
             facts = {"kind": "tiktoken"} | facts | own
-        case LibraryTokenizer():
+        case HFTokenizer():
             write_atomic(directory / "tokenizer.json", tokenizer.text)
             facts = {"kind": "tokenizers"} | facts
         case _:
@@ -233,11 +233,11 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
     write_atomic(directory / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 
-COMMON = {"name": str, "begin": [int], "end": (int, None), "stop_token_ids?": [int]}
-FACTS = ({**COMMON, "kind": str, "pattern": str, "special_tokens": {str: int}}, {**COMMON, "kind": str})
+COMMON_FACTS = {"name": str, "begin": [int], "end": (int, None), "stop_token_ids?": [int]}
+FACTS = ({**COMMON_FACTS, "kind": str, "pattern": str, "special_tokens": {str: int}}, {**COMMON_FACTS, "kind": str})
 
 
-def load(directory: Path) -> Encoding | LibraryTokenizer:
+def load(directory: Path) -> Encoding | HFTokenizer:
     """The tokenizer that `save` wrote.
 
     Raises:
@@ -248,7 +248,7 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
         stops = facts.get("stop_token_ids", ())
         if facts["kind"] == "tokenizers":
             text = read_text(directory / "tokenizer.json")
-            return LibraryTokenizer(text, facts["name"], facts["begin"], facts["end"], stops)
+            return HFTokenizer(text, facts["name"], facts["begin"], facts["end"], stops)
         lines = read_text(directory / "vocabulary.tiktoken").splitlines()
         ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
         if len(set(ranks.values())) < len(ranks):
@@ -266,7 +266,7 @@ def load(directory: Path) -> Encoding | LibraryTokenizer:
         raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error
 
 
-def beginning_with(tokenizer: Tokenizer, prompt: Sequence[int], begin: Sequence[int]) -> Tokenizer:
+def with_prompt(tokenizer: Tokenizer, prompt: Sequence[int], begin: Sequence[int]) -> Tokenizer:
     """The tokenizer as it is seen where every text begins with a tuned prompt; not to be saved, or it would stay so.
 
     Args:
@@ -303,7 +303,7 @@ def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
       DataError: a character that a `chars` tokenizer does not have.
     """
     text = repair(text)
-    if isinstance(tokenizer, LibraryTokenizer):
+    if isinstance(tokenizer, HFTokenizer):
         return tokenizer.encode_special(text)
     special = special_tokens(tokenizer)
     if not special:
@@ -324,7 +324,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     match tokenizer:
         case Encoding():
             return tokenizer._special_tokens
-        case LibraryTokenizer():
+        case HFTokenizer():
             return tokenizer.special_tokens
         case _:
             raise TypeError(f"no special tokens for {type(tokenizer).__name__}")
@@ -349,7 +349,7 @@ def sha256(tokenizer: Tokenizer) -> str:
                 rank.to_bytes(4, "big") + len(token).to_bytes(4, "big") + token
                 for token, rank in sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
             )
-        case LibraryTokenizer():
+        case HFTokenizer():
             own, ranks = ["tokenizers"], tokenizer.text.encode()
         case _:
             raise TypeError(f"no hash for {type(tokenizer).__name__}")

@@ -44,7 +44,7 @@ def describe(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             "strip_accents": settings.get("strip_accents"),
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": _around(names["cls_token"], names["sep_token"], vocabulary),
+        "post_processor": _post_processor(names["cls_token"], names["sep_token"], vocabulary),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
             "type": "WordPiece", "unk_token": names["unk_token"], "continuing_subword_prefix": "##",
@@ -57,7 +57,7 @@ def _name(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _around(opening: str, closing: str, vocabulary: Mapping[str, int]) -> dict[str, Any]:
+def _post_processor(opening: str, closing: str, vocabulary: Mapping[str, int]) -> dict[str, Any]:
     # `[CLS] A [SEP]`, and `[CLS] A [SEP] B [SEP]` for two texts.
     def special(name: str, kind: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": name, "type_id": kind}}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.prepare import cleaning, dedup
-from gptjax.data.prepare.cleaning import Dropped, Options
+from gptjax.data.prepare.cleaning import CleaningOptions, Dropped
 
 PROSE = (
     "It was a bright cold day in the north, and the clocks of the town had begun to strike when she came out. "
@@ -22,7 +22,7 @@ PROSE = (
 
 
 def step(name, **options):
-    return cleaning.STEPS[name](Options(**options))
+    return cleaning.STEPS[name](CleaningOptions(**options))
 
 
 def file_of(folder, content, name="file.txt"):
@@ -69,18 +69,18 @@ def test_names_that_cannot_be_are_refused(names, expected):
 )
 def test_options_that_cannot_be_are_refused_before_a_document_is_read(name, options, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
-        cleaning.check([name], Options(**options))
+        cleaning.check([name], CleaningOptions(**options))
 
 
 @pytest.mark.parametrize("name, option", [("blocklist", "blocklist"), ("decontaminate", "evaluation")])
 def test_files_that_are_missing_are_refused(tmp_path, name, option):
     path = str(tmp_path / "none.txt")
     with pytest.raises(DataError, match=r"cannot read .*none.txt"):
-        cleaning.check([name], Options(**{option: path if option == "blocklist" else (path,)}))
+        cleaning.check([name], CleaningOptions(**{option: path if option == "blocklist" else (path,)}))
 
 
 def full_options(folder):
-    return Options(
+    return CleaningOptions(
         drop_scripts=("arabic",),
         blocklist=file_of(folder, "forbidden phrase\n", "terms.txt"),
         evaluation=(file_of(folder, "one two three four five six seven eight nine ten eleven twelve thirteen"),),
@@ -325,6 +325,6 @@ def test_real_questions_are_found_in_real_text():
 
 
 def test_signatures_are_those_of_duplicates():
-    options = Options(near_permutations=16, near_threshold=0.5)
+    options = CleaningOptions(near_permutations=16, near_threshold=0.5)
     assert cleaning.SIGNATURES["exact"](options)(PROSE) == dedup.exact_signature(PROSE)
     assert (cleaning.SIGNATURES["near"](options)(PROSE) == dedup.near_signature(PROSE, options)).all()

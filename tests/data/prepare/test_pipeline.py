@@ -63,7 +63,7 @@ def decoded(folder):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(pipeline, "CHUNK", 3000)
+    monkeypatch.setattr(pipeline, "CHUNK_BYTES", 3000)
 
 
 def test_every_document_comes_through_in_order_and_the_report_adds_up(tmp_path, call, small_chunks):
