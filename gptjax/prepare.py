@@ -40,13 +40,13 @@ def main(argv: Sequence[str]) -> None:
 
     workers = flags.workers or os.cpu_count() or 1
     try:
-        found = pipeline.prepare(settings(flags), flags.output, workers, flags.restart)
+        summary = pipeline.prepare(settings(flags), flags.output, workers, flags.restart)
     except KeyboardInterrupt as error:
         raise Interrupted.after(error, "interrupted; the same command goes on where the newest shard ends") from None
     if flags.json:
-        print(json.dumps(found))
+        print(json.dumps(summary))
         return
-    print("\n".join(report.table(found)))
+    print("\n".join(report.table(summary)))
     path = shlex.quote(str(flags.output))
     print(f"\ntrain with      python -m gptjax.train --config=configs/base.py --config.data.path={path}")
 
@@ -58,8 +58,8 @@ def parser() -> arguments.Parser:
     from gptjax.data.prepare.pipeline import Settings
 
     reading, options, defaults = ReadOptions(), CleaningOptions(), Settings._field_defaults
-    made = arguments.Parser(prog="python -m gptjax.prepare", description=DESCRIPTION)
-    add = made.add_argument
+    result = arguments.Parser(prog="python -m gptjax.prepare", description=DESCRIPTION)
+    add = result.add_argument
     add("--input", nargs="+", default=[], metavar="PATH", help="files, directories, globs")
     add("--output", type=Path, metavar="SET", help="the prepared set, a folder that is not there yet")
     add(
@@ -83,7 +83,7 @@ def parser() -> arguments.Parser:
         metavar="SET",
         help="compare the files of a set with their checksums, and do nothing else",
     )
-    files = made.add_argument_group("how documents lie in files")
+    files = result.add_argument_group("how documents lie in files")
     add = files.add_argument
     add("--format", choices=FORMATS, default="", help="whatever the files are called; default: as their names say")
     add("--text_key", default=reading.text_key, help="field of the text, or a column's number (%(default)s)")
@@ -99,7 +99,7 @@ def parser() -> arguments.Parser:
         metavar="N",
         help="to train it on (100M)",
     )
-    steps = made.add_argument_group("what cleaning goes by")
+    steps = result.add_argument_group("what cleaning goes by")
     add = steps.add_argument
     add("--min_words", type=arguments.number(), default=options.min_words, help="of length (%(default)s)")
     add("--max_words", type=arguments.number(), default=options.max_words, help="of length (%(default)s)")
@@ -119,7 +119,7 @@ def parser() -> arguments.Parser:
         default=options.near_threshold,
         help="of near: similarity (%(default)s)",
     )
-    return made
+    return result
 
 
 def settings(flags: argparse.Namespace) -> "Settings":
@@ -167,10 +167,10 @@ def _unescaped(text: str) -> str:
 
 
 def _amount(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip(), re.IGNORECASE)
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount such as 500000, 100M or 2G")
-    amount = float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
+    amount = float(match[1]) * 1000 ** " KMG".index(match[2].upper() or " ")
     if amount > MOST_BYTES:
         raise argparse.ArgumentTypeError(f"it must be at most {MOST_BYTES:g}, not {text[:40]}")
     return int(amount)

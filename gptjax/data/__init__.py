@@ -61,8 +61,8 @@ class Data(NamedTuple):
         """
         from gptjax.data import layouts
 
-        known = " ".join(self.fingerprints.values())
-        rows = layouts.EVAL_LAYOUTS[config.layout](self.held_out, config.context, 0, Augment(), known)
+        fingerprint = " ".join(self.fingerprints.values())
+        rows = layouts.EVAL_LAYOUTS[config.layout](self.held_out, config.context, 0, Augment(), fingerprint)
         return layouts.preprocess_rows(rows, prepare(self.held_out), 0)
 
     def _rows(
@@ -179,8 +179,8 @@ def _load_text(config: Any, tokenizer: Tokenizer | None, reader: Reader) -> Data
     train, held_out = reader.read_splits(config)
     if tokenizer is None:
         # An alphabet has to cover what is held out too; merges are learnt from the training text alone.
-        seen = train + held_out if config.tokenizer == "chars" else train
-        tokenizer = tokenizers.build(config.tokenizer, reader.texts(config, seen))
+        tokenizer_side = train + held_out if config.tokenizer == "chars" else train
+        tokenizer = tokenizers.build(config.tokenizer, reader.texts(config, tokenizer_side))
     train_set = reader.encode(tokenizer, train, config, "encoding the training text", "the training text")
     return Data(
         tokenizer=tokenizer,
@@ -195,19 +195,21 @@ def _load_text(config: Any, tokenizer: Tokenizer | None, reader: Reader) -> Data
 def _load_prepared(config: Any, folders: list[Path], tokenizer: Tokenizer | None) -> Data:
     sets = {str(folder): shards.open_set(folder) for folder in folders}
     tokenizer = tokenizer or next(iter(sets.values())).tokenizer()
-    for one in sets.values():
-        shards.check_tokenizer(one.folder, one.facts, tokenizer)
+    for prepared_set in sets.values():
+        shards.check_tokenizer(prepared_set.folder, prepared_set.facts, tokenizer)
     weights = [weight for _, weight in config.mixture] or [1]
     if None in weights:
-        weights = [len(one.train) for one in sets.values()]
-    held_out = token_sets.concatenate([one.held_out for one in sets.values()], "the held-out documents")
-    some = held_out.read(0, MAX_COMPARED_TOKENS)
-    text = some[tokenizers.token_bytes(tokenizer)[some] > 0].tolist()
+        weights = [len(prepared_set.train) for prepared_set in sets.values()]
+    held_out = token_sets.concatenate(
+        [prepared_set.held_out for prepared_set in sets.values()], "the held-out documents"
+    )
+    ids = held_out.read(0, MAX_COMPARED_TOKENS)
+    text_ids = ids[tokenizers.token_bytes(tokenizer)[ids] > 0].tolist()
     return Data(
         tokenizer=tokenizer,
-        train={name: one.train for name, one in sets.items()},
+        train={name: prepared_set.train for name, prepared_set in sets.items()},
         shares=dict(zip(sets, mixtures.shares(weights, config.temperature), strict=True)),
         held_out=held_out,
-        held_out_text=tokenizer.decode(text).encode(),
-        fingerprints={name: one.fingerprint for name, one in sets.items()},
+        held_out_text=tokenizer.decode(text_ids).encode(),
+        fingerprints={name: prepared_set.fingerprint for name, prepared_set in sets.items()},
     )

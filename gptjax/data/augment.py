@@ -36,8 +36,8 @@ def augment_tokens(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.
     inner = ids[1:-1].copy()
     if not len(inner):
         return ids
-    drawn = rng.random((4, len(inner))) < np.array(augment)[:, None]
-    insert, delete, swap, replace = drawn
+    edits = rng.random((4, len(inner))) < np.array(augment)[:, None]
+    insert, delete, swap, replace = edits
     others = rng.integers(len(inner), size=len(inner))
     for here in np.flatnonzero(swap):
         inner[here], inner[others[here]] = inner[others[here]], inner[here]
@@ -51,10 +51,10 @@ def augment_tokens(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.
 
 
 def _sample_tokens(tokens: TokenSet, count: int, rng: np.random.Generator) -> np.ndarray:
-    drawn: list[int] = []
-    while len(drawn) < count:
+    sampled: list[int] = []
+    while len(sampled) < count:
         place = int(rng.integers(len(tokens)))
         token = int(tokens.read(place, place + 1)[0])
         if token not in tokens.closing:
-            drawn.append(token)
-    return np.array(drawn, np.int32)
+            sampled.append(token)
+    return np.array(sampled, np.int32)

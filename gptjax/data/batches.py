@@ -35,11 +35,11 @@ def stages(config: Any) -> list[Stage]:
     Args:
       config: `config.data`, resolved and checked.
     """
-    found, start = [], 0
+    result, start = [], 0
     for steps, batch_size, context in config.stages:
-        found.append(Stage(start, batch_size, context))
+        result.append(Stage(start, batch_size, context))
         start += steps
-    return [*found, Stage(start, config.batch_size, config.context)]
+    return [*result, Stage(start, config.batch_size, config.context)]
 
 
 def stage_of(step: int, stages: list[Stage]) -> Stage:
@@ -54,7 +54,7 @@ class MixtureStage(NamedTuple):
     shares: Mapping[str, int]  # whole numbers by name of the set; one that is not named gives no rows
 
 
-def change_mixture(known: Sequence[MixtureStage], step: int, shares: Mapping[str, int]) -> list[MixtureStage]:
+def change_mixture(mixings: Sequence[MixtureStage], step: int, shares: Mapping[str, int]) -> list[MixtureStage]:
     """The mixings of a run that reads its sets in these proportions after a step.
 
     Args:
@@ -62,7 +62,7 @@ def change_mixture(known: Sequence[MixtureStage], step: int, shares: Mapping[str
       step: steps taken.
       shares: as of Mixing.
     """
-    past = [mixing for mixing in known if mixing.start < step]
+    past = [mixing for mixing in mixings if mixing.start < step]
     if past and past[-1].shares == shares:
         return past
     return [*past, MixtureStage(step, shares)]
@@ -84,19 +84,19 @@ def phases(stages: Sequence[Stage], mixings: Sequence[MixtureStage]) -> list[Pha
 
     A set is read on from where as many of its tokens have been read as in the phases before, whatever their context.
     """
-    found: list[Phase] = []
-    read: dict[str, int] = {}  # tokens of each set
+    result: list[Phase] = []
+    tokens_read: dict[str, int] = {}  # tokens of each set
     starts = sorted({stage.start for stage in stages} | {mixing.start for mixing in mixings})
     for start, end in zip(starts, [*starts[1:], None], strict=True):
         stage = stage_of(start + 1, list(stages))
         mixing = next(mixing for mixing in reversed(mixings) if mixing.start <= start)
         names, shares = tuple(mixing.shares), tuple(mixing.shares.values())
-        skip = tuple(-(-read.get(name, 0) // stage.context) for name in names)
-        found.append(Phase(start, stage.batch_size, stage.context, names, shares, skip))
+        skip = tuple(-(-tokens_read.get(name, 0) // stage.context) for name in names)
+        result.append(Phase(start, stage.batch_size, stage.context, names, shares, skip))
         if end is not None:
             for name, count in zip(names, counts_before((end - start) * stage.batch_size, shares), strict=True):
-                read[name] = read.get(name, 0) + count * stage.context
-    return found
+                tokens_read[name] = tokens_read.get(name, 0) + count * stage.context
+    return result
 
 
 class ProcessShard(NamedTuple):
@@ -138,8 +138,8 @@ class Batches:
     def __getitem__(self, index: int) -> Batch:
         phase = self.phases[bisect.bisect_right(self._starts, index) - 1]
         before, (start, end, parts) = (index - phase.start) * phase.batch_size, self.share
-        own = range(before + phase.batch_size * start // parts, before + phase.batch_size * end // parts)
-        return stack([self._row(phase, row) for row in own])
+        indices = range(before + phase.batch_size * start // parts, before + phase.batch_size * end // parts)
+        return stack([self._row(phase, row) for row in indices])
 
     def _row(self, phase: Phase, row: int) -> Batch:
         which, nth = source_of_row(row, phase.shares) if len(phase.names) > 1 else (0, row)
@@ -167,9 +167,9 @@ class EvalBatches(Sequence[Batch]):
 
     def __getitem__(self, index: Any) -> Any:
         first = range(len(self))[index] * self.batch_size
-        found = [self.rows.row(0, k) for k in range(first, min(first + self.batch_size, self.rows.per_epoch))]
-        blank = {key: np.zeros_like(value) for key, value in found[0].items()}
-        return stack([*found, *[blank] * (self.batch_size - len(found))])  # type: ignore[list-item]
+        rows = [self.rows.row(0, k) for k in range(first, min(first + self.batch_size, self.rows.per_epoch))]
+        blank = {key: np.zeros_like(value) for key, value in rows[0].items()}
+        return stack([*rows, *[blank] * (self.batch_size - len(rows))])  # type: ignore[list-item]
 
 
 def evenly_spaced(batches: Sequence[Batch], count: int) -> list[int]:

@@ -63,8 +63,8 @@ def get_template(name: str, tokenizer: Tokenizer) -> Template:
       ConfigError: there is none, or jinja2 is not installed.
       DataError: it cannot be read, is none of Jinja's, or the tokenizer lacks its special tokens.
     """
-    known = tokenizers.special_tokens(tokenizer)
-    missing = [one for one in REQUIRED_TOKENS.get(name, ()) if one not in known]
+    special = tokenizers.special_tokens(tokenizer)
+    missing = [token for token in REQUIRED_TOKENS.get(name, ()) if token not in special]
     if missing:
         raise DataError(
             f"the tokenizer {tokenizer.name} has no {missing[0]}, which chat template {name} needs; take plain"
@@ -115,11 +115,13 @@ def render(
     """
     by_id = {token: name for name, token in tokenizers.special_tokens(tokenizer).items()}
     first = (*tokenizer.begin[len(tokenizer.prompt) :], -1)[0]
-    own = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_id(tokenizer))}
-    names = {key: name for key, name in own.items() if name} | dict(template.names)
-    known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=list(tools) or None, documents=None)
+    defaults = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_id(tokenizer))}
+    names = {key: name for key, name in defaults.items() if name} | dict(template.names)
+    variables: dict[str, Any] = dict(
+        messages=[dict(message) for message in messages], tools=list(tools) or None, documents=None
+    )
     try:
-        return _compiled(template.text).render(known, add_generation_prompt=answer_next, **names)
+        return _compiled(template.text).render(variables, add_generation_prompt=answer_next, **names)
     except Exception as error:  # whatever a template raises
         raise DataError(f"the chat template cannot show this dialogue: {_one_line(error)}") from error
 
@@ -128,7 +130,7 @@ def render_turns(
     template: Template,
     messages: Sequence[Message],
     tokenizer: Tokenizer,
-    learnt: Sequence[bool],
+    in_loss: Sequence[bool],
     tools: Sequence[Any] = (),
 ) -> list[tuple[str, bool]]:
     """The text of a dialogue in pieces, and whether each is learnt: what an assistant says, and what ends that.
@@ -143,22 +145,22 @@ def render_turns(
       ConfigError: jinja2 is not installed.
       DataError: the template refuses the dialogue, or does not write what was said before as it wrote it then.
     """
-    found, done = list[tuple[str, bool]](), ""
+    pieces, written = list[tuple[str, bool]](), ""
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         before = render(template, messages[:number], tokenizer, tools=tools)
         after = render(template, messages[: number + 1], tokenizer, False, tools)
-        if not (before.startswith(done) and after.startswith(before)):
+        if not (before.startswith(written) and after.startswith(before)):
             raise DataError(
                 "the chat template writes a dialogue otherwise once it goes on, so no turn can be told apart"
             )
-        own = after[len(before) :]
-        said = own.rstrip() if own.strip() else own  # line ends behind an answer are no part of it
-        found += [(before[len(done) :], False), (said, learnt[number])]
-        done = before + said
-    whole = render(template, messages, tokenizer, False, tools)
-    return [piece for piece in [*found, (whole[len(done) :], False)] if piece[0]]
+        turn = after[len(before) :]
+        answer = turn.rstrip() if turn.strip() else turn  # line ends behind an answer are no part of it
+        pieces += [(before[len(written) :], False), (answer, in_loss[number])]
+        written = before + answer
+    text = render(template, messages, tokenizer, False, tools)
+    return [piece for piece in [*pieces, (text[len(written) :], False)] if piece[0]]
 
 
 def end_id(tokenizer: Tokenizer) -> int:

@@ -51,7 +51,7 @@ class Dialogue(NamedTuple):
     """
 
     messages: list[Message]
-    learnt: list[bool]
+    in_loss: list[bool]
     tools: list[Any]
     notes: list[Note]
 
@@ -67,15 +67,15 @@ def read(record: Record, template: str) -> Dialogue:
     Raises:
       DataError: it has neither, or they are of another form.
     """
-    found = Dialogue([], [], [], [])
+    dialogue = Dialogue([], [], [], [])
     for number, turn in enumerate(_turns(record), 1):
-        _add(found, turn, f"{record.where}, turn {number}", template)
-    _add_system(found, record)
+        _add(dialogue, turn, f"{record.where}, turn {number}", template)
+    _add_system(dialogue, record)
     tools = _tools(record)
     if "tools" in template:
-        return found._replace(tools=tools)
-    found.notes.extend([TOOLS] if tools else [])
-    return found
+        return dialogue._replace(tools=tools)
+    dialogue.notes.extend([TOOLS] if tools else [])
+    return dialogue
 
 
 def _turns(record: Record) -> list[Mapping[str, Any]]:
@@ -84,38 +84,38 @@ def _turns(record: Record) -> list[Mapping[str, Any]]:
         raise DataError(
             f"{record.where} has no field 'messages' or 'conversations', which data.examples.form=chat reads"
         )
-    found: Any = record.fields[name]
+    turns: Any = record.fields[name]
     names = "role and content" if name == "messages" else "from and value"
-    if not isinstance(found, list) or not all(
-        isinstance(one, dict) and one.keys() & {"role", "from"} and one.keys() & {"content", "value", *CALL_KEYS}
-        for one in found
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and turn.keys() & {"role", "from"} and turn.keys() & {"content", "value", *CALL_KEYS}
+        for turn in turns
     ):
         raise DataError(f"{record.where} has {name!r} that is no list of objects with {names}")
-    return found
+    return turns
 
 
-def _first(one: Mapping[str, Any], *names: str) -> Any:
-    return next((one[name] for name in names if one.get(name) is not None), None)
+def _first(turn: Mapping[str, Any], *names: str) -> Any:
+    return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 
-def _add(found: Dialogue, turn: Mapping[str, Any], where: str, template: str) -> None:
+def _add(dialogue: Dialogue, turn: Mapping[str, Any], where: str, template: str) -> None:
     role, content = role_of(turn, where), _text(_first(turn, "content", "value"), where)
     message: dict[str, Any] = {"role": role, "content": content or ""}
     calls = _calls(turn, where)
     if calls and "tool_calls" in template:
         message["tool_calls"] = calls
     elif calls and content:
-        found.notes.append(CALLS)
+        dialogue.notes.append(CALLS)
     elif calls or content is None:
-        found.notes.append(CALLS_ALONE if calls else NO_TEXT)
+        dialogue.notes.append(CALLS_ALONE if calls else NO_TEXT)
         return
-    learnt = _is_trainable(turn, where)
-    if role == "assistant" and not learnt:
-        found.notes.append(NO_WEIGHT)
+    in_loss = _is_trainable(turn, where)
+    if role == "assistant" and not in_loss:
+        dialogue.notes.append(NO_WEIGHT)
     if role not in ROLE_NAMES:
-        found.notes.append(Note("turn", f"of the unknown role {role!r} read and not learnt"))
-    found.messages.append(message)
-    found.learnt.append(learnt)
+        dialogue.notes.append(Note("turn", f"of the unknown role {role!r} read and not learnt"))
+    dialogue.messages.append(message)
+    dialogue.in_loss.append(in_loss)
 
 
 def role_of(turn: Mapping[str, Any], where: str) -> str:
@@ -155,23 +155,23 @@ def _part(part: Any, where: str) -> str:
 
 
 def _is_trainable(turn: Mapping[str, Any], where: str) -> bool:
-    given = {name: turn[name] for name in TRAIN_KEYS if turn.get(name) is not None}
-    for name, value in given.items():
+    flags = {name: turn[name] for name in TRAIN_KEYS if turn.get(name) is not None}
+    for name, value in flags.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise DataError(f"{where} has {name!r} that is neither 0 nor 1, false nor true: {value!r}")
-    return all(given.values())
+    return all(flags.values())
 
 
 def _calls(turn: Mapping[str, Any], where: str) -> list[Any]:
     # As transformers' templates take them: arguments are an object where they are the text of one.
-    found = turn.get("tool_calls")
-    if not found and turn.get("function_call"):
-        found = [{"type": "function", "function": turn["function_call"]}]
-    if not found:
+    calls = turn.get("tool_calls")
+    if not calls and turn.get("function_call"):
+        calls = [{"type": "function", "function": turn["function_call"]}]
+    if not calls:
         return []
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise DataError(f"{where} has tool calls that are no list of objects")
-    return [_with_arguments(one, where) for one in found]
+    return [_with_arguments(call, where) for call in calls]
 
 
 def _with_arguments(call: dict[str, Any], where: str) -> dict[str, Any]:
@@ -181,21 +181,21 @@ def _with_arguments(call: dict[str, Any], where: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
         arguments = parse_json(arguments, f"{where}, arguments of {function['name']}")
-    whole = function | {"arguments": arguments}
-    return call | {"function": whole} if "function" in call else {"type": "function", "function": whole}
+    parsed = function | {"arguments": arguments}
+    return call | {"function": parsed} if "function" in call else {"type": "function", "function": parsed}
 
 
-def _add_system(found: Dialogue, record: Record) -> None:
+def _add_system(dialogue: Dialogue, record: Record) -> None:
     system = record.fields.get("system")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{record.where} has 'system' that is {_kind(system)}")
     if not system:
         return
-    if not found.messages or found.messages[0]["role"] != "system":
-        found.messages.insert(0, {"role": "system", "content": system})
-        found.learnt.insert(0, False)
-    elif found.messages[0]["content"] != system:
-        found.notes.append(SYSTEM)
+    if not dialogue.messages or dialogue.messages[0]["role"] != "system":
+        dialogue.messages.insert(0, {"role": "system", "content": system})
+        dialogue.in_loss.insert(0, False)
+    elif dialogue.messages[0]["content"] != system:
+        dialogue.notes.append(SYSTEM)
 
 
 def _tools(record: Record) -> list[Any]:

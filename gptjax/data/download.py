@@ -24,20 +24,20 @@ def download(url: str, sha256: str = "") -> Path:
       DataError: it cannot be fetched, came cut short, or has another checksum. Nothing is kept then.
     """
     name = Path(urllib.parse.urlsplit(url).path).name or "download"
-    kept = runtime.cache_dir() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=kept.parent, prefix=name, suffix=".part")
+    path = runtime.cache_dir() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=name, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 _fetch(url, file)
-            _check(Path(part), sha256, url)
-            os.replace(part, kept)
+            _check(Path(partial), sha256, url)
+            os.replace(partial, path)
         finally:
-            Path(part).unlink(missing_ok=True)
+            Path(partial).unlink(missing_ok=True)
     else:
-        _check(kept, sha256, f"{kept} (kept from {url}; delete it to fetch it again)")
-    return kept
+        _check(path, sha256, f"{path} (kept from {url}; delete it to fetch it again)")
+    return path
 
 
 def _fetch(url: str, file) -> None:
@@ -63,6 +63,6 @@ class _CountingWriter:
 
 def _check(path: Path, sha256: str, what: str) -> None:
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 and found != sha256.lower():
-        raise DataError(f"{what} has SHA-256 {found}, not {sha256} (data.sha256)")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and digest != sha256.lower():
+        raise DataError(f"{what} has SHA-256 {digest}, not {sha256} (data.sha256)")

@@ -162,7 +162,11 @@ def _report_long(long: Sequence[Record], found: Sequence[Record], config: Any, n
 
 
 def _to_token_set(
-    kept: list[list[TokenizedExample]], delimiters: Delimiters, form: TaskFormat, name: str, repeated_prefix: Sequence[int]
+    kept: list[list[TokenizedExample]],
+    delimiters: Delimiters,
+    form: TaskFormat,
+    name: str,
+    repeated_prefix: Sequence[int],
 ) -> TokenSet:
     each = [one for several in kept for one in several]
     whole = [np.array([*delimiters.prefix, *one.ids, *delimiters.suffix], np.int32) for one in each]
@@ -177,7 +181,12 @@ def _to_token_set(
     ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
     prompts_M = np.full(len(whole), len(delimiters.prefix))  # of which none is predicted
     return TokenSet(
-        [Part(np.concatenate(whole), ends_M, prompts_M)], delimiters.closing, name, arrays, len(kept[0]), repeated_prefix
+        [Part(np.concatenate(whole), ends_M, prompts_M)],
+        delimiters.closing,
+        name,
+        arrays,
+        len(kept[0]),
+        repeated_prefix,
     )
 
 
@@ -201,7 +210,9 @@ def balance_labels(tokens: TokenSet) -> TokenSet:
     counts = np.bincount(labels_M)
     weights_M = len(labels_M) / (np.count_nonzero(counts) * counts[labels_M])
     arrays = tokens.arrays | {"weights_B": weights_M.astype(np.float32)}
-    return TokenSet(tokens.document_parts(), tokens.closing, tokens.name, arrays, tokens.choices_per_row, tokens.repeated_prefix)
+    return TokenSet(
+        tokens.document_parts(), tokens.closing, tokens.name, arrays, tokens.choices_per_row, tokens.repeated_prefix
+    )
 
 
 def check_labels(found: Sequence[Record], config: Any) -> None:

@@ -52,12 +52,12 @@ def as_text(value: Any, record: Record, name: str) -> str:
     """
     if isinstance(value, str):
         return value
-    written = spellings(value)
-    if isinstance(value, bool | np.bool_) or not written:
+    text = spellings(value)
+    if isinstance(value, bool | np.bool_) or not text:
         number = isinstance(value, Real)
         what = f"{value!r}, which is not finite" if number and not isinstance(value, bool) else type(value).__name__
         raise DataError(f"{record.where} has {name!r} that is {what} and not text")
-    return written[0]
+    return text[0]
 
 
 def spellings(value: Any) -> tuple[str, ...]:
@@ -86,13 +86,13 @@ def label_of(record: Record, options: Any) -> str:
 
 def match_label(label: Any, record: Record, options: Any) -> str:
     """The one of `options.labels` that a label is, a number or truth value as it may be written; else DataError."""
-    found = [name for name in spellings(label) if name in options.labels]
-    if len(found) > 1:
-        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels names twice: {found}")
-    if not found:
-        known = ", ".join(map(str, options.labels))
-        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels does not name: {known}")
-    return found[0]
+    matches = [name for name in spellings(label) if name in options.labels]
+    if len(matches) > 1:
+        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels names twice: {matches}")
+    if not matches:
+        names = ", ".join(map(str, options.labels))
+        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels does not name: {names}")
+    return matches[0]
 
 
 def value_of(record: Record, c: Any) -> float:
@@ -101,14 +101,14 @@ def value_of(record: Record, c: Any) -> float:
     Raises:
       DataError: it is none, not finite, or too large for float32.
     """
-    found = field(record, c.label, "label")
+    value = field(record, c.label, "label")
     try:
-        number = math.nan if isinstance(found, bool) or "_" in str(found) else float(found)
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= float(np.finfo(np.float32).max):
         what = "too large" if number > 0 or number < 0 else "no number"
-        raise DataError(f"{record.where} has {c.label!r} that is {what}: {found!r}")
+        raise DataError(f"{record.where} has {c.label!r} that is {what}: {value!r}")
     return number
 
 
@@ -118,10 +118,10 @@ def choices_of(record: Record, c: Any) -> list[str]:
     Raises:
       DataError: they are no list.
     """
-    found = field(record, c.choices, "choices")
-    if not isinstance(found, list) or len(found) < 2:
+    choices = field(record, c.choices, "choices")
+    if not isinstance(choices, list) or len(choices) < 2:
         raise DataError(f"{record.where} has {c.choices!r} that is no list of choices")
-    return [as_text(one, record, c.choices) for one in found]
+    return [as_text(choice, record, c.choices) for choice in choices]
 
 
 def choice_of(record: Record, c: Any) -> int:
@@ -132,23 +132,23 @@ def choice_of(record: Record, c: Any) -> int:
     Raises:
       DataError: none of these, or two of them that differ.
     """
-    found, known = field(record, c.label, "label"), choices_of(record, c)
-    numbers, letters = list(map(str, range(len(known)))), [chr(ord("A") + i) for i in range(len(known))]
-    ways = {
+    label, choices = field(record, c.label, "label"), choices_of(record, c)
+    numbers, letters = list(map(str, range(len(choices)))), [chr(ord("A") + i) for i in range(len(choices))]
+    readings = {
         what: names.index(spelt)
-        for what, names in (("number", numbers), ("letter", letters), ("text", known))
-        for spelt in spellings(found)
+        for what, names in (("number", numbers), ("letter", letters), ("text", choices))
+        for spelt in spellings(label)
         if spelt in names
     }
-    if not ways:
-        raise DataError(f"{record.where} has {c.label!r} that is none of its {len(known)} choices: {found!r}")
+    if not readings:
+        raise DataError(f"{record.where} has {c.label!r} that is none of its {len(choices)} choices: {label!r}")
     if (
-        "number" in ways
-        and not isinstance(found, str)
-        and all(isinstance(one, str) for one in record.fields[c.choices])
+        "number" in readings
+        and not isinstance(label, str)
+        and all(isinstance(choice, str) for choice in record.fields[c.choices])
     ):
-        return ways["number"]
-    if len(set(ways.values())) > 1:
-        several = " and ".join(f"the {what} of choice {choice}" for what, choice in ways.items())
-        raise DataError(f"{record.where} has {c.label!r} that is ambiguous: {found!r} is {several}, counted from 0")
-    return next(iter(ways.values()))
+        return readings["number"]
+    if len(set(readings.values())) > 1:
+        several = " and ".join(f"the {what} of choice {choice}" for what, choice in readings.items())
+        raise DataError(f"{record.where} has {c.label!r} that is ambiguous: {label!r} is {several}, counted from 0")
+    return next(iter(readings.values()))

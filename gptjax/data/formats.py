@@ -79,8 +79,8 @@ def parse(path: Path, item: Item, reading: ReadOptions) -> Text:
         return _of_fields(records.parse(path, item, format), reading)
     assert isinstance(item.raw, bytes)
     if b"\0" in item.raw:
-        zero = item.raw.index(0)
-        raise DataError(f"{path}, document {item.number:,}, is not text: it has a zero byte at {zero}")
+        offset = item.raw.index(0)
+        raise DataError(f"{path}, document {item.number:,}, is not text: it has a zero byte at {offset}")
     return Text("", *decode_repaired(item.raw))
 
 
@@ -102,26 +102,26 @@ def _of_fields(record: Record, reading: ReadOptions) -> Text:
 def _texts(path: Path, reading: ReadOptions, stream: BinaryIO) -> Iterator[Item]:
     limit = reading.max_document
     if not (reading.document_start or reading.separator):
-        whole = stream.read(limit + 1)
-        check_size(path, whole, limit)
-        yield Item(whole.removeprefix(BYTE_ORDER_MARK), 1)
+        content = stream.read(limit + 1)
+        check_size(path, content, limit)
+        yield Item(content.removeprefix(BYTE_ORDER_MARK), 1)
         return
     starts = re.compile(reading.document_start.encode()) if reading.document_start else None
     separator = reading.separator.encode()
-    held: list[bytes] = []
+    pending: list[bytes] = []
     number, size = 1, 0
     for _, line in lines(path, stream, limit):
         between = bool(separator) and line.strip() == separator
-        if held and (between or (starts is not None and starts.match(line))):
-            yield Item(b"".join(held), number)
-            held, number, size = [], number + 1, 0
+        if pending and (between or (starts is not None and starts.match(line))):
+            yield Item(b"".join(pending), number)
+            pending, number, size = [], number + 1, 0
         if not between:
-            held.append(line)
+            pending.append(line)
             size += len(line)
         if size > limit:
             raise too_large(path, limit)
-    if held:
-        yield Item(b"".join(held), number)
+    if pending:
+        yield Item(b"".join(pending), number)
 
 
 def size_of(item: Item) -> int:

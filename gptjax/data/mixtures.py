@@ -29,11 +29,11 @@ def counts_before(rows: int, shares: Sequence[int]) -> list[int]:
 
     Each set in turn takes its share, rounded up, of what those before it have left.
     """
-    counts, left, parts = [], rows, sum(shares)
+    counts, remaining, parts = [], rows, sum(shares)
     for share in shares:
-        rest = left * (parts - share) // parts
-        counts.append(left - rest)
-        left, parts = rest, parts - share
+        rest = remaining * (parts - share) // parts
+        counts.append(remaining - rest)
+        remaining, parts = rest, parts - share
     return counts
 
 

@@ -124,7 +124,7 @@ def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:
     lengths = lengths_P2.tolist()
     for piece in np.lexsort((-lengths_P2.sum(1), -lengths_P2.max(1))).tolist():
         s, t = lengths[piece]
-        best, found = 2 * context + 1, (context, context)
+        best, space = 2 * context + 1, (context, context)
         for room in range(s, context + 1):
             if room - s >= best:
                 break
@@ -132,18 +132,18 @@ def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:
             if enough:
                 over = (enough & -enough).bit_length() - 1
                 if room - s + over < best:
-                    best, found = room - s + over, (room, t + over)
+                    best, space = room - s + over, (room, t + over)
         if best <= 2 * context:
-            row = rows_by_room[found].pop()
-            if not rows_by_room[found]:
-                rooms[found[0]] ^= 1 << found[1]
+            row = rows_by_room[space].pop()
+            if not rows_by_room[space]:
+                rooms[space[0]] ^= 1 << space[1]
         else:
             row, used = used, used + 1
         row_P[piece] = row
-        left = found[0] - s, found[1] - t
-        if min(left) > 0:
-            rooms[left[0]] |= 1 << left[1]
-            rows_by_room.setdefault(left, []).append(row)
+        remaining = space[0] - s, space[1] - t
+        if min(remaining) > 0:
+            rooms[remaining[0]] |= 1 << remaining[1]
+            rows_by_room.setdefault(remaining, []).append(row)
     return row_P
 
 
@@ -198,16 +198,16 @@ def cached_packing(
       fingerprint: of the set; what was kept for it is taken as it is.
       pack: `pack` or `pack_pairs`.
     """
-    what = f"{fingerprint} {tokens.name} {len(tokens)} {context} {pack.__name__}"
-    key = hashlib.sha256(what.encode()).hexdigest()[:32]
-    kept = runtime.cache_dir() / "packings" / f"{key}.npz"
+    identity = f"{fingerprint} {tokens.name} {len(tokens)} {context} {pack.__name__}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    path = runtime.cache_dir() / "packings" / f"{key}.npz"
     try:
-        with np.load(kept) as arrays:
+        with np.load(path) as arrays:
             return Packing(*(arrays[name] for name in Packing._fields))
     except (OSError, ValueError, KeyError, EOFError):
         pass
     packing = pack(tokens, context)
-    _save(kept, packing)
+    _save(path, packing)
     console.say(
         f"packed     {tokens.documents:,} documents into {len(packing.rows_R1) - 1:,} rows of {context:,}, "
         f"{packing.efficiency(context):.1%} full"

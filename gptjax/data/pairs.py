@@ -51,13 +51,13 @@ def read(config: Any, split: str) -> list[Pair]:
     if not path.exists():
         raise DataError(f"there is no {path}")
     if path.is_dir():
-        of_source, of_target = (_file_of(path, split, language) for language in config.languages)
-        found = read_aligned(of_source, of_target)
+        source_path, target_path = (_file_of(path, split, language) for language in config.languages)
+        result = read_aligned(source_path, target_path)
     else:
-        found = _of_split(read_pair_file(path, config.columns, config.languages), split, config.held_out, path)
-    if not found:
+        result = _of_split(read_pair_file(path, config.columns, config.languages), split, config.held_out, path)
+    if not result:
         raise DataError(f"{path} has no pairs in {split!r}")
-    return found
+    return result
 
 
 def read_aligned(source: Path, target: Path) -> list[Pair]:
@@ -66,15 +66,15 @@ def read_aligned(source: Path, target: Path) -> list[Pair]:
     Raises:
       DataError: they cannot be read, or one has more lines.
     """
-    of_source, of_target = lines(source), lines(target)
-    if len(of_source) != len(of_target):
-        shorter, longer = sorted([(len(of_source), source), (len(of_target), target)])
+    source_lines, target_lines = lines(source), lines(target)
+    if len(source_lines) != len(target_lines):
+        shorter, longer = sorted([(len(source_lines), source), (len(target_lines), target)])
         raise DataError(
-            f"{source.name} has {len(of_source):,} lines and {target.name} has {len(of_target):,}: "
+            f"{source.name} has {len(source_lines):,} lines and {target.name} has {len(target_lines):,}: "
             f"line {shorter[0] + 1:,} of {longer[1].name} has no partner; the lines of both must be translations"
         )
-    found = [Pair(*both) for both in zip(of_source, of_target, strict=True)]
-    return _drop_incomplete(found, f"{source} and {target.name}")
+    pairs = [Pair(*sides) for sides in zip(source_lines, target_lines, strict=True)]
+    return _drop_incomplete(pairs, f"{source} and {target.name}")
 
 
 def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[Pair]:
@@ -89,7 +89,7 @@ def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -
       ConfigError: what reads it is not installed.
       DataError: it cannot be read, or a record lacks a side.
     """
-    found = []
+    pairs = []
     format = suffix_of(path) if suffix_of(path) in records.FORMATS else "tsv"
     has_names = format not in records.ROWS
     for record in records.read(path, RecordOptions(numbered=True), format):
@@ -101,8 +101,8 @@ def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -
             requests = f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {which}"
             has = ", ".join(map(str, fields)) if has_names else f"{len(fields)} column{'s'[: len(fields) > 1]}"
             raise DataError(f"{record.where} has {has}; {requests} are read")
-        found.append(Pair(*map(str, sides)))
-    return _drop_incomplete(found, str(path))
+        pairs.append(Pair(*map(str, sides)))
+    return _drop_incomplete(pairs, str(path))
 
 
 def lines(path: Path) -> list[str]:
@@ -117,13 +117,13 @@ def lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _drop_incomplete(pairs: list[Pair], what: str) -> list[Pair]:
+def _drop_incomplete(pairs: list[Pair], location: str) -> list[Pair]:
     stripped = (Pair(pair.source.strip(), pair.target.strip()) for pair in pairs)
-    found = [pair for pair in stripped if pair.source and pair.target]
-    if len(found) < len(pairs):
-        say = f"{len(pairs) - len(found):,} of {len(pairs):,} pairs have an empty side and are left out"
-        console.say(f"pairs      {what}: {say}")
-    return found
+    complete = [pair for pair in stripped if pair.source and pair.target]
+    if len(complete) < len(pairs):
+        message = f"{len(pairs) - len(complete):,} of {len(pairs):,} pairs have an empty side and are left out"
+        console.say(f"pairs      {location}: {message}")
+    return complete
 
 
 def _of_split(pairs: list[Pair], split: str, fraction: float, path: Path) -> list[Pair]:
@@ -137,19 +137,19 @@ def _file_of(folder: Path, split: str, language: str) -> Path:
     for name in names:
         if sources.exists(folder / name) and (folder / name).is_file():
             return folder / name
-    known = splits(folder)
-    there = ", ".join(f"{name} ({' '.join(languages)})" for name, languages in sorted(known.items()))
+    languages_by_split = splits(folder)
+    there = ", ".join(f"{name} ({' '.join(languages)})" for name, languages in sorted(languages_by_split.items()))
     raise DataError(f"{folder} has no {' or '.join(names)}; there are {there or 'none such'}")
 
 
 def splits(folder: Path) -> dict[str, list[str]]:
     """Which languages each split of a directory of parallel text has, by name."""
-    found: dict[str, set[str]] = {}
+    languages: dict[str, set[str]] = {}
     for path in folder.iterdir():
         named = re.fullmatch(r"(.+?)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
         if named and named[2] not in ("gz", "zst", "txt") and path.is_file():
-            found.setdefault(named[1], set()).add(named[2])
-    return {split: sorted(languages) for split, languages in found.items()}
+            languages.setdefault(named[1], set()).add(named[2])
+    return {split: sorted(languages) for split, languages in languages.items()}
 
 
 def corpus(train: Sequence[Pair], held_out: Sequence[Pair]) -> Corpus:
@@ -182,8 +182,8 @@ def to_token_set(tokenizer: Tokenizer, pairs: Sequence[Pair], label: str, name: 
                 yield source_ids(tokenizer, pair.source), target_ids(tokenizer, pair.target)
                 advance(1)
 
-    found = list(ids_of_pairs())
-    tokens_N = np.concatenate([np.array(ids, np.int32) for both in found for ids in both])
-    prompts_M = np.array([len(source) for source, _ in found])
-    ends_M = np.cumsum([len(source) + len(target) for source, target in found], dtype=np.int64)
+    encoded_pairs = list(ids_of_pairs())
+    tokens_N = np.concatenate([np.array(ids, np.int32) for pair in encoded_pairs for ids in pair])
+    prompts_M = np.array([len(source) for source, _ in encoded_pairs])
+    ends_M = np.cumsum([len(source) + len(target) for source, target in encoded_pairs], dtype=np.int64)
     return TokenSet([Part(tokens_N, ends_M, prompts_M)], name=name)

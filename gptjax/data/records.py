@@ -129,8 +129,8 @@ def parse(path: Path, item: Item, format: str) -> Record:
     Raises:
       DataError: it is none.
     """
-    of = FORMATS[format]
-    return of.parse(item, f"{path}, {of.unit} {item.number:,}")
+    file_format = FORMATS[format]
+    return file_format.parse(item, f"{path}, {file_format.unit} {item.number:,}")
 
 
 # Objects
@@ -143,10 +143,10 @@ _ESCAPE = re.compile(rf"\\u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}|({_
 
 def parse_repaired(text: str, where: str) -> tuple[Any, bool]:
     """The value of a JSON text, and whether half of a surrogate pair in it was repaired; errors as of `parse_json`."""
-    whole = text
+    repaired_text = text
     if _HALF.search(text):
-        whole = _ESCAPE.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
-    return parse_json(whole, where, finite=False), whole != text
+        repaired_text = _ESCAPE.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
+    return parse_json(repaired_text, where, finite=False), repaired_text != text
 
 
 def _object(value: Any, where: str) -> Fields:
@@ -167,30 +167,30 @@ def _parse_jsonl(item: Item, where: str) -> Record:
 
 
 def _items_of_json(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
-    whole = stream.read(-1 if options.limit is None else options.limit + 1)
-    if options.limit is not None and len(whole) > options.limit:
+    content = stream.read(-1 if options.limit is None else options.limit + 1)
+    if options.limit is not None and len(content) > options.limit:
         raise DataError(f"{path} has more than {options.limit:,} bytes; as .jsonl it could be read in pieces")
-    if b"\0" in whole:
-        raise DataError(f"{path} is not text: it has a zero byte at {whole.index(0):,}")
-    text, repaired = decode_repaired(whole.removeprefix(BYTE_ORDER_MARK))
-    found, mended = parse_repaired(text, str(path))
-    if not isinstance(found, list):
+    if b"\0" in content:
+        raise DataError(f"{path} is not text: it has a zero byte at {content.index(0):,}")
+    text, repaired = decode_repaired(content.removeprefix(BYTE_ORDER_MARK))
+    values, mended = parse_repaired(text, str(path))
+    if not isinstance(values, list):
         raise DataError(f"{path} is not a list of objects")
-    for number, one in enumerate(found, 1):
-        yield Item(one, number, (repaired or mended) and any("\ufffd" in text for text in strings(one)))
+    for number, value in enumerate(values, 1):
+        yield Item(value, number, (repaired or mended) and any("\ufffd" in text for text in strings(value)))
 
 
 def strings(value: Any) -> Iterator[str]:
     """The texts in what JSON holds, in order, keys of objects left out."""
-    left = [value]  # not by recursion: a text may be nested as deeply as the parser goes
-    while left:
-        match left.pop():
+    stack = [value]  # not by recursion: a text may be nested as deeply as the parser goes
+    while stack:
+        match stack.pop():
             case str() as text:
                 yield text
             case dict() as fields:
-                left += reversed(fields.values())
+                stack += reversed(fields.values())
             case list() as values:
-                left += reversed(values)
+                stack += reversed(values)
 
 
 def _parse_object(item: Item, where: str) -> Record:
@@ -282,8 +282,8 @@ def _items_of_parquet(path: Path, stream: BinaryIO, options: RecordOptions) -> I
         raise ConfigError(f"{path} needs pyarrow: pip install 'gptjax[data]'") from error
     number = 0
     try:
-        whole = stream if suffix_of(path) == path.suffix.lower()[1:] else io.BytesIO(stream.read())
-        with parquet.ParquetFile(whole) as file:
+        file_stream = stream if suffix_of(path) == path.suffix.lower()[1:] else io.BytesIO(stream.read())
+        with parquet.ParquetFile(file_stream) as file:
             names = file.schema_arrow.names
             check_names(names, path)
             for key in options.columns:

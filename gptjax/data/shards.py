@@ -112,8 +112,8 @@ class Records(NamedTuple):
 
     def where(self, chosen_M: np.ndarray) -> "Records":
         """The chosen ones."""
-        own = (array[chosen_M] for array in (self.lengths_M, self.prompts_M, self.text_bytes_M))
-        return Records(self.tokens_N[np.repeat(chosen_M, self.lengths_M)], *own)
+        selected = (array[chosen_M] for array in (self.lengths_M, self.prompts_M, self.text_bytes_M))
+        return Records(self.tokens_N[np.repeat(chosen_M, self.lengths_M)], *selected)
 
 
 class ShardWriter:
@@ -133,8 +133,8 @@ class ShardWriter:
         kinds = {"": dtype, ".ends": np.int64} | ({".prompts": np.int32} if with_prompts else {})
         self._writers: dict[str, ArrayWriter] = {}
         try:
-            for kind, of in kinds.items():
-                self._writers[kind] = ArrayWriter(folder / f"{stem}{kind}.npy", of)
+            for kind, kind_dtype in kinds.items():
+                self._writers[kind] = ArrayWriter(folder / f"{stem}{kind}.npy", kind_dtype)
         except BaseException:
             self.abort()
             raise
@@ -231,9 +231,9 @@ def _part(folder: Path, shard: dict[str, Any]) -> Part:
 def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.ndarray:
     """A file of `size` bytes that holds `count` numbers of one of some types, of which nothing is read yet."""
     try:
-        found = path.stat().st_size
-        if found != size:
-            raise DataError(f"{path} has {found:,} bytes, not the {size:,} of its index: it was cut short or changed")
+        actual = path.stat().st_size
+        if actual != size:
+            raise DataError(f"{path} has {actual:,} bytes, not the {size:,} of its index: it was cut short or changed")
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; prepare the set anew") from error
@@ -262,10 +262,10 @@ def load_tokenizer(folder: Path, index: Index) -> Tokenizer:
 
 def check_tokenizer(folder: Path, index: Index, tokenizer: Tokenizer) -> None:
     """Raises DataError for a set whose ids are another tokenizer's."""
-    theirs = index["tokenizer"]
-    if theirs["sha256"] != tokenizers.sha256(tokenizer):
+    expected = index["tokenizer"]
+    if expected["sha256"] != tokenizers.sha256(tokenizer):
         raise DataError(
-            f"{folder} was made with another tokenizer ({theirs['name']}, {theirs['n_vocab']:,} ids) than this run's "
+            f"{folder} was made with another tokenizer ({expected['name']}, {expected['n_vocab']:,} ids) than this run's "
             f"({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it anew with the run's"
         )
 

@@ -58,18 +58,18 @@ def _files(config: Any) -> list[tuple[Path, str]]:
         return [(download(config.path, config.sha256), config.path)]
     path = Path(config.path)
     if path.is_dir():
-        found = [p for p in files_below(path) if p.suffix == ".txt"]
-        if not found:
+        paths = [p for p in files_below(path) if p.suffix == ".txt"]
+        if not paths:
             raise DataError(f"{path} holds no .txt files; other files can be named by a glob such as '{path}/**/*.py'")
-        return [(p, p.relative_to(path).as_posix()) for p in found]
+        return [(p, p.relative_to(path).as_posix()) for p in paths]
     if path.exists():
         return [(path, path.name)]
-    found = files_matching(path)
-    if not found:
+    paths = files_matching(path)
+    if not paths:
         raise DataError(f"there is no file {path}")
-    fixed = takewhile(lambda part: not glob.has_magic(part), path.parts)
-    root = Path(*fixed)
-    return [(p, p.relative_to(root).as_posix()) for p in found]
+    prefix = takewhile(lambda part: not glob.has_magic(part), path.parts)
+    root = Path(*prefix)
+    return [(p, p.relative_to(root).as_posix()) for p in paths]
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -87,8 +87,8 @@ def files_matching(pattern: Path) -> list[Path]:
     Raises:
       DataError: as of `files_below`, of what the pattern comes by.
     """
-    fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    matching = _match(Path(*fixed), pattern.parts[len(fixed) :])
+    prefix = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    matching = _match(Path(*prefix), pattern.parts[len(prefix) :])
     return sorted({path for path in matching if exists(path) and path.is_file()})
 
 
@@ -116,19 +116,19 @@ def _list(folder: Path) -> list[Path]:
 
 def _walk(folder: Path, hidden: bool) -> Iterator[Path]:
     # What is in a folder and below. Each folder once, by its own name where it has one here: links are followed last.
-    seen, links = set[Path](), [folder]
+    visited, links = set[Path](), [folder]
     while links:
-        left = [links.pop(0)]
-        while left:
-            top = left.pop()
-            if top.resolve() in seen:
+        pending = [links.pop(0)]
+        while pending:
+            current = pending.pop()
+            if current.resolve() in visited:
                 continue
-            seen.add(top.resolve())
-            for path in _list(top):
+            visited.add(current.resolve())
+            for path in _list(current):
                 if (hidden or not path.name.startswith(".")) and exists(path):
                     yield path
                     if path.is_dir():
-                        (links if path.is_symlink() else left).append(path)
+                        (links if path.is_symlink() else pending).append(path)
 
 
 def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:

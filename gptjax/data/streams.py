@@ -74,19 +74,19 @@ class _PieceStream(io.RawIOBase):
     """Pieces of bytes as a stream."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
-        self.pieces, self.left = pieces, b""
+        self.pieces, self.buffered = pieces, b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self.left:
+        while not self.buffered:
             try:
-                self.left = next(self.pieces)
+                self.buffered = next(self.pieces)
             except StopIteration:
                 return 0
-        count = min(len(buffer), len(self.left))
-        buffer[:count], self.left = self.left[:count], self.left[count:]
+        count = min(len(buffer), len(self.buffered))
+        buffer[:count], self.buffered = self.buffered[:count], self.buffered[count:]
         return count
 
 

@@ -108,15 +108,15 @@ class TokenSet:
 
     def prompts(self) -> np.ndarray:
         """How many ids at the start of each record are a prompt, int64 [M]; 0 where the set knows of none."""
-        known = [np.zeros(len(p.ends_M), int) if p.prompts_M is None else p.prompts_M for p in self.parts]
-        return np.concatenate(known).astype(np.int64)
+        lengths = [np.zeros(len(p.ends_M), int) if p.prompts_M is None else p.prompts_M for p in self.parts]
+        return np.concatenate(lengths).astype(np.int64)
 
 
 def concatenate(sets: Sequence[TokenSet], name: str) -> TokenSet:
     """All of them as one; they have the same closing."""
     closing = sets[0].closing
-    own = [part for one in sets for part in one.document_parts()]
-    return TokenSet(own, closing, name)
+    parts = [part for token_set in sets for part in token_set.document_parts()]
+    return TokenSet(parts, closing, name)
 
 
 def from_texts(tokenizer: Tokenizer, texts: Sequence[str], label: str, name: str = "the text") -> TokenSet:

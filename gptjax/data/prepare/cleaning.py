@@ -167,8 +167,8 @@ def _blocklist(options: CleaningOptions) -> Step:
 
     def step(text: str) -> str | Dropped:
         folded = " ".join(text.casefold().split())
-        found = any(contains_term(folded, term) for term in candidates(folded))
-        return Dropped("a term of the blocklist") if found else text
+        matches = any(contains_term(folded, term) for term in candidates(folded))
+        return Dropped("a term of the blocklist") if matches else text
 
     return step
 
@@ -221,15 +221,15 @@ def _decontaminate(options: CleaningOptions) -> Step:
     if not options.evaluation:
         raise ConfigError("the step decontaminate needs evaluation, the files of what models are evaluated on")
     items = itertools.chain.from_iterable(map(evaluation_items, options.evaluation))
-    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *map(_gram_hashes, items)]))
+    hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *map(_gram_hashes, items)]))
     # By their first 24 bits: most of a document's are told apart without a search.
-    may_be_known = np.zeros(1 << 24, bool)
-    may_be_known[known >> np.uint64(40)] = True
+    maybe_present = np.zeros(1 << 24, bool)
+    maybe_present[hashes >> np.uint64(40)] = True
 
     def step(text: str) -> str | Dropped:
         grams = _gram_hashes(text)
-        grams = grams[may_be_known[grams >> np.uint64(40)]]
-        shared = len(grams) and (known[np.searchsorted(known, grams).clip(max=len(known) - 1)] == grams).any()
+        grams = grams[maybe_present[grams >> np.uint64(40)]]
+        shared = len(grams) and (hashes[np.searchsorted(hashes, grams).clip(max=len(hashes) - 1)] == grams).any()
         return Dropped("13 words of an evaluation") if shared else text
 
     return step

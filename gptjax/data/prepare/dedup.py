@@ -26,7 +26,7 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.prepare import filters
 
 if TYPE_CHECKING:
-    pass
+    from gptjax.data.prepare.cleaning import CleaningOptions
 
 _SCHEME = "affine32"  # of datasketch's permutations: uint32, without collisions
 _WEIGHTS = (0.2, 0.8)  # of false and of missed candidates: the false ones are looked at again, the missed are not
@@ -175,12 +175,12 @@ class DuplicateIndex:
 
     def _check_settings(self) -> None:
         settings = {name: value for name, value in self._options._asdict().items() if name.startswith("near_")}
-        found = self._run("SELECT settings FROM about").fetchone()
-        if not found:
+        stored = self._run("SELECT settings FROM about").fetchone()
+        if not stored:
             self._run("INSERT INTO about VALUES (?)", (json.dumps(settings),))
-        elif json.loads(found[0]) != settings:
-            there = ", ".join(f"{name}={value}" for name, value in json.loads(found[0]).items())
-            raise ConfigError(f"{self._path} was made with {there}; give these, or begin with another file")
+        elif json.loads(stored[0]) != settings:
+            stored_options = ", ".join(f"{name}={value}" for name, value in json.loads(stored[0]).items())
+            raise ConfigError(f"{self._path} was made with {stored_options}; give these, or begin with another file")
 
     def __enter__(self) -> Self:
         return self
@@ -196,9 +196,9 @@ class DuplicateIndex:
 
     def exact(self, document: int, signature: bytes) -> int | None:
         """The earlier document with this `exact_signature`; None where there is none, and then it is remembered."""
-        found = self._run("SELECT document FROM exact WHERE signature = ?", (signature,)).fetchone()
-        if found:
-            return found[0]
+        row = self._run("SELECT document FROM exact WHERE signature = ?", (signature,)).fetchone()
+        if row:
+            return row[0]
         self._run("INSERT INTO exact VALUES (?, ?)", (document, signature))
         return None
 
@@ -208,16 +208,16 @@ class DuplicateIndex:
         None where there is none, and then it is remembered. Of several, the earliest.
         """
         keys = self._keys(signature)
-        best, most = None, self._options.near_threshold
+        closest, highest = None, self._options.near_threshold
         for candidate in sorted(self._candidates(keys)):
             stored = self._run("SELECT signature FROM near WHERE document = ?", (candidate,)).fetchone()[0]
-            alike = np.count_nonzero(np.frombuffer(stored, "<u4") == signature) / len(signature)
-            if alike > most or (alike == most and best is None):
-                best, most = candidate, alike
-        if best is None:
+            similarity = np.count_nonzero(np.frombuffer(stored, "<u4") == signature) / len(signature)
+            if similarity > highest or (similarity == highest and closest is None):
+                closest, highest = candidate, similarity
+        if closest is None:
             self._run("INSERT INTO near VALUES (?, ?)", (document, signature.astype("<u4").tobytes()))
             self._run_many("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(key, document) for key in keys])
-        return best
+        return closest
 
     def _keys(self, signature: np.ndarray) -> list[int]:
         return band_keys(signature, *bands(self._options.near_threshold, self._options.near_permutations))

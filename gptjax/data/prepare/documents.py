@@ -95,16 +95,16 @@ class Worker:
                     signatures[name] = self.sign[name](text.prompt + text.text)
                 after.append(after[-1])
                 continue
-            step, whole = self.steps[name], text.prompt + text.text
-            result = step(whole)  # a pair is judged as one text
+            step, joined_text = self.steps[name], text.prompt + text.text
+            result = step(joined_text)  # a pair is judged as one text
             if isinstance(result, Dropped):
                 return result
-            if result != whole:
+            if result != joined_text:
                 text = Text(str(step(text.prompt)), str(step(text.text))) if text.prompt else Text("", result)
                 changed[number] += 1
             if not text.text:
                 return Dropped("nothing is left of it")
-            after.append(after[-1] if result == whole else _bytes(text))
+            after.append(after[-1] if result == joined_text else _bytes(text))
         return text
 
     def __call__(self, chunk: Chunk) -> Outcome:
@@ -121,10 +121,10 @@ class Worker:
             beginnings.append((text.prompt + text.text)[:EXAMPLE_CHARACTERS])
             changed_S[0] += text.repaired
             read_bytes_M[m] = _bytes(text)
-            after, own = list[int](), dict[str, Any]()
-            result = self.cleaned(text, after, changed_S, own)
+            after, new_signatures = list[int](), dict[str, Any]()
+            result = self.cleaned(text, after, changed_S, new_signatures)
             sizes_MS[m, : len(after)] = after
-            for name, signature in own.items():
+            for name, signature in new_signatures.items():
                 signatures[name][m] = signature
             if isinstance(result, Dropped):
                 drops.append(Drop(m, len(after), result.reason, beginnings[m]))
@@ -141,12 +141,12 @@ class Worker:
         """A document's ids with what stands around them, and how many of them are the prompt."""
         assert self.tokenizer is not None
         delimiters = token_sets.delimiters_of(self.tokenizer)
-        prompt = tokenizers.encode_array(self.tokenizer, text.prompt) if text.prompt else np.zeros(0, np.uint32)
-        body = tokenizers.encode_array(self.tokenizer, text.text)
+        prompt_ids = tokenizers.encode_array(self.tokenizer, text.prompt) if text.prompt else np.zeros(0, np.uint32)
+        text_ids = tokenizers.encode_array(self.tokenizer, text.text)
         record = np.concatenate(
-            [np.array(delimiters.prefix, np.uint32), prompt, body, np.array(delimiters.suffix, np.uint32)]
+            [np.array(delimiters.prefix, np.uint32), prompt_ids, text_ids, np.array(delimiters.suffix, np.uint32)]
         )
-        return record, len(delimiters.prefix) + len(prompt)
+        return record, len(delimiters.prefix) + len(prompt_ids)
 
 
 def _bytes(text: Text) -> int:
@@ -177,11 +177,11 @@ def process_chunk(task: Task, tokenizer: Path | None, chunk: Chunk) -> Outcome:
 def sample_texts(task: Task, tokenizer: Path | None, chunk: Chunk, share: float) -> list[str]:
     """Cleaned texts of a share of a chunk's documents, chosen by hash."""
     worker = _worker(task, tokenizer)
-    found = []
+    texts = []
     for item in chunk.items:
         text = formats.parse(*item, task.reading)
         if is_held_out(text, share):
             result = worker.cleaned(text, [], np.zeros(1 + len(task.clean), np.int64), None)
             if isinstance(result, Text):
-                found.append(result.prompt + result.text)
-    return found
+                texts.append(result.prompt + result.text)
+    return texts

@@ -117,9 +117,9 @@ class TextParts:
         keys = keys[order]
         is_repeat = np.zeros(len(keys) + 1, bool)
         is_repeat[1:-1] = keys[1:] == keys[:-1]
-        (kept,) = np.nonzero(is_repeat[:-1] | is_repeat[1:])
-        is_repeat = is_repeat[kept]
-        return Repeats(np.cumsum(~is_repeat) - 1, starts[order[kept]], is_repeat)
+        (indices,) = np.nonzero(is_repeat[:-1] | is_repeat[1:])
+        is_repeat = is_repeat[indices]
+        return Repeats(np.cumsum(~is_repeat) - 1, starts[order[indices]], is_repeat)
 
 
 def word_count(parts: TextParts) -> float:
@@ -167,8 +167,8 @@ def stop_words(parts: TextParts) -> float:
     The exception is ours: Gopher's text is English, and without it no document in another script would be left.
     """
     lower = parts.text.lower()
-    found = sum(1 for _ in islice(filter(None, (word.search(lower) for word in _STOP_WORDS)), 2))
-    return found if found == 2 or dominant_script(parts.text) in ("latin", "none") else math.nan
+    count = sum(1 for _ in islice(filter(None, (word.search(lower) for word in _STOP_WORDS)), 2))
+    return count if count == 2 or dominant_script(parts.text) in ("latin", "none") else math.nan
 
 
 def duplicate_fraction(pieces: list[str]) -> float:
@@ -203,9 +203,9 @@ def duplicate_ngram_characters(parts: TextParts, n: int) -> float:
     repeats = parts.repeats(n)
     if not len(repeats.ids):
         return 0.0
-    again = repeats.starts[repeats.is_repeat]
+    starts = repeats.starts[repeats.is_repeat]
     size = len(parts.words) + 1
-    depth = np.cumsum(np.bincount(again, minlength=size) - np.bincount(again + n, minlength=size))
+    depth = np.cumsum(np.bincount(starts, minlength=size) - np.bincount(starts + n, minlength=size))
     return float(np.diff(parts.ends)[depth[:-1] > 0].sum() / parts.ends[-1])
 
 

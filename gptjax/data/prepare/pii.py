@@ -149,25 +149,25 @@ def _replace(text: str, kind: PIIKind) -> str:
     if not kind.mark.search(text):
         return text
     pieces, done, at = [], 0, 0
-    while found := kind.pattern.search(text, at):
-        end = _accepted_end(found, kind.check)
+    while match := kind.pattern.search(text, at):
+        end = _accepted_end(match, kind.check)
         if end:
-            pieces += [text[done : found.start()], kind.tag]
+            pieces += [text[done : match.start()], kind.tag]
             done = at = end
         else:
-            at = found.start() + 1  # another may begin within
+            at = match.start() + 1  # another may begin within
     return "".join([*pieces, text[done:]])
 
 
-def _accepted_end(found: re.Match[str], check: Callable[[str], bool]) -> int:
+def _accepted_end(match: re.Match[str], check: Callable[[str], bool]) -> int:
     """Where the longest accepted beginning of a candidate ends; 0 where none is.
 
     A candidate takes in the groups of digits after it, such as a card's date: they are left out one after the other.
     """
-    if check(found[0]):
-        return found.end()
-    for group in reversed(list(re.finditer("[0-9]+(?=[ :])", found[0]))):
-        end = found.start() + group.end()
-        if check(found[0][: group.end()]) and _ends(found.string, end):
+    if check(match[0]):
+        return match.end()
+    for group in reversed(list(re.finditer("[0-9]+(?=[ :])", match[0]))):
+        end = match.start() + group.end()
+        if check(match[0][: group.end()]) and _ends(match.string, end):
             return end
     return 0

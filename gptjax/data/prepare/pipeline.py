@@ -59,19 +59,19 @@ def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
     Raises:
       DataError: one of them names none.
     """
-    found: dict[Path, int] = {}
-    for named in inputs:
-        path = Path(named).expanduser()
+    sizes: dict[Path, int] = {}
+    for name in inputs:
+        path = Path(name).expanduser()
         if path.is_dir():
             files = [p for p in files_below(path) if formats.has_known_format(p)]
         else:
             files = [path] if path.is_file() else files_matching(path)
         if not files:
-            known = ", ".join(f".{name}" for name in formats.FORMATS)
-            what = f"holds none of {known}" if path.is_dir() else "names no file"
-            raise DataError(f"--input={named} {what}")
-        found |= {p: p.stat().st_size for p in files}
-    return [InputFile(path, found[path]) for path in sorted(found)]
+            extensions = ", ".join(f".{name}" for name in formats.FORMATS)
+            problem = f"holds none of {extensions}" if path.is_dir() else "names no file"
+            raise DataError(f"--input={name} {problem}")
+        sizes |= {p: p.stat().st_size for p in files}
+    return [InputFile(path, sizes[path]) for path in sorted(sizes)]
 
 
 class Position(NamedTuple):
@@ -88,7 +88,7 @@ def chunks(
 
     Where chunks begin depends on the files alone, as long as `begin` is a position that this gave.
     """
-    held: list[tuple[Path, Item]] = []
+    pending: list[tuple[Path, Item]] = []
     size = 0
     for file in range(begin.file, len(sources)):
         path = sources[file].path
@@ -96,13 +96,13 @@ def chunks(
         for number, item in enumerate(formats.items(path, reading, advance), 1):
             if number <= skipped:
                 continue
-            held.append((path, item))
+            pending.append((path, item))
             size += formats.size_of(item)
             if size >= CHUNK_BYTES:
-                yield Chunk(held), Position(file, number)
-                held, size = [], 0
-    if held:
-        yield Chunk(held), Position(len(sources), 0)
+                yield Chunk(pending), Position(file, number)
+                pending, size = [], 0
+    if pending:
+        yield Chunk(pending), Position(len(sources), 0)
 
 
 class Progress(NamedTuple):
@@ -173,12 +173,12 @@ def _publish(folder: Path, output: Path) -> dict[str, Any]:
 
 def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], restart: bool) -> Progress:
     """Makes the unfinished folder, or reads how far it has come."""
-    made = {"settings": settings.as_json(), "sources": [[str(path), size] for path, size in sources]}
-    begun = (folder / "settings.json").exists()
-    if not begun and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
+    facts = {"settings": settings.as_json(), "sources": [[str(path), size] for path, size in sources]}
+    exists = (folder / "settings.json").exists()
+    if not exists and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
         raise ConfigError(f"{folder} exists and is no unfinished preparation; move it away, or give another --output")
-    same = begun and read_json(folder / "settings.json") == made
-    if begun and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
+    same = exists and read_json(folder / "settings.json") == facts
+    if exists and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
         if not same:
             raise ConfigError(
                 f"{folder} was begun with other flags or other files; give those again to go on with it, or --restart"
@@ -189,11 +189,11 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], resta
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_atomic(folder / "settings.json", json.dumps(made, indent=1))
+        write_atomic(folder / "settings.json", json.dumps(facts, indent=1))
     if not (folder / "progress.json").exists():
         return Progress(Position(), 0, {split: [] for split in shards.SPLITS}, {})
-    kept = schema.read(folder / "progress.json", PROGRESS)
-    return Progress(Position(*kept["position"]), kept["documents"], kept["splits"], kept["report"])
+    progress = schema.read(folder / "progress.json", PROGRESS)
+    return Progress(Position(*progress["position"]), progress["documents"], progress["splits"], progress["report"])
 
 
 def _tokenizer(settings: Settings, sources: Sequence[InputFile], folder: Path, pool: Workers) -> Tokenizer:
@@ -218,11 +218,11 @@ def _sample(settings: Settings, sources: Sequence[InputFile], pool: Workers) -> 
     share = 1.0 if settings.tokenizer == "chars" else min(1.0, settings.tokenizer_bytes / max(size, 1))
     pool.begin(settings.task, None)
     with console.bar("reading for the tokenizer", size, unit="B") as advance:
-        coming = (chunk for chunk, _ in chunks(sources, settings.task.reading, Position(), advance))
-        found = [text for texts in pool.map(sample_texts, ((chunk, share) for chunk in coming)) for text in texts]
+        incoming = (chunk for chunk, _ in chunks(sources, settings.task.reading, Position(), advance))
+        documents = [text for texts in pool.map(sample_texts, ((chunk, share) for chunk in incoming)) for text in texts]
     if settings.tokenizer == "chars":
-        return ["".join(sorted(set().union(*found)))]
-    return found
+        return ["".join(sorted(set().union(*documents)))]
+    return documents
 
 
 class Builder:

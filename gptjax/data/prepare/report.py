@@ -45,8 +45,8 @@ class Report:
             step["changed"] += int(outcome.changed_S[number])
         for drop in outcome.drops:
             name = self.steps[drop.step]["step"]
-            known = self.reasons.setdefault(f"{name}: {drop.reason}", {"documents": 0, "example": drop.example})
-            known["documents"] += 1
+            counts = self.reasons.setdefault(f"{name}: {drop.reason}", {"documents": 0, "example": drop.example})
+            counts["documents"] += 1
 
     def most_common(self) -> list[dict[str, Any]]:
         """The most common reasons for dropping, with an example each."""
@@ -55,7 +55,10 @@ class Report:
 
     def reasons_line(self) -> str:
         """They, in a line."""
-        return "; ".join(f"{one['reason']} ({one['documents']:,})" for one in self.most_common()) or "there was none"
+        return (
+            "; ".join(f"{reason['reason']} ({reason['documents']:,})" for reason in self.most_common())
+            or "there was none"
+        )
 
     def finished(self, splits: dict[str, dict[str, int]]) -> dict[str, Any]:
         """The whole report.
@@ -83,9 +86,9 @@ def table(report: dict[str, Any]) -> list[str]:
         )
     if report["dropped"]:
         lines += ["", "dropped"]
-    for one in report["dropped"]:
-        example = " ".join(one["example"].split())
-        lines.append(f"{one['documents']:10,}  {one['reason']}: {example[:60]!r}")
+    for reason in report["dropped"]:
+        example = " ".join(reason["example"].split())
+        lines.append(f"{reason['documents']:10,}  {reason['reason']}: {example[:60]!r}")
     lines.append("")
     for name, side in report["splits"].items():
         lines.append(

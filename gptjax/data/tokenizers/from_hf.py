@@ -95,13 +95,13 @@ def chat_template(folder: Path) -> str | None:
     """
     if (folder / "chat_template.jinja").exists():
         return _read(folder / "chat_template.jinja")
-    found = _settings(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
+    template = _settings(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = by_name.get("default")
+    if template is not None and not isinstance(template, str):
         raise DataError(f"{folder / 'tokenizer_config.json'} is damaged: its chat_template is no text")
-    return found
+    return template
 
 
 def special_names(folder: Path) -> dict[str, str]:
@@ -177,25 +177,25 @@ def _name(token: Any) -> str | None:
 
 def _begin(library: HFTokenizer, settings: dict[str, Any]) -> tuple[int, ...]:
     # What the library puts before a text when it is to add special tokens, unless the settings say otherwise.
-    wanted = settings.get("add_bos_token")
+    adds_bos = settings.get("add_bos_token")
     encoded = library.library.encode("a", add_special_tokens=True)
     added = takewhile(lambda pair: pair[1], zip(encoded.ids, encoded.special_tokens_mask, strict=True))
-    begin = () if wanted is False else tuple(token for token, _ in added)
-    named = library.library.token_to_id(_name(settings.get("bos_token")) or "")
-    return (named,) if wanted and not begin and named is not None else begin
+    begin = () if adds_bos is False else tuple(token for token, _ in added)
+    bos = library.library.token_to_id(_name(settings.get("bos_token")) or "")
+    return (bos,) if adds_bos and not begin and bos is not None else begin
 
 
 def _end(library: HFTokenizer, settings: dict[str, Any], folder: Path) -> int | None:
-    named = library.library.token_to_id(_name(settings.get("eos_token")) or "")
-    if named is not None:
-        return named
+    eos = library.library.token_to_id(_name(settings.get("eos_token")) or "")
+    if eos is not None:
+        return eos
     for file in ("config.json", "generation_config.json"):
         for token in _eos_token_ids(folder / file):
             if token < library.n_vocab:  # some folders name the id of another vocabulary
                 return token
     added = library.library.get_added_tokens_decoder()
     closing = (_name(settings.get("sep_token")), "[SEP]", END_OF_TEXT)  # BERT's texts end with what parts two of them
-    return next((token for token, known in added.items() if known.content in closing), None)
+    return next((token for token, added_token in added.items() if added_token.content in closing), None)
 
 
 def _stop_token_ids(tokenizer: Tokenizer, folder: Path) -> tuple[int, ...]:
@@ -205,10 +205,10 @@ def _stop_token_ids(tokenizer: Tokenizer, folder: Path) -> tuple[int, ...]:
 
 
 def _eos_token_ids(path: Path) -> list[int]:
-    found = _object(path).get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
+    value = _object(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token) is int and token >= 0 for token in ids):
-        raise DataError(f"{path} is damaged: its eos_token_id is {str(found)[:40]}, no id or list of ids")
+        raise DataError(f"{path} is damaged: its eos_token_id is {str(value)[:40]}, no id or list of ids")
     return ids
 
 
@@ -269,11 +269,11 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _settings(path: Path) -> dict[str, Any]:
     # The same of tokenizer_config.json and special_tokens_map.json, with values of the kinds that are read here.
-    found = _object(path)
+    settings = _object(path)
     for key, kind in SETTINGS.items():
-        if found.get(key) is not None and not isinstance(found[key], kind):
-            raise DataError(f"{path} is damaged: its {key} is {str(found[key])[:40]}, no {JSON_NAMES[kind]}")
-    tokens = (found.get("added_tokens_decoder") or {}).values()
+        if settings.get(key) is not None and not isinstance(settings[key], kind):
+            raise DataError(f"{path} is damaged: its {key} is {str(settings[key])[:40]}, no {JSON_NAMES[kind]}")
+    tokens = (settings.get("added_tokens_decoder") or {}).values()
     if not all(isinstance(token, dict) for token in tokens):
         raise DataError(f"{path} is damaged: its added_tokens_decoder has a token that is no object")
-    return found
+    return settings

@@ -47,19 +47,19 @@ def lookup_special_ids(tokenizer: Tokenizer, names: Collection[str], sentinels: 
     """
     if "end" in names and tokenizer.end is None:
         raise DataError(f"the tokenizer {tokenizer.name} has no end of text, which targets need; take bytes or bpe:N")
-    known, missing = special_tokens(tokenizer), _missing(tokenizer)
+    present, missing = special_tokens(tokenizer), _missing(tokenizer)
     first = tokenizer.n_vocab
     ids = {
         name: first + missing.index(name)
         if name in missing
-        else next(known[one] for one in COMMON_NAMES[name] if one in known)
+        else next(present[alias] for alias in COMMON_NAMES[name] if alias in present)
         for name in names
         if name in COMMON_NAMES
     }
-    own = tuple(known[SENTINEL.format(i)] for i in range(_count_sentinels(known)))[:sentinels]
-    added = range(first + len(missing), first + len(missing) + sentinels - len(own))
+    present_sentinels = tuple(present[SENTINEL.format(i)] for i in range(_count_sentinels(present)))[:sentinels]
+    added = range(first + len(missing), first + len(missing) + sentinels - len(present_sentinels))
     highest = max([first - 1, *ids.values(), *added])
-    return SpecialIds(ids, (*own, *added), highest + 1)
+    return SpecialIds(ids, (*present_sentinels, *added), highest + 1)
 
 
 def special_name(tokenizer: Tokenizer, token: int) -> str:
@@ -81,12 +81,12 @@ def decode_with_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def _missing(tokenizer: Tokenizer) -> list[str]:
-    known = special_tokens(tokenizer)
-    return [name for name, usual in COMMON_NAMES.items() if not any(one in known for one in usual)]
+    present = special_tokens(tokenizer)
+    return [name for name, aliases in COMMON_NAMES.items() if not any(alias in present for alias in aliases)]
 
 
-def _count_sentinels(known: dict[str, int]) -> int:
+def _count_sentinels(present: dict[str, int]) -> int:
     count = 0
-    while SENTINEL.format(count) in known:
+    while SENTINEL.format(count) in present:
         count += 1
     return count

@@ -98,8 +98,8 @@ class Encoding(tiktoken.Encoding):
         return super().decode([token for token in tokens if token not in self.prompt], errors)
 
     def __getstate__(self) -> object:
-        kept = {"pat_str": self._pat_str, "mergeable_ranks": self._mergeable_ranks}
-        return kept | {
+        state = {"pat_str": self._pat_str, "mergeable_ranks": self._mergeable_ranks}
+        return state | {
             "name": self.name,
             "special_tokens": self._special_tokens,
             "begin": self.begin,
@@ -159,8 +159,8 @@ def check_name(name: str) -> None:
         return
     match = re.fullmatch(r"bpe:(\d+)", name)
     if not match:
-        known = ", ".join(tiktoken.list_encoding_names())
-        raise ConfigError(f"unknown tokenizer {name!r}; there are bytes, chars, bpe:N, and tiktoken's {known}")
+        names = ", ".join(tiktoken.list_encoding_names())
+        raise ConfigError(f"unknown tokenizer {name!r}; there are bytes, chars, bpe:N, and tiktoken's {names}")
     if int(match[1]) < 257:
         raise ConfigError(f"{name} is too small: 256 bytes and {END_OF_TEXT} make at least bpe:257")
 
@@ -204,13 +204,13 @@ def build(name: str, texts: Sequence[str]) -> Encoding:
     if name.startswith("bpe:"):
         return bpe_encoding(texts, int(name.removeprefix("bpe:")))
     try:
-        known = tiktoken.get_encoding(name)
+        encoding = tiktoken.get_encoding(name)
     except Exception as error:  # tiktoken lets its HTTP client's errors through
         raise DataError(
             f"tiktoken cannot get its vocabulary {name}: {type(error).__name__}; "
             "where there is no network, TIKTOKEN_CACHE_DIR may name a folder that has it"
         ) from error
-    return _encoding(name, known._pat_str, known._mergeable_ranks, known._special_tokens)
+    return _encoding(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
 
 
 def save(tokenizer: Tokenizer, directory: Path) -> None:
@@ -223,8 +223,8 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
             ranks = sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
             lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks]
             write_atomic(directory / "vocabulary.tiktoken", "".join(lines))
-            own = {"pattern": tokenizer._pat_str, "special_tokens": tokenizer._special_tokens}
-            facts = {"kind": "tiktoken"} | facts | own
+            extra = {"pattern": tokenizer._pat_str, "special_tokens": tokenizer._special_tokens}
+            facts = {"kind": "tiktoken"} | facts | extra
         case HFTokenizer():
             write_atomic(directory / "tokenizer.json", tokenizer.text)
             facts = {"kind": "tokenizers"} | facts
@@ -276,8 +276,8 @@ def with_prompt(tokenizer: Tokenizer, prompt: Sequence[int], begin: Sequence[int
     """
     view: Any = copy.copy(tokenizer)
     view.prompt, view.begin = tuple(prompt), (*prompt, *begin)
-    seen: Tokenizer = view
-    return seen
+    result: Tokenizer = view
+    return result
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -310,8 +310,8 @@ def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
         return encode(tokenizer, text)
     longest_first = sorted(special, key=len, reverse=True)  # as the `tokenizers` library has it
     pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-    found = ([special[piece]] if piece in special else encode(tokenizer, piece) for piece in pieces if piece)
-    return [token for ids in found for token in ids]
+    ids_of_pieces = ([special[piece]] if piece in special else encode(tokenizer, piece) for piece in pieces if piece)
+    return [token for ids in ids_of_pieces for token in ids]
 
 
 def eos_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -344,16 +344,16 @@ def sha256(tokenizer: Tokenizer) -> str:
     """Of all that decides its ids; two tokenizers with the same one make the same ids of the same text."""
     match tokenizer:
         case Encoding():
-            own = [tokenizer._pat_str, sorted(tokenizer._special_tokens.items())]
+            parts = [tokenizer._pat_str, sorted(tokenizer._special_tokens.items())]
             ranks = b"".join(
                 rank.to_bytes(4, "big") + len(token).to_bytes(4, "big") + token
                 for token, rank in sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
             )
         case HFTokenizer():
-            own, ranks = ["tokenizers"], tokenizer.text.encode()
+            parts, ranks = ["tokenizers"], tokenizer.text.encode()
         case _:
             raise TypeError(f"no hash for {type(tokenizer).__name__}")
-    facts = json.dumps([*own, list(tokenizer.begin), tokenizer.end]).encode()
+    facts = json.dumps([*parts, list(tokenizer.begin), tokenizer.end]).encode()
     return hashlib.sha256(facts + b"\0" + ranks).hexdigest()
 
 
