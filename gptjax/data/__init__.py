@@ -92,7 +92,7 @@ def with_tokenizer_of_sets(config: "ConfigDict") -> "ConfigDict":
         return config
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.tokenizer = shards.open_set(folders[0]).facts["tokenizer"]["name"]
+        config.data.tokenizer = shards.open_set(folders[0]).metadata["tokenizer"]["name"]
     return config.lock()
 
 
@@ -196,7 +196,7 @@ def _load_prepared(config: Any, folders: list[Path], tokenizer: Tokenizer | None
     sets = {str(folder): shards.open_set(folder) for folder in folders}
     tokenizer = tokenizer or next(iter(sets.values())).tokenizer()
     for prepared_set in sets.values():
-        shards.check_tokenizer(prepared_set.folder, prepared_set.facts, tokenizer)
+        shards.check_tokenizer(prepared_set.folder, prepared_set.metadata, tokenizer)
     weights = [weight for _, weight in config.mixture] or [1]
     if None in weights:
         weights = [len(prepared_set.train) for prepared_set in sets.values()]

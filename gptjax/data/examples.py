@@ -46,20 +46,22 @@ def read(config: Any, split: str) -> list[Record]:
     path, names = Path(config.path), tuple(config.examples.fields)
     if not path.exists():
         raise DataError(f"there is no {path}")
-    own = _file_of(path, split) if path.is_dir() else None
-    if own:
-        divided = split == "train" and not _file_of(path, "val")
+    file_of_split = _file_of(path, split) if path.is_dir() else None
+    if file_of_split:
+        needs_split = split == "train" and not _file_of(path, "val")
     else:
-        own, divided = (_file_of(path, "train") if path.is_dir() else path), True
-        if own is None or split not in ("train", "val"):
+        file_of_split, needs_split = (_file_of(path, "train") if path.is_dir() else path), True
+        if file_of_split is None or split not in ("train", "val"):
             there = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
             raise DataError(f"{path} has no examples for {split!r}; there is {there or 'nothing'}")
-    found = list(records.read(own, RecordOptions(names)))
-    if divided:
-        found = [one for one in found if sources.is_held_out(_to_json(one), config.held_out) == (split != "train")]
-    if not found:
-        raise DataError(f"{own} has no examples for {split!r}")
-    return sample_per_label(found, config.examples) if split == "train" and config.examples.shots else found
+    result = list(records.read(file_of_split, RecordOptions(names)))
+    if needs_split:
+        result = [
+            record for record in result if sources.is_held_out(_to_json(record), config.held_out) == (split != "train")
+        ]
+    if not result:
+        raise DataError(f"{file_of_split} has no examples for {split!r}")
+    return sample_per_label(result, config.examples) if split == "train" and config.examples.shots else result
 
 
 def _file_of(folder: Path, split: str) -> Path | None:
@@ -79,38 +81,40 @@ def _to_json(record: Record) -> str:
         raise DataError(f"{record.where} is nested too deeply") from error
 
 
-def sample_per_label(found: Sequence[Record], options: Any) -> list[Record]:
+def sample_per_label(examples: Sequence[Record], options: Any) -> list[Record]:
     """`options.shots` records of each label, or of all where there are no labels, drawn by `options.shot_seed`.
 
     Raises:
       DataError: there are fewer.
     """
     by_label: dict[str, list[Record]] = {label: [] for label in options.labels} or {"": []}
-    for one in found:
-        label = fields.label_of(one, options) if options.labels else ""
-        by_label[label].append(one)
-    drawn = list[Record]()
-    for label, own in by_label.items():
-        if len(own) < options.shots:
-            of = f" with the label {label!r}" if label else ""
-            raise DataError(f"data.examples.shots={options.shots}, and there are {len(own)} examples{of}")
-        order = np.random.default_rng(options.shot_seed).permutation(len(own))[: options.shots]
-        drawn += [own[i] for i in sorted(order)]
-    return drawn
+    for example in examples:
+        label = fields.label_of(example, options) if options.labels else ""
+        by_label[label].append(example)
+    sampled = list[Record]()
+    for label, candidates in by_label.items():
+        if len(candidates) < options.shots:
+            condition = f" with the label {label!r}" if label else ""
+            raise DataError(f"data.examples.shots={options.shots}, and there are {len(candidates)} examples{condition}")
+        order = np.random.default_rng(options.shot_seed).permutation(len(candidates))[: options.shots]
+        sampled += [candidates[i] for i in sorted(order)]
+    return sampled
 
 
-def texts(config: Any, found: Sequence[Record]) -> list[str]:
+def texts(config: Any, examples: Sequence[Record]) -> list[str]:
     """The text of each record, as a tokenizer is trained on it."""
     form = TASK_FORMATS[config.examples.form]
-    return ["".join(piece for piece, _ in form.pieces(one, config.examples, None)) for one in found]
+    return ["".join(piece for piece, _ in form.pieces(example, config.examples, None)) for example in examples]
 
 
 def corpus(train: Sequence[Record], held_out: Sequence[Record]) -> Corpus:
     """Both sides as documents, for `gptjax.data.sources.fingerprint`."""
-    return Corpus(*([Document(str(i), _to_json(one)) for i, one in enumerate(side)] for side in (train, held_out)))
+    return Corpus(
+        *([Document(str(i), _to_json(record)) for i, record in enumerate(side)] for side in (train, held_out))
+    )
 
 
-def to_token_set(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
+def to_token_set(tokenizer: Tokenizer, examples: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
     """The records as a token set in memory, with what is learnt of each (`TokenSet.arrays`).
 
     Args:
@@ -124,84 +128,91 @@ def to_token_set(tokenizer: Tokenizer, found: Sequence[Record], config: Any, lab
       DataError: a record lacks a field, has a label that is not known, or is too long and that is refused.
     """
     if config.layout == "pairs":
-        return pairs.to_token_set(tokenizer, [task_formats.to_pair(one, config.examples) for one in found], label, name)
+        return pairs.to_token_set(
+            tokenizer, [task_formats.to_pair(example, config.examples) for example in examples], label, name
+        )
     c, form = config.examples, TASK_FORMATS[config.examples.form]
     delimiters = token_sets.delimiters_of(tokenizer)
     if form.objective:  # what follows a text is not read where no next token is asked for
         delimiters = delimiters._replace(closing=())
-    room = config.context + (not form.objective) - sum(map(len, delimiters))
-    kept, long, without, notes = list[list[TokenizedExample]](), list[Record](), 0, Counter[Note]()
-    with console.bar(label, len(found)) as advance:
-        for one in found:
-            own, is_long = form.tokenize(one, c, tokenizer, room)
-            notes.update(form.notes(one, c, tokenizer))
-            long += [one] if is_long else []
-            without += not (own or is_long)
-            kept += [own] if own and not (is_long and c.too_long == "leave_out") else []
+    max_length = config.context + (not form.objective) - sum(map(len, delimiters))
+    result, over_length, empty, notes = list[list[TokenizedExample]](), list[Record](), 0, Counter[Note]()
+    with console.bar(label, len(examples)) as advance:
+        for example in examples:
+            tokenized, is_long = form.tokenize(example, c, tokenizer, max_length)
+            notes.update(form.notes(example, c, tokenizer))
+            over_length += [example] if is_long else []
+            empty += not (tokenized or is_long)
+            result += [tokenized] if tokenized and not (is_long and c.too_long == "leave_out") else []
             advance(1)
-    if long:
-        _report_long(long, found, config, name)
+    if over_length:
+        _report_long(over_length, examples, config, name)
     for note, count in notes.items():
         console.say(f"examples   {count:,} {note.unit}{'s'[: count > 1]} of {name} {note.what}")
-    if without:
-        console.say(f"examples   {without:,} of {len(found):,} of {name} are without text or answer and are left out")
-    if not kept:
-        why = dialogues.missing_assistant_reason(found) if c.form == "chat" else ""
-        left = f"{name}: nothing is left of {len(found):,} examples"
-        raise DataError(f"{left}; {why}" if why else f"{left} within data.context={config.context} tokens")
-    if len({len(several) for several in kept}) > 1:
-        raise DataError(f"{name}: some have {len(kept[0])} choices and others more or fewer; all need as many")
-    return _to_token_set(kept, delimiters, form, name, delimiters.prefix if tokenizer.prompt else ())
+    if empty:
+        console.say(f"examples   {empty:,} of {len(examples):,} of {name} are without text or answer and are left out")
+    if not result:
+        reason = dialogues.missing_assistant_reason(examples) if c.form == "chat" else ""
+        message = f"{name}: nothing is left of {len(examples):,} examples"
+        raise DataError(f"{message}; {reason}" if reason else f"{message} within data.context={config.context} tokens")
+    if len({len(choices) for choices in result}) > 1:
+        raise DataError(f"{name}: some have {len(result[0])} choices and others more or fewer; all need as many")
+    return _to_token_set(result, delimiters, form, name, delimiters.prefix if tokenizer.prompt else ())
 
 
-def _report_long(long: Sequence[Record], found: Sequence[Record], config: Any, name: str) -> None:
-    of, c = f"{len(long):,} of {len(found):,} of {name} are longer than {config.context} tokens", config.examples
+def _report_long(over_length: Sequence[Record], examples: Sequence[Record], config: Any, name: str) -> None:
+    summary = f"{len(over_length):,} of {len(examples):,} of {name} are longer than {config.context} tokens"
+    c = config.examples
     if c.too_long == "refuse":
-        raise DataError(f"{of} (data.context), the first in {long[0].where}; data.examples.too_long=cut shortens them")
-    console.say(f"examples   {of} and are {'cut' if c.too_long == 'cut' else 'left out'}")
+        raise DataError(
+            f"{summary} (data.context), the first in {over_length[0].where}; data.examples.too_long=cut shortens them"
+        )
+    console.say(f"examples   {summary} and are {'cut' if c.too_long == 'cut' else 'left out'}")
 
 
 def _to_token_set(
-    kept: list[list[TokenizedExample]],
+    groups: list[list[TokenizedExample]],
     delimiters: Delimiters,
     form: TaskFormat,
     name: str,
     repeated_prefix: Sequence[int],
 ) -> TokenSet:
-    each = [one for several in kept for one in several]
-    whole = [np.array([*delimiters.prefix, *one.ids, *delimiters.suffix], np.int32) for one in each]
+    examples = [example for group in groups for example in group]
+    sequences = [np.array([*delimiters.prefix, *example.ids, *delimiters.suffix], np.int32) for example in examples]
     arrays = dict[str, np.ndarray]()
     for key in form.arrays:
         if key.endswith("_BT"):
-            arrays[key] = np.concatenate([_with_delimiters(key, one, delimiters, not form.objective) for one in each])
+            arrays[key] = np.concatenate(
+                [_with_delimiters(key, example, delimiters, not form.objective) for example in examples]
+            )
         else:
-            arrays[key] = np.stack([several[0].arrays[key] for several in kept])
+            arrays[key] = np.stack([group[0].arrays[key] for group in groups])
     if "spans_B2" in arrays:
         arrays["spans_B2"] = arrays["spans_B2"] + len(delimiters.prefix)
-    ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
-    prompts_M = np.full(len(whole), len(delimiters.prefix))  # of which none is predicted
+    ends_M = np.cumsum([len(ids) for ids in sequences], dtype=np.int64)
+    prompts_M = np.full(len(sequences), len(delimiters.prefix))  # of which none is predicted
     return TokenSet(
-        [Part(np.concatenate(whole), ends_M, prompts_M)],
+        [Part(np.concatenate(sequences), ends_M, prompts_M)],
         delimiters.closing,
         name,
         arrays,
-        len(kept[0]),
+        len(groups[0]),
         repeated_prefix,
     )
 
 
-def _with_delimiters(key: str, one: TokenizedExample, delimiters: Delimiters, learns: bool) -> np.ndarray:
+def _with_delimiters(key: str, example: TokenizedExample, delimiters: Delimiters, in_loss: bool) -> np.ndarray:
     """An array of a number an id, with those of what stands around a text.
 
     Weights of what is learnt become those of the position that predicts it, one before.
     """
-    own, before, after = one.arrays[key], len(delimiters.prefix), len(delimiters.suffix)
+    array, before, after = example.arrays[key], len(delimiters.prefix), len(delimiters.suffix)
     if key == "types_BT":
-        return np.pad(own, (before, after), mode="edge")
-    if not learns:
-        return np.pad(own, (before, after))
-    learnt = np.concatenate([np.zeros(before), own, np.full(after or 1, one.ends)]).astype(np.float32)
-    return learnt[1:] if not after else np.append(learnt[1:], np.float32(0))
+        return np.pad(array, (before, after), mode="edge")
+    if not in_loss:
+        return np.pad(array, (before, after))
+    weights = np.concatenate([np.zeros(before), array, np.full(after or 1, example.ends)]).astype(np.float32)
+    return weights[1:] if not after else np.append(weights[1:], np.float32(0))
 
 
 def balance_labels(tokens: TokenSet) -> TokenSet:
@@ -215,12 +226,12 @@ def balance_labels(tokens: TokenSet) -> TokenSet:
     )
 
 
-def check_labels(found: Sequence[Record], config: Any) -> None:
+def check_labels(examples: Sequence[Record], config: Any) -> None:
     """Raises DataError where a label that `examples.labels` names is none of a text to learn from."""
     c = config.examples
     if c.form == "classes":
-        seen = {fields.label_of(one, c) for one in found}
-        if missing := [label for label in c.labels if label not in seen]:
+        present = {fields.label_of(example, c) for example in examples}
+        if missing := [label for label in c.labels if label not in present]:
             raise DataError(
                 f"{config.path} has no example to learn the label {missing[0]!r} of data.examples.labels from"
             )

@@ -114,24 +114,25 @@ def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpr
 
     def row(epoch: int, k: int) -> Batch:
         inputs, targets, weights, segments = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4", "i4"))
-        at = 0
+        offset = 0
         for number, piece in enumerate(range(rows_R1[k], rows_R1[k + 1]), 1):
-            start, length, known = int(starts_P[piece]), int(lengths_P[piece]), int(ignored_P[piece])
+            start, length, ignored = int(starts_P[piece]), int(lengths_P[piece]), int(ignored_P[piece])
             before = prefix if continues_P[piece] else prefix[:0]
             ids = np.concatenate([before, tokens.read(start, start + length - len(before) + 1)])
             if augment.any():
                 rng = np.random.default_rng((seed, epoch, start))
-                text = augment_tokens(ids[known:], augment, tokens, rng)
-                ids = np.concatenate([ids[:known], text])[: length + 1]
-            here = slice(at, at + len(ids) - 1)
+                text = augment_tokens(ids[ignored:], augment, tokens, rng)
+                ids = np.concatenate([ids[:ignored], text])[: length + 1]
+            positions = slice(offset, offset + len(ids) - 1)
             counts = 1 if counts_N is None else counts_N[start : start + length]
-            inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], counts, number
-            weights[at : at + known] = 0
-            targets[at : at + min(known, len(prefix))] = 0  # ids that no head knows
-            at += length
+            inputs[positions], targets[positions] = ids[:-1], ids[1:]
+            weights[positions], segments[positions] = counts, number
+            weights[offset : offset + ignored] = 0
+            targets[offset : offset + min(ignored, len(prefix))] = 0  # ids that no head knows
+            offset += length
         if augment.any():
             segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
-            segments[at:] = 0
+            segments[offset:] = 0
         return Batch(inputs_BT=inputs, targets_BT=targets, weights_BT=weights, segments_BT=segments)
 
     return Rows(len(rows_R1) - 1, row)
@@ -175,10 +176,10 @@ def loss_weights(tokens: TokenSet, augment: Augment) -> np.ndarray | None:
     Raises:
       DataError: they would move.
     """
-    found = tokens.arrays.get("weights_BT")
-    if found is not None and augment.any():
+    weights = tokens.arrays.get("weights_BT")
+    if weights is not None and augment.any():
         raise DataError(f"data.augment moves tokens, and {tokens.name} says of each what it is; leave it out")
-    return found
+    return weights
 
 
 def head_examples(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Rows:
@@ -188,7 +189,7 @@ def head_examples(tokens: TokenSet, context: int, seed: int, augment: Augment) -
       DataError: texts are to be augmented that have a label for each token.
     """
     records_M2, openings_M = tokens.records(), tokens.prompts()
-    of_token = [name for name in tokens.arrays if name.endswith("_BT")]
+    per_token = [name for name in tokens.arrays if name.endswith("_BT")]
     if augment.any() and (
         tokens.arrays.keys() & {"labels_BT", "spans_B2"} or tokens.arrays.get("types_BT", np.zeros(1)).any()
     ):
@@ -201,23 +202,23 @@ def head_examples(tokens: TokenSet, context: int, seed: int, augment: Augment) -
             rng, opening = np.random.default_rng((seed, epoch, start)), max(int(openings_M[document]) - 1, 0)
             text = augment_tokens(ids[opening:], augment, tokens, rng)
             ids = np.concatenate([ids[:opening], text])[:context]
-        found = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}
-        found["inputs_BT"][: len(ids)], found["segments_BT"][: len(ids)] = ids, 1
-        for name in of_token:
-            own = tokens.arrays[name][start : start + min(len(ids), stop - start)]
-            found[name] = np.zeros(context, own.dtype)
-            found[name][: len(own)] = own
-        return found
+        arrays = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}
+        arrays["inputs_BT"][: len(ids)], arrays["segments_BT"][: len(ids)] = ids, 1
+        for name in per_token:
+            values = tokens.arrays[name][start : start + min(len(ids), stop - start)]
+            arrays[name] = np.zeros(context, values.dtype)
+            arrays[name][: len(values)] = values
+        return arrays
 
     def row(epoch: int, k: int) -> Batch:
         texts = [text(epoch, k * tokens.choices_per_row + choice) for choice in range(tokens.choices_per_row)]
-        read = (
+        batch = (
             texts[0]
             if tokens.choices_per_row == 1
-            else {name: np.stack([one[name] for one in texts]) for name in texts[0]}
+            else {name: np.stack([example[name] for example in texts]) for name in texts[0]}
         )
-        own = {name: np.asarray(tokens.arrays[name][k]) for name in tokens.arrays if name not in of_token}
-        return cast(Batch, read | own)
+        values = {name: np.asarray(tokens.arrays[name][k]) for name in tokens.arrays if name not in per_token}
+        return cast(Batch, batch | values)
 
     return Rows(len(records_M2) // tokens.choices_per_row, row)
 
@@ -236,16 +237,16 @@ def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpri
     prompts_P, lengths_P2, ending = tokens.prompts()[record_P], pair_lengths(tokens)[record_P], source_ending(tokens)
     cut = int((lengths_P2 > context).any(1).sum())
     if cut:
-        of = f"{cut:,} of {len(starts_P):,} of {tokens.name}"
-        console.say(f"pairs      {of} are longer than {context} tokens and are cut; data.context may be larger")
-    alike_P = np.lexsort(np.minimum(lengths_P2, context).T)  # places in rows, by the lengths that they are for
+        summary = f"{cut:,} of {len(starts_P):,} of {tokens.name}"
+        console.say(f"pairs      {summary} are longer than {context} tokens and are cut; data.context may be larger")
+    slots_P = np.lexsort(np.minimum(lengths_P2, context).T)  # places in rows, by the lengths that they are for
 
     @functools.lru_cache(maxsize=4)
     def order(epoch: int) -> np.ndarray:
-        drawn_P = np.random.default_rng((seed, epoch)).permutation(len(alike_P))
-        found_P = np.empty_like(alike_P)
-        found_P[alike_P] = drawn_P[np.lexsort(np.minimum(lengths_P2[drawn_P], context).T)]
-        return found_P
+        permuted_P = np.random.default_rng((seed, epoch)).permutation(len(slots_P))
+        order_P = np.empty_like(slots_P)
+        order_P[slots_P] = permuted_P[np.lexsort(np.minimum(lengths_P2[permuted_P], context).T)]
+        return order_P
 
     def row(epoch: int, k: int) -> Batch:
         source, source_segments, inputs, targets, segments = (np.zeros(context, "i4") for _ in range(5))

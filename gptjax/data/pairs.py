@@ -144,12 +144,12 @@ def _file_of(folder: Path, split: str, language: str) -> Path:
 
 def splits(folder: Path) -> dict[str, list[str]]:
     """Which languages each split of a directory of parallel text has, by name."""
-    languages: dict[str, set[str]] = {}
+    by_split: dict[str, set[str]] = {}
     for path in folder.iterdir():
         named = re.fullmatch(r"(.+?)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
         if named and named[2] not in ("gz", "zst", "txt") and path.is_file():
-            languages.setdefault(named[1], set()).add(named[2])
-    return {split: sorted(languages) for split, languages in languages.items()}
+            by_split.setdefault(named[1], set()).add(named[2])
+    return {split: sorted(languages) for split, languages in by_split.items()}
 
 
 def corpus(train: Sequence[Pair], held_out: Sequence[Pair]) -> Corpus:

@@ -110,7 +110,7 @@ class Records(NamedTuple):
     prompts_M: np.ndarray  # ids of each that are a prompt, its opening included
     text_bytes_M: np.ndarray  # of the text that each was made of, UTF-8
 
-    def where(self, chosen_M: np.ndarray) -> "Records":
+    def select(self, chosen_M: np.ndarray) -> "Records":
         """The chosen ones."""
         selected = (array[chosen_M] for array in (self.lengths_M, self.prompts_M, self.text_bytes_M))
         return Records(self.tokens_N[np.repeat(chosen_M, self.lengths_M)], *selected)
@@ -175,14 +175,14 @@ class PreparedSet(NamedTuple):
     """A prepared set that was opened."""
 
     folder: Path
-    facts: Index
+    metadata: Index
     train: TokenSet
     held_out: TokenSet
     fingerprint: str  # SHA-256 of index.json, which has a checksum of every file
 
     def tokenizer(self) -> Tokenizer:
         """The one that made its ids."""
-        return load_tokenizer(self.folder, self.facts)
+        return load_tokenizer(self.folder, self.metadata)
 
 
 def open_set(folder: Path) -> PreparedSet:
@@ -278,7 +278,7 @@ def verify(folder: Path) -> int:
     """
     opened = open_set(folder)
     opened.tokenizer()
-    files = [facts for split in SPLITS for shard in opened.facts["splits"][split] for facts in shard["files"]]
+    files = [facts for split in SPLITS for shard in opened.metadata["splits"][split] for facts in shard["files"]]
     with console.bar(f"verifying {folder}", sum(facts["bytes"] for facts in files)) as advance:
         for facts in files:
             if _sha256(folder / facts["file"], advance) != facts["sha256"]:

@@ -66,7 +66,7 @@ class TaskFormat(NamedTuple):
 
 
 def shorten_fields(
-    record: Record, names: Sequence[str], size: Callable[[Record], int], room: int
+    record: Record, names: Sequence[str], size: Callable[[Record], int], max_length: int
 ) -> tuple[Record, bool]:
     """The record, with as much taken from the ends of its longest fields as makes it fit, and whether that was needed.
 
@@ -77,13 +77,13 @@ def shorten_fields(
       room: the most that there may be.
     """
     count, is_long = size(record), False
-    while count > room:
+    while count > max_length:
         is_long = True
         texts = {name: record.fields[name] for name in names if isinstance(record.fields.get(name), str)}
         longest = max(texts, key=lambda name: len(texts[name]), default="")
         if not longest or not texts[longest]:
             break
-        letters = max(1, int(sum(map(len, texts.values())) / count * (count - room)))
+        letters = max(1, int(sum(map(len, texts.values())) / count * (count - max_length)))
         record = record._replace(fields=record.fields | {longest: texts[longest][:-letters]})
         count = size(record)
     return record, is_long
@@ -94,8 +94,8 @@ def shorten_fields(
 
 def text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """`template`, which is read, and `answer`, which is learnt; without an answer all is learnt."""
-    asked = fill_template(c.template, record, "template")
-    return [(asked, False), (fill_template(c.answer, record, "answer"), True)] if c.answer else [(asked, True)]
+    prompt = fill_template(c.template, record, "template")
+    return [(prompt, False), (fill_template(c.answer, record, "answer"), True)] if c.answer else [(prompt, True)]
 
 
 ALPACA_PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -113,37 +113,39 @@ def instructions(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> 
 
 def tokenize_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> TokenizedExample:
     """Pieces as ids, each encoded by itself, as a prompt is; `ends` where the last one is learnt."""
-    ids, learnt = list[int](), list[bool]()
-    for piece, counts in pieces:
-        own = encode(piece)
-        ids, learnt = ids + own, learnt + [counts] * len(own)
-    return TokenizedExample(ids, {"weights_BT": np.array(learnt, np.float32)}, bool(pieces) and pieces[-1][1])
+    ids, in_loss = list[int](), list[bool]()
+    for piece, trained in pieces:
+        piece_ids = encode(piece)
+        ids, in_loss = ids + piece_ids, in_loss + [trained] * len(piece_ids)
+    return TokenizedExample(ids, {"weights_BT": np.array(in_loss, np.float32)}, bool(pieces) and pieces[-1][1])
 
 
-def truncate(one: TokenizedExample, room: int) -> TokenizedExample:
+def truncate(example: TokenizedExample, max_length: int) -> TokenizedExample:
     """At most so many ids, and their numbers; a text that is cut does not end."""
-    arrays = {name: x[:room] if name.endswith("_BT") else x for name, x in one.arrays.items()}
-    return one if len(one.ids) <= room else TokenizedExample(one.ids[:room], arrays)
+    arrays = {name: x[:max_length] if name.endswith("_BT") else x for name, x in example.arrays.items()}
+    return example if len(example.ids) <= max_length else TokenizedExample(example.ids[:max_length], arrays)
 
 
 def generation_format(pieces: Callable[..., Pieces], names: Callable[[Any], list[str]]) -> TaskFormat:
     """A form whose answers are learnt token by token; `names`: of the fields that become shorter where it is long."""
 
-    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+    def tokenize_record(
+        record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+    ) -> tuple[list[TokenizedExample], bool]:
         def ids_of(record: Record) -> TokenizedExample:
             return tokenize_pieces(pieces(record, c), lambda text: encode(tokenizer, text))
 
-        record, is_long = shorten_fields(record, names(c), lambda record: len(ids_of(record).ids), room)
-        one = truncate(ids_of(record), room)
-        return ([one] if one.arrays["weights_BT"].any() else []), is_long
+        record, is_long = shorten_fields(record, names(c), lambda record: len(ids_of(record).ids), max_length)
+        example = truncate(ids_of(record), max_length)
+        return ([example] if example.arrays["weights_BT"].any() else []), is_long
 
-    return TaskFormat(pieces, made)
+    return TaskFormat(pieces, tokenize_record)
 
 
 def to_pair(record: Record, c: Any) -> Pair:
     """The same as a source and its target, for an encoder-decoder."""
     pieces = TASK_FORMATS[c.form].pieces(record, c, None)
-    return Pair(*("".join(piece for piece, learnt in pieces if learnt == which) for which in (False, True)))
+    return Pair(*("".join(piece for piece, in_loss in pieces if in_loss == is_target) for is_target in (False, True)))
 
 
 # Dialogues.
@@ -157,28 +159,35 @@ def read_dialogue(record: Record, c: Any, tokenizer: Tokenizer) -> dialogues.Dia
 def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """A dialogue by the template `chat_template`; what assistants say is learnt. Without a tokenizer: their texts."""
     if tokenizer is None:
-        return [(one["content"] + "\n", False) for one in dialogues.read(record, "").messages]
-    found, special = read_dialogue(record, c, tokenizer), special_tokens(tokenizer)
-    said = [(f"what the {one['role']} says", [one["content"], one.get("tool_calls")]) for one in found.messages]
-    for what, whole in [*said, ("a tool", found.tools)]:
-        texts = list(strings(whole))
+        return [(message["content"] + "\n", False) for message in dialogues.read(record, "").messages]
+    parsed, special = read_dialogue(record, c, tokenizer), special_tokens(tokenizer)
+    contents = [
+        (f"what the {message['role']} says", [message["content"], message.get("tool_calls")])
+        for message in parsed.messages
+    ]
+    for origin, value in [*contents, ("a tool", parsed.tools)]:
+        texts = list(strings(value))
         if name := next((name for name in special if any(name in text for text in texts)), None):
-            raise DataError(f"{record.where}: {what} has the special token {name} in it")
+            raise DataError(f"{record.where}: {origin} has the special token {name} in it")
     template = chat.get_template(c.chat_template, tokenizer)
     try:
-        return chat.render_turns(template, found.messages, tokenizer, found.learnt, found.tools)
+        return chat.render_turns(template, parsed.messages, tokenizer, parsed.in_loss, parsed.tools)
     except DataError as error:
         raise DataError(f"{record.where}: {error}") from error
 
 
-def tokenize_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_dialogue(
+    record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+) -> tuple[list[TokenizedExample], bool]:
     """As ids; one that is too long loses its end."""
-    one = tokenize_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
+    example = tokenize_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
     begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or separator_ids(tokenizer)
-    if one.ids[: len(begin)] == begin:  # some templates write what texts begin with themselves
-        one = TokenizedExample(one.ids[len(begin) :], {"weights_BT": one.arrays["weights_BT"][len(begin) :]}, one.ends)
-    short = truncate(one, room)
-    return ([short] if short.arrays["weights_BT"].any() else []), len(one.ids) > room
+    if example.ids[: len(begin)] == begin:  # some templates write what texts begin with themselves
+        example = TokenizedExample(
+            example.ids[len(begin) :], {"weights_BT": example.arrays["weights_BT"][len(begin) :]}, example.ends
+        )
+    truncated = truncate(example, max_length)
+    return ([truncated] if truncated.arrays["weights_BT"].any() else []), len(example.ids) > max_length
 
 
 # Texts with labels.
@@ -186,8 +195,8 @@ def tokenize_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -
 
 def labelled_text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """`template`, and `second` where there is one."""
-    both = [fill_template(c.template, record, "template"), fill_template(c.second, record, "second")]
-    return [(piece, False) for piece in both if piece]
+    pieces = [fill_template(c.template, record, "template"), fill_template(c.second, record, "second")]
+    return [(piece, False) for piece in pieces if piece]
 
 
 def separator_ids(tokenizer: Tokenizer) -> list[int]:
@@ -197,9 +206,9 @@ def separator_ids(tokenizer: Tokenizer) -> list[int]:
 
 def join_texts(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
     """One text, or two with `types_BT` 1 from the second on."""
-    first, *others = [encode(tokenizer, piece) for piece, _ in pieces] or [[]]
-    ids = first + (separator_ids(tokenizer) + others[0] if others else [])
-    types = np.arange(len(ids)) > len(first) if others else np.zeros(len(ids))
+    first, *rest = [encode(tokenizer, piece) for piece, _ in pieces] or [[]]
+    ids = first + (separator_ids(tokenizer) + rest[0] if rest else [])
+    types = np.arange(len(ids)) > len(first) if rest else np.zeros(len(ids))
     return TokenizedExample(ids, {"types_BT": types.astype(np.int32)})
 
 
@@ -208,73 +217,78 @@ def labelled_format(
 ) -> TaskFormat:
     """A form with one answer a text: `name` of it in a batch, and weights_B."""
 
-    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
-        own = {name: np.array(answer(record, c), dtype), "weights_B": np.array(1, np.float32)}
+    def tokenize_record(
+        record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+    ) -> tuple[list[TokenizedExample], bool]:
+        targets = {name: np.array(answer(record, c), dtype), "weights_B": np.array(1, np.float32)}
 
-        def read(record: Record) -> TokenizedExample:
+        def joined(record: Record) -> TokenizedExample:
             return join_texts(labelled_text(record, c), tokenizer)
 
         names = template_fields(c.template + c.second)
-        record, is_long = shorten_fields(record, names, lambda record: len(read(record).ids), room)
-        one = truncate(read(record), room)
-        return ([one._replace(arrays=one.arrays | own)] if one.ids else []), is_long
+        record, is_long = shorten_fields(record, names, lambda record: len(joined(record).ids), max_length)
+        example = truncate(joined(record), max_length)
+        return ([example._replace(arrays=example.arrays | targets)] if example.ids else []), is_long
 
-    return TaskFormat(labelled_text, made, (name, "weights_B", "types_BT"), objective, has_names)
+    return TaskFormat(labelled_text, tokenize_record, (name, "weights_B", "types_BT"), objective, has_names)
 
 
 def label_id(record: Record, c: Any) -> int:
     """The number of its label."""
-    found: int = c.labels.index(label_of(record, c))
-    return found
+    index: int = c.labels.index(label_of(record, c))
+    return index
 
 
 def choices(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """The text and all choices."""
     return [
         (fill_template(c.template, record, "template"), False),
-        *((f" {one}", False) for one in choices_of(record, c)),
+        *((f" {choice}", False) for choice in choices_of(record, c)),
     ]
 
 
-def tokenize_choices(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_choices(
+    record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+) -> tuple[list[TokenizedExample], bool]:
     """The text with each choice behind it; one that is too long loses the text's end."""
-    own = {"labels_B": np.array(choice_of(record, c), np.int32), "weights_B": np.array(1, np.float32)}
-    behind = [encode(tokenizer, f" {one}") for one in choices_of(record, c)]
-    read = encode(tokenizer, fill_template(c.template, record, "template"))
-    left = [max(room - len(ids), 0) for ids in behind]
-    whole = [(read[:most] + ids)[:room] for most, ids in zip(left, behind, strict=True)]
-    return [TokenizedExample(ids, own) for ids in whole], min(left) < len(read)
+    targets = {"labels_B": np.array(choice_of(record, c), np.int32), "weights_B": np.array(1, np.float32)}
+    choice_ids = [encode(tokenizer, f" {choice}") for choice in choices_of(record, c)]
+    text_ids = encode(tokenizer, fill_template(c.template, record, "template"))
+    space = [max(max_length - len(ids), 0) for ids in choice_ids]
+    sequences = [(text_ids[:limit] + ids)[:max_length] for limit, ids in zip(space, choice_ids, strict=True)]
+    return [TokenizedExample(ids, targets) for ids in sequences], min(space) < len(text_ids)
 
 
 def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """The words, which are a list in the field that `template` names."""
-    found = field(record, next(iter(template_fields(c.template)), ""), "template")
-    if not isinstance(found, list):
+    values = field(record, next(iter(template_fields(c.template)), ""), "template")
+    if not isinstance(values, list):
         raise DataError(f"{record.where} has words that are no list, which data.examples.form=tags needs")
-    words = [as_text(word, record, "words") for word in found]
+    words = [as_text(word, record, "words") for word in values]
     return [(f" {word}" if i else word, False) for i, word in enumerate(words)]
 
 
-def tokenize_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_tags(record: Record, c: Any, tokenizer: Tokenizer, max_length: int) -> tuple[list[TokenizedExample], bool]:
     """Each word's label stands at its first id, and the others weigh 0.
 
     Raises:
       DataError: not as many labels as words.
     """
-    words, found = tags(record, c), field(record, c.label, "label")
-    if not isinstance(found, list) or len(found) != len(words):
+    words, word_labels = tags(record, c), field(record, c.label, "label")
+    if not isinstance(word_labels, list) or len(word_labels) != len(words):
         raise DataError(f"{record.where} has {len(words)} words, and {c.label!r} is no list of as many labels")
     ids, labels, weights = list[int](), list[int](), list[int]()
-    for (word, _), label in zip(words, found, strict=True):
-        own = encode(tokenizer, word)
+    for (word, _), label in zip(words, word_labels, strict=True):
+        word_ids = encode(tokenizer, word)
         number = c.labels.index(match_label(label, record, c))
-        ids, labels, weights = ids + own, labels + [number] * len(own), weights + [1, *[0] * len(own)][: len(own)]
+        ids, labels = ids + word_ids, labels + [number] * len(word_ids)
+        weights = weights + [1, *[0] * len(word_ids)][: len(word_ids)]
     arrays = {"labels_BT": np.array(labels, np.int32), "weights_BT": np.array(weights, np.float32)}
-    one = truncate(TokenizedExample(ids, arrays), room)
-    return ([one] if one.arrays["weights_BT"].any() else []), len(ids) > room
+    example = truncate(TokenizedExample(ids, arrays), max_length)
+    return ([example] if example.arrays["weights_BT"].any() else []), len(ids) > max_length
 
 
-def tokenize_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+def tokenize_span(record: Record, c: Any, tokenizer: Tokenizer, max_length: int) -> tuple[list[TokenizedExample], bool]:
     """A question and a text that is too long loses its end; an answer that was there makes it none at all.
 
     Of `second`, the letter from 0 at which the answer begins is the field `label`, and its text `answer`.
@@ -282,37 +296,44 @@ def tokenize_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tu
     Raises:
       DataError: the answer is not there, or the tokenizer's ids do not stand for the text's bytes.
     """
-    asked, whole = fill_template(c.template, record, "template"), fill_template(c.second, record, "second")
-    said, at = fill_template(c.answer, record, "answer"), field(record, c.label, "label")
-    if type(at) is not int or at < 0 or not said or whole[at : at + len(said)] != said:
-        raise DataError(f"{record.where}: the answer {said!r} does not begin at {at!r} of data.examples.second")
-    ids = encode(tokenizer, whole)
+    question, passage = fill_template(c.template, record, "template"), fill_template(c.second, record, "second")
+    answer_text, start = fill_template(c.answer, record, "answer"), field(record, c.label, "label")
+    if (
+        type(start) is not int
+        or start < 0
+        or not answer_text
+        or passage[start : start + len(answer_text)] != answer_text
+    ):
+        raise DataError(
+            f"{record.where}: the answer {answer_text!r} does not begin at {start!r} of data.examples.second"
+        )
+    ids = encode(tokenizer, passage)
     ends = np.cumsum([len(tokenizer.decode_single_token_bytes(token)) for token in ids])
-    if not len(ends) or ends[-1] != len(whole.encode()):
+    if not len(ends) or ends[-1] != len(passage.encode()):
         raise DataError(
             f"the tokenizer {tokenizer.name} does not keep a text's bytes, which data.examples.form=spans needs"
         )
-    first, last = len(whole[:at].encode()), len(whole[: at + len(said)].encode()) - 1
-    own = join_texts([(asked, False), (whole, False)], tokenizer)
-    span = len(own.ids) - len(ids) + np.searchsorted(ends, [first, last], side="right")
-    if span[1] >= room:
+    first, last = len(passage[:start].encode()), len(passage[: start + len(answer_text)].encode()) - 1
+    joined = join_texts([(question, False), (passage, False)], tokenizer)
+    span = len(joined.ids) - len(ids) + np.searchsorted(ends, [first, last], side="right")
+    if span[1] >= max_length:
         return [], True
     arrays = {"spans_B2": span.astype(np.int32), "weights_B": np.array(1, np.float32)}
-    one = truncate(own, room)
-    return [one._replace(arrays=one.arrays | arrays)], len(own.ids) > room
+    example = truncate(joined, max_length)
+    return [example._replace(arrays=example.arrays | arrays)], len(joined.ids) > max_length
 
 
 def with_placeholder_answer(record: Record, c: Any) -> Record:
     """The record with some answer where it has none, so that it can be read; of spans whatever it has."""
-    own: dict[str, Any]
+    placeholder: dict[str, Any]
     if c.form == "tags":
-        own = {c.label: [c.labels[0]] * len(tags(record, c))}
+        placeholder = {c.label: [c.labels[0]] * len(tags(record, c))}
     elif c.form == "spans":
-        begins = fill_template(c.second, record, "second")[:1]
-        own = dict.fromkeys(template_fields(c.answer), begins) | {c.label: 0}
+        first_letter = fill_template(c.second, record, "second")[:1]
+        placeholder = dict.fromkeys(template_fields(c.answer), first_letter) | {c.label: 0}
     else:
-        own = {c.label: c.labels[0] if c.labels else 0}
-    return record._replace(fields=record.fields | own)
+        placeholder = {c.label: c.labels[0] if c.labels else 0}
+    return record._replace(fields=record.fields | placeholder)
 
 
 TASK_FORMATS: dict[str, TaskFormat] = {

@@ -73,7 +73,7 @@ class Worker:
     def __init__(self, task: Task, tokenizer: Tokenizer | None) -> None:
         self.task, self.tokenizer = task, tokenizer
         self.steps = {name: make(task.options) for name, make in cleaning.STEPS.items() if name in task.clean}
-        self.sign = {name: make(task.options) for name, make in cleaning.SIGNATURES.items() if name in task.clean}
+        self.signers = {name: make(task.options) for name, make in cleaning.SIGNATURES.items() if name in task.clean}
 
     def cleaned(
         self, text: Text, after: list[int], changed: np.ndarray, signatures: dict[str, Any] | None
@@ -90,9 +90,9 @@ class Worker:
             return Dropped("empty")
         after.append(_bytes(text))
         for number, name in enumerate(self.task.clean, 1):
-            if name in self.sign:
+            if name in self.signers:
                 if signatures is not None:
-                    signatures[name] = self.sign[name](text.prompt + text.text)
+                    signatures[name] = self.signers[name](text.prompt + text.text)
                 after.append(after[-1])
                 continue
             step, joined_text = self.steps[name], text.prompt + text.text
@@ -112,7 +112,7 @@ class Worker:
         count, steps = len(chunk.items), 1 + len(self.task.clean)
         sizes_MS, changed_S = np.full((count, steps), -1, np.int64), np.zeros(steps, np.int64)
         read_bytes_M, held_out_M = np.zeros(count, np.int64), np.zeros(count, bool)
-        signatures: dict[str, list[Any]] = {name: [None] * count for name in self.sign}
+        signatures: dict[str, list[Any]] = {name: [None] * count for name in self.signers}
         lengths_M, prompts_M = np.zeros(count, np.int64), np.zeros(count, np.int64)
         pieces: list[np.ndarray] = []
         drops, beginnings = [], []
@@ -122,7 +122,7 @@ class Worker:
             changed_S[0] += text.repaired
             read_bytes_M[m] = _bytes(text)
             after, new_signatures = list[int](), dict[str, Any]()
-            result = self.cleaned(text, after, changed_S, new_signatures)
+            result = self.apply_steps(text, after, changed_S, new_signatures)
             sizes_MS[m, : len(after)] = after
             for name, signature in new_signatures.items():
                 signatures[name][m] = signature
@@ -181,7 +181,7 @@ def sample_texts(task: Task, tokenizer: Path | None, chunk: Chunk, share: float)
     for item in chunk.items:
         text = formats.parse(*item, task.reading)
         if is_held_out(text, share):
-            result = worker.cleaned(text, [], np.zeros(1 + len(task.clean), np.int64), None)
+            result = worker.apply_steps(text, [], np.zeros(1 + len(task.clean), np.int64), None)
             if isinstance(result, Text):
                 texts.append(result.prompt + result.text)
     return texts

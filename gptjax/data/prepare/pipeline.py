@@ -157,9 +157,9 @@ def prepare(settings: Settings, output: Path, workers: int, restart: bool = Fals
     with Workers(workers) as pool:
         tokenizer = _tokenizer(settings, sources, folder, pool)
         pool.begin(settings.task, folder / "tokenizer")
-        making = Builder(settings, sources, folder, tokenizer, progress)
-        making.run(pool)
-    making.finish()
+        builder = Builder(settings, sources, folder, tokenizer, progress)
+        builder.run(pool)
+    builder.finish()
     return _publish(folder, output)
 
 
@@ -232,7 +232,7 @@ class Builder:
         self, settings: Settings, sources: Sequence[InputFile], folder: Path, tokenizer: Tokenizer, progress: Progress
     ) -> None:
         self.settings, self.sources, self.folder, self.tokenizer = settings, sources, folder, tokenizer
-        self.begun, self.documents, self.splits = progress.position, progress.documents, progress.splits
+        self.start, self.documents, self.splits = progress.position, progress.documents, progress.splits
         self.report = Report(settings.task.clean, progress.report)
         self.dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
         self.writers: dict[str, shards.ShardWriter] = {}
@@ -241,21 +241,21 @@ class Builder:
         """Reads, and writes shards, to the end of the files."""
         task = self.settings.task
         total = sum(source.bytes for source in self.sources)
-        done = sum(source.bytes for source in self.sources[: self.begun.file])
+        done = sum(source.bytes for source in self.sources[: self.start.file])
         with ExitStack() as stack:
-            self.seen = stack.enter_context(dedup.DuplicateIndex(self.folder / "seen.sqlite", task.options))
-            self.seen.delete_from(self.documents)
+            self.duplicates = stack.enter_context(dedup.DuplicateIndex(self.folder / "seen.sqlite", task.options))
+            self.duplicates.delete_from(self.documents)
             advance = stack.enter_context(console.bar("preparing", total, done, unit="B"))
             stack.callback(self._abort)
             positions: list[Position] = []
 
-            def coming() -> Iterator[tuple[Chunk]]:
-                for chunk, after in chunks(self.sources, task.reading, self.begun, advance):
+            def incoming() -> Iterator[tuple[Chunk]]:
+                for chunk, after in chunks(self.sources, task.reading, self.start, advance):
                     positions.append(after)
                     yield (chunk,)
 
-            position = self.begun
-            for outcome in pool.map(process_chunk, coming()):
+            position = self.start
+            for outcome in pool.map(process_chunk, incoming()):
                 position = positions.pop(0)
                 self._take(outcome)
                 written = self.writers.get("train")
@@ -268,19 +268,22 @@ class Builder:
         keep_M = self._without_duplicates(outcome)
         self.report.add(outcome)
         for split, side_M in (("train", ~outcome.held_out_M), ("held_out", outcome.held_out_M)):
-            records = outcome.records.where(keep_M & side_M)
+            records = outcome.records.select(keep_M & side_M)
             if len(records.lengths_M):
                 self._writer(split).append(records)
         self.documents += len(keep_M)
 
     def _without_duplicates(self, outcome: Outcome) -> np.ndarray:
         """Which documents stay; those that repeat an earlier one are marked in the outcome as dropped there."""
-        judges: dict[str, Callable[[int, Any], int | None]] = {"exact": self.seen.exact, "near": self.seen.near}
+        checks: dict[str, Callable[[int, Any], int | None]] = {
+            "exact": self.duplicates.exact,
+            "near": self.duplicates.near,
+        }
         for document in range(len(outcome.sizes_MS)):
             for step, name in enumerate(self.settings.task.clean, 1):
-                if name in judges and outcome.sizes_MS[document, step] >= 0:
+                if name in checks and outcome.sizes_MS[document, step] >= 0:
                     signature = outcome.signatures[name][document]
-                    if judges[name](self.documents + document, signature) is not None:
+                    if checks[name](self.documents + document, signature) is not None:
                         outcome.drop(document, step, f"{name} duplicate of an earlier document")
                         break
         return outcome.sizes_MS[:, -1] >= 0
@@ -303,7 +306,7 @@ class Builder:
             if facts:
                 self.splits[split].append(facts)
         self.writers = {}
-        self.seen.commit()
+        self.duplicates.commit()
         progress = Progress(position, self.documents, self.splits, self.report.state())
         write_atomic(self.folder / "progress.json", json.dumps(progress._asdict()))
 
@@ -321,7 +324,7 @@ class Builder:
         splits = {split: shards.totals(of_split) for split, of_split in self.splits.items()}
         if not splits["train"]["documents"]:
             raise DataError("no document is left to train on; the reasons: " + self.report.reasons_line())
-        report = self.report.finished(splits)
+        report = self.report.summary(splits)
         write_atomic(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         made_with = {"name": self.tokenizer.name, "n_vocab": self.tokenizer.n_vocab, "closing": delimiters.closing}
         shards.write_index(

@@ -60,7 +60,7 @@ class Report:
             or "there was none"
         )
 
-    def finished(self, splits: dict[str, dict[str, int]]) -> dict[str, Any]:
+    def summary(self, splits: dict[str, dict[str, int]]) -> dict[str, Any]:
         """The whole report.
 
         Args:

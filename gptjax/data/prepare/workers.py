@@ -30,16 +30,16 @@ class Workers:
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """`function(*first, *each)` for each, in order."""
         if self.count == 1:
-            for arguments_of_call in arguments:
-                yield function(*self._first, *arguments_of_call)
+            for call_arguments in arguments:
+                yield function(*self._first, *call_arguments)
             return
         if self._pool is None:
             # Not by fork: a process that has imported jax has threads, which do not survive one.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
         waiting: deque[Future[Any]] = deque()
-        for arguments_of_call in arguments:
-            waiting.append(self._pool.submit(function, *self._first, *arguments_of_call))
+        for call_arguments in arguments:
+            waiting.append(self._pool.submit(function, *self._first, *call_arguments))
             if len(waiting) > 2 * self.count:
                 yield waiting.popleft().result()
         while waiting:

@@ -36,9 +36,9 @@ def exact_encoding(library: HFTokenizer) -> Encoding:
     Raises:
       Inexact: there is none, or it cannot be shown.
     """
-    as_json = json.loads(library.text)
-    pattern = _pattern(as_json)
-    model = as_json["model"]
+    description = json.loads(library.text)
+    pattern = _pattern(description)
+    model = description["model"]
     special, ranks = _vocabulary(library, model)
     by_bytes = {to_bytes(token): rank for token, rank in ranks.items()}
     name = library.name
@@ -53,17 +53,17 @@ def exact_encoding(library: HFTokenizer) -> Encoding:
         encoding = Encoding(name, pat_str=pattern, **facts, begin=library.begin, end=library.end)
     except ValueError as error:
         raise Inexact(f"tiktoken cannot read its pattern: {' '.join(str(error).split())}") from error
-    check_pattern(pattern, as_json)
+    check_pattern(pattern, description)
     _check_names(encoding, library)
     return encoding
 
 
-def _pattern(as_json: dict[str, Any]) -> str:
+def _pattern(description: dict[str, Any]) -> str:
     # How tiktoken would cut text into pieces.
-    normalizers = _parts(as_json.get("normalizer"), "normalizers")
+    normalizers = _parts(description.get("normalizer"), "normalizers")
     if normalizers:
         raise Inexact(f"the normalizer {_kinds(normalizers)} has no counterpart in tiktoken")
-    steps = _parts(as_json.get("pre_tokenizer"), "pretokenizers")
+    steps = _parts(description.get("pre_tokenizer"), "pretokenizers")
     match [{"use_regex": True} | step for step in steps]:
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
             return GPT2_PATTERN
@@ -124,9 +124,9 @@ def _check_merges(ranks: dict[str, int], special: dict[str, int], model: dict[st
     # See `exact_encoding`.
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     position = {pair: i for i, pair in enumerate(merges)}
-    whole = next((left + right for left, right in merges if left + right in special), None)
-    if whole is not None:
-        raise Inexact(f"it merges ordinary text into the special token {whole!r}")
+    merged = next((left + right for left, right in merges if left + right in special), None)
+    if merged is not None:
+        raise Inexact(f"it merges ordinary text into the special token {merged!r}")
     last = -1
     for token, parts in splits(ranks):
         if parts is None:
@@ -155,20 +155,20 @@ def splits(ranks: dict[str, int]) -> Iterable[tuple[str, tuple[str, str] | None]
 
 
 def _split(token: str, ranks: dict[str, int]) -> tuple[str, str] | None:
-    never = sys.maxsize
+    unmergeable = sys.maxsize
     parts = list(token)
-    pairs = [ranks.get(token[i : i + 2], never) for i in range(len(token) - 1)]
+    pairs = [ranks.get(token[i : i + 2], unmergeable) for i in range(len(token) - 1)]
     while len(parts) > 2:
         lowest = min(pairs)
-        if lowest == never:
+        if lowest == unmergeable:
             return None
         i = pairs.index(lowest)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
         del pairs[i]
         if i > 0:
-            pairs[i - 1] = ranks.get(parts[i - 1] + parts[i], never)
+            pairs[i - 1] = ranks.get(parts[i - 1] + parts[i], unmergeable)
         if i < len(pairs):
-            pairs[i] = ranks.get(parts[i] + parts[i + 1], never)
+            pairs[i] = ranks.get(parts[i] + parts[i + 1], unmergeable)
     return parts[0], parts[1]
 
 
@@ -180,9 +180,9 @@ def _check_names(encoding: Encoding, library: HFTokenizer) -> None:
                 raise Inexact(f"it takes the text {name!r} for a special token")
 
 
-def check_pattern(pattern: str, as_json: dict[str, Any]) -> None:
+def check_pattern(pattern: str, description: dict[str, Any]) -> None:
     """Raises Inexact unless tiktoken cuts by the pattern where the library cuts by a `tokenizer.json`."""
-    text = _cut_differently(pattern, json.dumps(as_json["pre_tokenizer"]))
+    text = _cut_differently(pattern, json.dumps(description["pre_tokenizer"]))
     if text is not None:
         raise Inexact(f"tiktoken cuts {text[:40]!r} in other places by the same pattern")
 
