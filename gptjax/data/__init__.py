@@ -1,4 +1,4 @@
-"""Data: text in, batches out. `load` is the whole way to token sets; each step of it is a function in its own file."""
+"""Reads text or prepared sets into token sets (`load`), of which batches are made; each step has its own file."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,46 +18,47 @@ if TYPE_CHECKING:
 
     from gptjax.data.layouts import Rows
 
-TEXT = "text"  # what a set is called that is made of raw text
-MAX_COMPARED_TOKENS = 4_000_000  # held-out tokens at most that general compressors are given
+TEXT = "text"  # name of a set made of raw text
+MAX_COMPARED_TOKENS = 4_000_000  # most held-out tokens that general compressors are given
 
 
 Preprocess = Callable[[TokenSet], Callable[[Any, Any], Any] | None]
 
 
 def no_preprocessing(tokens: TokenSet) -> None:
-    """Rows as the layout gives them."""
+    """Leaves rows as the layout gives them."""
 
 
 class Data(NamedTuple):
-    """What a run trains on."""
+    """Training and held-out data of a run."""
 
     tokenizer: Tokenizer
-    train: dict[str, TokenSet]  # by name: TEXT, or a prepared set's folder
-    shares: dict[str, int]  # how many rows each gives of as many as all of these together
-    held_out: TokenSet  # of all sets, one after another
-    held_out_text: bytes  # what it says, for comparison with general compressors; the beginning where it is long
-    fingerprints: dict[str, str]  # of each set's text
+    train: dict[str, TokenSet]  # by name: TEXT, or the folder of a prepared set
+    shares: dict[str, int]  # rows of each set per sum(shares) rows
+    held_out: TokenSet  # of all sets, concatenated
+    held_out_text: bytes  # its text, for comparison with general compressors; only the beginning where it is long
+    fingerprints: dict[str, str]  # of the text of each set
 
     def tokens(self) -> int:
-        """Ids to train on."""
+        """Returns the number of training tokens."""
         return sum(map(len, self.train.values()))
 
     def rows(self, config: Any, seed: int, prepare: Preprocess = no_preprocessing) -> "partial[grain.MapDataset]":
-        """`(set's name, context) -> endless rows` in the layout of `config` (a run's `config.data`).
+        """Returns a function `(name of a set, context) -> endless rows` in the layout `config.layout`.
 
         Args:
-          config: of the run.
-          seed: of all that is drawn.
-          prepare: of a set: what each of its rows goes through, `(row, rng) -> row`; None: nothing.
+          config: `config.data` of the run.
+          seed: seed of every random draw.
+          prepare: maps a set to the function `(row, rng) -> row` that preprocesses its rows, or None for no
+            preprocessing.
         """
         return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed, prepare)
 
     def held_out_rows(self, config: Any, prepare: Preprocess = no_preprocessing) -> "Rows":
-        """The held-out documents as a run of this `config.data` reads them: once, in order.
+        """Returns the held-out documents as rows in the layout of `config.data`: once, in order.
 
         Raises:
-          DataError: nothing in them can be predicted.
+          DataError: the held-out documents contain nothing to predict.
         """
         from gptjax.data import layouts
 
@@ -68,24 +69,24 @@ class Data(NamedTuple):
     def _rows(
         self, layout: str, augment: Augment, seed: int, prepare: Preprocess, name: str, context: int
     ) -> "grain.MapDataset":
-        from gptjax.data import layouts  # which brings jax, and preparing has no use for it
+        from gptjax.data import layouts  # imports jax, which preparing does not need
 
         rows = layouts.LAYOUTS[layout](self.train[name], context, seed, augment, self.fingerprints[name])
         return layouts.shuffle_and_repeat(layouts.preprocess_rows(rows, prepare(self.train[name]), seed), seed)
 
 
 def prepared_folders(config: Any) -> list[Path]:
-    """The prepared sets that `config` (a run's `config.data`) names; none where it names text."""
+    """Returns the folders of the prepared sets that `config` (`config.data`) names, or [] if it names text."""
     if config.mixture:
         return [Path(path) for path, _ in config.mixture]
     return [Path(config.path)] if config.path and shards.is_prepared(Path(config.path)) else []
 
 
 def with_tokenizer_of_sets(config: "ConfigDict") -> "ConfigDict":
-    """The config of a run with `data.tokenizer` as its prepared sets have it, where it names some.
+    """Sets `data.tokenizer` to the tokenizer of the prepared sets of the config, if it names any.
 
     Raises:
-      DataError: they cannot be opened.
+      DataError: a prepared set cannot be opened.
     """
     folders = prepared_folders(config.data)
     if not folders:
@@ -97,15 +98,16 @@ def with_tokenizer_of_sets(config: "ConfigDict") -> "ConfigDict":
 
 
 def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
-    """Reads the text, or opens the prepared sets, that `config` (a run's `config.data`) names.
+    """Reads the text, or opens the prepared sets, that `config` names.
 
     Args:
-      config: `config.data`.
-      tokenizer: the run's, or None for the prepared sets' own, or to make the one that `config.tokenizer` names.
+      config: `config.data` of a run.
+      tokenizer: tokenizer of the run; None uses that of the prepared sets, or builds `config.tokenizer`.
 
     Raises:
-      ConfigError: no such tokenizer.
-      DataError: text missing, not text, or shorter than a window; a set missing, damaged or of another tokenizer.
+      ConfigError: the tokenizer is unknown.
+      DataError: text is missing, is not text, or is shorter than a window; a set is missing, damaged or was made with
+        another tokenizer.
     """
     folders = prepared_folders(config)
     if folders:
@@ -120,7 +122,7 @@ def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
 
 
 class Reader(NamedTuple):
-    """One way to read what trains and what is held out, lists of something, and to make sets of them.
+    """Reader of one kind of data: reads the training and held-out lists and makes token sets of them.
 
     Attributes:
       sides: both, of `config.data`.
@@ -157,9 +159,9 @@ READERS = {
     ),
     "pairs": Reader(
         lambda config: (pairs.read(config, pairs.TRAIN), pairs.read(config, pairs.HELD_OUT)),
-        lambda config, both: [text for pair in both for text in pair],  # one vocabulary for both languages
-        lambda tokenizer, both, config, label, name: pairs.to_token_set(tokenizer, both, label, name),
-        lambda config, both: "\n".join(pair.target for pair in both),
+        lambda config, side: [text for pair in side for text in pair],  # one vocabulary for both languages
+        lambda tokenizer, side, config, label, name: pairs.to_token_set(tokenizer, side, label, name),
+        lambda config, side: "\n".join(pair.target for pair in side),
         pairs.corpus,
     ),
     "examples": Reader(
@@ -178,7 +180,7 @@ def _load_text(config: Any, tokenizer: Tokenizer | None, reader: Reader) -> Data
         tokenizers.check_name(config.tokenizer)
     train, held_out = reader.read_splits(config)
     if tokenizer is None:
-        # An alphabet has to cover what is held out too; merges are learnt from the training text alone.
+        # A character vocabulary has to cover the held-out text too; merges are learned from the training text alone.
         tokenizer_side = train + held_out if config.tokenizer == "chars" else train
         tokenizer = tokenizers.build(config.tokenizer, reader.texts(config, tokenizer_side))
     train_set = reader.encode(tokenizer, train, config, "encoding the training text", "the training text")

@@ -1,7 +1,7 @@
-"""Examples of a task: records with named fields; which of them are learnt from, and their ids.
+"""Examples of a task: records with named fields, their splits, and token sets of them.
 
-Files are read by gptjax.data.records. How a record is read and what is learnt of it is gptjax.data.task_formats' part;
-rows of a batch are gptjax.data.layouts'.
+gptjax.data.records reads the files, gptjax.data.task_formats turns a record into ids and loss weights, and
+gptjax.data.layouts makes rows.
 """
 
 import json
@@ -22,24 +22,24 @@ from gptjax.data.task_formats import TASK_FORMATS, TaskFormat, TokenizedExample
 from gptjax.data.token_sets import Delimiters, Part, TokenSet
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-# What files of a split may be called; any other split by its own name.
+# File names of each split; any other split is called by its own name.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 EXTENSIONS = ("jsonl", "json", "csv", "tsv", "parquet", "ndjson")
 
 
 def read(config: Any, split: str) -> list[Record]:
-    """The records of a split of what `config` (a run's `config.data`) names.
+    """Reads the records of a split.
 
-    A directory has a file for each split; a single file, or a directory without one for "val", is divided by hash of
-    the record. Of "train", as many of each label as `examples.shots` says are drawn, if it says so.
+    A directory has a file for each split; a single file, or a directory without one for "val", is split by hash of the
+    record. If `examples.shots` is set, that many records per label are sampled from "train".
 
     Args:
-      config: `config.data`.
-      split: "train", "val", "test", or what another file is called.
+      config: `config.data` of a run.
+      split: "train", "val", "test", or the name of another file.
 
     Raises:
-      ConfigError: pyarrow is not installed, and a file needs it.
-      DataError: nothing there, a file that cannot be read, or fewer of a label than are asked for.
+      ConfigError: a file needs pyarrow, which is not installed.
+      DataError: there is no such split, a file cannot be read, or a label has fewer than `examples.shots` records.
     """
     if not config.path:
         raise DataError("--config.data.path is empty; give a file of examples, or a directory of train, val and test")
@@ -82,10 +82,10 @@ def _to_json(record: Record) -> str:
 
 
 def sample_per_label(examples: Sequence[Record], options: Any) -> list[Record]:
-    """`options.shots` records of each label, or of all where there are no labels, drawn by `options.shot_seed`.
+    """Samples `options.shots` records per label, or in total without labels, with seed `options.shot_seed`.
 
     Raises:
-      DataError: there are fewer.
+      DataError: a label has fewer records.
     """
     by_label: dict[str, list[Record]] = {label: [] for label in options.labels} or {"": []}
     for example in examples:
@@ -102,30 +102,30 @@ def sample_per_label(examples: Sequence[Record], options: Any) -> list[Record]:
 
 
 def texts(config: Any, examples: Sequence[Record]) -> list[str]:
-    """The text of each record, as a tokenizer is trained on it."""
+    """Returns the text of each record, for training a tokenizer."""
     form = TASK_FORMATS[config.examples.form]
     return ["".join(piece for piece, _ in form.pieces(example, config.examples, None)) for example in examples]
 
 
 def corpus(train: Sequence[Record], held_out: Sequence[Record]) -> Corpus:
-    """Both sides as documents, for `gptjax.data.sources.fingerprint`."""
+    """Returns both splits as documents, for `gptjax.data.sources.fingerprint`."""
     return Corpus(
         *([Document(str(i), _to_json(record)) for i, record in enumerate(side)] for side in (train, held_out))
     )
 
 
 def to_token_set(tokenizer: Tokenizer, examples: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
-    """The records as a token set in memory, with what is learnt of each (`TokenSet.arrays`).
+    """Encodes records as a token set in memory, with their loss weights or labels in `TokenSet.arrays`.
 
     Args:
-      tokenizer: that texts are encoded with.
-      found: records.
-      config: `config.data`, resolved; what is longer than its context is dealt with as `examples.too_long` says.
-      label: of the progress bar.
-      name: of the set, for messages.
+      tokenizer: tokenizer of the run.
+      examples: records.
+      config: `config.data`, resolved; `examples.too_long` decides about records longer than its context.
+      label: label of the progress bar.
+      name: name of the set, for messages.
 
     Raises:
-      DataError: a record lacks a field, has a label that is not known, or is too long and that is refused.
+      DataError: a record lacks a field, has an unknown label, or is too long and `examples.too_long` refuses it.
     """
     if config.layout == "pairs":
         return pairs.to_token_set(
@@ -133,7 +133,7 @@ def to_token_set(tokenizer: Tokenizer, examples: Sequence[Record], config: Any, 
         )
     c, form = config.examples, TASK_FORMATS[config.examples.form]
     delimiters = token_sets.delimiters_of(tokenizer)
-    if form.objective:  # what follows a text is not read where no next token is asked for
+    if form.objective:  # without next-token targets, the id after a text is not read
         delimiters = delimiters._replace(closing=())
     max_length = config.context + (not form.objective) - sum(map(len, delimiters))
     result, over_length, empty, notes = list[list[TokenizedExample]](), list[Record](), 0, Counter[Note]()
@@ -190,7 +190,7 @@ def _to_token_set(
     if "spans_B2" in arrays:
         arrays["spans_B2"] = arrays["spans_B2"] + len(delimiters.prefix)
     ends_M = np.cumsum([len(ids) for ids in sequences], dtype=np.int64)
-    prompts_M = np.full(len(sequences), len(delimiters.prefix))  # of which none is predicted
+    prompts_M = np.full(len(sequences), len(delimiters.prefix))  # the prefix is not predicted
     return TokenSet(
         [Part(np.concatenate(sequences), ends_M, prompts_M)],
         delimiters.closing,
@@ -202,9 +202,9 @@ def _to_token_set(
 
 
 def _with_delimiters(key: str, example: TokenizedExample, delimiters: Delimiters, in_loss: bool) -> np.ndarray:
-    """An array of a number an id, with those of what stands around a text.
+    """Extends a per-token array to the delimiters around a text.
 
-    Weights of what is learnt become those of the position that predicts it, one before.
+    Weights of learned tokens move to the position that predicts them, one earlier.
     """
     array, before, after = example.arrays[key], len(delimiters.prefix), len(delimiters.suffix)
     if key == "types_BT":
@@ -216,7 +216,7 @@ def _with_delimiters(key: str, example: TokenizedExample, delimiters: Delimiters
 
 
 def balance_labels(tokens: TokenSet) -> TokenSet:
-    """The set with labels' weights such that all of them weigh the same together, and a text 1 on average."""
+    """Weights texts so that every label has the same total weight, and the mean weight is 1."""
     labels_M = tokens.arrays["labels_B"]
     counts = np.bincount(labels_M)
     weights_M = len(labels_M) / (np.count_nonzero(counts) * counts[labels_M])
@@ -227,7 +227,7 @@ def balance_labels(tokens: TokenSet) -> TokenSet:
 
 
 def check_labels(examples: Sequence[Record], config: Any) -> None:
-    """Raises DataError where a label that `examples.labels` names is none of a text to learn from."""
+    """Raises DataError if a label of `examples.labels` has no training example."""
     c = config.examples
     if c.form == "classes":
         present = {fields.label_of(example, c) for example in examples}

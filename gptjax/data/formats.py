@@ -1,7 +1,7 @@
-"""Files of documents for preparing: texts, which a line may cut into several, and records, which have one in a field.
+"""Files of documents for `gptjax.prepare`: texts, which separators may split into documents, and records.
 
-Read as a stream, in two halves: `items` runs in one process and cuts a file into raw items, `parse` makes text of an
-item and may run in another. Neither ever holds more of a file than a document and its surroundings.
+Files are streamed in two stages: `items` runs in one process and splits a file into raw items, `parse` decodes an item
+and may run in another process. Neither ever holds much more of a file than a document.
 """
 
 import re
@@ -20,45 +20,45 @@ FORMATS = ("txt", *records.FORMATS)
 
 
 class ReadOptions(NamedTuple):
-    """How documents lie in files."""
+    """Options for reading documents from files."""
 
-    format: str = ""  # one of FORMATS, whatever a file is called; "": as its name says
-    text_key: str = "text"  # of records; a number is a column of a table without a header
-    prompt_key: str = ""  # of pairs: a field, or several with commas, joined by line ends; "": there are no prompts
+    format: str = ""  # one of FORMATS; "": by the file name
+    text_key: str = "text"  # field of a record, or a column number of a table without a header
+    prompt_key: str = ""  # of pairs: comma-separated fields, joined by newlines; "": no prompts
     prompt_ending: str = "\n"  # between a prompt and its text
-    document_start: str = ""  # of .txt: a regular expression; a line that matches begins a document
-    separator: str = ""  # of .txt: a line that is this stands between documents
+    document_start: str = ""  # of .txt: regular expression of lines that begin a document
+    separator: str = ""  # of .txt: line between documents
     max_document: int = 256 * 2**20  # bytes
 
     def prompt_keys(self) -> list[str]:
-        """Fields that prompts are in."""
+        """Returns the fields that prompts consist of."""
         return [key for key in self.prompt_key.split(",") if key]
 
 
 class Text(NamedTuple):
-    """A document as it is worked on."""
+    """Document in the course of preparation."""
 
     prompt: str
     text: str
-    repaired: bool = False  # whether it was not UTF-8, and has U+FFFD where it was not
+    repaired: bool = False  # True if it was not UTF-8; U+FFFD replaces invalid bytes
 
 
 def format_of(path: Path) -> str:
-    """The format that a file's name says; plain text where it says none."""
+    """Returns the format by the file name; "txt" if the name has no known one."""
     return suffix_of(path) if has_known_format(path) else "txt"
 
 
 def has_known_format(path: Path) -> bool:
-    """Whether a file's name says which format it has."""
+    """Returns True if the file name has a known format."""
     return suffix_of(path) in FORMATS
 
 
 def items(path: Path, reading: ReadOptions, advance: Callable[[int], None] = lambda count: None) -> Iterator[Item]:
-    """The documents of a file as `parse` takes them; `advance` is told how many of its bytes were read.
+    """Iterates over the raw documents of a file, for `parse`; calls `advance` with the number of bytes read.
 
     Raises:
-      DataError: it cannot be read, or a document is larger than `reading.max_document`.
-      ConfigError: what reads it is not installed.
+      DataError: the file cannot be read, or a document is larger than `reading.max_document`.
+      ConfigError: a library that the format needs is not installed.
     """
     format = reading.format or format_of(path)
     if format == "txt":
@@ -69,10 +69,10 @@ def items(path: Path, reading: ReadOptions, advance: Callable[[int], None] = lam
 
 
 def parse(path: Path, item: Item, reading: ReadOptions) -> Text:
-    """The text of an item.
+    """Decodes an item.
 
     Raises:
-      DataError: it is not what the format says, or lacks the field that `reading` names.
+      DataError: the item does not have the format, or lacks the field that `reading` names.
     """
     format = reading.format or format_of(path)
     if format != "txt":
@@ -125,7 +125,7 @@ def _texts(path: Path, reading: ReadOptions, stream: BinaryIO) -> Iterator[Item]
 
 
 def size_of(item: Item) -> int:
-    """About how many bytes an item has."""
+    """Returns the approximate size of an item in bytes."""
     if isinstance(item.raw, bytes):
         return len(item.raw)
     values: Any = item.raw.values() if isinstance(item.raw, dict) else ()

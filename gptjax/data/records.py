@@ -1,11 +1,11 @@
-r"""Records with named fields out of files: .json, .jsonl, .csv, .tsv, .parquet, each also as .gz and .zst.
+r"""Records with named fields, read from .json, .jsonl, .csv, .tsv and .parquet files, each also as .gz and .zst.
 
-The one reader of them, for preparing, training, parallel text and prompts. It reads in two halves: `items` runs in one
-process and cuts a file into raw items, never holding more of it than one of them and its surroundings (but a .json,
-which is read whole); `parse` makes a record of an item and may run in another. `read` is both.
+Preparation, training, parallel text and prompts all use this reader. It has two stages: `items` runs in one process and
+splits a file into raw items, holding little more than one item at a time (a .json file is read whole); `parse` makes a
+record of an item and may run in another process. `read` combines both.
 
-Text is UTF-8 with or without a byte order mark, and only \n and \r\n end its lines. What is no UTF-8 within a record,
-and half of a surrogate pair, is U+FFFD in it, and the record says so; a file with a zero byte is no text.
+Text is UTF-8 with or without a byte order mark, and only \n and \r\n end lines. Bytes that are not UTF-8 and unpaired
+surrogates become U+FFFD, and the record is marked as repaired; a file with a zero byte is not text.
 """
 
 import csv
@@ -28,12 +28,12 @@ Fields = dict[str, Any]
 
 
 class Record(NamedTuple):
-    """A record.
+    """Record of a file.
 
     Attributes:
-      fields: by name; of a table they are text.
-      where: it stands, for messages.
-      repaired: whether it was not UTF-8, and has U+FFFD where it was not.
+      fields: values by name; all text in a table.
+      where: file and line, for messages.
+      repaired: True if it was not UTF-8; U+FFFD replaces invalid bytes.
     """
 
     fields: Fields
@@ -42,12 +42,12 @@ class Record(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A record, or a document, as it was cut out of its file.
+    """Raw record or document of a file.
 
     Attributes:
-      raw: a line or a document; or fields.
-      number: of the first of its lines, from 1; in a format without lines of the record itself.
-      repaired: see `Record`, as far as it is known.
+      raw: a line, a document, or parsed fields.
+      number: number of its first line, from 1; of the record in a format without lines.
+      repaired: see `Record`; False where it is not known yet.
     """
 
     raw: bytes | Fields
@@ -56,36 +56,36 @@ class Item(NamedTuple):
 
 
 class RecordOptions(NamedTuple):
-    """How records lie in a file."""
+    """Options for reading records."""
 
-    names: tuple[str, ...] = ()  # of the columns of a table that has no header
-    numbered: bool = False  # a table has no header, and its columns are called 0, 1, ...
-    columns: tuple[str, ...] = ()  # which ones of a .parquet are read; (): all
-    limit: int | None = None  # bytes of a record, of a .json file
+    names: tuple[str, ...] = ()  # column names of a table without a header
+    numbered: bool = False  # a table has no header, and its columns are named 0, 1, ...
+    columns: tuple[str, ...] = ()  # columns of a .parquet to read; (): all
+    limit: int | None = None  # largest size in bytes of a record, or of a .json file
 
 
 DEFAULT_OPTIONS = RecordOptions()
 
 
 class Format(NamedTuple):
-    """One kind of file."""
+    """File format."""
 
     items: Callable[[Path, BinaryIO, RecordOptions], Iterator[Item]]
-    parse: Callable[[Item, str], Record]  # item, and where it is
-    unit: str  # that items are counted in
+    parse: Callable[[Item, str], Record]  # (item, its location for messages)
+    unit: str  # name of an item in messages
 
 
 def read(path: Path, options: RecordOptions = DEFAULT_OPTIONS, format: str = "") -> Iterator[Record]:
-    """Records of a file, in order; at its end it is said how many were repaired.
+    """Iterates over the records of a file in order, and reports at the end how many were repaired.
 
     Args:
-      path: of the file.
-      options: how they lie in it.
-      format: one of FORMATS, whatever the file is called; "": as its name says.
+      path: file.
+      options: see `RecordOptions`.
+      format: one of FORMATS; "": by the file name.
 
     Raises:
-      ConfigError: what reads the file is not installed.
-      DataError: it cannot be read, is damaged, or a record is none.
+      ConfigError: a library that the format needs is not installed.
+      DataError: the file cannot be read or is damaged, or a record is malformed.
     """
     format = format or suffix_of(path)
     count = repaired = 0
@@ -100,10 +100,10 @@ def read(path: Path, options: RecordOptions = DEFAULT_OPTIONS, format: str = "")
 def items(
     path: Path, options: RecordOptions, format: str, advance: Callable[[int], None] = lambda count: None
 ) -> Iterator[Item]:
-    """Items of a file, as `parse` takes them; `advance` is told how many of its bytes were read.
+    """Iterates over the items of a file, for `parse`; calls `advance` with the number of bytes read.
 
     Raises:
-      ConfigError, DataError: as of `read`.
+      ConfigError, DataError: see `read`.
     """
     if format not in FORMATS:
         raise DataError(f"{path} is no file of records; there are .{', .'.join(FORMATS)}")
@@ -113,7 +113,7 @@ def items(
 def read_items(
     path: Path, reader: Callable[[BinaryIO], Iterator[Item]], advance: Callable[[int], None] = lambda count: None
 ) -> Iterator[Item]:
-    """What a reader gives of an unpacked file; `advance` is told how many of its bytes were read."""
+    """Iterates over the items of a decompressed file; calls `advance` with the number of bytes read."""
     with open_stream(path) as (raw, stream):
         done = 0
         for item in reader(stream):
@@ -124,10 +124,10 @@ def read_items(
 
 
 def parse(path: Path, item: Item, format: str) -> Record:
-    """The record that an item is.
+    """Parses an item into a record.
 
     Raises:
-      DataError: it is none.
+      DataError: the item is malformed.
     """
     file_format = FORMATS[format]
     return file_format.parse(item, f"{path}, {file_format.unit} {item.number:,}")
@@ -135,14 +135,18 @@ def parse(path: Path, item: Item, format: str) -> Record:
 
 # Objects
 
-# An escape of JSON, the first kind being two halves of a pair, and the second one half alone.
+# Escapes of JSON: first a surrogate pair, then an unpaired surrogate, then any other.
 _HEX = "[0-9a-fA-F]"
 _HALF = re.compile(rf"\\u[dD][89a-fA-F]{_HEX}{{2}}")
 _ESCAPE = re.compile(rf"\\u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}|({_HALF.pattern})|\\.", re.DOTALL)
 
 
 def parse_repaired(text: str, where: str) -> tuple[Any, bool]:
-    """The value of a JSON text, and whether half of a surrogate pair in it was repaired; errors as of `parse_json`."""
+    """Parses JSON and replaces unpaired surrogates; returns the value and True if any was replaced.
+
+    Raises:
+      DataError: see `parse_json`.
+    """
     repaired_text = text
     if _HALF.search(text):
         repaired_text = _ESCAPE.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
@@ -181,7 +185,7 @@ def _items_of_json(path: Path, stream: BinaryIO, options: RecordOptions) -> Iter
 
 
 def strings(value: Any) -> Iterator[str]:
-    """The texts in what JSON holds, in order, keys of objects left out."""
+    """Iterates over the strings of a JSON value in order, without the keys of objects."""
     stack = [value]  # not by recursion: a text may be nested as deeply as the parser goes
     while stack:
         match stack.pop():
@@ -223,7 +227,7 @@ def _items_of_table(rows: Callable[[Path, BinaryIO, int | None], Iterator[Row]])
 
 
 def check_names(names: Sequence[str], path: Path) -> None:
-    """Raises DataError where two columns have one name; columns without names, which nobody can ask for, may."""
+    """Raises DataError if two columns have the same name; several columns may be unnamed."""
     twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
     if twice:
         raise DataError(f"{path} has two columns called {twice[0]!r}; rename one of them")
@@ -246,7 +250,7 @@ def _rows_of_csv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Ro
         for _, line in lines(path, stream, limit):
             text, repaired = decode_repaired(line)
             damaged[0] |= repaired
-            yield _LONE_RETURN.sub("\0", text) if "\r" in text else text  # which csv would end a line at
+            yield _LONE_RETURN.sub("\0", text) if "\r" in text else text  # the csv module would end a line there
 
     csv.field_size_limit(limit or sys.maxsize)
     rows = csv.reader(texts(), strict=True)

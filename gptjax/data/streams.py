@@ -1,4 +1,4 @@
-"""Files as streams of bytes, unpacked where they are .gz or .zst, and of lines, which only line feeds end."""
+"""Files as streams of bytes, decompressed if they are .gz or .zst, and of lines, which only line feeds end."""
 
 import gzip
 import io
@@ -13,11 +13,11 @@ from gptjax.config.errors import ConfigError, DataError
 
 COMPRESSED = ("gz", "zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-CHUNK_BYTES = 2**14  # bytes of a .zst that are unpacked at once
+CHUNK_BYTES = 2**14  # bytes of a .zst that are decompressed at once
 
 
 def suffix_of(path: Path) -> str:
-    """The last suffix of a file's name before .gz or .zst, in lower case; jsonl for ndjson, "" for none."""
+    """Returns the last suffix of a file name before .gz or .zst, in lower case; "jsonl" for ndjson, "" for none."""
     suffixes = [suffix.lower().removeprefix(".") for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -27,11 +27,11 @@ def suffix_of(path: Path) -> str:
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """A file, and what is packed in it; the same where nothing is.
+    """Opens a file and yields its raw and its decompressed stream, the same if it is not compressed.
 
     Raises:
-      ConfigError: what unpacks it is not installed.
-      DataError: it cannot be read, or is damaged.
+      ConfigError: the library that decompresses it is not installed.
+      DataError: the file cannot be read, or is damaged.
     """
     try:
         with path.open("rb") as raw:
@@ -52,7 +52,7 @@ def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
 
 
 def _zstandard(path: Path, raw: BinaryIO) -> Iterator[bytes]:
-    # The library's own stream ends without an error where a file was cut short.
+    # The stream of the library ends without an error if the file is truncated.
     try:
         import zstandard
     except ImportError as error:
@@ -71,7 +71,7 @@ def _zstandard(path: Path, raw: BinaryIO) -> Iterator[bytes]:
 
 
 class _PieceStream(io.RawIOBase):
-    """Pieces of bytes as a stream."""
+    """Stream over pieces of bytes."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self.pieces, self.buffered = pieces, b""
@@ -91,10 +91,10 @@ class _PieceStream(io.RawIOBase):
 
 
 def lines(path: Path, stream: BinaryIO, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Lines with their ends, and their numbers from 1.
+    """Iterates over line numbers, from 1, and lines with their ends.
 
     Raises:
-      DataError: one has a zero byte, or more than `limit` bytes.
+      DataError: a line has a zero byte, or more than `limit` bytes.
     """
     number = 0
     while line := stream.readline(-1 if limit is None else limit + 1):
@@ -106,18 +106,18 @@ def lines(path: Path, stream: BinaryIO, limit: int | None = None) -> Iterator[tu
 
 
 def strip_newline(line: str) -> str:
-    """A line without the line feed that ends it, if one does, and the carriage return before that."""
+    """Removes the line feed at the end of a line, if there is one, and the carriage return before it."""
     return line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
 
 
 def check_size(path: Path, raw: bytes, limit: int | None) -> None:
-    """Raises DataError where something that was read is larger than a document may be."""
+    """Raises DataError if the bytes exceed the largest size of a document."""
     if limit is not None and len(raw) > limit:
         raise too_large(path, limit)
 
 
 def too_large(path: Path, limit: int | None) -> DataError:
-    """The refusal of what is larger than a document may be."""
+    """Returns the error for a document that exceeds the largest size."""
     return DataError(
         f"{path} has a document of more than {limit or sys.maxsize:,} bytes; raise --max_document, or cut it, "
         "in .txt files by --separator or --document_start"
