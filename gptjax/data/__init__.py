@@ -125,12 +125,12 @@ class Reader(NamedTuple):
     """Reader of one kind of data: reads the training and held-out lists and makes token sets of them.
 
     Attributes:
-      sides: both, of `config.data`.
-      texts: of such a list, as a tokenizer is trained on them.
-      encoded: `(tokenizer, list, config.data, progress bar's label, name)`.
-      says: the text of such a list that is to be predicted.
-      corpus: of both sides, for their fingerprint.
-      weighed: the set that trains, as it should count.
+      read_splits: `config.data -> (training list, held-out list)`.
+      texts: `(config.data, list) -> texts` that a tokenizer is trained on.
+      encode: `(tokenizer, list, config.data, label of the progress bar, name) -> token set`.
+      target_text: `(config.data, list) -> text` to be predicted.
+      corpus: `(training list, held-out list) -> corpus`, for the fingerprint.
+      reweight: `(token set, config.data) -> token set` with the weights used in training.
     """
 
     read_splits: Callable[[Any], tuple[list[Any], list[Any]]]

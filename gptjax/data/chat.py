@@ -1,6 +1,6 @@
-"""A dialogue as text, by a chat template: Hugging Face's, which are texts of Jinja's, or one of three by name.
+"""Chat templates, which render a dialogue as text: Jinja templates as Hugging Face has them, or one of three by name.
 
-jinja2, an optional extra, renders them in its sandbox as transformers does. Knows no files of dialogues and no model.
+jinja2, an optional dependency, renders them in its sandbox, as in transformers.
 """
 
 import json
@@ -15,23 +15,22 @@ from gptjax.core.files import read_text
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-Message = Mapping[str, Any]  # {"role": "system", "user", "assistant" or "tool", "content": what they say}, tool_calls
+Message = Mapping[str, Any]  # {"role": "system", "user", "assistant" or "tool", "content": text}, tool_calls
 
 
 class Template(NamedTuple):
-    """A chat template.
+    """Chat template.
 
     Attributes:
-      text: of Jinja's.
-      names: special tokens by the names that the text calls them, such as `bos_token`, where they are not the
-        tokenizer's own.
+      text: Jinja source.
+      names: special tokens by variable of the template, such as `bos_token`, that differ from those of the tokenizer.
     """
 
     text: str
     names: Mapping[str, str] = {}
 
 
-# Those that go by name: OpenAI's ChatML, Llama 3's, and one for tokenizers that have no special token but their end.
+# Templates by name: OpenAI's ChatML, Llama 3's, and one for tokenizers whose only special token is their end.
 TEMPLATES = {
     "chatml": (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
@@ -49,7 +48,7 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     ),
 }
-# What a tokenizer has to have for them.
+# Special tokens that they need.
 REQUIRED_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -57,11 +56,11 @@ REQUIRED_TOKENS = {
 
 
 def get_template(name: str, tokenizer: Tokenizer) -> Template:
-    """The template of that name, or the one in a file of that path.
+    """Returns the template of that name, or reads it from a file of that path.
 
     Raises:
-      ConfigError: there is none, or jinja2 is not installed.
-      DataError: it cannot be read, is none of Jinja's, or the tokenizer lacks its special tokens.
+      ConfigError: there is no such template, or jinja2 is not installed.
+      DataError: it cannot be read, is not a Jinja template, or the tokenizer lacks its special tokens.
     """
     special = tokenizers.special_tokens(tokenizer)
     missing = [token for token in REQUIRED_TOKENS.get(name, ()) if token not in special]
@@ -75,11 +74,11 @@ def get_template(name: str, tokenizer: Tokenizer) -> Template:
 
 
 def read_template(path: Path) -> Template:
-    """The template in a file.
+    """Reads a template from a file.
 
     Raises:
       ConfigError: jinja2 is not installed.
-      DataError: it cannot be read, or is none of Jinja's.
+      DataError: it cannot be read, or is not a Jinja template.
     """
     try:
         return compile_template(read_text(path))
@@ -88,7 +87,7 @@ def read_template(path: Path) -> Template:
 
 
 def compile_template(text: str) -> Template:
-    """The template of that text; errors as of `read_template`."""
+    """Compiles a template; raises the errors of `read_template`."""
     _compiled(text)
     return Template(text)
 
@@ -100,14 +99,14 @@ def render(
     answer_next: bool = True,
     tools: Sequence[Any] = (),
 ) -> str:
-    """The text of a dialogue.
+    """Renders a dialogue as text.
 
     Args:
-      template: of the dialogue.
-      messages: from the first to the last.
-      tokenizer: whose special tokens `bos_token` and `eos_token` are.
-      answer_next: whether the text goes on with what an answer begins with.
-      tools: that may be called, as JSON schemas.
+      template: chat template.
+      messages: messages in order.
+      tokenizer: tokenizer that `bos_token` and `eos_token` belong to.
+      answer_next: if True, the text ends with the beginning of an answer (`add_generation_prompt`).
+      tools: JSON schemas of the tools that may be called.
 
     Raises:
       ConfigError: jinja2 is not installed.
@@ -133,17 +132,17 @@ def render_turns(
     in_loss: Sequence[bool],
     tools: Sequence[Any] = (),
 ) -> list[tuple[str, bool]]:
-    """The text of a dialogue in pieces, and whether each is learnt: what an assistant says, and what ends that.
+    """Renders a dialogue in pieces, each with a flag that is True for the answers of the assistant and their end.
 
-    What leads to a turn, such as its role, belongs to the text before it, as when a model is asked.
+    The beginning of a turn, such as its role, belongs to the piece before it, as in generation.
 
     Args:
-      template, messages, tokenizer, tools: as of `render`.
-      learnt: of each message, whether it is learnt where it is an assistant's.
+      template, messages, tokenizer, tools: see `render`.
+      in_loss: flag of each message; only assistant messages with True are in the loss.
 
     Raises:
       ConfigError: jinja2 is not installed.
-      DataError: the template refuses the dialogue, or does not write what was said before as it wrote it then.
+      DataError: the template refuses the dialogue, or does not render a prefix of a dialogue as the beginning of its text.
     """
     pieces, written = list[tuple[str, bool]](), ""
     for number, message in enumerate(messages):
@@ -164,13 +163,13 @@ def render_turns(
 
 
 def end_id(tokenizer: Tokenizer) -> int:
-    """The id that ends a text; -1 where there is none."""
+    """Returns the id that ends a text, or -1 if there is none."""
     return -1 if tokenizer.end is None else tokenizer.end
 
 
 @lru_cache(maxsize=8)
 def _compiled(text: str) -> Any:
-    # As transformers has it (utils/chat_template_utils.py), so that templates mean the same.
+    # As in transformers (utils/chat_template_utils.py), so that templates render the same.
     try:
         import jinja2
         from jinja2 import ext, nodes
@@ -179,7 +178,7 @@ def _compiled(text: str) -> Any:
         raise ConfigError("chat templates need jinja2: pip install 'gptjax[chat]'") from error
 
     class Generation(ext.Extension):
-        """`{% generation %}` stands around answers for those who train on them; here it only shows what is in it."""
+        """`{% generation %}` marks answers for training; here only its content is rendered."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -202,7 +201,7 @@ def _compiled(text: str) -> Any:
 
 
 def _as_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
-    # Jinja's own would write &, < and > for HTML.
+    # Jinja's own filter escapes &, < and > for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
 
 

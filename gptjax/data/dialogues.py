@@ -1,7 +1,7 @@
-"""Dialogues out of records: OpenAI's `messages`, ShareGPT's `conversations`, and what others write in either.
+"""Dialogues of records: OpenAI's `messages`, ShareGPT's `conversations`, and common variants of either.
 
-What a record says is used, or it is refused by its line; what a chat template has no place for is noted, for a count.
-Reads no files, and knows no tokens.
+Every field of a record is used, or the record is refused with its line; parts that a chat template cannot render are
+counted as notes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from gptjax.core.files import parse_json
 from gptjax.data.chat import Message
 from gptjax.data.records import Record
 
-# What templates call those who speak, and what data sets call them (LLaMA-Factory's data/README.md, axolotl, OpenAI).
+# Roles of templates, and their names in data sets (LLaMA-Factory's data/README.md, axolotl, OpenAI).
 ROLE_NAMES = {
     "system": ("system", "developer"),
     "user": ("user", "human", "prompter"),
@@ -20,13 +20,13 @@ ROLE_NAMES = {
     "tool": ("tool", "observation", "function", "function_response", "ipython"),
 }
 ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
-TRAIN_KEYS = ("weight", "train", "training", "loss")  # of a turn: 0 or false where it is not to be learnt
-CALL_KEYS = ("tool_calls", "function_call")  # of a turn: what it calls
-TEXT_TYPES = (None, "text", "input_text", "output_text")  # types of a part that is text
+TRAIN_KEYS = ("weight", "train", "training", "loss")  # of a turn: 0 or false excludes it from the loss
+CALL_KEYS = ("tool_calls", "function_call")  # of a turn: its tool calls
+TEXT_TYPES = (None, "text", "input_text", "output_text")  # types of text parts of a content list
 
 
 class Note(NamedTuple):
-    """What is not as a record says: `3 turns without text are left out`."""
+    """Part of a record that is not used, as in `3 turns without text are left out`."""
 
     unit: str
     what: str
@@ -41,13 +41,13 @@ SYSTEM = Note("dialogue", "read without its field 'system', as it begins with an
 
 
 class Dialogue(NamedTuple):
-    """A record's dialogue.
+    """Dialogue of a record.
 
     Attributes:
-      messages: with role and content, and tool_calls where the template writes them.
-      learnt: of each, whether it is learnt where it is an assistant's.
-      tools: that may be called, as templates take them.
-      notes: one for each turn or thing.
+      messages: role and content of each, and tool_calls if the template renders them.
+      in_loss: flag of each message; only assistant messages with True are in the loss.
+      tools: tools that may be called, in the form that templates take.
+      notes: one for each turn or part that is not used.
     """
 
     messages: list[Message]
@@ -57,15 +57,15 @@ class Dialogue(NamedTuple):
 
 
 def read(record: Record, template: str) -> Dialogue:
-    """A record's dialogue.
+    """Reads the dialogue of a record.
 
     Args:
-      record: with `messages` or `conversations`; `system` and `tools` may stand beside them.
-      template: text of the chat template that will write it; of the names `tools` and `tool_calls` it shows those that
-        are in it.
+      record: has `messages` or `conversations`, and optionally `system` and `tools`.
+      template: text of the chat template that will render it; tools and tool calls are kept if their names, `tools`
+        and `tool_calls`, occur in it.
 
     Raises:
-      DataError: it has neither, or they are of another form.
+      DataError: the record has neither field, or they are malformed.
     """
     dialogue = Dialogue([], [], [], [])
     for number, turn in enumerate(_turns(record), 1):
@@ -119,10 +119,10 @@ def _add(dialogue: Dialogue, turn: Mapping[str, Any], where: str, template: str)
 
 
 def role_of(turn: Mapping[str, Any], where: str) -> str:
-    """What a template calls whose turn it is; a name of ROLES' own, or else as the record says.
+    """Returns the role of a turn as templates name it, or as in the record if it is unknown.
 
     Raises:
-      DataError: it is no text.
+      DataError: the role is not text.
     """
     role = _first(turn, "role", "from")
     if not isinstance(role, str) or not role.strip():
@@ -135,7 +135,7 @@ def _kind(value: Any) -> str:
 
 
 def _text(content: Any, where: str) -> str | None:
-    # Of parts, one a line, as vLLM joins them (vllm/entrypoints/chat_utils.py).
+    # Joins parts by newlines, as vLLM does (vllm/entrypoints/chat_utils.py).
     if content is None or isinstance(content, str):
         return content
     parts = [content] if isinstance(content, dict) else content
@@ -163,7 +163,7 @@ def _is_trainable(turn: Mapping[str, Any], where: str) -> bool:
 
 
 def _calls(turn: Mapping[str, Any], where: str) -> list[Any]:
-    # As transformers' templates take them: arguments are an object where they are the text of one.
+    # In the form that transformers' templates take: arguments that are the JSON text of an object are parsed.
     calls = turn.get("tool_calls")
     if not calls and turn.get("function_call"):
         calls = [{"type": "function", "function": turn["function_call"]}]
@@ -210,9 +210,9 @@ def _tools(record: Record) -> list[Any]:
 
 
 def missing_assistant_reason(records: Iterable[Record]) -> str:
-    """Why nothing can be learnt of dialogues that have no assistant: their roles; "" where one has."""
+    """Returns a message that names the roles of dialogues without any assistant turn; "" if there is one."""
     roles = dict.fromkeys(role_of(turn, record.where) for record in records for turn in _turns(record))
     if "assistant" in roles:
         return ""
-    there = ", ".join(map(repr, roles)) or "none"
-    return f"no turn is an assistant's: the roles are {there}, and an assistant is called {', '.join(ROLE_NAMES['assistant'])}"
+    present, names = ", ".join(map(repr, roles)) or "none", ", ".join(ROLE_NAMES["assistant"])
+    return f"no turn is an assistant's: the roles are {present}, and an assistant is called {names}"

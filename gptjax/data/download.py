@@ -1,4 +1,4 @@
-"""A file at an http(s) address, fetched once and kept; the only place where gptjax reaches for the network."""
+"""Downloads a file once and caches it; the only module of gptjax that accesses the network."""
 
 import hashlib
 import os
@@ -14,14 +14,14 @@ from gptjax.core import console, runtime
 
 
 def download(url: str, sha256: str = "") -> Path:
-    """The local copy of what lies at `url`, fetched if it is not here yet.
+    """Returns the cached copy of the file at `url`, downloading it first if there is none.
 
     Args:
-      url: http or https address.
-      sha256: expected SHA-256 in hex, or "" to take what comes.
+      url: http or https URL.
+      sha256: expected SHA-256 in hex, or "" for no check.
 
     Raises:
-      DataError: it cannot be fetched, came cut short, or has another checksum. Nothing is kept then.
+      DataError: the file cannot be downloaded, is truncated, or has another checksum. Nothing is cached then.
     """
     name = Path(urllib.parse.urlsplit(url).path).name or "download"
     path = runtime.cache_dir() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name

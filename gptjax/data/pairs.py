@@ -1,7 +1,7 @@
-"""Parallel text: pairs of a source and its target, out of aligned files or out of one file of both.
+"""Parallel text: pairs of a source and a target, from aligned files or from one file with both.
 
-Reads, splits and encodes pairs; rows of them are gptjax.data.layouts' part. A pair is a record of a TokenSet whose
-prompt is the source. Every failure that a person can mend is a DataError of one line.
+Reads, splits and encodes pairs; gptjax.data.layouts makes rows of them. A pair is a record of a TokenSet whose prompt
+is the source. User errors are DataErrors of one line.
 """
 
 import re
@@ -21,18 +21,18 @@ from gptjax.data.streams import suffix_of
 from gptjax.data.token_sets import Part, TokenSet
 from gptjax.data.tokenizers.tokenizers import Tokenizer, encode
 
-TRAIN, HELD_OUT = "train", "val"  # what is trained on, and what is looked at meanwhile; other splits are for tests
+TRAIN, HELD_OUT = "train", "val"  # splits for training and for evaluation during training; other splits are for tests
 
 
 class Pair(NamedTuple):
-    """A text and its translation."""
+    """Text and its translation."""
 
     source: str
     target: str
 
 
 def read(config: Any, split: str) -> list[Pair]:
-    """The pairs of a split of the parallel text that `config` (a run's `config.data`) names.
+    """Reads the pairs of a split.
 
     That is a directory with `SPLIT.LANGUAGE` files, plain or as .gz or .zst, line by line alike; or one file (see
     `read_pair_file`), whose held-out part is chosen by hash of the source, so that no source is on both sides. Pairs without a
@@ -40,10 +40,10 @@ def read(config: Any, split: str) -> list[Pair]:
 
     Args:
       config: `config.data`.
-      split: "train", "val", or any other that there is.
+      split: "train", "val", or the name of another split.
 
     Raises:
-      DataError: files that are missing, damaged or not alike, or a split without pairs.
+      DataError: files are missing, damaged or of different lengths, or the split has no pairs.
     """
     if not config.path:
         raise DataError("--config.data.path is empty; give a directory of parallel text, or a tab-separated file")
@@ -61,10 +61,10 @@ def read(config: Any, split: str) -> list[Pair]:
 
 
 def read_aligned(source: Path, target: Path) -> list[Pair]:
-    """The pairs of two files whose lines are translations of each other.
+    """Reads pairs from two files whose lines are translations of each other.
 
     Raises:
-      DataError: they cannot be read, or one has more lines.
+      DataError: a file cannot be read, or one has more lines.
     """
     source_lines, target_lines = lines(source), lines(target)
     if len(source_lines) != len(target_lines):
@@ -78,23 +78,23 @@ def read_aligned(source: Path, target: Path) -> list[Pair]:
 
 
 def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[Pair]:
-    """The pairs of one file: a table without a header, tab-separated unless it is a .csv, or records with names.
+    """Reads pairs from one file: a table without a header, tab-separated unless it is a .csv, or records with names.
 
     Args:
-      path: of the file.
-      which: the columns of source and target of a table, from 0.
-      languages: of source and target, which records' fields are called, or those of the object in `translation`.
+      path: file.
+      which: columns of source and target of a table, from 0.
+      languages: languages of source and target, the names of the fields of a record or of its object `translation`.
 
     Raises:
-      ConfigError: what reads it is not installed.
-      DataError: it cannot be read, or a record lacks a side.
+      ConfigError: a library that the format needs is not installed.
+      DataError: the file cannot be read, or a record lacks a side.
     """
     pairs = []
     format = suffix_of(path) if suffix_of(path) in records.FORMATS else "tsv"
     has_names = format not in records.ROWS
     for record in records.read(path, RecordOptions(numbered=True), format):
         fields = record.fields
-        if has_names and isinstance(fields.get("translation"), dict):  # as Hugging Face's data sets have it
+        if has_names and isinstance(fields.get("translation"), dict):  # as in Hugging Face's data sets
             fields = fields["translation"]
         sides = [fields.get(name) for name in (languages if has_names else map(str, which))]
         if not all(isinstance(side, str) for side in sides):
@@ -106,11 +106,11 @@ def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, plain, .gz or .zst; only line feeds end lines, whatever else Unicode has.
+    """Reads the lines of a UTF-8 file, plain, .gz or .zst; only line feeds end lines, not Unicode line separators.
 
     Raises:
-      ConfigError: what unpacks it is not installed.
-      DataError: it cannot be read, is damaged, or is not UTF-8.
+      ConfigError: the library that decompresses it is not installed.
+      DataError: the file cannot be read, is damaged, or is not UTF-8.
     """
     with streams.open_stream(path) as (_, stream):
         text = decode(b"".join(line for _, line in streams.lines(path, stream)), str(path))
@@ -143,7 +143,7 @@ def _file_of(folder: Path, split: str, language: str) -> Path:
 
 
 def splits(folder: Path) -> dict[str, list[str]]:
-    """Which languages each split of a directory of parallel text has, by name."""
+    """Returns the languages of each split of a directory of parallel text, by name of the split."""
     by_split: dict[str, set[str]] = {}
     for path in folder.iterdir():
         named = re.fullmatch(r"(.+?)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
@@ -153,17 +153,17 @@ def splits(folder: Path) -> dict[str, list[str]]:
 
 
 def corpus(train: Sequence[Pair], held_out: Sequence[Pair]) -> Corpus:
-    """Both sides as documents, for `gptjax.data.sources.fingerprint`."""
+    """Returns both splits as documents, for `gptjax.data.sources.fingerprint`."""
     return Corpus(*([Document(*pair) for pair in side] for side in (train, held_out)))
 
 
 def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a source as an encoder reads them: what documents begin with, if anything, the text's, the end."""
+    """Encodes a source for an encoder: the begin ids, if any, the ids of the text, the end."""
     return [*tokenizer.begin, *target_ids(tokenizer, text)]
 
 
 def target_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids that a decoder should say for a target: the text's, the end.
+    """Encodes a target for a decoder: the ids of the text, the end.
 
     Raises:
       DataError: the tokenizer has no end.
@@ -174,7 +174,7 @@ def target_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def to_token_set(tokenizer: Tokenizer, pairs: Sequence[Pair], label: str, name: str) -> TokenSet:
-    """The pairs as a token set in memory, with a progress bar of that label: of each the source's ids, the target's."""
+    """Encodes pairs, source then target, as a token set in memory, showing a progress bar with that label."""
 
     def ids_of_pairs() -> Iterator[tuple[list[int], list[int]]]:
         with console.bar(label, len(pairs)) as advance:

@@ -46,7 +46,7 @@ class TokenSet:
       name: name of the set, for messages.
       arrays: further arrays of a batch by name: `_BT` has an entry for each id of the stream but the closing ones, any
         other name has an entry for each row.
-      per_row: how many documents, one after another, are read as the choices of a row.
+      choices_per_row: number of consecutive documents that are the choices of one row.
       repeated_prefix: ids that each piece of a split document begins with: a tuned prompt.
     """
 
@@ -85,7 +85,7 @@ class TokenSet:
         return (pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.zeros(0, np.int32)])).astype(np.int32)
 
     def read_ring(self, start: int, count: int) -> np.ndarray:
-        """`count` ids from `start`, which may be past the end, of the stream joined to a ring."""
+        """Returns `count` ids from `start`, which may be past the end, of the stream as a ring."""
         start %= len(self)
         ids = self.read(start, start + count)
         while len(ids) < count:
