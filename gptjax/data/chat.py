@@ -142,7 +142,7 @@ def render_turns(
 
     Raises:
       ConfigError: jinja2 is not installed.
-      DataError: the template refuses the dialogue, or does not render a prefix of a dialogue as the beginning of its text.
+      DataError: the template refuses the dialogue, or renders a prefix of a dialogue not as the beginning of its text.
     """
     pieces, written = list[tuple[str, bool]](), ""
     for number, message in enumerate(messages):

@@ -1,4 +1,4 @@
-"""Downloads a file once and caches it; the only module of gptjax that accesses the network."""
+"""Downloads a file over http(s) once and caches it."""
 
 import hashlib
 import os

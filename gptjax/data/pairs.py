@@ -34,12 +34,12 @@ class Pair(NamedTuple):
 def read(config: Any, split: str) -> list[Pair]:
     """Reads the pairs of a split.
 
-    That is a directory with `SPLIT.LANGUAGE` files, plain or as .gz or .zst, line by line alike; or one file (see
-    `read_pair_file`), whose held-out part is chosen by hash of the source, so that no source is on both sides. Pairs without a
-    source or without a target are left out, which is told.
+    `config.path` is a directory of aligned `SPLIT.LANGUAGE` files, plain, .gz or .zst, or one file (see
+    `read_pair_file`), whose held-out part is chosen by hash of the source, so that no source is in both splits. Pairs
+    without a source or a target are dropped and reported.
 
     Args:
-      config: `config.data`.
+      config: `config.data` of a run.
       split: "train", "val", or the name of another split.
 
     Raises:

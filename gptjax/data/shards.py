@@ -1,13 +1,13 @@
-"""Prepared sets on disk: token ids in `.npy` shards, read by memory map. Each file appears whole or not at all.
+"""Prepared sets on disk: token ids in memory-mapped `.npy` shards. Files are written atomically.
 
     index.json                  counts, sources, the tokenizer's hash, a checksum for every file; written last
-    report.json  tokenizer/     what preparing did; what made the ids
+    report.json  tokenizer/     report of the preparation; tokenizer of the ids
     train_00000.npy             ids, uint16 or uint32
-    train_00000.ends.npy        where each document's record ends, int64
-    train_00000.prompts.npy     of a set of pairs: how many ids of each record are the prompt, int32
+    train_00000.ends.npy        end of the record of each document, int64
+    train_00000.prompts.npy     of a set of pairs: number of prompt ids of each record, int32
     held_out_00000.npy ...      the other side of the split
 
-Knows nothing of text. A set that is not finished has no index.json and the name of its folder ends in `.unfinished`.
+A set that is not finished has no index.json, and the name of its folder ends in `.unfinished`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "held_out")
-HEADER = 128  # bytes that numpy gives the header of a one-dimensional array, whatever its length
+HEADER = 128  # bytes of numpy's header of a one-dimensional array of any length
 
 # Types of the numbers in a shard's files.
 TOKENS, ENDS, PROMPTS = ("<u2", "<u4"), ("<i8",), ("<i4",)
@@ -46,12 +46,12 @@ INDEX = {
 
 
 def unfinished_dir(folder: Path) -> Path:
-    """Where a set is made before it gets its name."""
+    """Returns the folder in which a set is written before it is renamed."""
     return folder.parent / f"{folder.name}.unfinished"
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether a folder is a prepared set, or one whose preparation did not end."""
+    """Returns True if a folder is a prepared set, finished or not."""
     return (path / "index.json").is_file() or path.name.endswith(".unfinished") or unfinished_dir(path).is_dir()
 
 
@@ -59,11 +59,11 @@ def is_prepared(path: Path) -> bool:
 
 
 class ArrayWriter:
-    """Writes a one-dimensional `.npy` file piece by piece; it has its name once `close` is called.
+    """Writes a one-dimensional `.npy` file piece by piece; `close` renames it to its final name.
 
     Args:
-      path: of the file.
-      dtype: of its numbers.
+      path: file to write.
+      dtype: type of its numbers.
     """
 
     def __init__(self, path: Path, dtype: Any) -> None:
@@ -74,14 +74,14 @@ class ArrayWriter:
         self._digest = hashlib.sha256()
 
     def append(self, values: np.ndarray) -> None:
-        """Adds numbers at the end."""
+        """Appends numbers."""
         raw = np.ascontiguousarray(values, self.dtype)
         self._file.write(raw.data)
         self._digest.update(raw.data)
         self.count += len(raw)
 
     def close(self) -> dict[str, Any]:
-        """Makes the file whole; its facts: name, bytes, and the SHA-256 of its numbers followed by its header."""
+        """Completes the file; returns its name, size, and the SHA-256 of its numbers followed by its header."""
         header = io.BytesIO()
         facts = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count,)}
         np.lib.format.write_array_header_1_0(header, facts)
@@ -97,34 +97,34 @@ class ArrayWriter:
         return {"file": self.path.name, "bytes": size, "sha256": self._digest.hexdigest()}
 
     def abort(self) -> None:
-        """Leaves no file."""
+        """Deletes the file."""
         self._file.close()
         self._part.unlink(missing_ok=True)
 
 
 class Records(NamedTuple):
-    """Some documents as they are to be stored."""
+    """Encoded documents to be stored."""
 
-    tokens_N: np.ndarray  # their records, one after another
-    lengths_M: np.ndarray  # ids of each record
-    prompts_M: np.ndarray  # ids of each that are a prompt, its opening included
-    text_bytes_M: np.ndarray  # of the text that each was made of, UTF-8
+    tokens_N: np.ndarray  # ids of their records, concatenated
+    lengths_M: np.ndarray  # number of ids of each record
+    prompts_M: np.ndarray  # number of prompt ids of each record, prefix included
+    text_bytes_M: np.ndarray  # size of the text of each, UTF-8
 
     def select(self, chosen_M: np.ndarray) -> "Records":
-        """The chosen ones."""
+        """Returns the records where the mask is True."""
         selected = (array[chosen_M] for array in (self.lengths_M, self.prompts_M, self.text_bytes_M))
         return Records(self.tokens_N[np.repeat(chosen_M, self.lengths_M)], *selected)
 
 
 class ShardWriter:
-    """One shard of one side of the split: records in, files out.
+    """Writes the files of one shard of a split.
 
     Args:
-      folder: of the set.
+      folder: folder of the set.
       split: "train" or "held_out".
-      number: of the shard.
-      dtype: of the ids.
-      with_prompts: whether records are pairs.
+      number: number of the shard.
+      dtype: type of the ids.
+      with_prompts: True if records are pairs.
     """
 
     def __init__(self, folder: Path, split: str, number: int, dtype: Any, with_prompts: bool) -> None:
@@ -140,7 +140,7 @@ class ShardWriter:
             raise
 
     def append(self, records: "Records") -> None:
-        """Adds documents' records."""
+        """Appends the records of documents."""
         self._writers[""].append(records.tokens_N)
         self._writers[".ends"].append(self.tokens + np.cumsum(records.lengths_M))
         if ".prompts" in self._writers:
@@ -150,7 +150,7 @@ class ShardWriter:
         self.bytes += int(records.text_bytes_M.sum())
 
     def close(self) -> dict[str, Any] | None:
-        """Makes the shard whole; its facts, or None where it has no documents and leaves no files."""
+        """Completes the shard; returns its entry of the index, or None, without files, if it has no documents."""
         if not self.documents:
             self.abort()
             return None
@@ -158,13 +158,13 @@ class ShardWriter:
         return {"documents": self.documents, "tokens": self.tokens, "text_bytes": self.bytes, "files": files}
 
     def abort(self) -> None:
-        """Leaves no files."""
+        """Deletes the files."""
         for writer in self._writers.values():
             writer.abort()
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Writes index.json, which says that a set is whole."""
+    """Writes index.json, which marks a set as complete."""
     write_atomic(folder / "index.json", json.dumps({"format": FORMAT} | index, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -172,7 +172,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 class PreparedSet(NamedTuple):
-    """A prepared set that was opened."""
+    """Open prepared set."""
 
     folder: Path
     metadata: Index
@@ -181,15 +181,15 @@ class PreparedSet(NamedTuple):
     fingerprint: str  # SHA-256 of index.json, which has a checksum of every file
 
     def tokenizer(self) -> Tokenizer:
-        """The one that made its ids."""
+        """Loads the tokenizer of its ids."""
         return load_tokenizer(self.folder, self.metadata)
 
 
 def open_set(folder: Path) -> PreparedSet:
-    """Opens a prepared set: reads its index and maps its files, whose lengths are checked; reads no ids.
+    """Opens a prepared set: reads its index and memory-maps its files, checking their sizes.
 
     Raises:
-      DataError: the set is not finished or not there, or a file is missing or has another length.
+      DataError: the set is not finished or does not exist, or a file is missing or has another size.
     """
     raw = _read_index(folder)
     try:
@@ -229,7 +229,7 @@ def _part(folder: Path, shard: dict[str, Any]) -> Part:
 
 
 def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.ndarray:
-    """A file of `size` bytes that holds `count` numbers of one of some types, of which nothing is read yet."""
+    """Memory-maps a file of `size` bytes that holds `count` numbers of one of the types."""
     try:
         actual = path.stat().st_size
         if actual != size:
@@ -237,7 +237,7 @@ def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; prepare the set anew") from error
-    # Of a damaged header; the last three are what Python's own parser raises, by version.
+    # Raised for a damaged header; the last three come from Python's parser, depending on its version.
     except (ValueError, TypeError, OverflowError, tokenize.TokenError, SyntaxError) as error:
         raise DataError(f"{path} is damaged ({error}); prepare the set anew") from error
     if array.dtype.str not in dtypes or array.shape != (count,):
@@ -247,10 +247,10 @@ def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.
 
 
 def load_tokenizer(folder: Path, index: Index) -> Tokenizer:
-    """The tokenizer of a set.
+    """Loads the tokenizer of a set.
 
     Raises:
-      DataError: it is damaged, or another one than the set was made with.
+      DataError: it is damaged, or is not the one that the set was made with.
     """
     try:
         tokenizer = tokenizers.load(folder / "tokenizer")
@@ -261,20 +261,20 @@ def load_tokenizer(folder: Path, index: Index) -> Tokenizer:
 
 
 def check_tokenizer(folder: Path, index: Index, tokenizer: Tokenizer) -> None:
-    """Raises DataError for a set whose ids are another tokenizer's."""
+    """Raises DataError if a set was made with another tokenizer."""
     expected = index["tokenizer"]
     if expected["sha256"] != tokenizers.sha256(tokenizer):
         raise DataError(
-            f"{folder} was made with another tokenizer ({expected['name']}, {expected['n_vocab']:,} ids) than this run's "
-            f"({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it anew with the run's"
+            f"{folder} was made with another tokenizer ({expected['name']}, {expected['n_vocab']:,} ids) than this "
+            f"run's ({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it anew with the run's"
         )
 
 
 def verify(folder: Path) -> int:
-    """Reads every file of a set and compares its checksum; the number of files.
+    """Verifies the checksum of every file of a set; returns the number of files.
 
     Raises:
-      DataError: a file differs, or what `open_set` raises.
+      DataError: a file differs, or see `open_set`.
     """
     opened = open_set(folder)
     opened.tokenizer()
@@ -298,5 +298,5 @@ def _sha256(path: Path, advance: Any) -> str:
 
 
 def totals(shards: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Documents, tokens and bytes of text of some shards."""
+    """Returns the total documents, tokens and bytes of text of shards."""
     return {name: sum(shard[name] for shard in shards) for name in ("documents", "tokens", "text_bytes")}

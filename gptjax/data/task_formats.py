@@ -1,7 +1,7 @@
-"""Forms: what a record with named fields is to a model. A text with an answer, a dialogue, or a text with labels.
+"""Task formats: a record as a text with an answer, a dialogue, or a text with labels.
 
-A form makes ids of a record, and the arrays that a batch gets of it, by their names there: what is learnt of its text
-(`weights_BT`), or what a task head should say (`labels_B`, ...). Reads no files.
+A format tokenizes a record and makes the arrays that a batch gets of it, by name: loss weights of its text
+(`weights_BT`), or targets of a task head (`labels_B`, ...).
 """
 
 from collections.abc import Callable, Sequence
@@ -27,16 +27,16 @@ from gptjax.data.pairs import Pair
 from gptjax.data.records import Record, strings
 from gptjax.data.tokenizers.tokenizers import Tokenizer, encode, encode_special, special_tokens
 
-Pieces = list[tuple[str, bool]]  # of a text in order, and whether each is learnt
+Pieces = list[tuple[str, bool]]  # pieces of a text in order; True: in the loss
 
 
 class TokenizedExample(NamedTuple):
-    """A text as ids.
+    """Tokenized text.
 
     Attributes:
-      ids: of it alone, without what stands around texts.
-      arrays: by name in a batch; `_BT` has a number for each id, the others are the record's.
-      ends: whether the id that ends a text is learnt here.
+      ids: its ids, without the delimiters around texts.
+      arrays: arrays by name in a batch; `_BT` has an entry for each id, the others belong to the record.
+      ends: True if the id that ends the text is in the loss.
     """
 
     ids: list[int]
@@ -45,16 +45,16 @@ class TokenizedExample(NamedTuple):
 
 
 class TaskFormat(NamedTuple):
-    """One of FORMS.
+    """Task format, an entry of TASK_FORMATS.
 
     Attributes:
-      pieces: of a record, `(record, options, tokenizer)`; all of its text.
-      tokenize: `(record, options, tokenizer, room)`: its texts (several of choices, none of what has no text or no
-        answer), of at most `room` ids each, and whether something had to be cut for that.
-      arrays: which ones it makes.
-      objective: of those that ask a task head, the one that learns from it; "": tokens are learnt.
-      labelled: whether labels have names, which `examples.labels` lists.
-      notes: `(record, options, tokenizer)`: what of a record is not read or learnt.
+      pieces: `(record, options, tokenizer) -> pieces` of all of the text of a record.
+      tokenize: `(record, options, tokenizer, max_length) -> (texts, is_long)`: several texts for choices, none if the
+        text or the answer is empty; each has at most `max_length` ids, and `is_long` is True if any was truncated.
+      arrays: names of the arrays that it makes.
+      objective: objective that learns from the targets of a task head; "": next tokens are learned.
+      labelled: True if labels have names, which `examples.labels` lists.
+      notes: `(record, options, tokenizer) -> notes` on the parts of a record that are not used.
     """
 
     pieces: Callable[[Record, Any, Tokenizer | None], Pieces]
@@ -68,13 +68,16 @@ class TaskFormat(NamedTuple):
 def shorten_fields(
     record: Record, names: Sequence[str], size: Callable[[Record], int], max_length: int
 ) -> tuple[Record, bool]:
-    """The record, with as much taken from the ends of its longest fields as makes it fit, and whether that was needed.
+    """Truncates the longest fields of a record until it fits.
 
     Args:
-      record: of which nothing changes.
-      names: of fields that may become shorter; where these are empty it is returned as it is then.
-      size: ids of a record.
-      room: the most that there may be.
+      record: record, which is not modified.
+      names: fields that may be truncated; if they become empty, the record is returned although it is too long.
+      size: returns the number of ids of a record.
+      max_length: largest number of ids.
+
+    Returns:
+      the record, and True if it was truncated.
     """
     count, is_long = size(record), False
     while count > max_length:
@@ -89,11 +92,11 @@ def shorten_fields(
     return record, is_long
 
 
-# Texts that are learnt.
+# Texts with answers.
 
 
 def text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """`template`, which is read, and `answer`, which is learnt; without an answer all is learnt."""
+    """Returns `template`, not in the loss, and `answer`, in the loss; without an answer all is in the loss."""
     prompt = fill_template(c.template, record, "template")
     return [(prompt, False), (fill_template(c.answer, record, "answer"), True)] if c.answer else [(prompt, True)]
 
@@ -103,7 +106,7 @@ ALPACA_INPUT_PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\
 
 
 def instructions(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """Alpaca's fields: instruction, input, which may be empty, and output (github.com/tatsu-lab/stanford_alpaca)."""
+    """Returns the pieces of Alpaca's fields: instruction, optional input, output (github.com/tatsu-lab/stanford_alpaca)."""
     template = ALPACA_INPUT_PROMPT if record.fields.get("input") else ALPACA_PROMPT
     return [
         (fill_template(template, record, "form=instructions"), False),
@@ -112,7 +115,7 @@ def instructions(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> 
 
 
 def tokenize_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> TokenizedExample:
-    """Pieces as ids, each encoded by itself, as a prompt is; `ends` where the last one is learnt."""
+    """Tokenizes pieces, each on its own, as prompts are; `ends` is True if the last piece is in the loss."""
     ids, in_loss = list[int](), list[bool]()
     for piece, trained in pieces:
         piece_ids = encode(piece)
@@ -121,13 +124,13 @@ def tokenize_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> Token
 
 
 def truncate(example: TokenizedExample, max_length: int) -> TokenizedExample:
-    """At most so many ids, and their numbers; a text that is cut does not end."""
+    """Truncates to `max_length` ids; a truncated text does not end."""
     arrays = {name: x[:max_length] if name.endswith("_BT") else x for name, x in example.arrays.items()}
     return example if len(example.ids) <= max_length else TokenizedExample(example.ids[:max_length], arrays)
 
 
 def generation_format(pieces: Callable[..., Pieces], names: Callable[[Any], list[str]]) -> TaskFormat:
-    """A form whose answers are learnt token by token; `names`: of the fields that become shorter where it is long."""
+    """Returns a format of next-token targets; `names(options)` are the fields that are truncated if it is too long."""
 
     def tokenize_record(
         record: Record, c: Any, tokenizer: Tokenizer, max_length: int
@@ -143,7 +146,7 @@ def generation_format(pieces: Callable[..., Pieces], names: Callable[[Any], list
 
 
 def to_pair(record: Record, c: Any) -> Pair:
-    """The same as a source and its target, for an encoder-decoder."""
+    """Returns a record as a source and a target, for an encoder-decoder."""
     pieces = TASK_FORMATS[c.form].pieces(record, c, None)
     return Pair(*("".join(piece for piece, in_loss in pieces if in_loss == is_target) for is_target in (False, True)))
 
@@ -152,12 +155,12 @@ def to_pair(record: Record, c: Any) -> Pair:
 
 
 def read_dialogue(record: Record, c: Any, tokenizer: Tokenizer) -> dialogues.Dialogue:
-    """A record's dialogue, as the chat template can write it."""
+    """Reads the dialogue of a record in the form that the chat template renders."""
     return dialogues.read(record, chat.get_template(c.chat_template, tokenizer).text)
 
 
 def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """A dialogue by the template `chat_template`; what assistants say is learnt. Without a tokenizer: their texts."""
+    """Renders a dialogue by `chat_template` with assistant turns in the loss; without a tokenizer, only its texts."""
     if tokenizer is None:
         return [(message["content"] + "\n", False) for message in dialogues.read(record, "").messages]
     parsed, special = read_dialogue(record, c, tokenizer), special_tokens(tokenizer)
@@ -179,10 +182,10 @@ def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Piec
 def tokenize_dialogue(
     record: Record, c: Any, tokenizer: Tokenizer, max_length: int
 ) -> tuple[list[TokenizedExample], bool]:
-    """As ids; one that is too long loses its end."""
+    """Tokenizes a dialogue; one that is too long loses its end."""
     example = tokenize_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
     begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or separator_ids(tokenizer)
-    if example.ids[: len(begin)] == begin:  # some templates write what texts begin with themselves
+    if example.ids[: len(begin)] == begin:  # some templates render the begin ids themselves
         example = TokenizedExample(
             example.ids[len(begin) :], {"weights_BT": example.arrays["weights_BT"][len(begin) :]}, example.ends
         )
@@ -194,18 +197,18 @@ def tokenize_dialogue(
 
 
 def labelled_text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """`template`, and `second` where there is one."""
+    """Returns `template`, and `second` if there is one."""
     pieces = [fill_template(c.template, record, "template"), fill_template(c.second, record, "second")]
     return [(piece, False) for piece in pieces if piece]
 
 
 def separator_ids(tokenizer: Tokenizer) -> list[int]:
-    """What stands between two texts that are read together: the tokenizer's end, or a line's."""
+    """Returns the ids between two texts that are read together: the end of the tokenizer, or a newline."""
     return encode(tokenizer, "\n") if tokenizer.end is None else [tokenizer.end]
 
 
 def join_texts(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
-    """One text, or two with `types_BT` 1 from the second on."""
+    """Tokenizes one text, or two, where `types_BT` is 1 in the second."""
     first, *rest = [encode(tokenizer, piece) for piece, _ in pieces] or [[]]
     ids = first + (separator_ids(tokenizer) + rest[0] if rest else [])
     types = np.arange(len(ids)) > len(first) if rest else np.zeros(len(ids))
@@ -215,7 +218,7 @@ def join_texts(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
 def labelled_format(
     name: str, answer: Callable[[Record, Any], Any], dtype: str, objective: str, has_names: bool
 ) -> TaskFormat:
-    """A form with one answer a text: `name` of it in a batch, and weights_B."""
+    """Returns a format with one answer per text, the array `name` of a batch, and weights_B."""
 
     def tokenize_record(
         record: Record, c: Any, tokenizer: Tokenizer, max_length: int
@@ -234,13 +237,13 @@ def labelled_format(
 
 
 def label_id(record: Record, c: Any) -> int:
-    """The number of its label."""
+    """Returns the index of the label of a record."""
     index: int = c.labels.index(label_of(record, c))
     return index
 
 
 def choices(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """The text and all choices."""
+    """Returns the text and all choices."""
     return [
         (fill_template(c.template, record, "template"), False),
         *((f" {choice}", False) for choice in choices_of(record, c)),
@@ -250,7 +253,7 @@ def choices(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Piece
 def tokenize_choices(
     record: Record, c: Any, tokenizer: Tokenizer, max_length: int
 ) -> tuple[list[TokenizedExample], bool]:
-    """The text with each choice behind it; one that is too long loses the text's end."""
+    """Tokenizes the text followed by each choice; one that is too long loses the end of the text."""
     targets = {"labels_B": np.array(choice_of(record, c), np.int32), "weights_B": np.array(1, np.float32)}
     choice_ids = [encode(tokenizer, f" {choice}") for choice in choices_of(record, c)]
     text_ids = encode(tokenizer, fill_template(c.template, record, "template"))
@@ -260,7 +263,7 @@ def tokenize_choices(
 
 
 def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """The words, which are a list in the field that `template` names."""
+    """Returns the words, a list in the field that `template` names."""
     values = field(record, next(iter(template_fields(c.template)), ""), "template")
     if not isinstance(values, list):
         raise DataError(f"{record.where} has words that are no list, which data.examples.form=tags needs")
@@ -269,10 +272,10 @@ def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
 
 
 def tokenize_tags(record: Record, c: Any, tokenizer: Tokenizer, max_length: int) -> tuple[list[TokenizedExample], bool]:
-    """Each word's label stands at its first id, and the others weigh 0.
+    """Tokenizes words; the label of a word is at its first id, and its other ids have weight 0.
 
     Raises:
-      DataError: not as many labels as words.
+      DataError: there are not as many labels as words.
     """
     words, word_labels = tags(record, c), field(record, c.label, "label")
     if not isinstance(word_labels, list) or len(word_labels) != len(words):
@@ -289,12 +292,12 @@ def tokenize_tags(record: Record, c: Any, tokenizer: Tokenizer, max_length: int)
 
 
 def tokenize_span(record: Record, c: Any, tokenizer: Tokenizer, max_length: int) -> tuple[list[TokenizedExample], bool]:
-    """A question and a text that is too long loses its end; an answer that was there makes it none at all.
+    """Tokenizes a question and a passage; one that is too long loses its end, and is dropped with its answer.
 
-    Of `second`, the letter from 0 at which the answer begins is the field `label`, and its text `answer`.
+    The answer begins at character `label`, from 0, of `second`, and its text is `answer`.
 
     Raises:
-      DataError: the answer is not there, or the tokenizer's ids do not stand for the text's bytes.
+      DataError: the answer is not there, or the ids do not decode to the bytes of the passage.
     """
     question, passage = fill_template(c.template, record, "template"), fill_template(c.second, record, "second")
     answer_text, start = fill_template(c.answer, record, "answer"), field(record, c.label, "label")
@@ -324,7 +327,7 @@ def tokenize_span(record: Record, c: Any, tokenizer: Tokenizer, max_length: int)
 
 
 def with_placeholder_answer(record: Record, c: Any) -> Record:
-    """The record with some answer where it has none, so that it can be read; of spans whatever it has."""
+    """Adds a placeholder answer to a record, so that it can be tokenized; replaces that of spans."""
     placeholder: dict[str, Any]
     if c.form == "tags":
         placeholder = {c.label: [c.labels[0]] * len(tags(record, c))}
