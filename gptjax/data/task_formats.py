@@ -106,7 +106,7 @@ ALPACA_INPUT_PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\
 
 
 def instructions(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """Returns the pieces of Alpaca's fields: instruction, optional input, output (github.com/tatsu-lab/stanford_alpaca)."""
+    """Returns Alpaca's fields: instruction, optional input, and output (github.com/tatsu-lab/stanford_alpaca)."""
     template = ALPACA_INPUT_PROMPT if record.fields.get("input") else ALPACA_PROMPT
     return [
         (fill_template(template, record, "form=instructions"), False),

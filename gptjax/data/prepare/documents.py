@@ -1,4 +1,4 @@
-"""What workers do with a chunk of documents: parse, clean, split by hash, encode. Pure, and the same in any process."""
+"""Processing of a chunk of documents by a worker: parse, clean, split by hash, encode. Pure functions."""
 
 import hashlib
 from functools import cache
@@ -16,58 +16,58 @@ from gptjax.data.shards import Records
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-EXAMPLE_CHARACTERS = 160  # characters of a dropped document that are shown
+EXAMPLE_CHARACTERS = 160  # characters of a dropped document in the report
 
 
 class Task(NamedTuple):
-    """How a document becomes a record."""
+    """Configuration of the processing of documents."""
 
     reading: ReadOptions
-    clean: tuple[str, ...]  # steps by name, in order, see gptjax.data.prepare.cleaning
+    clean: tuple[str, ...]  # names of the cleaning steps in order, see gptjax.data.prepare.cleaning
     options: cleaning.CleaningOptions
-    held_out: float  # share of documents kept for validation, by hash of their text
+    held_out: float  # fraction of documents held out for validation, by hash of their text
 
 
 class Chunk(NamedTuple):
-    """Documents as they were read, each with its file."""
+    """Raw documents, each with its file."""
 
     items: list[tuple[Path, Item]]
 
 
 class Drop(NamedTuple):
-    """Why a document is not in the set."""
+    """Dropped document and the reason."""
 
-    document: int  # in its chunk
-    step: int  # 0: reading; else 1 + the step's place in `Task.clean`
+    document: int  # index in its chunk
+    step: int  # 0: reading; else 1 + index of the step in `Task.clean`
     reason: str
     example: str
 
 
 class Outcome(NamedTuple):
-    """A chunk's documents M after each of S = 1 + len(Task.clean) steps, the first one reading."""
+    """Result for a chunk of M documents after S = 1 + len(Task.clean) steps, the first of which is reading."""
 
     records: Records
     held_out_M: np.ndarray
-    sizes_MS: np.ndarray  # bytes of text after each step, int64; -1 from where it was dropped on
-    changed_S: np.ndarray  # documents that each step changed
-    read_bytes_M: np.ndarray  # of text before any step
-    signatures: dict[str, list[Any]]  # of each document where the step that wants it got it, by the step's name
+    sizes_MS: np.ndarray  # bytes of text after each step, int64; -1 from the step that dropped it
+    changed_S: np.ndarray  # number of documents that each step changed
+    read_bytes_M: np.ndarray  # bytes of text before any step
+    signatures: dict[str, list[Any]]  # signature of each document that reached the step, by the name of the step
     drops: list[Drop]
-    beginnings: list[str]  # of each document's text as it was read
+    beginnings: list[str]  # first characters of each document as read
 
     def drop(self, document: int, step: int, reason: str) -> None:
-        """Drops a document at an earlier step than it was dropped at, if it was."""
+        """Drops a document at a step before the one that dropped it, if any did."""
         self.sizes_MS[document, step:] = -1
         self.drops[:] = [drop for drop in self.drops if drop.document != document]
         self.drops.append(Drop(document, step, reason, self.beginnings[document]))
 
 
 class Worker:
-    """A task with what is needed for it in this process.
+    """State of a task in one process.
 
     Args:
-      task: what to do.
-      tokenizer: that encodes; None where only texts are wanted.
+      task: configuration.
+      tokenizer: tokenizer, or None if only texts are needed.
     """
 
     def __init__(self, task: Task, tokenizer: Tokenizer | None) -> None:
@@ -78,13 +78,13 @@ class Worker:
     def cleaned(
         self, text: Text, after: list[int], changed: np.ndarray, signatures: dict[str, Any] | None
     ) -> Text | Dropped:
-        """The text through all steps.
+        """Applies all cleaning steps to a text.
 
         Args:
-          text: as it was read.
-          after: gets its size after reading and after each step that it passed.
-          changed: 1 is added where a step changed it.
-          signatures: gets those for duplicates, if they are wanted.
+          text: text as read.
+          after: list to which the size after reading and after each passed step is appended.
+          changed: array whose entry of a step is incremented if the step changed the text.
+          signatures: dictionary to which the signatures for deduplication are added, or None.
         """
         if not text.text.strip():
             return Dropped("empty")
@@ -108,7 +108,7 @@ class Worker:
         return text
 
     def __call__(self, chunk: Chunk) -> Outcome:
-        """All of it."""
+        """Processes a chunk."""
         count, steps = len(chunk.items), 1 + len(self.task.clean)
         sizes_MS, changed_S = np.full((count, steps), -1, np.int64), np.zeros(steps, np.int64)
         read_bytes_M, held_out_M = np.zeros(count, np.int64), np.zeros(count, bool)
@@ -138,7 +138,7 @@ class Worker:
         return Outcome(records, held_out_M, sizes_MS, changed_S, read_bytes_M, signatures, drops, beginnings)
 
     def record(self, text: Text) -> tuple[np.ndarray, int]:
-        """A document's ids with what stands around them, and how many of them are the prompt."""
+        """Encodes a document with its delimiters; returns its ids and the number of prompt ids."""
         assert self.tokenizer is not None
         delimiters = token_sets.delimiters_of(self.tokenizer)
         prompt_ids = tokenizers.encode_array(self.tokenizer, text.prompt) if text.prompt else np.zeros(0, np.uint32)
@@ -154,13 +154,13 @@ def _bytes(text: Text) -> int:
 
 
 def is_held_out(text: Text, fraction: float) -> bool:
-    """Whether a document is for validation: the SHA-256 of its text, as 64 bits, is below that fraction of 2^64."""
+    """Returns True if a document is held out: the first 64 bits of SHA-256 of its text are below fraction * 2^64."""
     digest = hashlib.sha256(f"{text.prompt}\0{text.text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def clear_cache() -> None:
-    """Drops what this process keeps between chunks; for one that prepares several sets."""
+    """Clears the worker cached in this process, before another set is prepared."""
     _worker.cache_clear()
 
 
@@ -170,12 +170,12 @@ def _worker(task: Task, tokenizer: Path | None) -> Worker:
 
 
 def process_chunk(task: Task, tokenizer: Path | None, chunk: Chunk) -> Outcome:
-    """A chunk's records, with account of each step."""
+    """Processes a chunk with the worker cached in this process."""
     return _worker(task, tokenizer)(chunk)
 
 
 def sample_texts(task: Task, tokenizer: Path | None, chunk: Chunk, share: float) -> list[str]:
-    """Cleaned texts of a share of a chunk's documents, chosen by hash."""
+    """Returns the cleaned texts of a fraction of the documents of a chunk, chosen by hash."""
     worker = _worker(task, tokenizer)
     texts = []
     for item in chunk.items:
