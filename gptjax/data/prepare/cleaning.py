@@ -26,7 +26,7 @@ from gptjax.data.streams import lines, open_stream, suffix_of
 
 
 class Dropped(NamedTuple):
-    """Result of a step that drops a document; `reason` is a short phrase, the same for all documents that fail a rule."""
+    """Result of a step that drops a document; `reason` is a short phrase, the same for all that fail a rule."""
 
     reason: str
 

@@ -1,8 +1,8 @@
-"""From a pile of files to a prepared set: documents read, cleaned, split and encoded by all cores, written in order.
+"""Prepares a token set from files: documents are read, cleaned, split and encoded by all cores, and written in order.
 
-One process reads files into chunks of documents and writes what comes back; workers do the rest, which is a pure
-function of a chunk. Only duplicates need to know what came before; they are decided where everything is in order. So
-the set is the same for any number of workers, and for a preparation that was cut short and started again.
+One process reads files into chunks of documents and writes the results; workers do the rest, which is a pure function
+of a chunk. Only deduplication depends on earlier documents; the writing process does it, in order. So the set does not
+depend on the number of workers, nor on interruptions of the preparation.
 """
 
 import json
@@ -28,36 +28,36 @@ from gptjax.data.sources import files_below, files_matching
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-CHUNK_BYTES = 2**20  # bytes of documents that go to a worker at once
+CHUNK_BYTES = 2**20  # bytes of documents per chunk
 
 
 class Settings(NamedTuple):
-    """What a set is made of and how; two preparations with the same one, of the same files, give the same set."""
+    """Settings of a preparation; the same settings and files always give the same set."""
 
     inputs: tuple[str, ...]  # files, directories, globs
-    tokenizer: str  # a name, or a run's directory
+    tokenizer: str  # name of a tokenizer, or directory of a run
     task: Task
     shard_tokens: int = 100_000_000
-    tokenizer_bytes: int = 100_000_000  # of text that a tokenizer is trained on, at most
+    tokenizer_bytes: int = 100_000_000  # most bytes of text that a tokenizer is trained on
 
     def as_json(self) -> dict[str, Any]:
-        """All of it by name, as JSON has it."""
+        """Returns the settings by name, as JSON values."""
         task = self.task._asdict() | {"reading": self.task.reading._asdict(), "options": self.task.options._asdict()}
         return json.loads(json.dumps(self._asdict() | {"task": task}))
 
 
 class InputFile(NamedTuple):
-    """A file to read."""
+    """Input file."""
 
     path: Path
     bytes: int
 
 
 def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
-    """The files that paths, directories and globs name, in the order of their names, each once.
+    """Returns the files that paths, directories and globs name, sorted by name, without duplicates.
 
     Raises:
-      DataError: one of them names none.
+      DataError: an input names no file.
     """
     sizes: dict[Path, int] = {}
     for name in inputs:
@@ -75,7 +75,7 @@ def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
 
 
 class Position(NamedTuple):
-    """Where reading has come: the file, and how many of its documents are behind."""
+    """Reading position: index of the file, and number of its documents that are done."""
 
     file: int = 0
     document: int = 0
@@ -84,9 +84,9 @@ class Position(NamedTuple):
 def chunks(
     sources: Sequence[InputFile], reading: formats.ReadOptions, begin: Position, advance: Callable[..., None]
 ) -> Iterator[tuple[Chunk, Position]]:
-    """Documents from a position on, about CHUNK bytes at a time, each with the position after it.
+    """Iterates over chunks of about CHUNK_BYTES of documents from a position on, each with the position after it.
 
-    Where chunks begin depends on the files alone, as long as `begin` is a position that this gave.
+    Chunk boundaries depend on the files alone, provided that `begin` is a position that this function returned.
     """
     pending: list[tuple[Path, Item]] = []
     size = 0
@@ -106,10 +106,10 @@ def chunks(
 
 
 class Progress(NamedTuple):
-    """What is kept with every finished shard, so that a preparation goes on behind it."""
+    """State saved with every finished shard, from which a preparation resumes."""
 
     position: Position
-    documents: int  # read so far
+    documents: int  # number of documents read
     splits: dict[str, list[dict[str, Any]]]  # finished shards
     report: dict[str, Any]
 
@@ -131,26 +131,26 @@ PROGRESS = {
 
 
 def prepare(settings: Settings, output: Path, workers: int, restart: bool = False) -> dict[str, Any]:
-    """Makes the prepared set `output`, or goes on with it where an earlier preparation was cut short.
+    """Prepares the set `output`, or resumes an interrupted preparation of it.
 
     Args:
-      settings: see there.
-      output: a folder that is not there yet.
-      workers: processes; 1: none but this one.
-      restart: whether what was begun with other settings is thrown away.
+      settings: settings of the preparation.
+      output: folder of the set, which must not exist.
+      workers: number of processes; 1 uses only this one.
+      restart: if True, discards an unfinished preparation that was started with other settings.
 
     Returns:
-      the report; see gptjax.data.prepare.report.
+      the report, see gptjax.data.prepare.report.
 
     Raises:
-      ConfigError, DataError: what the user can mend. Finished shards stay in `output`.unfinished, and nothing else.
+      ConfigError, DataError: user errors. Only finished shards remain, in `output`.unfinished.
     """
     if output.exists():
         raise ConfigError(f"{output} exists; give another --output")
     cleaning.check(settings.task.clean, settings.task.options)
     sources = find_inputs(settings.inputs)
     folder = shards.unfinished_dir(output)
-    if (folder / "index.json").exists() and not (folder / "settings.json").exists():  # cut short at the very end
+    if (folder / "index.json").exists() and not (folder / "settings.json").exists():  # interrupted at the very end
         return _publish(folder, output)
     progress = _begin(folder, settings, sources, restart)
     documents.clear_cache()
@@ -164,7 +164,7 @@ def prepare(settings: Settings, output: Path, workers: int, restart: bool = Fals
 
 
 def _publish(folder: Path, output: Path) -> dict[str, Any]:
-    """Clears away what only the making of a whole set needed, and gives it its name; its report."""
+    """Deletes intermediate files, renames the folder to its final name, and returns the report."""
     for name in ("settings.json", "progress.json", "seen.sqlite", "seen.sqlite-wal", "seen.sqlite-shm"):
         (folder / name).unlink(missing_ok=True)
     os.rename(folder, output)
@@ -172,7 +172,7 @@ def _publish(folder: Path, output: Path) -> dict[str, Any]:
 
 
 def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], restart: bool) -> Progress:
-    """Makes the unfinished folder, or reads how far it has come."""
+    """Creates the unfinished folder, or reads its progress."""
     facts = {"settings": settings.as_json(), "sources": [[str(path), size] for path, size in sources]}
     exists = (folder / "settings.json").exists()
     if not exists and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
@@ -183,7 +183,7 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], resta
             raise ConfigError(
                 f"{folder} was begun with other flags or other files; give those again to go on with it, or --restart"
             )
-        for path in folder.glob(".*"):  # what was being written when it was killed
+        for path in folder.glob(".*"):  # partial files of a killed process
             path.unlink()
         console.say(f"going on   with {folder}")
     else:
@@ -197,7 +197,7 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], resta
 
 
 def _tokenizer(settings: Settings, sources: Sequence[InputFile], folder: Path, pool: Workers) -> Tokenizer:
-    """The set's tokenizer, in the folder: kept from before, taken from a run, or made, from the text where need be."""
+    """Loads the tokenizer of the folder; if there is none, copies that of a run or builds one, and saves it."""
     place = folder / "tokenizer"
     if (place / "facts.json").exists():
         return tokenizers.load(place)
@@ -213,7 +213,7 @@ def _tokenizer(settings: Settings, sources: Sequence[InputFile], folder: Path, p
 
 
 def _sample(settings: Settings, sources: Sequence[InputFile], pool: Workers) -> list[str]:
-    """Cleaned documents, by hash of their text, of about `tokenizer_bytes` where there are more; of `chars`, all."""
+    """Returns a sample of cleaned documents, about `tokenizer_bytes` by hash of their text; all for `chars`."""
     size = sum(source.bytes for source in sources)
     share = 1.0 if settings.tokenizer == "chars" else min(1.0, settings.tokenizer_bytes / max(size, 1))
     pool.begin(settings.task, None)
@@ -226,7 +226,7 @@ def _sample(settings: Settings, sources: Sequence[InputFile], pool: Workers) -> 
 
 
 class Builder:
-    """The part that runs in order: takes the workers' outcomes, drops duplicates, writes shards, keeps account."""
+    """Consumes the outcomes of the workers in order: drops duplicates, writes shards, and updates the report."""
 
     def __init__(
         self, settings: Settings, sources: Sequence[InputFile], folder: Path, tokenizer: Tokenizer, progress: Progress
@@ -238,7 +238,7 @@ class Builder:
         self.writers: dict[str, shards.ShardWriter] = {}
 
     def run(self, pool: Workers) -> None:
-        """Reads, and writes shards, to the end of the files."""
+        """Processes all remaining files."""
         task = self.settings.task
         total = sum(source.bytes for source in self.sources)
         done = sum(source.bytes for source in self.sources[: self.start.file])
@@ -274,7 +274,7 @@ class Builder:
         self.documents += len(keep_M)
 
     def _without_duplicates(self, outcome: Outcome) -> np.ndarray:
-        """Which documents stay; those that repeat an earlier one are marked in the outcome as dropped there."""
+        """Drops duplicates of earlier documents in the outcome, and returns a mask of the remaining documents."""
         checks: dict[str, Callable[[int, Any], int | None]] = {
             "exact": self.duplicates.exact,
             "near": self.duplicates.near,
@@ -300,7 +300,7 @@ class Builder:
         return open_ones + sum(shard["tokens"] for split in self.splits.values() for shard in split)
 
     def _commit(self, position: Position) -> None:
-        """Closes the shards of both sides and writes down that all before `position` is in them."""
+        """Closes the shards of both splits and saves the progress up to `position`."""
         for split, writer in self.writers.items():
             facts = writer.close()
             if facts:
@@ -315,7 +315,7 @@ class Builder:
             writer.abort()
 
     def finish(self) -> None:
-        """Writes report and index.
+        """Writes the report and the index.
 
         Raises:
           DataError: no document is left.
