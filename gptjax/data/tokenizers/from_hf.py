@@ -1,7 +1,7 @@
-"""Tokenizers out of Hugging Face model folders and into them.
+"""Reads tokenizers from Hugging Face model folders and writes them.
 
-A folder's tokenizer becomes a `tiktoken.Encoding` where that gives the same ids for every text, which is shown and
-not assumed; else the `tokenizers` library runs it.
+The tokenizer of a folder becomes a `tiktoken.Encoding` if that provably gives the same ids for every text; otherwise
+the `tokenizers` library runs it.
 """
 
 import json
@@ -19,7 +19,7 @@ from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer, byte_leve
 from gptjax.data.tokenizers.tokenizers import END_OF_TEXT, Encoding, Tokenizer
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Kinds of values in `tokenizer_config.json`, where they are not null.
+# Types of values in `tokenizer_config.json` that are not null.
 SETTINGS: dict[str, type] = {
     "additional_special_tokens": list, "added_tokens_decoder": dict, "add_bos_token": bool, "add_prefix_space": bool,
     "do_lower_case": bool, "tokenize_chinese_chars": bool, "strip_accents": bool,
@@ -28,14 +28,17 @@ JSON_NAMES = {list: "list", dict: "object", bool: "true or false"}
 
 
 def read(folder: Path) -> tuple[Encoding | HFTokenizer, str] | None:
-    """The tokenizer of a model folder, and which kind it became and why; None where the folder has none.
+    """Reads the tokenizer of a model folder.
 
     Args:
       folder: has `tokenizer.json`, or `vocab.json` and `merges.txt`, or BERT's `vocab.txt`; `tokenizer_config.json`,
-        `config.json` and `generation_config.json` say what documents begin and end with.
+        `config.json` and `generation_config.json` determine begin and end ids.
+
+    Returns:
+      the tokenizer, and a message on its type and the reason for it; None if the folder has no tokenizer.
 
     Raises:
-      DataError: damaged files, or only ones of another format.
+      DataError: the files are damaged, or have another format.
     """
     settings = _settings(folder / "tokenizer_config.json")
     text = _description(folder, settings)
@@ -59,9 +62,9 @@ def write(tokenizer: Tokenizer, folder: Path, closes: bool = False) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, which `read` and transformers' AutoTokenizer read.
 
     Args:
-      tokenizer: a run's.
-      folder: where to.
-      closes: whether a text ends with the tokenizer's end, as encoders read it.
+      tokenizer: tokenizer of a run.
+      folder: destination.
+      closes: if True, the end id is added after each text, as encoders read it.
 
     Raises:
       ConfigError: the library would give other ids for some text.
@@ -86,9 +89,9 @@ def write(tokenizer: Tokenizer, folder: Path, closes: bool = False) -> None:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The chat template of a model folder, a text of Jinja's; None where it has none.
+    """Reads the chat template, Jinja source, of a model folder; None if there is none.
 
-    It is `chat_template.jinja`, or in `tokenizer_config.json` a text, or a list of several, whose "default" is taken.
+    It is `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`: a text, or a list with a "default".
 
     Raises:
       DataError: it cannot be read.
@@ -105,14 +108,14 @@ def chat_template(folder: Path) -> str | None:
 
 
 def special_names(folder: Path) -> dict[str, str]:
-    """The special tokens of a model folder as its chat template calls them: {"bos_token": "<s>", ...}."""
+    """Reads the special tokens of a model folder by variable of its chat template: {"bos_token": "<s>", ...}."""
     settings = _settings(folder / "special_tokens_map.json") | _settings(folder / "tokenizer_config.json")
     named = {key: _name(settings.get(key)) for key in SPECIAL}
     return {key: name for key, name in named.items() if name}
 
 
 def _description(folder: Path, settings: dict[str, Any]) -> str | None:
-    # The content of the folder's tokenizer.json, or of the one that its other files amount to.
+    # Returns the content of tokenizer.json, or an equivalent one made from the other files.
     if (folder / "tokenizer.json").exists():
         return _read(folder / "tokenizer.json")
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
@@ -170,13 +173,13 @@ def _special_names(settings: dict[str, Any]) -> set[str]:
 
 
 def _name(token: Any) -> str | None:
-    # Of a special token in a tokenizer_config.json: a string, or an object with flags that matter to parsing only.
+    # A special token in tokenizer_config.json is a string, or an object with flags that only matter for parsing.
     name = token.get("content") if isinstance(token, dict) else token
     return name if isinstance(name, str) else None
 
 
 def _begin(library: HFTokenizer, settings: dict[str, Any]) -> tuple[int, ...]:
-    # What the library puts before a text when it is to add special tokens, unless the settings say otherwise.
+    # Ids that the library adds before a text with `add_special_tokens`, unless the settings say otherwise.
     adds_bos = settings.get("add_bos_token")
     encoded = library.library.encode("a", add_special_tokens=True)
     added = takewhile(lambda pair: pair[1], zip(encoded.ids, encoded.special_tokens_mask, strict=True))
@@ -191,15 +194,15 @@ def _end(library: HFTokenizer, settings: dict[str, Any], folder: Path) -> int | 
         return eos
     for file in ("config.json", "generation_config.json"):
         for token in _eos_token_ids(folder / file):
-            if token < library.n_vocab:  # some folders name the id of another vocabulary
+            if token < library.n_vocab:  # some folders have the id of another vocabulary
                 return token
     added = library.library.get_added_tokens_decoder()
-    closing = (_name(settings.get("sep_token")), "[SEP]", END_OF_TEXT)  # BERT's texts end with what parts two of them
+    closing = (_name(settings.get("sep_token")), "[SEP]", END_OF_TEXT)  # BERT's texts end with their separator
     return next((token for token, added_token in added.items() if added_token.content in closing), None)
 
 
 def _stop_token_ids(tokenizer: Tokenizer, folder: Path) -> tuple[int, ...]:
-    # Ids besides the end at which transformers ends a text: those of generation_config.json, or of config.json.
+    # Further ids at which transformers ends generation: those of generation_config.json, or of config.json.
     named = _eos_token_ids(folder / "generation_config.json") or _eos_token_ids(folder / "config.json")
     return tuple(sorted({token for token in named if token < tokenizer.n_vocab} - {tokenizer.end}))
 
@@ -213,7 +216,7 @@ def _eos_token_ids(path: Path) -> list[int]:
 
 
 def _to_json(encoding: Tokenizer, closes: bool) -> str:
-    # The tokenizer.json of an encoding. Its special tokens are in the vocabulary too, or the library would number them.
+    # Returns the tokenizer.json of an encoding. Special tokens are in the vocabulary too, or the library renumbers them.
     assert isinstance(encoding, Encoding), encoding
     ranks = {"".join(ALPHABET[byte] for byte in token): rank for token, rank in encoding._mergeable_ranks.items()}
     special = encoding._special_tokens
@@ -221,7 +224,7 @@ def _to_json(encoding: Tokenizer, closes: bool) -> str:
         raise Inexact(f"{min(ranks.keys() & special)!r} is both a special token and ordinary")
     parted = dict(splits(ranks))
     merges = [parts for parts in parted.values() if parts and parts[0] in ranks and parts[1] in ranks]
-    # Possessive counts mean something else to Oniguruma; whether plain ones do as well is compared afterwards.
+    # Possessive counts mean something else in Oniguruma; that plain ones are equivalent is checked afterwards.
     pattern = re.sub(r"(\{\d+(?:,\d*)?\})\+", r"\1", encoding._pat_str)
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level(use_regex=False)]}
@@ -242,7 +245,7 @@ def _to_json(encoding: Tokenizer, closes: bool) -> str:
 
 
 def _template(begin: list[tuple[str, int]], after: list[tuple[str, int]]) -> dict[str, Any]:
-    # A post-processor that puts the tokens before and after each text.
+    # Returns a post-processor that adds the tokens before and after each text.
     def one(sequence: str, kind: int) -> list[Any]:
         before, behind = (
             [{"SpecialToken": {"id": name, "type_id": kind}} for name, _ in side] for side in (begin, after)
@@ -263,12 +266,12 @@ def _read(path: Path) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    # The object in a file of JSON; empty where there is no such file.
+    # Returns the object of a JSON file, or {} if there is no such file.
     return hub.read_json(path) if path.exists() else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    # The same of tokenizer_config.json and special_tokens_map.json, with values of the kinds that are read here.
+    # The same for tokenizer_config.json and special_tokens_map.json, checking the types of values.
     settings = _object(path)
     for key, kind in SETTINGS.items():
         if settings.get(key) is not None and not isinstance(settings[key], kind):

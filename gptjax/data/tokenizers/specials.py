@@ -1,7 +1,7 @@
-"""Ids that objectives need beyond text: masks, separators, sentinels. Looked up in a tokenizer, or put behind its own.
+"""Special ids of objectives: masks, separators, sentinels. Those of the tokenizer, or new ids after its last.
 
-A tokenizer is left as it is: what it lacks are the next ids after its last, in an order of their own, so that an id
-means the same in every run with that tokenizer, whatever the run is trained on.
+The tokenizer does not change: ids that it lacks follow its last one in a fixed order, so that an id means the same in
+every run with that tokenizer, whatever its objective.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gptjax.config.errors import DataError
 from gptjax.data.tokenizers.tokenizers import Tokenizer, special_tokens
 
-# What each is called in vocabularies that have it; the first name is the one that it gets here.
+# Names of special tokens in common vocabularies; the first one is used for new ids.
 COMMON_NAMES = {
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
     "class": ("[CLS]", "<s>", "<cls>"),
@@ -24,23 +24,23 @@ SENTINEL = "<extra_id_{}>"  # T5's
 
 
 class SpecialIds(NamedTuple):
-    """Special ids of a run."""
+    """Special ids that a run uses."""
 
-    ids: dict[str, int]  # by what they are for, a key of COMMON_NAMES
-    sentinels: tuple[int, ...]  # what spans that are left out are called, in order
-    vocabulary: int  # how many ids a model has to know: the tokenizer's, and of these the ones that it lacks
+    ids: dict[str, int]  # by purpose, a key of COMMON_NAMES
+    sentinels: tuple[int, ...]  # ids of masked spans, in order
+    vocabulary: int  # vocabulary size of a model: ids of the tokenizer, and the new ones
 
 
 def lookup_special_ids(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -> SpecialIds:
-    """The special ids of a tokenizer.
+    """Looks up special ids in a tokenizer, and assigns new ids for those that it lacks.
 
     Args:
-      tokenizer: that texts are encoded with.
-      names: keys of COMMON_NAMES that are needed; "end" only asks that the tokenizer has one.
-      sentinels: how many of them are needed.
+      tokenizer: tokenizer of the run.
+      names: keys of COMMON_NAMES that are needed; "end" only requires that the tokenizer has an end.
+      sentinels: number of sentinels that are needed.
 
     Returns:
-      ids, of which those from `tokenizer.n_vocab` to before `vocabulary` are none of the tokenizer's.
+      ids, of which those from `tokenizer.n_vocab` on are new.
 
     Raises:
       DataError: the tokenizer has no end.
@@ -63,7 +63,7 @@ def lookup_special_ids(tokenizer: Tokenizer, names: Collection[str], sentinels: 
 
 
 def special_name(tokenizer: Tokenizer, token: int) -> str:
-    """What an id behind the tokenizer's own is called."""
+    """Returns the name of a new id, after those of the tokenizer."""
     missing, place = _missing(tokenizer), token - tokenizer.n_vocab
     if place < len(missing):
         return COMMON_NAMES[missing[place]][0]
@@ -71,7 +71,7 @@ def special_name(tokenizer: Tokenizer, token: int) -> str:
 
 
 def decode_with_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, of which those behind the tokenizer's own are written by name; a prompt's have none."""
+    """Decodes ids, writing new ids by name; ids of a tuned prompt have no text."""
     texts = (token for token in ids if token not in tokenizer.prompt)
     runs = groupby(texts, lambda token: token >= tokenizer.n_vocab)
     return "".join(

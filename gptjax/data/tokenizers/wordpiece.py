@@ -1,4 +1,4 @@
-"""BERT's tokenizer from its `vocab.txt` alone, as a `tokenizer.json`. Pure functions; nothing here reads a file."""
+"""Converts BERT's `vocab.txt` to a `tokenizer.json`. Pure functions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,14 @@ SPECIAL = {
 
 
 def describe(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A `tokenizer.json` of WordPiece (arXiv 1609.08144) with BERT's way of cutting.
+    """Returns a `tokenizer.json` of WordPiece (arXiv 1609.08144) with BERT's pre-tokenizer.
 
     Args:
-      text: of `vocab.txt`: a token a line, its number its id.
-      settings: `tokenizer_config.json`.
+      text: content of `vocab.txt`: one token per line, whose number is its id.
+      settings: content of `tokenizer_config.json`.
 
     Raises:
-      DataError: a special token is missing, or one stands twice.
+      DataError: a special token is missing, or a token occurs twice.
     """
     tokens = text.rstrip("\n").split("\n")
     tokens = [token.rstrip("\r") for token in tokens]
