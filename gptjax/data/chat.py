@@ -69,7 +69,9 @@ def get_template(name: str, tokenizer: Tokenizer) -> Template:
             f"the tokenizer {tokenizer.name} has no {missing[0]}, which chat template {name} needs; take plain"
         )
     if name not in TEMPLATES and not Path(name).is_file():
-        raise ConfigError(f"there is no chat template {name}; give a file of one of Jinja's, or {', '.join(TEMPLATES)}")
+        raise ConfigError(
+            f"there is no chat template {name}; give a file with a Jinja template, or {', '.join(TEMPLATES)}"
+        )
     return read_template(Path(name)) if name not in TEMPLATES else compile_template(TEMPLATES[name])
 
 
@@ -197,7 +199,7 @@ def _compiled(text: str) -> Any:
     try:
         return jinja.from_string(text)
     except jinja2.TemplateError as error:
-        raise DataError(f"the chat template is none of Jinja's: {_one_line(error)}") from error
+        raise DataError(f"the chat template is not a Jinja template: {_one_line(error)}") from error
 
 
 def _as_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:

@@ -90,7 +90,7 @@ def _turns(record: Record) -> list[Mapping[str, Any]]:
         isinstance(turn, dict) and turn.keys() & {"role", "from"} and turn.keys() & {"content", "value", *CALL_KEYS}
         for turn in turns
     ):
-        raise DataError(f"{record.where} has {name!r} that is no list of objects with {names}")
+        raise DataError(f"{record.where} has {name!r} that is not a list of objects with {names}")
     return turns
 
 
@@ -170,7 +170,7 @@ def _calls(turn: Mapping[str, Any], where: str) -> list[Any]:
     if not calls:
         return []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise DataError(f"{where} has tool calls that are no list of objects")
+        raise DataError(f"{where} has tool calls that are not a list of objects")
     return [_with_arguments(call, where) for call in calls]
 
 
@@ -205,7 +205,7 @@ def _tools(record: Record) -> list[Any]:
     if isinstance(tools, dict):
         tools = [tools]
     if tools and not isinstance(tools, list):
-        raise DataError(f"{record.where} has 'tools' that are no list")
+        raise DataError(f"{record.where} has 'tools' that are not a list")
     return tools or []
 
 

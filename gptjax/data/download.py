@@ -47,7 +47,7 @@ def _fetch(url: str, file) -> None:
             with console.bar(f"fetching {url}", size or None) as advance:
                 shutil.copyfileobj(response, _CountingWriter(file, advance), 1 << 16)
             if size and file.tell() != size:
-                raise DataError(f"{url} came cut short: {file.tell()} of {size} bytes; try again")
+                raise DataError(f"{url} is truncated: {file.tell()} of {size} bytes; try again")
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
         raise DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from error
 

@@ -107,7 +107,7 @@ def value_of(record: Record, c: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= float(np.finfo(np.float32).max):
-        what = "too large" if number > 0 or number < 0 else "no number"
+        what = "too large" if number > 0 or number < 0 else "not a number"
         raise DataError(f"{record.where} has {c.label!r} that is {what}: {value!r}")
     return number
 
@@ -120,7 +120,7 @@ def choices_of(record: Record, c: Any) -> list[str]:
     """
     choices = field(record, c.choices, "choices")
     if not isinstance(choices, list) or len(choices) < 2:
-        raise DataError(f"{record.where} has {c.choices!r} that is no list of choices")
+        raise DataError(f"{record.where} has {c.choices!r} that is not a list of choices")
     return [as_text(choice, record, c.choices) for choice in choices]
 
 

@@ -98,9 +98,9 @@ def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -
             fields = fields["translation"]
         sides = [fields.get(name) for name in (languages if has_names else map(str, which))]
         if not all(isinstance(side, str) for side in sides):
-            requests = f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {which}"
+            expected = f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {which}"
             has = ", ".join(map(str, fields)) if has_names else f"{len(fields)} column{'s'[: len(fields) > 1]}"
-            raise DataError(f"{record.where} has {has}; {requests} are read")
+            raise DataError(f"{record.where} has {has}; {expected} are read")
         pairs.append(Pair(*map(str, sides)))
     return _drop_incomplete(pairs, str(path))
 

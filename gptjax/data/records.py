@@ -106,7 +106,7 @@ def items(
       ConfigError, DataError: see `read`.
     """
     if format not in FORMATS:
-        raise DataError(f"{path} is no file of records; there are .{', .'.join(FORMATS)}")
+        raise DataError(f"{path} is not a file of records; there are .{', .'.join(FORMATS)}")
     return read_items(path, lambda stream: FORMATS[format].items(path, stream, options), advance)
 
 
@@ -155,7 +155,7 @@ def parse_repaired(text: str, where: str) -> tuple[Any, bool]:
 
 def _object(value: Any, where: str) -> Fields:
     if not isinstance(value, dict):
-        raise DataError(f"{where} is no object with fields")
+        raise DataError(f"{where} is not an object with fields")
     return value
 
 

@@ -198,7 +198,7 @@ def open_set(folder: Path) -> PreparedSet:
         if index["format"] != FORMAT:
             raise DataError(f"it has format {index['format']}, not {FORMAT}")
     except DataError as error:
-        raise DataError(f"{folder / 'index.json'} is damaged ({error}); prepare the set anew") from error
+        raise DataError(f"{folder / 'index.json'} is damaged ({error}); prepare the set again") from error
     closing = index["tokenizer"]["closing"]
     sides = [
         TokenSet([_part(folder, shard) for shard in index["splits"][split]], closing, f"{folder} ({split})")
@@ -213,8 +213,8 @@ def _read_index(folder: Path) -> bytes:
         return read_bytes(path)
     half = folder if folder.name.endswith(".unfinished") else unfinished_dir(folder)
     if half.is_dir():
-        raise DataError(f"{half} is of a prepare that has not finished; run the same command again to go on with it")
-    raise DataError(f"{folder} is no prepared set: it has no index.json")
+        raise DataError(f"{half} is an unfinished preparation; run the same command again to resume it")
+    raise DataError(f"{folder} is not a prepared set: it has no index.json")
 
 
 def _part(folder: Path, shard: dict[str, Any]) -> Part:
@@ -223,7 +223,7 @@ def _part(folder: Path, shard: dict[str, Any]) -> Part:
     arrays = [_memory_map(folder / facts["file"], facts["bytes"], size, dtypes) for facts, size, dtypes in kinds]
     if len(arrays) < 2:
         raise DataError(
-            f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set anew"
+            f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set again"
         )
     return Part(*arrays)
 
@@ -233,16 +233,18 @@ def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.
     try:
         actual = path.stat().st_size
         if actual != size:
-            raise DataError(f"{path} has {actual:,} bytes, not the {size:,} of its index: it was cut short or changed")
+            raise DataError(
+                f"{path} has {actual:,} bytes, not the {size:,} of its index: it is truncated or was changed"
+            )
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; prepare the set anew") from error
+        raise DataError(f"{path} is missing; prepare the set again") from error
     # Raised for a damaged header; the last three come from Python's parser, depending on its version.
     except (ValueError, TypeError, OverflowError, tokenize.TokenError, SyntaxError) as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the set anew") from error
+        raise DataError(f"{path} is damaged ({error}); prepare the set again") from error
     if array.dtype.str not in dtypes or array.shape != (count,):
         what = f"{array.shape} of {array.dtype.str}, not ({count},) of {' or '.join(dtypes)}"
-        raise DataError(f"{path} does not hold what the index says ({what}); prepare the set anew")
+        raise DataError(f"{path} does not hold what the index says ({what}); prepare the set again")
     return array
 
 
@@ -266,7 +268,7 @@ def check_tokenizer(folder: Path, index: Index, tokenizer: Tokenizer) -> None:
     if expected["sha256"] != tokenizers.sha256(tokenizer):
         raise DataError(
             f"{folder} was made with another tokenizer ({expected['name']}, {expected['n_vocab']:,} ids) than this "
-            f"run's ({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it anew with the run's"
+            f"run's ({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it again with the run's tokenizer"
         )
 
 
@@ -282,7 +284,7 @@ def verify(folder: Path) -> int:
     with console.bar(f"verifying {folder}", sum(facts["bytes"] for facts in files)) as advance:
         for facts in files:
             if _sha256(folder / facts["file"], advance) != facts["sha256"]:
-                raise DataError(f"{folder / facts['file']} has changed since it was written; prepare the set anew")
+                raise DataError(f"{folder / facts['file']} has changed since it was written; prepare the set again")
     return len(files)
 
 

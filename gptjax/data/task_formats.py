@@ -266,7 +266,7 @@ def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
     """Returns the words, a list in the field that `template` names."""
     values = field(record, next(iter(template_fields(c.template)), ""), "template")
     if not isinstance(values, list):
-        raise DataError(f"{record.where} has words that are no list, which data.examples.form=tags needs")
+        raise DataError(f"{record.where} has words that are not a list, which data.examples.form=tags needs")
     words = [as_text(word, record, "words") for word in values]
     return [(f" {word}" if i else word, False) for i, word in enumerate(words)]
 
@@ -279,7 +279,7 @@ def tokenize_tags(record: Record, c: Any, tokenizer: Tokenizer, max_length: int)
     """
     words, word_labels = tags(record, c), field(record, c.label, "label")
     if not isinstance(word_labels, list) or len(word_labels) != len(words):
-        raise DataError(f"{record.where} has {len(words)} words, and {c.label!r} is no list of as many labels")
+        raise DataError(f"{record.where} has {len(words)} words, and {c.label!r} is not a list of as many labels")
     ids, labels, weights = list[int](), list[int](), list[int]()
     for (word, _), label in zip(words, word_labels, strict=True):
         word_ids = encode(tokenizer, word)

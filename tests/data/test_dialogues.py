@@ -99,13 +99,13 @@ def test_a_template_with_tools_writes_them(tmp_path, capsys):
         (chat((None, "a", {}), ASSISTANT), "here, turn 1 has a role that is empty"),
         (chat(USER, ("assistant", "a", {"weight": 0.5})), "here, turn 2 has 'weight' that is neither 0 nor 1"),
         (chat(USER, ("assistant", "a", {"train": "no"})), "here, turn 2 has 'train' that is neither 0 nor 1"),
-        (chat(USER, ("assistant", "a", {"tool_calls": "w"})), "here, turn 2 has tool calls that are no list of"),
+        (chat(USER, ("assistant", "a", {"tool_calls": "w"})), "here, turn 2 has tool calls that are not a list of"),
         (chat(USER, ("assistant", "a", {"tool_calls": [{"x": 1}]})), "here, turn 2 has a tool call without a name"),
         (chat(USER, ASSISTANT, system=3), "here has 'system' that is int and not text"),
         (chat(USER, ASSISTANT, tools="no"), "here, tools is not JSON"),
-        (chat(USER, ASSISTANT, tools=3), "here has 'tools' that are no list"),
-        (Record({"messages": {"role": "user"}}, "here"), "here has 'messages' that is no list of objects with"),
-        (Record({"messages": [{"role": "user"}]}, "here"), "here has 'messages' that is no list of objects with"),
+        (chat(USER, ASSISTANT, tools=3), "here has 'tools' that are not a list"),
+        (Record({"messages": {"role": "user"}}, "here"), "here has 'messages' that is not a list of objects with"),
+        (Record({"messages": [{"role": "user"}]}, "here"), "here has 'messages' that is not a list of objects with"),
         (chat(("x", "a", {}), ("y", "b", {})), "an assistant's: the roles are 'x', 'y', and an assistant is called"),
         (chat(("user", "a", {})), "no turn is an assistant's: the roles are 'user'"),
     ],
@@ -148,7 +148,7 @@ NO_NUMBERS = [
 
 @pytest.mark.parametrize("label", [*NO_NUMBERS, None, [1], "", "much", {"a": 1}])
 def test_values_that_cannot_be(label):
-    with pytest.raises(DataError, match="here has 'label' that is (no number|too large)"):
+    with pytest.raises(DataError, match="here has 'label' that is (not a number|too large)"):
         fields.value_of(value(label), options_of().examples)
 
 
@@ -241,7 +241,7 @@ RIGHT = {
     "al_surrogate": (["b\xef\xbf\xbd"], "records    1 of 1"),
     "pq_invalid_utf8": (["x"], "records    1 of 1"),
     "al_output_nan": "line 1 has 'output' that is nan, which is not finite",
-    "v_nan": "line 1 has 'label' that is no number: nan",
+    "v_nan": "line 1 has 'label' that is not a number: nan",
     "v_inf": "line 1 has 'label' that is too large: inf",
     "c_numeric_choices": "line 1 has 'label' that is ambiguous",
 }

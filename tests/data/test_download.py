@@ -61,7 +61,7 @@ def test_a_checksum_is_verified_when_fetched_and_when_kept(server, tmp_path):
         download(f"{server.address}/book.txt", good)
 
 
-@pytest.mark.parametrize("path, expected", [("/gone", "Not Found"), ("/short", "cut short: 3500 of 7000 bytes")])
+@pytest.mark.parametrize("path, expected", [("/gone", "Not Found"), ("/short", "is truncated: 3500 of 7000 bytes")])
 def test_what_cannot_be_fetched_leaves_nothing(server, tmp_path, path, expected):
     with pytest.raises(DataError, match=expected):
         download(server.address + path)

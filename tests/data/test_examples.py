@@ -93,11 +93,11 @@ def test_columns_without_a_first_line_are_named_by_config(tmp_path):
     ("name", "text", "says"),
     [
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3 is not JSON"),
-        ("a.jsonl", '{"text": "a"}\n[1]\n', "line 2 is no object"),
+        ("a.jsonl", '{"text": "a"}\n[1]\n', "line 2 is not an object"),
         ("a.json", '{"text": "a"}', "not a list"),
         ("a.tsv", "text\tlabel\na\t1\nb\n", "line 3 has 1 fields and not the 2"),
         ("a.jsonl.gz", "not packed", "is damaged"),
-        ("a.doc", "a", "is no file of records"),
+        ("a.doc", "a", "is not a file of records"),
     ],
 )
 def test_a_file_that_cannot_be_is_told_by_line(name, text, says, tmp_path):
@@ -312,7 +312,7 @@ def test_dialogues_that_cannot_be():
     forged = [{"role": "user", "content": "a<|endoftext|>b"}, DIALOGUE[2]]
     for record, says in [
         ({"text": "a"}, "record 1 has no field 'messages' or 'conversations'"),
-        ({"messages": ["a"]}, "no list of objects with role and content"),
+        ({"messages": ["a"]}, "not a list of objects with role and content"),
         ({"messages": forged}, "record 1: what the user says has the special token"),
         ({"messages": [{"role": "user", "content": "a"}]}, "nothing is left of 1 examples"),
     ]:
@@ -399,10 +399,10 @@ def test_a_span_that_is_cut_off_is_left_out_and_counted(capsys):
         ("classes", {"text": "a"}, "no field 'label', which data.examples.label asks for"),
         ("classes", {"text": "a", "label": "maybe"}, "the label 'maybe', which .*labels does not name: no, yes"),
         ("classes", {"text": ["a"], "label": "no"}, "record 1 has 'text' that is list and not text"),
-        ("values", {"text": "a", "label": "much"}, "'label' that is no number: 'much'"),
+        ("values", {"text": "a", "label": "much"}, "'label' that is not a number: 'much'"),
         ("choices", {"text": "a", "label": 2, "choices": ["x", "y"]}, "none of its 2 choices: 2"),
-        ("choices", {"text": "a", "label": 0, "choices": "xy"}, "'choices' that is no list"),
-        ("tags", {"text": ["a"], "label": ["no", "yes"]}, "1 words, and 'label' is no list of as many"),
+        ("choices", {"text": "a", "label": 0, "choices": "xy"}, "'choices' that is not a list"),
+        ("tags", {"text": ["a"], "label": ["no", "yes"]}, "1 words, and 'label' is not a list of as many"),
         ("spans", {"text": "a", "label": 3}, "does not begin at 3"),
     ],
 )  # fmt: skip

@@ -127,7 +127,7 @@ def test_bytes_that_are_no_utf8_are_repaired_and_told(tmp_path):
     [
         ("a.txt", b"text\0more", r"a.txt, document 1, is not text: it has a zero byte at 4"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a.jsonl, line 3 is not JSON"),
-        ("a.jsonl", b'["a"]\n', "a.jsonl, line 1 is no object with fields"),
+        ("a.jsonl", b'["a"]\n', "a.jsonl, line 1 is not an object with fields"),
         ("a.jsonl", b'{"text": 3}\n', "has 'text' that is int and not text"),
         ("a.json", b'{"text": "a"}', "is not a list of objects"),
         ("a.json", b"[", "a.json is not JSON"),

@@ -128,7 +128,7 @@ def test_a_missing_shard_and_a_missing_set_are_found_at_opening(folder, tmp_path
     (folder / "train_00001.npy").unlink()
     with pytest.raises(DataError, match=r"train_00001.npy is missing"):
         shards.open_set(folder)
-    with pytest.raises(DataError, match="is no prepared set"):
+    with pytest.raises(DataError, match="is not a prepared set"):
         shards.open_set(tmp_path / "none")
 
 
@@ -136,7 +136,7 @@ def test_what_an_unfinished_prepare_left_is_no_set(tmp_path):
     (tmp_path / "set.unfinished").mkdir()
     for path in (tmp_path / "set", tmp_path / "set.unfinished"):
         assert shards.is_prepared(path)
-        with pytest.raises(DataError, match=r"set.unfinished is of a prepare that has not finished"):
+        with pytest.raises(DataError, match=r"set.unfinished is an unfinished preparation"):
             shards.open_set(path)
 
 

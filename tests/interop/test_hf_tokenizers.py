@@ -428,7 +428,7 @@ GOOD = json.dumps({piece: token for token, piece in enumerate([*ALPHABET, "ab"])
         ({"vocab.json": "{", "merges.txt": "a b\n"}, "vocab.json is damaged"),
         ({"vocab.json": '{"a": "b"}', "merges.txt": "a b\n"}, "its ids are not all whole numbers"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "a b\n"}, "lacks some of the 256 bytes"),
-        ({"vocab.json": GOOD, "merges.txt": "a b\na b c\n"}, "merges.txt is damaged: 'a b c' is no pair"),
+        ({"vocab.json": GOOD, "merges.txt": "a b\na b c\n"}, "merges.txt is damaged: 'a b c' is not a pair"),
         ({"vocab.json": GOOD, "merges.txt": "a c\n"}, "cannot be read"),
         ({"vocab.json": GOOD}, "only as vocab.json"),
     ],

@@ -258,7 +258,7 @@ def test_a_system_message_that_cannot_be_is_refused_before_anything_is_asked(tok
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("{% for %}", "the chat template is none of Jinja's: "),
+        ("{% for %}", "the chat template is not a Jinja template: "),
         ("{{ messages[0].content.missing.more }}", "cannot show this dialogue"),
         ("{{ messages.append(1) }}", "cannot show this dialogue: .*unsafe"),
         ("{{ ''.__class__.__mro__ }}", "cannot show this dialogue: .*unsafe"),
@@ -338,7 +338,7 @@ def test_a_file_overrides_the_runs_template(tmp_path):
 
 def test_a_damaged_template_is_refused(tmp_path):
     folder_of(byte_level, tmp_path, chat_template={"default": CHATML})
-    with pytest.raises(DataError, match="its chat_template is no text"):
+    with pytest.raises(DataError, match="its chat_template is not text"):
         hf.chat_template(tmp_path)
     folder_of(byte_level, tmp_path, chat_template=[dict(name="rag", template="x")])
     assert hf.chat_template(tmp_path) is None

@@ -176,16 +176,18 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], resta
     facts = {"settings": settings.as_json(), "sources": [[str(path), size] for path, size in sources]}
     exists = (folder / "settings.json").exists()
     if not exists and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
-        raise ConfigError(f"{folder} exists and is no unfinished preparation; move it away, or give another --output")
+        raise ConfigError(
+            f"{folder} exists and is not an unfinished preparation; move it away, or give another --output"
+        )
     same = exists and read_json(folder / "settings.json") == facts
     if exists and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
         if not same:
             raise ConfigError(
-                f"{folder} was begun with other flags or other files; give those again to go on with it, or --restart"
+                f"{folder} was started with other flags or files; pass those again to resume it, or --restart"
             )
         for path in folder.glob(".*"):  # partial files of a killed process
             path.unlink()
-        console.say(f"going on   with {folder}")
+        console.say(f"resuming   {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

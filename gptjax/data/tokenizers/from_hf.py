@@ -103,7 +103,7 @@ def chat_template(folder: Path) -> str | None:
         by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = by_name.get("default")
     if template is not None and not isinstance(template, str):
-        raise DataError(f"{folder / 'tokenizer_config.json'} is damaged: its chat_template is no text")
+        raise DataError(f"{folder / 'tokenizer_config.json'} is damaged: its chat_template is not text")
     return template
 
 
@@ -146,7 +146,7 @@ def _from_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     wrong = next((merge for merge in merges if len(merge) != 2), None)
     if wrong:
-        raise DataError(f"{folder / 'merges.txt'} is damaged: {' '.join(wrong)[:40]!r} is no pair")
+        raise DataError(f"{folder / 'merges.txt'} is damaged: {' '.join(wrong)[:40]!r} is not a pair")
     names = _special_names(settings) | _special_names(_settings(folder / "special_tokens_map.json"))
     if _object(folder / "config.json").get("model_type") == "openai-gpt":
         names |= {"<unk>"}
@@ -216,7 +216,7 @@ def _eos_token_ids(path: Path) -> list[int]:
 
 
 def _to_json(encoding: Tokenizer, closes: bool) -> str:
-    # Returns the tokenizer.json of an encoding. Special tokens are in the vocabulary too, or the library renumbers them.
+    # Returns the tokenizer.json of an encoding. Special tokens are in the vocabulary too, or they would be renumbered.
     assert isinstance(encoding, Encoding), encoding
     ranks = {"".join(ALPHABET[byte] for byte in token): rank for token, rank in encoding._mergeable_ranks.items()}
     special = encoding._special_tokens
@@ -278,5 +278,5 @@ def _settings(path: Path) -> dict[str, Any]:
             raise DataError(f"{path} is damaged: its {key} is {str(settings[key])[:40]}, no {JSON_NAMES[kind]}")
     tokens = (settings.get("added_tokens_decoder") or {}).values()
     if not all(isinstance(token, dict) for token in tokens):
-        raise DataError(f"{path} is damaged: its added_tokens_decoder has a token that is no object")
+        raise DataError(f"{path} is damaged: its added_tokens_decoder has a token that is not an object")
     return settings

@@ -214,7 +214,7 @@ def build(name: str, texts: Sequence[str]) -> Encoding:
 
 
 def save(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes `facts.json` and the vocabulary, `vocabulary.tiktoken` or `tokenizer.json`, in the format of the library."""
+    """Writes `facts.json` and the vocabulary, `vocabulary.tiktoken` or `tokenizer.json`, each in its own format."""
     directory.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {"name": tokenizer.name, "begin": tokenizer.begin, "end": tokenizer.end}
     facts |= {"stop_token_ids": tokenizer.stop_token_ids} if tokenizer.stop_token_ids else {}

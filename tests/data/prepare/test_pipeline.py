@@ -326,7 +326,7 @@ def test_faults_are_found_before_anything_is_written(tmp_path, call, call_train)
     for output, tokenizer in (("set", "bytes"), ("other", "bpe:300")):
         prepared(call, tmp_path, output=output, tokenizer=tokenizer, held_out=0.2)
     mixture = ((str(tmp_path / "set"), 1), (str(tmp_path / "gone"), 1))
-    assert "gone is no prepared set" in refusal(call_train, tmp_path, data_mixture=mixture)
+    assert "gone is not a prepared set" in refusal(call_train, tmp_path, data_mixture=mixture)
     mixture = ((str(tmp_path / "set"), 1), (str(tmp_path / "other"), 1))
     assert "other was made with another tokenizer" in refusal(call_train, tmp_path, data_mixture=mixture)
     mixture = ((str(tmp_path / "set"), 1), (str(tmp_path / "other"), -1))
@@ -336,7 +336,7 @@ def test_faults_are_found_before_anything_is_written(tmp_path, call, call_train)
     shard = next((tmp_path / "set").glob("train_*0.npy"))
     raw = shard.read_bytes()
     shard.write_bytes(raw[:-10])
-    assert "cut short or changed" in refusal(call_train, tmp_path, data_path=tmp_path / "set")
+    assert "truncated or was changed" in refusal(call_train, tmp_path, data_path=tmp_path / "set")
     shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     flipped = call(prepare, f"--verify={tmp_path / 'set'}")
     assert "train_00000.npy has changed since it was written" in flipped.refusal()
@@ -372,8 +372,8 @@ def test_a_run_that_goes_on_refuses_a_set_that_has_changed(tmp_path, call, call_
         ({"held_out": 1.5}, "--held_out=1.5 must be"),
         ({"text_key": "body"}, "has no 'body' (--text_key); it has text"),
         ({"max_document": 100}, "has a document of more than 100 bytes"),
-        ({"document_start": "("}, "--document_start is no regular expression"),
-        ({"shard_tokens": "many"}, "is no amount such as"),
+        ({"document_start": "("}, "--document_start is not a regular expression"),
+        ({"shard_tokens": "many"}, "is not an amount such as"),
         ({"clean": "length", "min_words": 1000}, "no document is left to train on; the reasons: length: fewer than"),
         ({"keep_scripts": "latn", "clean": "script"}, "did you mean latin"),
     ],
@@ -401,7 +401,7 @@ def test_a_set_is_never_written_over_and_other_flags_do_not_go_on(tmp_path, call
     monkeypatch.setattr(pipeline.Builder, "_commit", stops)
     assert prepared(call, tmp_path, output="new").code == 130, "nothing was lost by the mistake"
     monkeypatch.undo()
-    assert "was begun with other flags" in prepared(call, tmp_path, output="new", held_out=0.5).refusal()
+    assert "was started with other flags" in prepared(call, tmp_path, output="new", held_out=0.5).refusal()
     assert prepared(call, tmp_path, "--restart", output="new", held_out=0.5).code == 0
 
 
@@ -426,7 +426,7 @@ def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path, call):
     (tmp_path / "set.unfinished").mkdir()
     (tmp_path / "set.unfinished" / "diary.txt").write_text("mine")
     for flags in ([], ["--restart"]):
-        assert "is no unfinished preparation" in prepared(call, tmp_path, *flags).refusal()
+        assert "is not an unfinished preparation" in prepared(call, tmp_path, *flags).refusal()
     assert (tmp_path / "set.unfinished" / "diary.txt").read_text() == "mine"
 
 
