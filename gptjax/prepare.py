@@ -60,102 +60,41 @@ def parser() -> arguments.Parser:
 
     reading, options, defaults = ReadOptions(), CleaningOptions(), Settings._field_defaults
     result = arguments.Parser(prog="python -m gptjax.prepare", description=DESCRIPTION)
-    add = result.add_argument
+    add, number = result.add_argument, arguments.number
     add("--input", nargs="+", default=[], metavar="PATH", help="files, directories, globs")
     add("--output", type=Path, metavar="SET", help="folder of the prepared set, which must not exist")
     add(
         "--tokenizer",
         default="bpe:8192",
-        help="bytes, chars, bpe:N (trained on the text), a name of tiktoken, or the folder of a run",
+        help="bytes, chars, bpe:N (trained on the text), tiktoken's, or a run's folder",
     )
-    add(
-        "--held_out",
-        type=arguments.number(float),
-        default=0.05,
-        help="fraction of documents held out for validation, by hash of the text (%(default)s)",
-    )
-    add(
-        "--clean",
-        default="nfc,control",
-        metavar="STEPS",
-        help=f"cleaning steps in order, of {','.join(NAMES)} (%(default)s)",
-    )
-    add(
-        "--workers",
-        type=arguments.number(most=MOST_WORKERS),
-        default=0,
-        help="number of processes; default: one per processor",
-    )
+    held_out = "fraction of documents held out for validation, by hash of the text (%(default)s)"
+    add("--held_out", type=number(float), default=0.05, help=held_out)
+    add("--clean", default="nfc,control", metavar="STEPS", help=f"in order, of {','.join(NAMES)} (%(default)s)")
+    add("--workers", type=number(most=MOST_WORKERS), default=0, help="processes; default: one per processor")
     add("--shard_tokens", type=_amount, default=defaults["shard_tokens"], metavar="N", help="tokens per shard (100M)")
     add("--restart", action="store_true", help="discard an unfinished preparation with other flags")
-    add(
-        "--verify",
-        type=Path,
-        metavar="SET",
-        help="only verify the checksums of a set",
-    )
-    files = result.add_argument_group("documents in files")
-    add = files.add_argument
+    add("--verify", type=Path, metavar="SET", help="only verify the checksums of a set")
+    add = result.add_argument_group("documents in files").add_argument
     add("--format", choices=FORMATS, default="", help="format of all files; default: by their names")
     add("--text_key", default=reading.text_key, help="field of the text, or number of its column (%(default)s)")
     add("--prompt_key", default="", help="for pairs: fields of the prompt, separated by commas")
-    add(
-        "--prompt_ending",
-        type=_unescaped,
-        default=reading.prompt_ending,
-        help="text between prompt and text (a newline)",
-    )
+    add("--prompt_ending", type=_unescaped, default=reading.prompt_ending, help="between prompt and text (a newline)")
     add("--separator", type=_unescaped, default="", help="for .txt: line that separates documents")
-    add(
-        "--document_start",
-        default="",
-        metavar="REGEX",
-        help="for .txt: regular expression of lines that begin a document",
-    )
-    add(
-        "--max_document",
-        type=_amount,
-        default=reading.max_document,
-        metavar="BYTES",
-        help="largest size of a document (256M)",
-    )
-    add(
-        "--tokenizer_bytes",
-        type=_amount,
-        default=defaults["tokenizer_bytes"],
-        metavar="N",
-        help="bytes of text that a tokenizer is trained on (100M)",
-    )
-    steps = result.add_argument_group("options of cleaning steps")
-    add = steps.add_argument
-    add(
-        "--min_words",
-        type=arguments.number(),
-        default=options.min_words,
-        help="length: fewest words of a document (%(default)s)",
-    )
-    add(
-        "--max_words",
-        type=arguments.number(),
-        default=options.max_words,
-        help="length: most words of a document (%(default)s)",
-    )
+    add("--document_start", default="", metavar="REGEX", help="for .txt: lines that begin a document")
+    add("--max_document", type=_amount, default=reading.max_document, metavar="BYTES", help="largest size (256M)")
+    sample = "bytes of text that a tokenizer is trained on (100M)"
+    add("--tokenizer_bytes", type=_amount, default=defaults["tokenizer_bytes"], metavar="N", help=sample)
+    add = result.add_argument_group("options of cleaning steps").add_argument
+    add("--min_words", type=number(), default=options.min_words, help="length: fewest words (%(default)s)")
+    add("--max_words", type=number(), default=options.max_words, help="length: most words (%(default)s)")
     add("--keep_scripts", type=_names, default=(), help="script: scripts to keep, such as latin,han")
     add("--drop_scripts", type=_names, default=(), help="script: scripts to drop")
     add("--blocklist", default="", metavar="FILE", help="blocklist: file with one term per line")
-    add(
-        "--evaluation",
-        nargs="*",
-        default=[],
-        metavar="FILE",
-        help="decontaminate: evaluation data that must not be trained on",
-    )
-    add(
-        "--near_threshold",
-        type=arguments.number(float),
-        default=options.near_threshold,
-        help="near: Jaccard similarity of duplicates (%(default)s)",
-    )
+    evaluation = "decontaminate: evaluation data that must not be trained on"
+    add("--evaluation", nargs="*", default=[], metavar="FILE", help=evaluation)
+    similarity = "near: Jaccard similarity of duplicates (%(default)s)"
+    add("--near_threshold", type=number(float), default=options.near_threshold, help=similarity)
     return result
 
 

@@ -75,7 +75,7 @@ class Worker:
         self.steps = {name: make(task.options) for name, make in cleaning.STEPS.items() if name in task.clean}
         self.signers = {name: make(task.options) for name, make in cleaning.SIGNATURES.items() if name in task.clean}
 
-    def cleaned(
+    def apply_steps(
         self, text: Text, after: list[int], changed: np.ndarray, signatures: dict[str, Any] | None
     ) -> Text | Dropped:
         """Applies all cleaning steps to a text.
