@@ -116,8 +116,8 @@ def load(config: Any, tokenizer: Tokenizer | None = None) -> Data:
         kind = "examples" if config.examples.form else "pairs" if config.languages else "text"
         loaded = _load_text(config, tokenizer, READERS[kind])
     if len(loaded.held_out) < 2:
-        what = config.path or "the mixture"
-        raise DataError(f"{what} has no held-out documents; prepare it with a larger --held_out")
+        origin = config.path or "the mixture"
+        raise DataError(f"{origin} has no held-out documents; prepare it with a larger --held_out")
     return loaded
 
 

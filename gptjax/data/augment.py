@@ -39,8 +39,8 @@ def augment_tokens(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.
     edits = rng.random((4, len(inner))) < np.array(augment)[:, None]
     insert, delete, swap, replace = edits
     others = rng.integers(len(inner), size=len(inner))
-    for here in np.flatnonzero(swap):
-        inner[here], inner[others[here]] = inner[others[here]], inner[here]
+    for position in np.flatnonzero(swap):
+        inner[position], inner[others[position]] = inner[others[position]], inner[position]
     inner[replace] = _sample_tokens(tokens, int(replace.sum()), rng)
     copies = (1 - delete.astype(int)) + insert
     at = np.repeat(np.arange(len(inner)), copies)
@@ -53,8 +53,8 @@ def augment_tokens(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.
 def _sample_tokens(tokens: TokenSet, count: int, rng: np.random.Generator) -> np.ndarray:
     sampled: list[int] = []
     while len(sampled) < count:
-        place = int(rng.integers(len(tokens)))
-        token = int(tokens.read(place, place + 1)[0])
+        position = int(rng.integers(len(tokens)))
+        token = int(tokens.read(position, position + 1)[0])
         if token not in tokens.closing:
             sampled.append(token)
     return np.array(sampled, np.int32)

@@ -141,8 +141,8 @@ class Batches:
         return stack([self._row(phase, row) for row in indices])
 
     def _row(self, phase: Phase, row: int) -> Batch:
-        which, nth = source_of_row(row, phase.shares) if len(phase.names) > 1 else (0, row)
-        return self._rows[phase.names[which], phase.context][phase.skip[which] + nth]
+        set_index, row_of_set = source_of_row(row, phase.shares) if len(phase.names) > 1 else (0, row)
+        return self._rows[phase.names[set_index], phase.context][phase.skip[set_index] + row_of_set]
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

@@ -154,7 +154,7 @@ def render_turns(
         after = render(template, messages[: number + 1], tokenizer, False, tools)
         if not (before.startswith(written) and after.startswith(before)):
             raise DataError(
-                "the chat template writes a dialogue otherwise once it goes on, so no turn can be told apart"
+                "the chat template renders a dialogue differently once it continues, so its turns cannot be separated"
             )
         turn = after[len(before) :]
         answer = turn.rstrip() if turn.strip() else turn  # line ends behind an answer are no part of it

@@ -29,11 +29,11 @@ class Note(NamedTuple):
     """Part of a record that is not used, as in `3 turns without text are left out`."""
 
     unit: str
-    what: str
+    message: str
 
 
 NO_TEXT = Note("turn", "without text left out")
-NO_WEIGHT = Note("turn", "of an assistant read and not learnt, as the data says")
+NO_WEIGHT = Note("turn", "of an assistant read but excluded from the loss, as the data says")
 CALLS_ALONE = Note("turn", "with tool calls alone left out, which the chat template does not write")
 CALLS = Note("turn", "read without its tool calls, which the chat template does not write")
 TOOLS = Note("dialogue", "read without its tools, which the chat template does not write")
@@ -113,7 +113,7 @@ def _add(dialogue: Dialogue, turn: Mapping[str, Any], where: str, template: str)
     if role == "assistant" and not in_loss:
         dialogue.notes.append(NO_WEIGHT)
     if role not in ROLE_NAMES:
-        dialogue.notes.append(Note("turn", f"of the unknown role {role!r} read and not learnt"))
+        dialogue.notes.append(Note("turn", f"of the unknown role {role!r} read but excluded from the loss"))
     dialogue.messages.append(message)
     dialogue.in_loss.append(in_loss)
 

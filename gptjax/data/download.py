@@ -61,8 +61,8 @@ class _CountingWriter:
         return self.file.write(chunk)
 
 
-def _check(path: Path, sha256: str, what: str) -> None:
+def _check(path: Path, sha256: str, description: str) -> None:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and digest != sha256.lower():
-        raise DataError(f"{what} has SHA-256 {digest}, not {sha256} (data.sha256)")
+        raise DataError(f"{description} has SHA-256 {digest}, not {sha256} (data.sha256)")

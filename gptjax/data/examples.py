@@ -52,8 +52,8 @@ def read(config: Any, split: str) -> list[Record]:
     else:
         file_of_split, needs_split = (_file_of(path, "train") if path.is_dir() else path), True
         if file_of_split is None or split not in ("train", "val"):
-            there = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
-            raise DataError(f"{path} has no examples for {split!r}; there is {there or 'nothing'}")
+            available = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
+            raise DataError(f"{path} has no examples for {split!r}; there is {available or 'nothing'}")
     result = list(records.read(file_of_split, RecordOptions(names)))
     if needs_split:
         result = [
@@ -148,7 +148,7 @@ def to_token_set(tokenizer: Tokenizer, examples: Sequence[Record], config: Any, 
     if over_length:
         _report_long(over_length, examples, config, name)
     for note, count in notes.items():
-        console.say(f"examples   {count:,} {note.unit}{'s'[: count > 1]} of {name} {note.what}")
+        console.say(f"examples   {count:,} {note.unit}{'s'[: count > 1]} of {name} {note.message}")
     if empty:
         console.say(f"examples   {empty:,} of {len(examples):,} of {name} are without text or answer and are left out")
     if not result:

@@ -21,8 +21,10 @@ def field(record: Record, name: str, key: str) -> Any:
       DataError: the record lacks the field.
     """
     if name not in record.fields:
-        there = ", ".join(map(str, record.fields)) or "none"
-        raise DataError(f"{record.where}, has no field {name!r}, which data.examples.{key} asks for; it has {there}")
+        available = ", ".join(map(str, record.fields)) or "none"
+        raise DataError(
+            f"{record.where}, has no field {name!r}, which data.examples.{key} asks for; it has {available}"
+        )
     return record.fields[name]
 
 
@@ -55,8 +57,8 @@ def as_text(value: Any, record: Record, name: str) -> str:
     texts = spellings(value)
     if isinstance(value, bool | np.bool_) or not texts:
         number = isinstance(value, Real)
-        what = f"{value!r}, which is not finite" if number and not isinstance(value, bool) else type(value).__name__
-        raise DataError(f"{record.where} has {name!r} that is {what} and not text")
+        problem = f"{value!r}, which is not finite" if number and not isinstance(value, bool) else type(value).__name__
+        raise DataError(f"{record.where} has {name!r} that is {problem} and not text")
     return texts[0]
 
 
@@ -135,10 +137,10 @@ def choice_of(record: Record, c: Any) -> int:
     label, choices = field(record, c.label, "label"), choices_of(record, c)
     numbers, letters = list(map(str, range(len(choices)))), [chr(ord("A") + i) for i in range(len(choices))]
     readings = {
-        what: names.index(spelt)
-        for what, names in (("number", numbers), ("letter", letters), ("text", choices))
-        for spelt in spellings(label)
-        if spelt in names
+        kind: names.index(spelling)
+        for kind, names in (("number", numbers), ("letter", letters), ("text", choices))
+        for spelling in spellings(label)
+        if spelling in names
     }
     if not readings:
         raise DataError(f"{record.where} has {c.label!r} that is none of its {len(choices)} choices: {label!r}")
@@ -149,6 +151,6 @@ def choice_of(record: Record, c: Any) -> int:
     ):
         return readings["number"]
     if len(set(readings.values())) > 1:
-        several = " and ".join(f"the {what} of choice {choice}" for what, choice in readings.items())
-        raise DataError(f"{record.where} has {c.label!r} that is ambiguous: {label!r} is {several}, counted from 0")
+        meanings = " and ".join(f"the {kind} of choice {choice}" for kind, choice in readings.items())
+        raise DataError(f"{record.where} has {c.label!r} that is ambiguous: {label!r} is {meanings}, counted from 0")
     return next(iter(readings.values()))

@@ -40,5 +40,5 @@ def counts_before(rows: int, shares: Sequence[int]) -> list[int]:
 def source_of_row(row: int, shares: Sequence[int]) -> tuple[int, int]:
     """Returns the index of the set that gives a row, and the number of rows that set has given before."""
     before, after = counts_before(row, shares), counts_before(row + 1, shares)
-    which = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
-    return which, before[which]
+    index = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
+    return index, before[index]

@@ -77,12 +77,12 @@ def read_aligned(source: Path, target: Path) -> list[Pair]:
     return _drop_incomplete(pairs, f"{source} and {target.name}")
 
 
-def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -> list[Pair]:
+def read_pair_file(path: Path, columns: Sequence[int], languages: Sequence[str]) -> list[Pair]:
     """Reads pairs from one file: a table without a header, tab-separated unless it is a .csv, or records with names.
 
     Args:
       path: file.
-      which: columns of source and target of a table, from 0.
+      columns: columns of source and target of a table, from 0.
       languages: languages of source and target, the names of the fields of a record or of its object `translation`.
 
     Raises:
@@ -96,9 +96,11 @@ def read_pair_file(path: Path, which: Sequence[int], languages: Sequence[str]) -
         fields = record.fields
         if has_names and isinstance(fields.get("translation"), dict):  # as in Hugging Face's data sets
             fields = fields["translation"]
-        sides = [fields.get(name) for name in (languages if has_names else map(str, which))]
+        sides = [fields.get(name) for name in (languages if has_names else map(str, columns))]
         if not all(isinstance(side, str) for side in sides):
-            expected = f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {which}"
+            expected = (
+                f"texts {' and '.join(languages)}" if has_names else f"a source and a target in columns {columns}"
+            )
             has = ", ".join(map(str, fields)) if has_names else f"{len(fields)} column{'s'[: len(fields) > 1]}"
             raise DataError(f"{record.where} has {has}; {expected} are read")
         pairs.append(Pair(*map(str, sides)))
@@ -138,17 +140,17 @@ def _file_of(folder: Path, split: str, language: str) -> Path:
         if sources.exists(folder / name) and (folder / name).is_file():
             return folder / name
     languages_by_split = splits(folder)
-    there = ", ".join(f"{name} ({' '.join(languages)})" for name, languages in sorted(languages_by_split.items()))
-    raise DataError(f"{folder} has no {' or '.join(names)}; there are {there or 'none such'}")
+    available = ", ".join(f"{name} ({' '.join(languages)})" for name, languages in sorted(languages_by_split.items()))
+    raise DataError(f"{folder} has no {' or '.join(names)}; there are {available or 'none such'}")
 
 
 def splits(folder: Path) -> dict[str, list[str]]:
     """Returns the languages of each split of a directory of parallel text, by name of the split."""
     by_split: dict[str, set[str]] = {}
     for path in folder.iterdir():
-        named = re.fullmatch(r"(.+?)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
-        if named and named[2] not in ("gz", "zst", "txt") and path.is_file():
-            by_split.setdefault(named[1], set()).add(named[2])
+        match = re.fullmatch(r"(.+?)\.([A-Za-z]{2,3}(?:[_-][A-Za-z]+)?)(\.gz|\.zst)?", path.name)
+        if match and match[2] not in ("gz", "zst", "txt") and path.is_file():
+            by_split.setdefault(match[1], set()).add(match[2])
     return {split: sorted(languages) for split, languages in by_split.items()}
 
 

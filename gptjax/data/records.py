@@ -166,8 +166,8 @@ def _items_of_jsonl(path: Path, stream: BinaryIO, options: RecordOptions) -> Ite
 def _parse_jsonl(item: Item, where: str) -> Record:
     assert isinstance(item.raw, bytes)
     text, repaired = decode_repaired(item.raw)
-    value, mended = parse_repaired(text, where)
-    return Record(_object(value, where), where, repaired or mended)
+    value, replaced = parse_repaired(text, where)
+    return Record(_object(value, where), where, repaired or replaced)
 
 
 def _items_of_json(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
@@ -177,11 +177,11 @@ def _items_of_json(path: Path, stream: BinaryIO, options: RecordOptions) -> Iter
     if b"\0" in content:
         raise DataError(f"{path} is not text: it has a zero byte at {content.index(0):,}")
     text, repaired = decode_repaired(content.removeprefix(BYTE_ORDER_MARK))
-    values, mended = parse_repaired(text, str(path))
+    values, replaced = parse_repaired(text, str(path))
     if not isinstance(values, list):
         raise DataError(f"{path} is not a list of objects")
     for number, value in enumerate(values, 1):
-        yield Item(value, number, (repaired or mended) and any("\ufffd" in text for text in strings(value)))
+        yield Item(value, number, (repaired or replaced) and any("\ufffd" in text for text in strings(value)))
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -219,8 +219,8 @@ def _items_of_table(rows: Callable[[Path, BinaryIO, int | None], Iterator[Row]])
                 if not options.numbered:
                     continue
             if len(row) != len(names):
-                there = f"the {len(names)} that {'line 1 has' if options.numbered else f'have names: {names}'}"
-                raise DataError(f"{path}, line {number:,} has {len(row)} fields and not {there}")
+                expected = f"the {len(names)} that {'line 1 has' if options.numbered else f'have names: {names}'}"
+                raise DataError(f"{path}, line {number:,} has {len(row)} fields and not {expected}")
             yield Item(dict(zip(names, row, strict=True)), number, repaired)
 
     return items

@@ -243,8 +243,8 @@ def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.
     except (ValueError, TypeError, OverflowError, tokenize.TokenError, SyntaxError) as error:
         raise DataError(f"{path} is damaged ({error}); prepare the set again") from error
     if array.dtype.str not in dtypes or array.shape != (count,):
-        what = f"{array.shape} of {array.dtype.str}, not ({count},) of {' or '.join(dtypes)}"
-        raise DataError(f"{path} does not hold what the index says ({what}); prepare the set again")
+        difference = f"{array.shape} of {array.dtype.str}, not ({count},) of {' or '.join(dtypes)}"
+        raise DataError(f"{path} does not hold what the index says ({difference}); prepare the set again")
     return array
 
 

@@ -192,12 +192,12 @@ def read(config: Any) -> Corpus:
     """
     documents = [document for document in SOURCES[config.source](config) if document.text]
     if not documents:
-        what = config.path or "the standard library's source (this Python came without it)"
-        raise DataError(f"{what} is empty: there is nothing to train on")
+        origin = config.path or "the standard library's source (this Python came without it)"
+        raise DataError(f"{origin} is empty: there is nothing to train on")
     corpus = split(documents, config.held_out)
     if not any(d.text for d in corpus.train) or not any(d.text for d in corpus.held_out):
-        what, share = config.path or config.source, config.held_out
-        raise DataError(f"{what} is too short to hold out data.held_out={share} of it")
+        origin, share = config.path or config.source, config.held_out
+        raise DataError(f"{origin} is too short to hold out data.held_out={share} of it")
     return corpus
 
 

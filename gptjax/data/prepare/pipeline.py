@@ -200,9 +200,9 @@ def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], resta
 
 def _tokenizer(settings: Settings, sources: Sequence[InputFile], folder: Path, pool: Workers) -> Tokenizer:
     """Loads the tokenizer of the folder; if there is none, copies that of a run or builds one, and saves it."""
-    place = folder / "tokenizer"
-    if (place / "facts.json").exists():
-        return tokenizers.load(place)
+    directory = folder / "tokenizer"
+    if (directory / "facts.json").exists():
+        return tokenizers.load(directory)
     run = Path(settings.tokenizer).expanduser()
     if (run / "tokenizer").is_dir():
         tokenizer: Tokenizer = tokenizers.load(run / "tokenizer")
@@ -210,7 +210,7 @@ def _tokenizer(settings: Settings, sources: Sequence[InputFile], folder: Path, p
         tokenizers.check_name(settings.tokenizer)
         needs_text = settings.tokenizer == "chars" or settings.tokenizer.startswith("bpe:")
         tokenizer = tokenizers.build(settings.tokenizer, _sample(settings, sources, pool) if needs_text else [])
-    tokenizers.save(tokenizer, place)
+    tokenizers.save(tokenizer, directory)
     return tokenizer
 
 

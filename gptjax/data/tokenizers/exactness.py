@@ -96,17 +96,18 @@ def _vocabulary(library: HFTokenizer, model: dict[str, Any]) -> tuple[dict[str, 
     cut = [token.content for token in added.values() if not token.special]
     if cut:
         raise Inexact(f"its added token {cut[0]!r} is cut out of ordinary text, as tiktoken never does")
-    odd = [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]
-    if odd:
+    context_dependent = [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]
+    if context_dependent:
         raise Inexact(
-            f"whether its special token {odd[0]!r} is one depends on the text beside it, or takes blanks of it"
+            f"whether its special token {context_dependent[0]!r} is one depends on the text beside it, or "
+            "takes blanks of it"
         )
     special = {token.content: token_id for token_id, token in added.items()}
     vocabulary = library.library.get_vocab(with_added_tokens=False)
     ranks = {token: rank for token, rank in vocabulary.items() if token not in special}
     foreign = set().union(*ranks) - set(ALPHABET)
     if foreign:
-        raise Inexact(f"its vocabulary is not written in bytes: {min(foreign)!r} stands for none")
+        raise Inexact(f"its vocabulary is not written in bytes: {min(foreign)!r} is not a byte")
     if len({*ranks.values(), *special.values()}) < len(ranks) + len(special):
         raise Inexact("two of its tokens have the same id")
     return special, ranks

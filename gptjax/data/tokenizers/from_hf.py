@@ -110,8 +110,8 @@ def chat_template(folder: Path) -> str | None:
 def special_names(folder: Path) -> dict[str, str]:
     """Reads the special tokens of a model folder by variable of its chat template: {"bos_token": "<s>", ...}."""
     settings = _settings(folder / "special_tokens_map.json") | _settings(folder / "tokenizer_config.json")
-    named = {key: _name(settings.get(key)) for key in SPECIAL}
-    return {key: name for key, name in named.items() if name}
+    names = {key: _name(settings.get(key)) for key in SPECIAL}
+    return {key: name for key, name in names.items() if name}
 
 
 def _description(folder: Path, settings: dict[str, Any]) -> str | None:

@@ -152,8 +152,10 @@ def describe(
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokens = [{"id": vocabulary[name], "content": name} | flags | {"special": kind} for name, kind in added.items()]
-    usual: dict[str, Any] = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-    usual |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+    defaults: dict[str, Any] = dict.fromkeys(
+        ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    )
+    defaults |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
     return {
         "version": "1.0",
         "truncation": None,
@@ -164,7 +166,7 @@ def describe(
         "post_processor": None,
         "decoder": byte_level(use_regex=True),
         **parts,
-        "model": {"type": "BPE", **usual, **(model or {}), "vocab": vocabulary, "merges": merges},
+        "model": {"type": "BPE", **defaults, **(model or {}), "vocab": vocabulary, "merges": merges},
     }
 
 

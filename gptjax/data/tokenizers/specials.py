@@ -64,10 +64,10 @@ def lookup_special_ids(tokenizer: Tokenizer, names: Collection[str], sentinels: 
 
 def special_name(tokenizer: Tokenizer, token: int) -> str:
     """Returns the name of a new id, after those of the tokenizer."""
-    missing, place = _missing(tokenizer), token - tokenizer.n_vocab
-    if place < len(missing):
-        return COMMON_NAMES[missing[place]][0]
-    return SENTINEL.format(place - len(missing) + _count_sentinels(special_tokens(tokenizer)))
+    missing, index = _missing(tokenizer), token - tokenizer.n_vocab
+    if index < len(missing):
+        return COMMON_NAMES[missing[index]][0]
+    return SENTINEL.format(index - len(missing) + _count_sentinels(special_tokens(tokenizer)))
 
 
 def decode_with_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -143,9 +143,9 @@ def train_bpe(texts: Sequence[str], size: int) -> "hf_tokenizers.Tokenizer":
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
-    cut = pre_tokenizers.Split(Regex(BPE_PATTERN), behavior="isolated")
-    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trained.pre_tokenizer = pre_tokenizers.Sequence([cut, spelt])
+    split = pre_tokenizers.Split(Regex(BPE_PATTERN), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     with console.bar(f"training a tokenizer of {size + 1:,}", None):

@@ -23,12 +23,12 @@ def describe(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     tokens = text.rstrip("\n").split("\n")
     tokens = [token.rstrip("\r") for token in tokens]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    names = {key: _name(settings.get(key)) or usual for key, usual in SPECIAL.items()}
+    names = {key: _name(settings.get(key)) or default for key, default in SPECIAL.items()}
     for name in ("unk_token", "cls_token", "sep_token"):
         if names[name] not in vocabulary:
             raise DataError(f"vocab.txt lacks the {name} {names[name]}")
     if len(vocabulary) < len(tokens):
-        raise DataError("vocab.txt is damaged: a token stands there twice")
+        raise DataError("vocab.txt is damaged: a token occurs twice")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = {name: vocabulary[name] for name in names.values() if name in vocabulary}
     lower = settings.get("do_lower_case", True)
