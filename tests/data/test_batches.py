@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step) on any number of hosts; each epoch gives all; evaluation counts all once."""
+"""Batches are a pure function of (seed, step) on any number of hosts; epochs and evaluation are complete."""
 
 import hashlib
 import threading
@@ -68,7 +68,7 @@ OF_TEXT = sorted(set(LAYOUTS) - {"pairs"})  # which want prompts: tests/data/tes
 
 @pytest.mark.parametrize("layout", OF_TEXT)
 @pytest.mark.parametrize("augment, count", [(PLAIN, 10_000), (Augment(0.1, 0.1, 0.1, 0.1), 1_000)])
-def test_10_000_batches_in_a_row_equal_those_asked_for_from_a_cold_start(layout, augment, count):
+def test_10_000_consecutive_batches_equal_directly_requested_ones(layout, augment, count):
     change, grow = count * 2 // 5, count * 7 // 10  # steps at which the mixture and the shape change
 
     def fresh():
@@ -92,7 +92,7 @@ def test_seed_and_step_decide_a_batch():
 
 @pytest.mark.parametrize("layout", OF_TEXT)
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_what_several_processes_read_is_the_one_batch_cut_up(layout, processes):
+def test_shards_of_processes_make_up_the_global_batch(layout, processes):
     sets = {"a": tokens_of(3000, 40), "b": tokens_of(500, 11, 5000)}
     made = (rows_of(sets, layout), [Stage(0, 8, 16), Stage(5, 4, 32)], [MixtureStage(0, {"a": 2, "b": 1})])
     whole = Batches(*made)
@@ -155,7 +155,7 @@ def test_stages_give_their_shapes_at_each_step():
     assert [stage_of(i + 1, found)[1:] for i in range(9)] == shapes
 
 
-def test_a_stage_reads_on_where_the_one_before_it_stopped():
+def test_stage_continues_where_the_previous_one_stopped():
     sets, mixings = {"a": tokens_of(1000)}, [MixtureStage(0, {"a": 1})]
     grown = Batches(rows_of(sets), [Stage(0, 2, 10), Stage(10, 4, 10)], mixings)
     read = np.concatenate([grown[i]["inputs_BT"] for i in range(30)])
@@ -207,7 +207,7 @@ def test_a_round_of_rows_is_exactly_the_shares_and_each_set_is_read_in_order(par
         assert own == list(range(2 * share))
 
 
-def test_shares_are_what_was_written():
+def test_shares_equal_the_weights_as_written():
     assert shares([0.7, 0.2, 0.1]) == (7, 2, 1)
     assert shares([1, 1, 1]) == (1, 1, 1)
     assert shares([10, 1000], temperature=1) == (1, 100)
@@ -217,7 +217,7 @@ def test_shares_are_what_was_written():
     assert a >= 1
 
 
-def test_a_batch_of_a_mixture_has_its_sets_in_proportion_and_a_change_goes_on_where_each_set_was():
+def test_mixture_batches_are_in_proportion_and_a_change_continues_each_set():
     sets = {"a": tokens_of(400), "b": tokens_of(400, first=1000)}
     changing = [MixtureStage(0, {"a": 3, "b": 1}), MixtureStage(10, {"b": 1, "a": 1})]
     batches = Batches(rows_of(sets), [Stage(0, 4, 10)], changing)
@@ -228,7 +228,7 @@ def test_a_batch_of_a_mixture_has_its_sets_in_proportion_and_a_change_goes_on_wh
     np.testing.assert_array_equal(read, [alone[i]["inputs_BT"][0] for i in range(50)])
 
 
-def test_what_a_run_has_read_stays_and_what_it_has_not_is_changed():
+def test_change_mixture_keeps_stages_that_were_read():
     a, b, c = ({"a": share} for share in (1, 2, 3))
     assert change_mixture([], 0, a) == [MixtureStage(0, a)]
     assert change_mixture([MixtureStage(0, a)], 0, b) == [MixtureStage(0, b)]
@@ -239,7 +239,7 @@ def test_what_a_run_has_read_stays_and_what_it_has_not_is_changed():
     assert change_mixture([MixtureStage(0, a), MixtureStage(7, b)], 5, a) == [MixtureStage(0, a)]
 
 
-def test_a_set_that_is_added_begins_at_its_beginning_and_one_that_is_gone_need_not_be_there():
+def test_added_set_starts_at_its_beginning_and_removed_set_may_be_missing():
     sets = {"b": tokens_of(400, first=1000)}
     changing = [MixtureStage(0, {"a": 1}), MixtureStage(10, {"b": 1})]
     batches = Batches(rows_of(sets), [Stage(0, 4, 10)], changing, first=10)
@@ -265,7 +265,7 @@ def test_examples_are_padded_and_their_prompts_weigh_nothing():
     assert rows[30]["weights_BT"].tolist() == [[0, 1, 1, 1, 1]]
 
 
-def test_examples_whose_prompts_fill_the_row_are_left_out_and_none_left_is_refused():
+def test_examples_whose_prompts_fill_the_row_are_dropped():
     ids = np.arange(20, dtype=np.int32)
     tokens = TokenSet([Part(ids, np.array([10, 20]), np.array([9, 2], np.int32))])
     batches = batches_of(tokens, 5, 1, layout="examples")
@@ -279,7 +279,7 @@ def test_examples_whose_prompts_fill_the_row_are_left_out_and_none_left_is_refus
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 60), st.integers(0, 99))
-def test_each_edit_changes_what_it_says_and_nothing_else(length, seed):
+def test_each_edit_changes_nothing_else(length, seed):
     from gptjax.data.augment import augment_tokens
 
     tokens, ids = tokens_of(500, first=1000), np.arange(length, dtype=np.int32)
@@ -337,7 +337,7 @@ def test_evaluation_follows_the_layout_of_the_run(layout, expected):
     assert {b["inputs_BT"].shape for b in every} == {(4, 20)}
 
 
-def test_a_sample_is_spread_evenly_and_never_more_than_there_is():
+def test_sample_is_evenly_spaced():
     batches = eval_batches(tokens_of(1001), 10, 1)
     assert evenly_spaced(batches, 5) == [0, 25, 50, 74, 99]
     assert evenly_spaced(batches, 1000) == list(range(100))
@@ -352,7 +352,7 @@ def test_a_text_shorter_than_a_window_is_refused():
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_prefetched_things_come_in_order_and_an_error_where_it_belongs(ahead):
+def test_prefetch_keeps_order_and_raises_errors_in_place(ahead):
     def make(index):
         time.sleep(0.001 * (index % 3))
         if index == 9:
@@ -367,7 +367,7 @@ def test_prefetched_things_come_in_order_and_an_error_where_it_belongs(ahead):
         assert list(coming) == list(range(5))
 
 
-def test_as_many_as_asked_for_are_made_ahead_and_no_more():
+def test_prefetch_computes_exactly_the_requested_number_ahead():
     made, ready = [], threading.Semaphore(0)
 
     def make(index):

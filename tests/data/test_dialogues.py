@@ -1,4 +1,4 @@
-"""Dialogues and labels as data sets write them: used, skipped or refused by line, and counted."""
+"""Dialogues and labels in the formats of common data sets: used, dropped and counted, or refused by line."""
 
 import math
 
@@ -27,7 +27,7 @@ def options_of(**of_examples):
 
 
 def shown(found, **of_examples):
-    """The text of records, and its pieces that are learnt."""
+    """Returns the text of records, and its pieces in the loss."""
     config = options_of(**({"form": "chat"} | of_examples))
     tokens = examples.to_token_set(BYTES, found, config, "", "some")
     ids, weights = tokens.read(0, len(tokens)), tokens.arrays["weights_BT"]
@@ -70,7 +70,7 @@ TEXT, IMAGE = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": 
         (Record({"messages": None, "conversations": [{"from": "gpt", "value": "a"}]}, ""), ["a"], ""),
     ],
 )  # fmt: skip
-def test_what_a_dialogue_may_have(capsys, record, learnt, reported):
+def test_accepted_dialogues(capsys, record, learnt, reported):
     text, found = shown([record])
     assert [piece.strip() for piece in found] == learnt and "None" not in text
     said = capsys.readouterr().err
@@ -110,7 +110,7 @@ def test_a_template_with_tools_writes_them(tmp_path, capsys):
         (chat(("user", "a", {})), "no turn is an assistant's: the roles are 'user'"),
     ],
 )  # fmt: skip
-def test_what_a_dialogue_may_not_have(record, says):
+def test_refused_dialogues(record, says):
     with pytest.raises(DataError, match=says):
         shown([record])
 
@@ -147,7 +147,7 @@ NO_NUMBERS = [
 
 
 @pytest.mark.parametrize("label", [*NO_NUMBERS, None, [1], "", "much", {"a": 1}])
-def test_values_that_cannot_be(label):
+def test_invalid_values(label):
     with pytest.raises(DataError, match="here has 'label' that is (not a number|too large)"):
         fields.value_of(value(label), options_of().examples)
 
@@ -265,7 +265,7 @@ def test_cases(case, capsys):
 
 
 @pytest.mark.parametrize("name", ["nanlab", "biglab"])
-def test_labels_that_are_no_numbers_are_refused_before_anything_is_compiled(tmp_path, call_train, name):
+def test_non_numeric_labels_are_refused_before_compilation(tmp_path, call_train, name):
     path = shared(f"cases/nan_labels/{name}.jsonl")
     config = {"data_path": path, "data_layout": "examples", "model_task": "regression", "train_objective": "regression"}
     message = call_train(tmp_path / "run", "--config.data.examples.form=values", **config).refusal()

@@ -1,4 +1,4 @@
-"""Records: the same from every kind of file, in prepare and in train; what cannot be read is refused by its line."""
+"""Records are the same from every file format, in prepare and in train; unreadable ones are refused by line."""
 
 import csv
 import gzip
@@ -144,7 +144,7 @@ def test_training_and_preparing_read_or_refuse_a_file_alike(tmp_path, capsys, na
 
 
 def test_damage_is_found_wherever_a_packed_file_is_cut(tmp_path):
-    """A file that is cut short never passes for a shorter one, not even where a line ends."""
+    """A truncated file never passes for a shorter one, not even at the end of a line."""
     lines = b"".join(b'{"text": "%d"}\n' % i for i in range(5000))
     for packing in (".gz", ".zst"):
         whole = PACKINGS[packing](lines)
@@ -315,7 +315,7 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("fault", ["closed folder", "broken link", "circle"])
-def test_what_cannot_be_read_is_refused_and_never_skipped(tmp_path, monkeypatch, reader, fault):
+def test_unreadable_files_are_refused_and_never_skipped(tmp_path, monkeypatch, reader, fault):
     root = links(tmp_path)
     if fault == "closed folder":
         refuse(monkeypatch, "b", "listdir")
@@ -329,7 +329,7 @@ def test_what_cannot_be_read_is_refused_and_never_skipped(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.txt", "a.jsonl.gz"])
-def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch, name):
+def test_file_without_permission_is_refused(tmp_path, monkeypatch, name):
     path = file_of(tmp_path, name, b"text")
 
     def closed(self, *arguments, **named):

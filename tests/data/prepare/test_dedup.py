@@ -1,4 +1,4 @@
-"""Duplicates: what signatures see, what is remembered across restarts and kills, and what is found in real novels."""
+"""Deduplication: signatures, the index across restarts and kills, and detection in real novels."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_equal_numbers_estimate_the_share_of_common_shingles(seed, changes, size
     assert estimate == pytest.approx(jaccard(a, b, size), abs=0.12)  # five standard deviations
 
 
-def test_case_punctuation_and_space_are_not_seen():
+def test_case_punctuation_and_space_are_ignored():
     text = "One two, three; four - five six. Seven eight nine ten!"
     for same in (text.upper(), text.replace(" ", "\n  "), re.sub(r"[^\w\s]", "", text), f'"{text}"'):
         assert (near_signature(text, OPTIONS) == near_signature(same, OPTIONS)).all()
@@ -81,7 +81,7 @@ def test_a_shingle_is_so_many_words_or_characters():
     assert len(np.unique(shingle_hashes(document(1, 3000), 5))) > 2990
 
 
-def test_texts_without_words_are_not_all_alike():
+def test_texts_without_words_are_not_duplicates():
     signs = ["", "!!!", "?!", "🎉", "\ud800", "…"]
     signatures = [near_signature(text, OPTIONS) for text in signs]
     assert len({signature.tobytes() for signature in signatures}) == len(signs)
@@ -105,7 +105,7 @@ def test_chinese_near_duplicates(tmp_path):
 # -- what is remembered
 
 
-def test_the_earlier_document_is_named_and_only_what_is_kept_is_remembered(tmp_path):
+def test_query_returns_the_earlier_document_and_adds_only_kept_ones(tmp_path):
     a, b = document(1), document(2)
     with DuplicateIndex(tmp_path / "seen", OPTIONS) as seen:
         assert [seen.exact(i, exact_signature(text)) for i, text in enumerate([a, b, a, b, a])] == [None, None, 0, 1, 0]
@@ -120,7 +120,7 @@ def remembered(seen):
     return [row[0] for row in seen._run("SELECT document FROM near UNION SELECT document FROM exact")]
 
 
-def test_the_most_like_of_several_is_named(tmp_path):
+def test_query_returns_the_most_similar_document(tmp_path):
     a = document(1, 400)
     with DuplicateIndex(tmp_path / "seen", CleaningOptions(near_threshold=0.5)) as seen:
         for number, text in enumerate([document(9), edited(a, 1, 20), edited(a, 2, 1), document(8)]):
@@ -129,8 +129,8 @@ def test_the_most_like_of_several_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
-def test_alike_is_what_reaches_the_threshold(tmp_path, threshold):
-    """Signatures made by hand: so many of 128 numbers are those of the first."""
+def test_duplicates_reach_the_threshold(tmp_path, threshold):
+    """Constructed signatures: a given number of 128 entries equal those of the first."""
     options = CleaningOptions(near_threshold=threshold)
     count, rows = dedup.bands(threshold, 128)
     first = np.arange(128, dtype=np.uint32)
@@ -143,7 +143,7 @@ def test_alike_is_what_reaches_the_threshold(tmp_path, threshold):
     assert count * rows <= 128
 
 
-def test_bands_find_what_is_alike_enough():
+def test_bands_detect_similar_documents():
     """The chance that a band is shared, 1 - (1 - s^rows)^count, at the threshold and above; measured: 79 %, 98.5 %."""
     count, rows = dedup.bands(0.7, 128)
     assert [1 - (1 - s**rows) ** count > least for s, least in ((0.7, 0.75), (0.8, 0.98), (0.9, 0.999))] == [True] * 3
@@ -196,7 +196,7 @@ def uninterrupted(documents, tmp_path_factory):
 
 
 @pytest.mark.parametrize("at, end", [(0, 300), (1, 150), (120, 200), (299, 300)])
-def test_after_forgetting_the_same_is_found(tmp_path, documents, uninterrupted, at, end):
+def test_results_after_delete_from_are_the_same(tmp_path, documents, uninterrupted, at, end):
     path = tmp_path / "seen"
     with DuplicateIndex(path, OPTIONS) as seen:
         answers(seen, documents[:end])
@@ -206,7 +206,7 @@ def test_after_forgetting_the_same_is_found(tmp_path, documents, uninterrupted, 
     assert contents(path) == uninterrupted[1]
 
 
-def test_leaving_by_an_exception_goes_back_to_the_last_commit(tmp_path, documents, uninterrupted):
+def test_exception_rolls_back_to_the_last_commit(tmp_path, documents, uninterrupted):
     path = tmp_path / "seen"
     with pytest.raises(KeyboardInterrupt), DuplicateIndex(path, OPTIONS) as seen:
         answers(seen, documents[:100])
@@ -342,7 +342,7 @@ def plant(originals, rng):
 
 
 def check_novels(files, folder):
-    """(share of the planted that is found, passages dropped that were not planted)."""
+    """Returns (fraction of planted copies that are detected, number of other passages dropped)."""
     originals = [passage for path in files for passage in passages(path.read_text(encoding="utf-8"))]
     planted = plant(originals, random.Random(0))
     with DuplicateIndex(folder / "seen", OPTIONS) as seen:

@@ -205,7 +205,7 @@ def test_length_up_to_the_thresholds(reason, kept, dropped):
     assert reason in reasons(rules, dropped)
 
 
-def test_bullets_are_no_dashes_of_dialogue():
+def test_dashes_of_dialogue_are_not_bullets():
     assert filters.bullet_fraction(TextParts("— Bonjour, dit-il.\n— Bonjour.\n")) == 0
     assert filters.bullet_fraction(TextParts("* a\n\n- b\n\t● c\nd")) == 0.75
 

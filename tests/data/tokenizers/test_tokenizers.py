@@ -1,4 +1,4 @@
-"""Tokenizers: lossless, saved whole, equal to the library that trained them."""
+"""Tokenizers are lossless, can be saved, and equal the library that trained them."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ def bpe():
     return tokenizers.bpe_encoding(TEXT, 300)
 
 
-def test_bpe_has_the_size_asked_for_and_compresses(bpe):
+def test_bpe_has_the_requested_size_and_compresses(bpe):
     assert bpe.n_vocab == 300 and bpe.end == 299
     ids = tokenizers.encode(bpe, TEXT[0])
     assert len(ids) < len(TEXT[0].encode()) / 2 and bpe.decode(ids) == TEXT[0]
@@ -99,7 +99,7 @@ def test_chars_are_nanogpts_on_shakespeare():
     assert encoding.n_vocab == 65 and tokenizers.encode(encoding, text[:5000]) == [order.index(c) for c in text[:5000]]
 
 
-def test_chars_refuse_a_stranger():
+def test_chars_refuse_an_unknown_character():
     encoding = tokenizers.chars_encoding(["añb再"])
     assert encoding.decode(tokenizers.encode(encoding, "再ñ")) == "再ñ"
     with pytest.raises(DataError, match="the character 'z' is not among the 4 of this tokenizer"):
@@ -193,7 +193,7 @@ def test_tiktokens_own_by_name_and_saved(tmp_path, monkeypatch):
     assert tokenizers.encode(tokenizers.load(tmp_path), "Hello world") == [15496, 995]
 
 
-def test_a_size_is_known_by_name_where_the_text_does_not_decide_it(monkeypatch):
+def test_vocabulary_size_by_name(monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared("tiktoken_cache")))
     text = "some text about texts, and words in other words. " * 20
     for name in ("bytes", "bpe:260", "gpt2", "cl100k_base", "o200k_base"):
@@ -204,7 +204,7 @@ def test_a_size_is_known_by_name_where_the_text_does_not_decide_it(monkeypatch):
         tokenizers.vocab_size_of("bert")
 
 
-def test_a_vocabulary_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
+def test_failed_vocabulary_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda path: (_ for _ in ()).throw(OSError("no network")))
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
@@ -263,6 +263,6 @@ def test_documents_begin_and_end_where_the_tokenizer_says(llama):
     assert stream(endless, ["a", "a"]).tolist() == [1, *a, 1, *a]
 
 
-def test_ids_that_no_token_has_stand_for_no_bytes():
+def test_ids_without_a_token_have_no_bytes():
     encoding = tokenizers.Encoding("x", pat_str=".", mergeable_ranks={b"a": 0, b"bc": 3}, special_tokens={"<s>": 5})
     assert tokenizers.token_bytes(encoding).tolist() == [1, 0, 0, 2, 0, 0]
