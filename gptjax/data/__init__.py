@@ -43,18 +43,18 @@ class Data(NamedTuple):
         """Returns the number of training tokens."""
         return sum(map(len, self.train.values()))
 
-    def rows(self, config: Any, seed: int, prepare: Preprocess = no_preprocessing) -> "partial[grain.MapDataset]":
+    def rows(self, config: Any, seed: int, preprocess: Preprocess = no_preprocessing) -> "partial[grain.MapDataset]":
         """Returns a function `(name of a set, context) -> endless rows` in the layout `config.layout`.
 
         Args:
           config: `config.data` of the run.
           seed: seed of every random draw.
-          prepare: maps a set to the function `(row, rng) -> row` that preprocesses its rows, or None for no
+          preprocess: maps a set to the function `(row, rng) -> row` that preprocesses its rows, or None for no
             preprocessing.
         """
-        return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed, prepare)
+        return partial(self._rows, config.layout, Augment(**config.augment.to_dict()), seed, preprocess)
 
-    def held_out_rows(self, config: Any, prepare: Preprocess = no_preprocessing) -> "Rows":
+    def held_out_rows(self, config: Any, preprocess: Preprocess = no_preprocessing) -> "Rows":
         """Returns the held-out documents as rows in the layout of `config.data`: once, in order.
 
         Raises:
@@ -64,15 +64,15 @@ class Data(NamedTuple):
 
         fingerprint = " ".join(self.fingerprints.values())
         rows = layouts.EVAL_LAYOUTS[config.layout](self.held_out, config.context, 0, Augment(), fingerprint)
-        return layouts.preprocess_rows(rows, prepare(self.held_out), 0)
+        return layouts.preprocess_rows(rows, preprocess(self.held_out), 0)
 
     def _rows(
-        self, layout: str, augment: Augment, seed: int, prepare: Preprocess, name: str, context: int
+        self, layout: str, augment: Augment, seed: int, preprocess: Preprocess, name: str, context: int
     ) -> "grain.MapDataset":
         from gptjax.data import layouts  # imports jax, which preparing does not need
 
         rows = layouts.LAYOUTS[layout](self.train[name], context, seed, augment, self.fingerprints[name])
-        return layouts.shuffle_and_repeat(layouts.preprocess_rows(rows, prepare(self.train[name]), seed), seed)
+        return layouts.shuffle_and_repeat(layouts.preprocess_rows(rows, preprocess(self.train[name]), seed), seed)
 
 
 def prepared_folders(config: Any) -> list[Path]:

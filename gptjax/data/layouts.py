@@ -281,11 +281,13 @@ def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpri
     return Rows(len(rows_R1) - 1, row)
 
 
-def preprocess_rows(rows: Rows, prepare: Callable[[Any, np.random.Generator], Any] | None, seed: int) -> Rows:
-    """Applies `prepare` to each row, with a random generator seeded by (seed, epoch, index of the row)."""
-    if prepare is None:
+def preprocess_rows(rows: Rows, preprocess: Callable[[Any, np.random.Generator], Any] | None, seed: int) -> Rows:
+    """Applies `preprocess` to each row, with a random generator seeded by (seed, epoch, index of the row)."""
+    if preprocess is None:
         return rows
-    return Rows(rows.per_epoch, lambda epoch, k: prepare(rows.row(epoch, k), np.random.default_rng((seed, epoch, k))))
+    return Rows(
+        rows.per_epoch, lambda epoch, k: preprocess(rows.row(epoch, k), np.random.default_rng((seed, epoch, k)))
+    )
 
 
 def shuffle_and_repeat(rows: Rows, seed: int) -> grain.MapDataset:
