@@ -116,7 +116,7 @@ class PIIKind(NamedTuple):
     """Kind of personal data."""
 
     tag: str
-    mark: re.Pattern[str]  # fast pattern that every text with one matches
+    prefilter: re.Pattern[str]  # fast pattern that every text with one matches
     pattern: re.Pattern[str]
     check: Callable[[str], bool]
 
@@ -146,7 +146,7 @@ def scrub(text: str) -> str:
 
 
 def _replace(text: str, kind: PIIKind) -> str:
-    if not kind.mark.search(text):
+    if not kind.prefilter.search(text):
         return text
     pieces, done, at = [], 0, 0
     while match := kind.pattern.search(text, at):
