@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     from gptjax import models
     from gptjax.data import records
-    from gptjax.data.records import Options
+    from gptjax.data.records import RecordOptions
     from gptjax.evals import held_out, translation, writing
     from gptjax.runs import run
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     if sum(bool(flag) for flag in (flags.test, flags.data, flags.predict)) > 1:
         raise ConfigError("--test, --data and --predict each name a text; give one of them")
     if flags.predict:
-        options = Options(tuple(loaded.config.data.examples.fields))
+        options = RecordOptions(tuple(loaded.config.data.examples.fields))
         inputs = [record.fields for record in records.read(flags.predict, options)]
         print("\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in loaded.predict(inputs)))
         return

@@ -18,8 +18,8 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console
 from gptjax.data import batches, examples, records, sources, token_sets
 from gptjax.data.augment import Augment
-from gptjax.data.layouts import EVALUATED, Rows, in_order, packed, prepared
-from gptjax.data.records import Options
+from gptjax.data.layouts import EVAL_LAYOUTS, Rows, packed, preprocess_rows, sequential
+from gptjax.data.records import RecordOptions
 from gptjax.data.tokenizers import tokenizers
 from gptjax.models import kernels
 from gptjax.objectives.objective import Loss
@@ -120,19 +120,21 @@ def evaluate_run(run: "Run", files: Sequence[Path] | None = None, split: str | N
     c = run.config
     prepare = objectives.set_transform(c, run.tokenizer)
     if c.data.examples.form and (files or split):
-        options = Options(tuple(c.data.examples.fields))
+        options = RecordOptions(tuple(c.data.examples.fields))
         examples_read = [record for path in files or () for record in records.read(path, options)]
         examples_read = examples_read or examples.read(c.data, split or "val")
-        tokens = examples.encoded(run.tokenizer, examples_read, c.data, "encoding the examples", "the examples")
-        rows = prepared(EVALUATED[c.data.layout](tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)
+        tokens = examples.to_token_set(run.tokenizer, examples_read, c.data, "encoding the examples", "the examples")
+        rows = preprocess_rows(
+            EVAL_LAYOUTS[c.data.layout](tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0
+        )
     elif split:
         raise ConfigError(f"{run.workdir} was not trained on examples, which have splits; leave --test out")
     elif files:
         texts = [sources.read_text(path) for path in files]
-        tokens = token_sets.encoded(run.tokenizer, texts, "tokens")
+        tokens = token_sets.from_texts(run.tokenizer, texts, "tokens")
         # Windows of a stream do not begin with a tuned prompt; packed rows do.
-        layout, text = packed if tokens.again else in_order, "".join(texts)
-        rows = prepared(layout(tokens, c.data.context, 0, Augment(), text), prepare(tokens), 0)
+        layout, text = packed if tokens.repeated_prefix else sequential, "".join(texts)
+        rows = preprocess_rows(layout(tokens, c.data.context, 0, Augment(), text), prepare(tokens), 0)
     else:
         directory.check_has_text(run.workdir)
         loaded = data.load(c.data, run.tokenizer)

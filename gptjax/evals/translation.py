@@ -132,10 +132,10 @@ def evaluate(
     beams.check()
     if files and len(files) != 2:
         raise ConfigError(f"--data has {len(files)} files; of an encoder-decoder it takes two, sources and targets")
-    sentence_pairs = pairs.aligned(*files) if files else pairs.read(config, split)
+    sentence_pairs = pairs.read_aligned(*files) if files else pairs.read(config, split)
     name = "-".join(path.name for path in files) if files else split
-    tokens = pairs.encoded(run.tokenizer, sentence_pairs, f"encoding {name}", name)
-    rows = layouts.EVALUATED["pairs"](tokens, config.context, 0, Augment(), _fingerprint(sentence_pairs))
+    tokens = pairs.to_token_set(run.tokenizer, sentence_pairs, f"encoding {name}", name)
+    rows = layouts.EVAL_LAYOUTS["pairs"](tokens, config.context, 0, Augment(), _fingerprint(sentence_pairs))
     metrics: dict[str, Any] = dict(held_out.evaluate_rows(run, rows))
     started = time.monotonic()
     texts = translate(run, [pair.source for pair in sentence_pairs], beams)

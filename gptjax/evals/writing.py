@@ -16,8 +16,8 @@ from gptjax.config.errors import ConfigError
 from gptjax.core import console
 from gptjax.core.files import write_atomic
 from gptjax.data import examples, fields, records, task_formats, token_sets
-from gptjax.data.records import Options, Record
-from gptjax.data.task_formats import FORMS
+from gptjax.data.records import Record, RecordOptions
+from gptjax.data.task_formats import TASK_FORMATS
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import generate as decoding
 from gptjax.decode.settings import SamplingParams
@@ -51,12 +51,12 @@ def evaluate(run: "Run", split: str = "val", files: Sequence[Path] = (), rows: i
         raise ConfigError(
             f"{run.workdir} was not trained to write answers: its data.examples.form is {c.examples.form!r}"
         )
-    options = Options(tuple(c.examples.fields))
+    options = RecordOptions(tuple(c.examples.fields))
     inputs = [record for path in files for record in records.read(path, options)] or examples.read(c, split)
-    references = [task_formats.pair(record, c.examples).target for record in inputs]
+    references = [task_formats.to_pair(record, c.examples).target for record in inputs]
     texts = write_answers(run, inputs, rows)
     metrics = rouge(scorer, texts, references)
-    name = next(iter(fields.named(c.examples.template)), "") if c.examples.form == "text" else "input"
+    name = next(iter(fields.template_fields(c.examples.template)), "") if c.examples.form == "text" else "input"
     leads = [lead_sentences(fields.as_text(record.fields.get(name, ""), record, name)) for record in inputs]
     metrics |= {f"lead{LEAD_SENTENCES}_{kind}": value for kind, value in rouge(scorer, leads, references).items()}
     file = run.workdir / f"written_{split if not files else files[0].stem}.jsonl"
@@ -70,7 +70,7 @@ def evaluate(run: "Run", split: str = "val", files: Sequence[Path] = (), rows: i
 
 def write_answers(run: "Run", inputs: Sequence[Record], rows: int = 16) -> list[str]:
     """Decodes an answer for each record, greedily. Prompts are shortened to half of data.context."""
-    c, opening = run.config.data, token_sets.borders(run.tokenizer).opening
+    c, opening = run.config.data, token_sets.delimiters_of(run.tokenizer).opening
     prompt_length = c.context // 2
     params = SamplingParams(max_tokens=c.context - prompt_length, temperature=0.0)
     requests = []
@@ -96,11 +96,11 @@ def prompt_ids(record: Record, options: Any, tokenizer: Any, max_length: int) ->
     """Encodes a record's prompt, all that comes before its answer, shortened to `max_length` ids as examples are."""
 
     def encode(record: Record) -> list[int]:
-        prompt = (piece for piece, is_target in FORMS[options.form].pieces(record, options, None) if not is_target)
+        prompt = (piece for piece, is_target in TASK_FORMATS[options.form].pieces(record, options, None) if not is_target)
         return tokenizers.encode(tokenizer, "".join(prompt))
 
-    names = fields.named(options.template) if options.form == "text" else ["instruction", "input"]
-    short, _ = task_formats.shortened(record, names, lambda record: len(encode(record)), max_length)
+    names = fields.template_fields(options.template) if options.form == "text" else ["instruction", "input"]
+    short, _ = task_formats.shorten_fields(record, names, lambda record: len(encode(record)), max_length)
     return encode(short)[:max_length]
 
 

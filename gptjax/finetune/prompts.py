@@ -28,14 +28,14 @@ def prompt_ids(config: Any) -> tuple[int, ...]:
 def with_prompt(tokenizer: Tokenizer, config: Any) -> Tokenizer:
     """Returns the tokenizer of a run of this config, with the run's prompt, if it has one, before each text.
 
-    If no id begins texts, the one that ends them does (gptjax.data.token_sets.Borders), but not for the sources of an
+    If no id begins texts, the one that ends them does (gptjax.data.token_sets.Delimiters), but not for the sources of an
     encoder-decoder.
     """
     prompt = prompt_ids(config)
     if not prompt:
         return tokenizer
     begin = () if config.model.arch == "seq2seq" or tokenizer.end is None else (tokenizer.end,)
-    return tokenizers.beginning_with(tokenizer, prompt, tokenizer.begin or begin)
+    return tokenizers.with_prompt(tokenizer, prompt, tokenizer.begin or begin)
 
 
 def problems(config: Any, kind: str) -> Iterator[str]:

@@ -16,9 +16,9 @@ from flax import linen as nn
 
 from gptjax.config import did_you_mean
 from gptjax.config.errors import ConfigError
-from gptjax.data.task_formats import FORMS
+from gptjax.data.task_formats import TASK_FORMATS
 from gptjax.data.token_sets import TokenSet
-from gptjax.data.tokenizers.specials import Specials, specials
+from gptjax.data.tokenizers.specials import SpecialIds, lookup_special_ids
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.adversarial import ATTACKS, adversarial
 from gptjax.objectives.causal import causal
@@ -154,7 +154,7 @@ def set_transform(config: Any, tokenizer: Tokenizer) -> Callable[[TokenSet], Cal
     return for_set
 
 
-def special_ids(config: Any, tokenizer: Tokenizer) -> Specials:
+def special_ids(config: Any, tokenizer: Tokenizer) -> SpecialIds:
     """Returns the special ids that the objectives of a config need; the model's vocabulary has to include them.
 
     Raises:
@@ -163,7 +163,7 @@ def special_ids(config: Any, tokenizer: Tokenizer) -> Specials:
     names = [name for one, _ in parse_objective(config.train.objective) for name in OBJECTIVES[one].specials]
     contexts = [config.data.context, *(stage[2] for stage in config.data.stages)]
     count = max(sentinel_count(context, config.objective) for context in contexts) if "sentinels" in names else 0
-    return specials(tokenizer, names, count)
+    return lookup_special_ids(tokenizer, names, count)
 
 
 def problems(config: Any, kind: str) -> Iterator[str]:
@@ -193,8 +193,8 @@ def problems(config: Any, kind: str) -> Iterator[str]:
 
 def form_problems(config: Any, names: Sequence[str]) -> Iterator[str]:
     """Yields a line for each objective whose task does not fit the form of the examples."""
-    form = FORMS.get(config.data.examples.form)
-    needed = {one.objective: name for name, one in FORMS.items() if one.objective}
+    form = TASK_FORMATS.get(config.data.examples.form)
+    needed = {one.objective: name for name, one in TASK_FORMATS.items() if one.objective}
     for name in names:
         if name in needed and needed[name] != config.data.examples.form:
             yield f"train.objective={name} learns from examples with answers; set data.examples.form={needed[name]}"

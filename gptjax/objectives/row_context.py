@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.data.token_sets import TokenSet
-from gptjax.data.tokenizers.specials import Specials
+from gptjax.data.tokenizers.specials import SpecialIds
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.objective import RowContext
 
@@ -15,7 +15,7 @@ COMPARED_IDS = 8  # number of first ids by which two texts are compared
 MAX_TRIES = 20  # draws of another text before the last one is taken, be it the same
 
 
-def make_row_context(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: TokenSet) -> RowContext:
+def make_row_context(tokenizer: Tokenizer, specials: SpecialIds, options: Any, tokens: TokenSet) -> RowContext:
     """Builds the context that the row transforms of a token set read.
 
     Args:

@@ -42,7 +42,7 @@ CHOICES = (
     | {
         "data.source": sources.SOURCES,
         "data.layout": layouts.LAYOUTS,
-        "data.examples.form": {"": None} | task_formats.FORMS,
+        "data.examples.form": {"": None} | task_formats.TASK_FORMATS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
         "finetune.quantise": quantization.QUANTIZERS,
@@ -134,7 +134,7 @@ def make_job(
         else 0
     )
     known = workdirs.mixings(workdir) if goes_on else []
-    mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
+    mixings, stages = batches.change_mixture(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
     teach = teaching(config, loaded.tokenizer, mesh)
     train_batches = batches.Batches(
@@ -211,7 +211,7 @@ def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, un
     if origin and configs.is_foreign(config.init_from):
         origin.rename(unfinished / workdirs.BASE)
     if config.data.examples.form == "chat":
-        template = chat.template_of(config.data.examples.chat_template, tokenizer)
+        template = chat.get_template(config.data.examples.chat_template, tokenizer)
         (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from row_fixtures import BYTES, END, draws, make_context, options, row_of, text_set
 
 from gptjax import objectives
-from gptjax.data.tokenizers.specials import specials
+from gptjax.data.tokenizers.specials import lookup_special_ids
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.denoising import (
     mask_spans,
@@ -391,7 +391,7 @@ def test_row_transforms_are_composed_in_order():
 
 def test_special_ids_of_a_config():
     found = objectives.special_ids(Given("masked + next_sentence"), BYTES)
-    assert found == specials(BYTES, ["mask", "class", "separator"])
+    assert found == lookup_special_ids(BYTES, ["mask", "class", "separator"])
     found = objectives.special_ids(Given("denoising"), BYTES)
     assert (
         len(found.sentinels)

@@ -10,7 +10,7 @@ from row_fixtures import draws, make_context, options, row_of
 from gptjax import config as configs
 from gptjax import models, objectives
 from gptjax.config.errors import ConfigError
-from gptjax.data.batches import stacked
+from gptjax.data.batches import stack
 from gptjax.objectives import OBJECTIVES, normalize_weights
 from gptjax.objectives.adversarial import adversarial, project, worst_perturbation
 from gptjax.objectives.next_sentence import LABELS
@@ -32,7 +32,7 @@ def built(kind, **changes):
 def batch_of(name, layout="examples", rows=4, **changes):
     """A batch of an objective's rows."""
     row_context, prepare = make_context(**changes), OBJECTIVES[name].row or (lambda row, row_context, rng: row)
-    return stacked([prepare(row_of(layout, k, CONTEXT), row_context, draws(k=k)) for k in range(rows)])
+    return stack([prepare(row_of(layout, k, CONTEXT), row_context, draws(k=k)) for k in range(rows)])
 
 
 def nats(logits, targets):
@@ -145,7 +145,7 @@ def test_masked_and_next_sentence_are_trained_together():
     rows = [
         objectives.row_transform(config)(row_of("examples", k, CONTEXT), make_context(), draws(k=k)) for k in range(4)
     ]
-    batch = normalize_weights(stacked(rows))
+    batch = normalize_weights(stack(rows))
     both, metrics = jax.jit(objectives.loss(config, model))(params, batch, None)
     parts = [metrics["masked_loss"], metrics["next_sentence_loss"]]
     np.testing.assert_allclose(both, parts[0] + 0.5 * parts[1], rtol=1e-5)
