@@ -96,7 +96,9 @@ def prompt_ids(record: Record, options: Any, tokenizer: Any, max_length: int) ->
     """Encodes a record's prompt, all that comes before its answer, shortened to `max_length` ids as examples are."""
 
     def encode(record: Record) -> list[int]:
-        prompt = (piece for piece, is_target in TASK_FORMATS[options.form].pieces(record, options, None) if not is_target)
+        prompt = (
+            piece for piece, is_target in TASK_FORMATS[options.form].pieces(record, options, None) if not is_target
+        )
         return tokenizers.encode(tokenizer, "".join(prompt))
 
     names = fields.template_fields(options.template) if options.form == "text" else ["instruction", "input"]

@@ -28,8 +28,8 @@ def prompt_ids(config: Any) -> tuple[int, ...]:
 def with_prompt(tokenizer: Tokenizer, config: Any) -> Tokenizer:
     """Returns the tokenizer of a run of this config, with the run's prompt, if it has one, before each text.
 
-    If no id begins texts, the one that ends them does (gptjax.data.token_sets.Delimiters), but not for the sources of an
-    encoder-decoder.
+    If no id begins texts, the one that ends them does (gptjax.data.token_sets.Delimiters), but not for the sources of
+    an encoder-decoder.
     """
     prompt = prompt_ids(config)
     if not prompt:

@@ -41,7 +41,9 @@ def text_set(seed=0, documents=12):
 
 def make_context(sentinels=40, **changes):
     """The row context of a byte tokenizer with all special ids."""
-    return make_row_context(BYTES, lookup_special_ids(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set())
+    return make_row_context(
+        BYTES, lookup_special_ids(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set()
+    )
 
 
 def row_of(layout, k=0, context=48, epoch=0):
