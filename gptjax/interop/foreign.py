@@ -30,7 +30,7 @@ def resolve_pretrained(config: ConfigDict, workdir: Path) -> Iterator[Path | Non
         yield workdirs.origin(config, workdir)
         return
     workdirs.check_free(workdir, config)
-    number = processes.broadcast_from_first(lambda: secrets.randbelow(2**31))
+    number = processes.broadcast(lambda: secrets.randbelow(2**31))
     folder = workdir.parent / f".{workdir.name}.{workdirs.BASE}-{number}"
     try:
         processes.run_on_first(lambda: convert(config.init_from, folder), "the model is converted")

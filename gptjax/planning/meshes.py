@@ -68,7 +68,7 @@ def search(config: ConfigDict, devices: int, chip: Chip, advance: Callable[..., 
     fitting = []
     for mesh in meshes(config, devices):
         for one in _sliced(compiled_plan.with_mesh(config, mesh), devices):
-            sizes = sharding.axis_sizes(one.mesh, devices)
+            sizes = sharding.mesh_sizes(one.mesh, devices)
             memory = compiled_plan.state_bytes(compiled_plan.abstract(sizes), built.shapes, one)
             memory = memory._replace(temporaries=round(temporaries(one, built, sizes, memory.parameters)))
             if memory.total <= chip.memory:

@@ -39,7 +39,7 @@ COMPUTED = {
 }
 
 
-def axis_sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
+def mesh_sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
     """Returns the number of devices along each mesh axis, in the order of AXES.
 
     Args:
@@ -52,7 +52,7 @@ def axis_sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
 
 def make_mesh(**mesh: int) -> Mesh:
     """Builds a mesh of these sizes, see `axis_sizes`. By default batches are sharded over all devices."""
-    sizes = axis_sizes(mesh or {"data": -1}, jax.device_count())
+    sizes = mesh_sizes(mesh or {"data": -1}, jax.device_count())
     # Auto, because Linen fails under jax.make_mesh's default of Explicit axes.
     axis_types, devices = (AxisType.Auto,) * len(AXES), jax.devices()[: math.prod(sizes.values())]
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=axis_types, devices=devices)

@@ -98,7 +98,7 @@ def sync(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def broadcast_from_first(find: Callable[[], int]) -> int:
+def broadcast(find: Callable[[], int]) -> int:
     """Computes a number in the first process and returns it in all."""
     if jax.process_count() == 1:
         return find()

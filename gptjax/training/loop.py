@@ -294,7 +294,7 @@ def is_due(due: SaveSchedule, step: int, checkpoints: Checkpoints) -> bool:
     """Whether to save after this step; of several processes the first one's clock decides, where one does."""
     if jax.process_count() > 1 and due.seconds == math.inf:
         return due(step)
-    return bool(processes.broadcast_from_first(lambda: due(step, checkpoints.retry_at)))
+    return bool(processes.broadcast(lambda: due(step, checkpoints.retry_at)))
 
 
 def save(job: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:

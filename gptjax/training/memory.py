@@ -125,5 +125,5 @@ def check_config(config: ConfigDict, members: int = 1) -> None:
 def devices_of(config: ConfigDict, members: int = 1) -> int:
     """How many devices a run is divided among, or several that are trained at once."""
     return (
-        jax.device_count() if members > 1 else math.prod(sharding.axis_sizes(config.mesh, jax.device_count()).values())
+        jax.device_count() if members > 1 else math.prod(sharding.mesh_sizes(config.mesh, jax.device_count()).values())
     )

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from gptjax.config.checks import recurs
 from gptjax.objectives.denoising import row_lengths
-from gptjax.sharding import COMPUTED, axis_sizes
+from gptjax.sharding import COMPUTED, mesh_sizes
 
 
 def lengths(config: ConfigDict, context: int) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
     if any(size < 1 and size != -1 for size in mesh.values()) or list(mesh.values()).count(-1) > 1:
         yield f"{said}: sizes must be at least 1, but for one of -1, which takes what the others leave (mesh.data=1?)"
         return
-    found = axis_sizes(mesh, devices)
+    found = mesh_sizes(mesh, devices)
     taken = math.prod(found.values())
     if taken > devices or (-1 in mesh.values() and devices % taken):
         yield f"{said} does not fit the {devices} devices here; -1 fills one"

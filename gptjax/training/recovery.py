@@ -171,7 +171,7 @@ def go_back(job: TrainSetup, checkpoints: Checkpoints, bad: BadRun) -> TrainSetu
       Diverged: the run has gone back before, or there is no checkpoint to go back to; the report is written then.
     """
     checkpoints.wait()  # all of them do, before the first one looks
-    saved = processes.broadcast_from_first(lambda: checkpoints.newest_before(bad.first) or 0)
+    saved = processes.broadcast(lambda: checkpoints.newest_before(bad.first) or 0)
     if job.left_out or not saved:
         raise Diverged(give_up(job, bad))
     first = max(saved + 1, bad.first - (bad.last - bad.first + 1))

@@ -128,11 +128,7 @@ def make_job(
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
         workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = (
-        processes.broadcast_from_first(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0)
-        if goes_on
-        else 0
-    )
+    step = processes.broadcast(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.change_mixture(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
