@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     from gptjax.training import loop
 
     processes.start(processes.Place(flags.coordinator, flags.processes, flags.process), flags.heartbeat)
-    workdir = flags.workdir or Path("runs") / name_of(flags.config)
+    workdir = flags.workdir or Path("runs") / run_name(flags.config)
     check_model_flags(overrides, chosen, workdir)
     on_line = _print_json if flags.json and processes.is_first() else lambda line: None
     summary = loop.train(chosen, workdir, on_line, started)
@@ -66,11 +66,11 @@ def check_model_flags(overrides: Sequence[str], chosen: "ConfigDict", workdir: P
     """
     from gptjax.runs import directory as workdirs
     from gptjax.runs import pretrained
-    from gptjax.training.loop import FREE_OF_IMPORT, FREE_OF_ORIGIN
+    from gptjax.training.loop import IMPORT_OVERRIDES, PRETRAINED_OVERRIDES
 
-    pretrained.check_there(chosen, workdir)
+    pretrained.check_exists(chosen, workdir)
     origin = workdirs.origin(chosen, workdir)
-    free = FREE_OF_IMPORT if origin == workdir else FREE_OF_ORIGIN
+    free = IMPORT_OVERRIDES if origin == workdir else PRETRAINED_OVERRIDES
     for flag in overrides if origin else ():
         key = flag.split("=", 1)[0].removeprefix("--config.")
         if key.startswith("model.") and key.removeprefix("model.") not in free:
@@ -78,7 +78,7 @@ def check_model_flags(overrides: Sequence[str], chosen: "ConfigDict", workdir: P
             raise ConfigError(f"{key} is decided by {where}, where the model comes from; leave the flag out")
 
 
-def name_of(recipe: str) -> str:
+def run_name(recipe: str) -> str:
     """A directory's name for what is made by a recipe."""
     path, _, argument = recipe.partition(":")
     return "-".join(filter(None, [Path(path).stem, argument.replace("/", "-")]))

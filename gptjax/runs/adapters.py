@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FACTS, TENSORS = "adapter.json", "adapter.safetensors"
 # What the model's additions need to know of `config.finetune`, for adapters that came from elsewhere.
-PLAIN: dict[str, Any] = dict(rank_stabilised=False, dropout=0.0, parallel=False, quantise="none")
+DEFAULTS: dict[str, Any] = dict(rank_stabilised=False, dropout=0.0, parallel=False, quantise="none")
 
 
 def save(of: "Run", folder: Path) -> dict[str, Any]:
@@ -43,11 +43,11 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
     """
     if not is_free(folder):
         raise ConfigError(f"{folder} exists; give another folder")
-    if not pretrained.is_part(of.config):
+    if not pretrained.is_partial(of.config):
         raise ConfigError(f"{of.workdir} has tuned all of its model: there is no adapter apart from it")
     base = paths.flat(pretrained.base_params(workdirs.base(of.config, of.workdir), of.config))
     kept = paths.flat(quantised.as_kept(paths.nested(base), of.config.finetune.quantise))
-    tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, kept.get(path))}
+    tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_identical(leaf, kept.get(path))}
     facts = {
         "base": pretrained.fingerprint(paths.nested(base)),
         "init_from": of.config.init_from,
@@ -61,7 +61,7 @@ def save(of: "Run", folder: Path) -> dict[str, Any]:
     return {"method": of.config.finetune.method, "parameters": count, "base": of.config.init_from}
 
 
-def is_same(leaf: Any, other: Any) -> bool:
+def is_identical(leaf: Any, other: Any) -> bool:
     """Whether an array is the other one, to the bit."""
     return other is not None and leaf.shape == other.shape and bool(np.array_equal(leaf, other))
 
@@ -81,7 +81,7 @@ def load(base: "Run", folder: str | Path) -> "Run":
             f"{facts['base'][:12]}, not {own[:12]})"
         )
     try:
-        adapted = beside(base, tuned, facts["finetune"], facts["model"])
+        adapted = attach_adapter(base, tuned, facts["finetune"], facts["model"])
         model: Any = adapted.model
         jax.eval_shape(lambda params: model.apply({"params": params}, **models.example(model)), adapted.params)
     except (KeyError, TypeError, ValueError, AttributeError, FlaxError) as error:  # of a model made of what it says
@@ -90,7 +90,7 @@ def load(base: "Run", folder: str | Path) -> "Run":
     return adapted
 
 
-def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, Any] | None = None) -> "Run":
+def attach_adapter(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, Any] | None = None) -> "Run":
     """The base with what was tuned on it.
 
     Args:

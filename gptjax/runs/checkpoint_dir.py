@@ -37,7 +37,7 @@ def losses(directory: Path) -> dict[int, float]:
     return found
 
 
-def complete(directory: Path, step: int, loss: float | None) -> None:
+def finalize(directory: Path, step: int, loss: float | None) -> None:
     """Puts what is gptjax's own into a checkpoint that has all its arrays and not yet its name."""
     unfinished = directory / f"{step}{UNFINISHED}"
     if loss is not None:
@@ -45,7 +45,7 @@ def complete(directory: Path, step: int, loss: float | None) -> None:
     integrity.seal(unfinished, CHANGING)
 
 
-def say_unfinished(directory: Path, after: int) -> None:
+def report_unfinished(directory: Path, after: int) -> None:
     """Tells of checkpoints of later steps that a run had begun to write when it was stopped."""
     for folder in sorted(directory.glob(f"*{UNFINISHED}*")):
         step = folder.name.split(".")[0]
@@ -74,12 +74,12 @@ def newest_usable(directory: Path) -> int | None:
       CheckpointError: there are some, and each is damaged.
     """
     found = steps(directory)
-    step = first_whole(directory, found) if found else None
-    say_unfinished(directory, step or 0)
+    step = first_intact(directory, found) if found else None
+    report_unfinished(directory, step or 0)
     return step
 
 
-def wanted(directory: Path, step: int | str | None) -> list[int]:
+def candidate_steps(directory: Path, step: int | str | None) -> list[int]:
     """Steps to try, the most wanted first.
 
     Args:
@@ -105,7 +105,7 @@ def wanted(directory: Path, step: int | str | None) -> list[int]:
     return [int(step)]
 
 
-def first_whole(directory: Path, candidates: Sequence[int], part: str = "") -> int:
+def first_intact(directory: Path, candidates: Sequence[int], part: str = "") -> int:
     """The first of some steps whose files are as they were written; says which before it are not.
 
     Args:
@@ -122,7 +122,7 @@ def first_whole(directory: Path, candidates: Sequence[int], part: str = "") -> i
     )
     if damaged and steps(directory) != there:  # the run that writes has deleted some meanwhile
         left = [step for step in candidates if step in steps(directory)]
-        return first_whole(directory, left or wanted(directory, None), part)
+        return first_intact(directory, left or candidate_steps(directory, None), part)
     if chosen is None:
         each = "; ".join(f"{step}: {problem}" for step, problem in damaged.items())
         raise CheckpointError(
@@ -134,7 +134,7 @@ def first_whole(directory: Path, candidates: Sequence[int], part: str = "") -> i
     return chosen
 
 
-def set_aside_after(directory: Path, step: int) -> None:
+def quarantine_after(directory: Path, step: int) -> None:
     """Gives the checkpoints of later steps, which are damaged, other names: a run that goes on writes its own."""
     for later in [other for other in steps(directory) if other > step]:
         name = f"damaged-{later}"

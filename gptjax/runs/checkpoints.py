@@ -191,7 +191,7 @@ class Checkpoints:
 
     def _complete(self) -> None:
         """Called by orbax's thread, in one process, before a checkpoint gets its name."""
-        checkpoint_dir.complete(self.directory, self._step, self._loss)
+        checkpoint_dir.finalize(self.directory, self._step, self._loss)
 
     def _seal(self) -> None:
         """Adds the digests of what orbax has written last; where that fails the others are there."""
@@ -230,7 +230,7 @@ class Checkpoints:
         if not optim.answers_elsewhere(like.opt_state):
             wanted["params"] = ocp.args.StandardRestore(like.params)
         if step is None:
-            step = checkpoint_dir.first_whole(self.directory, checkpoint_dir.wanted(self.directory, None))
+            step = checkpoint_dir.first_intact(self.directory, checkpoint_dir.candidate_steps(self.directory, None))
         items = self._restore(step, **wanted)
         return like.replace(**items["rest"] | ({"params": items["params"]} if "params" in wanted else {}))
 
@@ -243,7 +243,9 @@ class Checkpoints:
         """
         while True:
             there = checkpoint_dir.steps(self.directory)
-            found = checkpoint_dir.first_whole(self.directory, checkpoint_dir.wanted(self.directory, step), "params")
+            found = checkpoint_dir.first_intact(
+                self.directory, checkpoint_dir.candidate_steps(self.directory, step), "params"
+            )
             try:
                 return self._restore(found, params=ocp.args.StandardRestore(like))["params"]
             except CheckpointError:
@@ -260,11 +262,11 @@ class Checkpoints:
                 f"({type(error).__name__}: {first})"
             ) from error
 
-    def set_aside_after(self, step: int) -> None:
+    def quarantine_after(self, step: int) -> None:
         """Gives the checkpoints of later steps, which are damaged, other names; a run that goes on writes its own."""
         if (self.latest() or 0) > step:
             processes.first_does(
-                lambda: checkpoint_dir.set_aside_after(self.directory, step), "later checkpoints are aside"
+                lambda: checkpoint_dir.quarantine_after(self.directory, step), "later checkpoints are aside"
             )
             self._open()
 
@@ -276,9 +278,9 @@ class Checkpoints:
         """
         self.wait()
         earlier = [saved for saved in checkpoint_dir.steps(self.directory) if 0 < saved < step]
-        return checkpoint_dir.first_whole(self.directory, earlier) if earlier else None
+        return checkpoint_dir.first_intact(self.directory, earlier) if earlier else None
 
-    def drop_after(self, step: int) -> None:
+    def delete_after(self, step: int) -> None:
         """Deletes what was saved after a step, for a run that goes another way from there."""
         self.wait()
         processes.first_does(lambda: checkpoint_dir.remove_after(self.directory, step), "later checkpoints are gone")

@@ -27,8 +27,8 @@ BASE = "base"  # in a run that began with a Hugging Face model: that, as a run
 TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` about a task head
 # Shape of data.json: of a run that trains, and of one that was imported and has not been trained.
 MIXINGS = [schema.Row(int, {str: int})]
-ALWAYS = {"imported?": str, "base?": str, "left_out?": [schema.Row(int, int)]}
-DATA_FACTS = ({"fingerprints": {str: str}, "mixings": MIXINGS, **ALWAYS}, {"fingerprints": None, **ALWAYS})
+COMMON_FACTS = {"imported?": str, "base?": str, "left_out?": [schema.Row(int, int)]}
+DATA_FACTS = ({"fingerprints": {str: str}, "mixings": MIXINGS, **COMMON_FACTS}, {"fingerprints": None, **COMMON_FACTS})
 CHAT_TEMPLATE = Path("tokenizer", "chat_template.jinja")  # in a run that has one
 
 
@@ -137,7 +137,7 @@ def leave_out(workdir: Path, first: int, last: int) -> None:
     write_data_facts(workdir, read_data_facts(workdir) | {"left_out": [*left_out(workdir), (first, last)]})
 
 
-def keep_original_tokenizer(source: Path, target: Path) -> None:
+def copy_original_tokenizer(source: Path, target: Path) -> None:
     """Copies the tokenizer's files as they came with an import, and the chat template, from run to run, if any."""
     if (source / "tokenizer" / "hf").is_dir():
         shutil.copytree(source / "tokenizer" / "hf", target / "tokenizer" / "hf")

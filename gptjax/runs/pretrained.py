@@ -22,7 +22,7 @@ from gptjax.runs.directory import read_config, read_data_facts, write_data_facts
 from gptjax.sharding import processes
 
 
-def check_there(config: ConfigDict, workdir: Path) -> None:
+def check_exists(config: ConfigDict, workdir: Path) -> None:
     """Raises CheckpointError where a run is to begin with another one, or to learn from one, that does not exist."""
     if workdirs.is_run(workdir):
         return
@@ -37,7 +37,7 @@ def check_there(config: ConfigDict, workdir: Path) -> None:
         raise CheckpointError(f"init_from={config.init_from}: there is no folder {folder}")
 
 
-def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None) -> Any:
+def load_params(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None) -> Any:
     """All parameters of a run, in the layout of its own config.
 
     Args:
@@ -51,8 +51,8 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
     """
     config = read_config(workdir)
     shapes = models.shapes(methods.model_of(config))
-    if not is_part(config):
-        return Checkpoints(workdir).restore_params(on(shapes, mesh), step)
+    if not is_partial(config):
+        return Checkpoints(workdir).restore_params(place_shapes(shapes, mesh), step)
     origin = workdirs.base(config, workdir)
     base = base_params(origin, config, mesh)
     check_base(workdir, base)
@@ -60,10 +60,10 @@ def saved(workdir: Path, mesh: Mesh | None = None, step: int | str | None = None
     known = paths.flat(base)
     kept = paths.nested({path: known[path] for path in paths.flat(frozen)})
     kept = quantised.as_kept(kept, config.finetune.quantise)
-    return paths.union(kept, Checkpoints(workdir).restore_params(on(tuned, mesh), step))
+    return paths.union(kept, Checkpoints(workdir).restore_params(place_shapes(tuned, mesh), step))
 
 
-def is_part(config: ConfigDict) -> bool:
+def is_partial(config: ConfigDict) -> bool:
     """Whether the checkpoints of a run of this config hold what was tuned alone."""
     return bool(config.init_from) and config.finetune.method != "full"
 
@@ -75,7 +75,7 @@ def base_params(origin: Path, config: ConfigDict, mesh: Mesh | None = None) -> A
       CheckpointError: as `saved`.
       ConfigError: what was added to them cannot be made part of them.
     """
-    params = methods.merged(saved(origin, mesh), read_config(origin).finetune)
+    params = methods.merged(load_params(origin, mesh), read_config(origin).finetune)
     return stack(params) if config.model.scan_layers else unstack(params)
 
 
@@ -105,7 +105,7 @@ def partition_shapes(origin: Path, config: ConfigDict, fresh: Any) -> methods.Pa
     return found
 
 
-def on(shapes: Any, mesh: Mesh | None) -> Any:
+def place_shapes(shapes: Any, mesh: Mesh | None) -> Any:
     """The shapes, with where each lies: on a mesh as a run's state does, else on one device."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return shapes_on(shapes, here if mesh is None else sharding.of_state(mesh, shapes))

@@ -45,12 +45,12 @@ class TrainState(flax.struct.PyTreeNode):
         return jax.eval_shape(TrainState.eval_params, self)
 
 
-def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state at step 0 with random parameters. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""
-    return starting_with(models.init(model, rng.key(seed, "init")), optimizer)
+    return init_from_params(models.init(model, rng.key(seed, "init")), optimizer)
 
 
-def starting_from(
+def init_from_base(
     base: Any, model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> TrainState:
     """The state at step 0 of a run of this config that begins with a base's parameters; pure, too.
@@ -60,10 +60,10 @@ def starting_from(
     """
     fresh = models.init(model, rng.key(config.seed, "init"))
     tuned, frozen = partition(base, config, rng.key(config.seed, "finetune"), fresh)
-    return starting_with(tuned, optimizer, quantised(frozen, config.finetune.quantise))
+    return init_from_params(tuned, optimizer, quantised(frozen, config.finetune.quantise))
 
 
-def starting_with(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
+def init_from_params(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
     """The state at step 0 with these parameters, beside those that no step changes."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guards.fresh(), frozen or {})
 

@@ -46,7 +46,7 @@ def results(groups: Sequence[runs_table.Group], measure: str) -> Rows:
     """A row for each group: how many runs, and mean and standard deviation of what they ended with."""
     rows = [["", "runs", "finished", runs_table.MEASURES[measure], "standard deviation", "tokens", "FLOPs", "minutes"]]
     for group in groups:
-        own = runs_table.ends(group, measure)
+        own = runs_table.final_values(group, measure)
         last = {axis: np.median([run.columns[axis][-1] for run in group.runs]) for axis in runs_table.AXES}
         rows.append(
             [
@@ -60,7 +60,7 @@ def results(groups: Sequence[runs_table.Group], measure: str) -> Rows:
 
 def settings(groups: Sequence[runs_table.Group]) -> Rows:
     """A row for each key in which configs differ."""
-    found = runs_table.differing([group.runs[0] for group in groups])
+    found = runs_table.config_differences([group.runs[0] for group in groups])
     return [["key", *(group.name for group in groups)], *([key, *map(str, own)] for key, own in found.items())]
 
 

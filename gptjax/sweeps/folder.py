@@ -15,17 +15,17 @@ from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
 from gptjax.core.files import appearing, is_free, locked
 from gptjax.runs import directory as workdirs
-from gptjax.sweeps.trials import Search, shape_of
+from gptjax.sweeps.trials import Search, search_signature
 
-OWN = "sweep.json"
+SWEEP_FILE = "sweep.json"
 
 
 def identity(search: Search) -> dict[str, Any]:
     """What makes a sweep the same sweep when its command is given again: its config, resolved, and its way."""
-    return {"config": configs.resolve(search.config()).to_dict(), "search": shape_of(search)}
+    return {"config": configs.resolve(search.config()).to_dict(), "search": search_signature(search)}
 
 
-def begin(folder: Path, search: Search) -> dict[str, Any]:
+def open_or_create(folder: Path, search: Search) -> dict[str, Any]:
     """Makes a sweep's directory, or finds that it is this sweep's; returns what sweep.json says.
 
     Raises:
@@ -34,25 +34,25 @@ def begin(folder: Path, search: Search) -> dict[str, Any]:
     if workdirs.is_run(folder):
         raise ConfigError(f"{folder} is a run, and no sweep; give another --workdir")
     if is_free(folder):
-        make(folder, search)
-    if not (folder / OWN).is_file():
+        create(folder, search)
+    if not (folder / SWEEP_FILE).is_file():
         raise ConfigError(f"{folder} exists and is no sweep; give another --workdir")
     try:
-        own = schema.read(folder / OWN, {"config": {}, "search": {str: str}, "home": str})
+        own = schema.read(folder / SWEEP_FILE, {"config": {}, "search": {str: str}, "home": str})
         check_same(own, search, str(folder))
     except (DataError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / OWN} is damaged: {error}") from error
+        raise CheckpointError(f"{folder / SWEEP_FILE} is damaged: {error}") from error
     return own
 
 
-def make(folder: Path, search: Search) -> None:
+def create(folder: Path, search: Search) -> None:
     """Makes a sweep's directory, unless another process of the same sweep has just made it."""
     own = identity(search) | {"home": secrets.token_hex(8)}
     try:
         with appearing(folder) as unfinished:
-            (unfinished / OWN).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+            (unfinished / SWEEP_FILE).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
     except OSError:
-        if not (folder / OWN).is_file():
+        if not (folder / SWEEP_FILE).is_file():
             raise
 
 
@@ -69,13 +69,13 @@ def check_same(own: dict[str, Any], search: Search, where: str) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_sweep(folder: Path) -> Iterator[None]:
     """Keeps other processes from sweeping in the directory while the block runs.
 
     Raises:
       ConfigError: another process has it.
     """
-    with locked(folder / OWN) as ours:
+    with locked(folder / SWEEP_FILE) as ours:
         if not ours:
             raise ConfigError(f"another process is sweeping in {folder}; with --optuna=N several share one study")
         yield

@@ -58,9 +58,9 @@ def write(folder: Path, space: Space, results: Sequence[Result]) -> None:
     folder.mkdir(exist_ok=True)
     on = scales(space, results)
     for key in on:
-        save(against(key, on[key], results), folder / f"{key}.png")
+        save(plot_key(key, on[key], results), folder / f"{key}.png")
     if len(on) > 1 and any(one.status == DONE for one in results):
-        save(parallel(on, results), folder / "parallel.png")
+        save(parallel_coordinates(on, results), folder / "parallel.png")
 
 
 def scales(space: Space, results: Sequence[Result]) -> dict[str, Scale]:
@@ -69,9 +69,9 @@ def scales(space: Space, results: Sequence[Result]) -> dict[str, Scale]:
     return {key: scale(key, space, [one.values[key] for one in results]) for key in keys}
 
 
-def against(key: str, on: Scale, results: Sequence[Result]) -> "Figure":
+def plot_key(key: str, on: Scale, results: Sequence[Result]) -> "Figure":
     """Held-out loss against a key: a point for each trial, and the median of those with the same value, as a line."""
-    figure, axes = drawn(7)
+    figure, axes = new_figure(7)
     done = points(key, on, results, DONE)
     pruned = points(key, on, results, PRUNED)
     low, high = limits([loss for _, loss in (*done, *pruned)])
@@ -93,7 +93,7 @@ def against(key: str, on: Scale, results: Sequence[Result]) -> "Figure":
     return figure
 
 
-def drawn(width: float) -> "tuple[Figure, Axes]":
+def new_figure(width: float) -> "tuple[Figure, Axes]":
     """An empty picture so many inches wide."""
     from matplotlib.figure import Figure
 
@@ -144,14 +144,14 @@ def limits(losses: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def parallel(scales: Mapping[str, Scale], results: Sequence[Result]) -> "Figure":
+def parallel_coordinates(scales: Mapping[str, Scale], results: Sequence[Result]) -> "Figure":
     """Parallel coordinates: each done trial is a line through its values and its loss, dark where that is low."""
     from matplotlib import colormaps
 
     done = [one for one in results if one.status == DONE and one.loss is not None]
     losses = [one.loss or 0.0 for one in done]
     low, high = min(losses), min(max(losses), limits(losses)[1])
-    figure, axes = drawn(2.2 + 2.2 * len(scales))
+    figure, axes = new_figure(2.2 + 2.2 * len(scales))
     all_of = {key: [one.values[key] for one in done] for key in scales}
     for one in sorted(done, key=lambda one: -(one.loss or 0.0)):
         share = min(((one.loss or 0.0) - low) / (high - low), 1.0) if high > low else 0.0

@@ -75,13 +75,13 @@ class Group(NamedTuple):
         return statistics.stdev(self.losses) if len(self.losses) > 1 else None
 
 
-def keep(folder: Path, result: Result) -> None:
+def save_result(folder: Path, result: Result) -> None:
     """Notes down what became of a trial, so that it is not repeated."""
     (folder / "outcomes").mkdir(exist_ok=True)
     write_atomic(folder / "outcomes" / f"{result.name}.json", json.dumps(result._asdict(), indent=2) + "\n")
 
 
-def kept(folder: Path, name: str, values: Values) -> Result | None:
+def load_result(folder: Path, name: str, values: Values) -> Result | None:
     """What became of a trial; None where it is not finished, or its note is damaged (it is asked for again then)."""
     try:
         found = schema.read(folder / "outcomes" / f"{name}.json", RESULT)
@@ -104,7 +104,7 @@ def groups(results: Sequence[Result]) -> list[Group]:
     return sorted(found.values(), key=lambda group: group.mean)
 
 
-def over_seeds(results: Sequence[Result]) -> bool:
+def has_several_seeds(results: Sequence[Result]) -> bool:
     """Whether there is a setting that was tried with several seeds."""
     return any(len(group.results) > 1 for group in groups(results))
 
@@ -115,7 +115,7 @@ def best(results: Sequence[Result]) -> Result | None:
     None where no trial is done.
     """
     group = groups(results)[0] if results else None
-    if group is not None and math.isfinite(group.mean) and over_seeds(results):
+    if group is not None and math.isfinite(group.mean) and has_several_seeds(results):
         return group.results[0]
     first = ranked(results)[:1]
     return first[0] if first and first[0].status == DONE else None
@@ -133,7 +133,7 @@ def write_csv(folder: Path, results: Sequence[Result]) -> None:
         {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in FACTS}} for one in ranked(results)
     ]
     write_atomic(folder / "results.csv", table(["trial", *keys, *FACTS], rows))
-    if over_seeds(results):
+    if has_several_seeds(results):
         of_seeds = [
             {**one.values, "mean_loss": one.mean, "deviation": one.deviation, "done": len(one.losses)}
             | {"seeds": len(one.results), "losses": " ".join(map(str, one.losses))}

@@ -66,7 +66,7 @@ class Group(NamedTuple):
     runs: list[Table]
 
 
-class Welch(NamedTuple):
+class WelchTest(NamedTuple):
     """Whether two groups differ by more than chance: Welch's t-test, of both sides."""
 
     first: str
@@ -155,7 +155,7 @@ def comparable(runs: Sequence[Table]) -> str:
     return measure
 
 
-def grouped(runs: Sequence[Table]) -> list[Group]:
+def group_runs(runs: Sequence[Table]) -> list[Group]:
     """Runs that differ in seed alone together, in the order in which they come; each group named by what is its own."""
     together: list[list[Table]] = []
     for run in runs:
@@ -166,7 +166,7 @@ def grouped(runs: Sequence[Table]) -> list[Group]:
             own.append(run)
     if len(together) == 1:
         return [Group(str(runs[0].workdir), together[0])]
-    values = differing([group[0] for group in together])
+    values = config_differences([group[0] for group in together])
     names = [
         ", ".join(f"{key.split('.')[-1]}={own[number]}" for key, own in values.items())
         for number in range(len(together))
@@ -179,7 +179,7 @@ def _is_same_but_seed(one: ConfigDict, other: ConfigDict) -> bool:
     return all(line.startswith("seed ") for line in configs.differences(one, other))
 
 
-def differing(runs: Sequence[Table]) -> dict[str, list[Any]]:
+def config_differences(runs: Sequence[Table]) -> dict[str, list[Any]]:
     """{key: its value in each run} of the keys in which the configs differ, but for the seed."""
     keys = {
         line.split(" ", 1)[0]
@@ -190,23 +190,23 @@ def differing(runs: Sequence[Table]) -> dict[str, list[Any]]:
     return {key: [own.get(key, "absent") for own in flat] for key in sorted(keys - {"seed"})}
 
 
-def ends(group: Group, measure: str) -> list[float]:
+def final_values(group: Group, measure: str) -> list[float]:
     """What the finished runs of a group gave at the end."""
     return [value for run in group.runs if (value := run.end(measure)) is not None]
 
 
-def welch(groups: Sequence[Group], measure: str) -> list[Welch]:
+def welch(groups: Sequence[Group], measure: str) -> list[WelchTest]:
     """Each two groups that have finished runs, tested for different means (B. L. Welch, Biometrika 34, 1947)."""
     from scipy import stats
 
     found = []
     for one, two in itertools.combinations(groups, 2):
-        first, second = ends(one, measure), ends(two, measure)
+        first, second = final_values(one, measure), final_values(two, measure)
         if not first or not second:
             continue
         p = math.nan
         if min(len(first), len(second)) > 1 and np.var(first) + np.var(second) > 0:
             p = float(stats.ttest_ind(first, second, equal_var=False).pvalue)
         difference = float(np.mean(first) - np.mean(second))
-        found.append(Welch(one.name, two.name, difference, None if math.isnan(p) else p))
+        found.append(WelchTest(one.name, two.name, difference, None if math.isnan(p) else p))
     return found

@@ -29,7 +29,7 @@ class Range(NamedTuple):
     high: float
 
     @property
-    def whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Whether only whole numbers are drawn."""
         return self.kind == "int" or isinstance(self.low, int)
 
@@ -37,11 +37,11 @@ class Range(NamedTuple):
         """One number, of the ends' type."""
         kind = type(self.low)
         if self.kind == "log":
-            edge = 0.5 if self.whole else 0.0  # so that each whole number gets its own share, the ends too
+            edge = 0.5 if self.is_integer else 0.0  # so that each whole number gets its own share, the ends too
             low, high = math.log(self.low - edge), math.log(self.high + edge)
             drawn = math.exp(rng.uniform(low, high))
-            return kind(min(max(round(drawn) if self.whole else drawn, self.low), self.high))
-        if self.whole:
+            return kind(min(max(round(drawn) if self.is_integer else drawn, self.low), self.high))
+        if self.is_integer:
             return kind(rng.integers(round(self.low), round(self.high), endpoint=True))
         return kind(rng.uniform(self.low, self.high))
 

@@ -56,7 +56,7 @@ def library() -> Any:
     return optuna
 
 
-def opened(search: Search, folder: Path, home: str, storage: str, name: str) -> Study:
+def open_study(search: Search, folder: Path, home: str, storage: str, name: str) -> Study:
     """The study that a sweep works on, made where it is not there yet.
 
     Args:
@@ -85,10 +85,10 @@ def opened(search: Search, folder: Path, home: str, storage: str, name: str) -> 
     return Study(study, search, folder, home)
 
 
-def size(space: Space) -> float:
+def space_size(space: Space) -> float:
     """How many different trials there can be."""
     counts = [
-        len(axis) if not isinstance(axis, Range) else axis.high - axis.low + 1 if axis.whole else math.inf
+        len(axis) if not isinstance(axis, Range) else axis.high - axis.low + 1 if axis.is_integer else math.inf
         for axis in space.values()
     ]
     return math.prod(counts)
@@ -97,16 +97,16 @@ def size(space: Space) -> float:
 def run(study: Study, watch: Watch, on_result: Callable[[Result], None]) -> None:
     """Trains trials until the study has as many as the search wants, finished or in the hands of other workers."""
     config = study.search.config()
-    for asked in to_train(study):
-        trial = trials.trial(config, suggested(asked, study), study.folder)
+    for asked in claim_trials(study):
+        trial = trials.make_trial(config, suggest_values(asked, study), study.folder)
         watch.begin(trial)
-        result = trained(asked, trial, watch)
-        tell(study, asked, result)
+        result = train_trial(asked, trial, watch)
+        report_result(study, asked, result)
         watch.end(result)
         on_result(result)
 
 
-def to_train(study: Study) -> Iterator[Any]:
+def claim_trials(study: Study) -> Iterator[Any]:
     """Optuna's trials for this process, each claimed until the next is asked for.
 
     First those that a process of this directory has left unfinished, then new ones. A claim is a lock on a file, which
@@ -114,17 +114,17 @@ def to_train(study: Study) -> Iterator[Any]:
     """
     optuna = library()
     for number, trial_id in unfinished_here(study):
-        with locked(claim(study, number)) as ours:
+        with locked(claim_file(study, number)) as ours:
             # It may have been finished before we had the claim.
             if ours and (number, trial_id) in unfinished_here(study):
                 yield optuna.trial.Trial(study.optuna, trial_id)
     copies = 0
-    while copies < COPIES and len(counted(study)) < min(study.search.wanted, size(study.search.space)):
+    while copies < COPIES and len(active_trials(study)) < min(study.search.n_trials, space_size(study.search.space)):
         asked = study.optuna.ask()
-        with locked(claim(study, asked.number)):
+        with locked(claim_file(study, asked.number)):
             asked.set_user_attr("home", study.home)
-            suggested(asked, study)
-            if reason := not_needed(study, asked):
+            suggest_values(asked, study)
+            if reason := skip_reason(study, asked):
                 asked.set_user_attr("left_out", reason)
                 study.optuna.tell(asked, state=optuna.trial.TrialState.FAIL)
                 copies += 1
@@ -133,7 +133,7 @@ def to_train(study: Study) -> Iterator[Any]:
             yield asked
 
 
-def claim(study: Study, number: int) -> Path:
+def claim_file(study: Study, number: int) -> Path:
     """The file whose lock says that a process is at work on a trial."""
     path = study.folder / "claims" / str(number)
     path.parent.mkdir(exist_ok=True)
@@ -148,7 +148,7 @@ def unfinished_here(study: Study) -> list[tuple[int, int]]:
     return [(one.number, one._trial_id) for one in running if one.user_attrs.get("home") == study.home]
 
 
-def counted(study: Study) -> list[Any]:
+def active_trials(study: Study) -> list[Any]:
     """The study's trials, finished or not, but for those that were left out or lost."""
     found = []
     for one in study.optuna.get_trials(deepcopy=False):
@@ -158,16 +158,16 @@ def counted(study: Study) -> list[Any]:
     return found
 
 
-def not_needed(study: Study, asked: Any) -> str:
+def skip_reason(study: Study, asked: Any) -> str:
     """Why a trial that was asked for is not to be trained; "" where it is."""
-    before = [one for one in counted(study) if one.number < asked.number]
-    if len(before) >= study.search.wanted:
+    before = [one for one in active_trials(study) if one.number < asked.number]
+    if len(before) >= study.search.n_trials:
         return "others were asked for at the same time, and are enough"
     same = [one.number for one in before if one.params == asked.params]
     return f"the same values as trial {same[0]}" if same else ""
 
 
-def suggested(asked: Any, study: Study) -> Values:
+def suggest_values(asked: Any, study: Study) -> Values:
     """The values of a trial.
 
     The sampler is seeded by the trial's number: a sweep that was cut short draws what it would have drawn, and two
@@ -184,12 +184,12 @@ def _suggest(asked: Any, key: str, axis: tuple[Any, ...] | Range) -> Any:
         names = list(axis) if plain else [str(value) for value in axis]  # Optuna knows no tuples
         return axis[names.index(asked.suggest_categorical(key, names))]
     log = axis.kind == "log"
-    if axis.whole:
+    if axis.is_integer:
         return type(axis.low)(asked.suggest_int(key, round(axis.low), round(axis.high), log=log))
     return asked.suggest_float(key, axis.low, axis.high, log=log)
 
 
-def trained(asked: Any, trial: Trial, watch: Watch) -> Result:
+def train_trial(asked: Any, trial: Trial, watch: Watch) -> Result:
     """What becomes of a trial whose held-out losses are reported to the study, which may stop it."""
     if why := training.problem(trial.config):
         return Result(trial.name, trial.values, IMPOSSIBLE, note=why)
@@ -208,7 +208,7 @@ def trained(asked: Any, trial: Trial, watch: Watch) -> Result:
     return training.train(trial, watch, report)
 
 
-def tell(study: Study, asked: Any, result: Result) -> None:
+def report_result(study: Study, asked: Any, result: Result) -> None:
     """Tells the study what became of a trial; to the sampler what diverged or cannot be is as bad as can be."""
     asked.set_user_attr("result", result._asdict())
     if result.status == PRUNED:
@@ -228,6 +228,6 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list) else value
 
 
-def elsewhere(study: Study) -> int:
+def unfinished_elsewhere(study: Study) -> int:
     """How many trials other workers have begun and not finished."""
-    return sum(not one.state.is_finished() for one in counted(study))
+    return sum(not one.state.is_finished() for one in active_trials(study))

@@ -13,7 +13,7 @@ from gptjax.sweeps import trials
 from gptjax.sweeps.results import Result
 from gptjax.sweeps.training import SEQUENTIAL, Backend
 from gptjax.sweeps.trials import Search
-from gptjax.sweeps.watch import watching
+from gptjax.sweeps.watch import show_progress
 
 OnResult = Callable[[Result], None]
 
@@ -31,7 +31,7 @@ class Storage(NamedTuple):
 
 
 def run(
-    search: Search, folder: Path, way: Backend = SEQUENTIAL, on_result: OnResult = lambda result: None
+    search: Search, folder: Path, backend: Backend = SEQUENTIAL, on_result: OnResult = lambda result: None
 ) -> list[Result]:
     """Trains all trials of a grid, of random draws or of files; those that are finished are not repeated.
 
@@ -48,14 +48,14 @@ def run(
       UserError: what the user can mend.
       Interrupted: by a signal; the trial in hand is saved.
     """
-    chosen = trials.chosen(search, folder)
-    way.check(chosen)
-    folders.begin(folder, search)
-    with folders.alone(folder), watching(len(chosen)) as watch:
-        found = {trial.name: outcomes.kept(folder, trial.name, trial.values) for trial in chosen}
+    chosen = trials.list_trials(search, folder)
+    backend.check(chosen)
+    folders.open_or_create(folder, search)
+    with folders.lock_sweep(folder), show_progress(len(chosen)) as watch:
+        found = {trial.name: outcomes.load_result(folder, trial.name, trial.values) for trial in chosen}
         watch.known([one for one in found.values() if one])
-        for result in way.train([trial for trial in chosen if not found[trial.name]], watch):
-            outcomes.keep(folder, result)
+        for result in backend.train([trial for trial in chosen if not found[trial.name]], watch):
+            outcomes.save_result(folder, result)
             found[result.name] = result
             watch.end(result)
             on_result(result)
@@ -74,11 +74,11 @@ def run_study(
         raise ConfigError("--optuna needs --set KEY=log:LOW..HIGH (lin:, int:) or lists; give one")
     studies.library()
     search.config()
-    own = folders.begin(folder, search)
-    study = studies.opened(search, folder, own["home"], *storage)
-    with watching(search.wanted) as watch:
+    own = folders.open_or_create(folder, search)
+    study = studies.open_study(search, folder, own["home"], *storage)
+    with show_progress(search.n_trials) as watch:
         watch.known(studies.results(study))
         studies.run(study, watch, on_result)
-    if others := studies.elsewhere(study):
+    if others := studies.unfinished_elsewhere(study):
         console.say(f"{others} trials of the study are unfinished elsewhere; the same command then reports them too")
     return studies.results(study)

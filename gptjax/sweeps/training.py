@@ -15,7 +15,7 @@ from gptjax.config.errors import ConfigError, Diverged
 from gptjax.core import console
 from gptjax.sweeps.results import DIVERGED, DONE, PRUNED, Result
 from gptjax.sweeps.trials import Trial
-from gptjax.sweeps.watch import Watch, words
+from gptjax.sweeps.watch import Watch, format_values
 
 Line = dict[str, Any]
 
@@ -43,7 +43,7 @@ def check(trials: Sequence[Trial], as_trained: Callable[[Any], Any] = lambda con
     """Raises ConfigError for trials of which one cannot be; `as_trained`: what training makes of a config."""
     for trial in trials:
         if why := problem(as_trained(trial.config)):
-            raise ConfigError(f"the trial {words(trial.values)} cannot be: {why}")
+            raise ConfigError(f"the trial {format_values(trial.values)} cannot be: {why}")
 
 
 def train(trial: Trial, watch: Watch, on_line: Callable[[Line], None] = lambda line: None) -> Result:
@@ -89,14 +89,14 @@ def train(trial: Trial, watch: Watch, on_line: Callable[[Line], None] = lambda l
     return so_far(DONE, loss) if math.isfinite(loss) else so_far(DIVERGED, None, f"the held-out loss is {loss}")
 
 
-def one_after_the_other(trials: Sequence[Trial], watch: Watch) -> Iterator[Result]:
+def train_sequentially(trials: Sequence[Trial], watch: Watch) -> Iterator[Result]:
     """Each trial's result as soon as it is there."""
     for trial in trials:
         watch.begin(trial)
         yield train(trial, watch)
 
 
-def as_one_program(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -> Iterator[Result]:
+def train_vmapped(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -> Iterator[Result]:
     """Each trial's result once all are trained, by gptjax.training.population; members evolve every so many steps."""
     from gptjax.training.population import population
     from gptjax.training.population.evolution import Evolution
@@ -119,21 +119,21 @@ def as_one_program(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) 
     for trial, summary, line in zip(trials, found, last, strict=True):
         steps, seconds, rate = line.get("step", 0), line.get("seconds", 0.0), line.get("tokens_per_second")
         if summary:
-            seconds, note = summary["seconds"], varied(trial)
+            seconds, note = summary["seconds"], evolution_note(trial)
             yield Result(trial.name, trial.values, DONE, summary["val_loss"], summary["steps"], seconds, rate, note)
         else:
             yield Result(trial.name, trial.values, DIVERGED, None, steps, seconds, rate, "its steps went bad for good")
 
 
-def varied(trial: Trial) -> str:
+def evolution_note(trial: Trial) -> str:
     """What became of the values of a member that took another's place; "" of one that has those it began with."""
     from gptjax.training.population import evolution
 
     lines = evolution.lines(trial.workdir)
-    return f"evolved: {words(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
+    return f"evolved: {format_values(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
 
 
-def one_program(every_steps: int, trials: Sequence[Trial]) -> None:
+def check_vmapped(every_steps: int, trials: Sequence[Trial]) -> None:
     """Raises ConfigError for trials that cannot be one program, or whose members cannot evolve."""
     from gptjax.training.population import population
     from gptjax.training.population.evolution import Evolution
@@ -155,9 +155,9 @@ class Backend(NamedTuple):
     check: Callable[[Sequence[Trial]], None]
 
 
-SEQUENTIAL = Backend(one_after_the_other, check)
+SEQUENTIAL = Backend(train_sequentially, check)
 
 
-def together(every_steps: int = 0) -> Backend:
+def vmapped_backend(every_steps: int = 0) -> Backend:
     """All as one program, whose members evolve every so many steps; 0: they do not."""
-    return Backend(partial(as_one_program, every_steps=every_steps), partial(one_program, every_steps))
+    return Backend(partial(train_vmapped, every_steps=every_steps), partial(check_vmapped, every_steps))

@@ -31,8 +31,8 @@ class Search(NamedTuple):
     recipe: str
     overrides: Sequence[str]
     space: Space
-    how: str = "grid"
-    wanted: int = 0
+    method: str = "grid"
+    n_trials: int = 0
     seed: int = 0
     files: Sequence[str] = ()
 
@@ -54,14 +54,14 @@ class Trial(NamedTuple):
         return self.workdir.name
 
 
-def trial(config: ConfigDict, values: Mapping[str, Any], folder: Path) -> Trial:
+def make_trial(config: ConfigDict, values: Mapping[str, Any], folder: Path) -> Trial:
     """The trial of these values, which get their keys' own types, in a sweep's directory."""
     config = spaces.with_values(config, values)
     typed = {key: configs.flatten(config)[key] for key in values}
-    return Trial(typed, config, folder / "trials" / name_of(typed))
+    return Trial(typed, config, folder / "trials" / trial_name(typed))
 
 
-def name_of(values: Mapping[str, Any]) -> str:
+def trial_name(values: Mapping[str, Any]) -> str:
     """Such as learning_rate=0.001,seed=0-3c9d0f21b7: to read, and a hash of the values that tells them apart."""
     text = json.dumps(dict(sorted(values.items())))
     shown = ",".join(f"{key.rsplit('.', 1)[-1]}={_short(value)}" for key, value in values.items())
@@ -72,17 +72,17 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def chosen(search: Search, folder: Path) -> list[Trial]:
+def list_trials(search: Search, folder: Path) -> list[Trial]:
     """All trials of a sweep whose trials no result decides, each values' once.
 
     Raises:
       ConfigError, DataError: there is none, or one cannot be.
     """
     config = search.config()
-    found = CHOOSERS[search.how](search)
+    found = SEARCH_METHODS[search.method](search)
     if not found:
         raise ConfigError("nothing is swept; give --set KEY=VALUE,VALUE,... or --files=A,B,...")
-    trials = [trial(config, values, folder) for values in found]
+    trials = [make_trial(config, values, folder) for values in found]
     return list({one.name: one for one in trials}.values())
 
 
@@ -95,7 +95,7 @@ def random(search: Search) -> list[Values]:
     """`wanted` draws; where all keys have lists, values that are drawn again count once."""
     if not search.space:
         raise ConfigError("--random draws from --set KEY=log:LOW..HIGH (lin:, int:) or lists; give one")
-    return [spaces.draw(search.space, search.seed, number) for number in range(search.wanted)]
+    return [spaces.draw(search.space, search.seed, number) for number in range(search.n_trials)]
 
 
 def from_files(search: Search) -> list[Values]:
@@ -127,12 +127,12 @@ def _values_of(path: str, overrides: Sequence[str], known: Mapping[str, Any]) ->
     return values
 
 
-CHOOSERS: dict[str, Callable[[Search], list[Values]]] = {"grid": grid, "random": random, "files": from_files}
+SEARCH_METHODS: dict[str, Callable[[Search], list[Values]]] = {"grid": grid, "random": random, "files": from_files}
 
 
-def shape_of(search: Search) -> dict[str, str]:
+def search_signature(search: Search) -> dict[str, str]:
     """What of a search stays the same when it goes on: lists of a grid may get longer, and more trials be wanted."""
-    if search.how in ("grid", "files"):
-        return {"how": search.how, "keys": " ".join(search.space)}
+    if search.method in ("grid", "files"):
+        return {"how": search.method, "keys": " ".join(search.space)}
     axes = {key: str(axis) if isinstance(axis, Range) else json.dumps(axis) for key, axis in search.space.items()}
-    return {"how": search.how, "seed": str(search.seed), **{f"--set {key}": axis for key, axis in axes.items()}}
+    return {"how": search.method, "seed": str(search.seed), **{f"--set {key}": axis for key, axis in axes.items()}}

@@ -60,21 +60,23 @@ class Lines(Watch):
     def begin(self, trial: Trial) -> None:
         """A trial begins."""
         self.last = time.monotonic()
-        self.say(f"[{len(self.results) + 1}/{self.total}] {words(trial.values)}  begins")
+        self.say(f"[{len(self.results) + 1}/{self.total}] {format_values(trial.values)}  begins")
         super().begin(trial)
 
     def show(self) -> None:
         """Tells how far the trial is, now and then."""
         if self.trial and self.now and time.monotonic() - self.last >= console.SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
-            self.say(f"[{len(self.results) + 1}/{self.total}] {words(self.trial.values)}  {progress(self)}")
+            self.say(
+                f"[{len(self.results) + 1}/{self.total}] {format_values(self.trial.values)}  {format_progress(self)}"
+            )
 
     def end(self, result: Result) -> None:
         """A trial is finished."""
         super().end(result)
         best = ranked(self.results)[0]
-        so_far = f"; best so far {best.loss:.4f}: {words(best.values)}" if best.status == DONE else ""
-        self.say(f"[{len(self.results)}/{self.total}] {words(result.values)}  {outcome(result)}{so_far}")
+        so_far = f"; best so far {best.loss:.4f}: {format_values(best.values)}" if best.status == DONE else ""
+        self.say(f"[{len(self.results)}/{self.total}] {format_values(result.values)}  {format_result(result)}{so_far}")
 
 
 class Table(Watch):
@@ -90,11 +92,11 @@ class Table(Watch):
 
     def show(self) -> None:
         """Draws the best trials so far and the one that is being trained."""
-        self.live.update(drawn(self))
+        self.live.update(render_table(self))
 
 
 @contextmanager
-def watching(total: int) -> Iterator[Watch]:
+def show_progress(total: int) -> Iterator[Watch]:
     """A watch for the block: a table on a terminal, else lines."""
     if not console.is_watched():
         with console.quiet() as say:
@@ -107,7 +109,7 @@ def watching(total: int) -> Iterator[Watch]:
         yield Table(total, console.say, live)
 
 
-def drawn(watch: Watch) -> Any:
+def render_table(watch: Watch) -> Any:
     """The table, as rich draws it."""
     from rich.table import Table as Drawn
 
@@ -118,20 +120,23 @@ def drawn(watch: Watch) -> Any:
     for place, one in enumerate(order[:SHOWN]):
         best = place == 0 and one.status == DONE
         loss = "" if one.loss is None else f"{one.loss:.4f}"
-        cells = [str(place + 1), *(shown(one.values.get(key)) for key in keys), loss, "best so far" * best]
+        cells = [str(place + 1), *(format_value(one.values.get(key)) for key in keys), loss, "best so far" * best]
         cells[-1] = cells[-1] or ("" if one.status == DONE else one.status)
         table.add_row(*cells, style="bold green" if best else None)
     if len(order) > SHOWN:
         table.add_row("...", *[""] * len(keys), "", f"{len(order) - SHOWN} more")
     if watch.trial:
         looked = watch.now.get("val/loss")
-        cells = [*(shown(watch.trial.values.get(key)) for key in keys), "" if looked is None else f"{looked:.4f}"]
+        cells = [
+            *(format_value(watch.trial.values.get(key)) for key in keys),
+            "" if looked is None else f"{looked:.4f}",
+        ]
         table.add_section()
-        table.add_row("now", *cells, progress(watch), style="cyan")
+        table.add_row("now", *cells, format_progress(watch), style="cyan")
     return table
 
 
-def progress(watch: Watch) -> str:
+def format_progress(watch: Watch) -> str:
     """How far the trial is that is being trained."""
     if not watch.now or not watch.trial:
         return "starting"
@@ -141,7 +146,7 @@ def progress(watch: Watch) -> str:
     return "  ".join(facts)
 
 
-def outcome(result: Result) -> str:
+def format_result(result: Result) -> str:
     """What became of a trial, in words."""
     if result.status == DONE:
         return f"held-out loss {result.loss:.4f}"
@@ -150,11 +155,11 @@ def outcome(result: Result) -> str:
     return f"{result.status}{at}{loss}" + (f" ({result.note})" if result.note else "")
 
 
-def words(values: dict[str, Any]) -> str:
+def format_values(values: dict[str, Any]) -> str:
     """learning_rate=0.001 seed=0"""
-    return " ".join(f"{key.rsplit('.', 1)[-1]}={shown(value)}" for key, value in values.items())
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in values.items())
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value to read."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -31,13 +31,13 @@ from gptjax.models.stacking import stack, unstack
 from gptjax.runs import directory as workdirs
 from gptjax.runs import pretrained
 from gptjax.sharding import processes
-from gptjax.training.teacher import Teach, teaching
+from gptjax.training.teacher import TeacherFn, make_teacher_fn
 
 FISHER = "fisher.safetensors"  # by path, of what a run trains of its base, in the layout of its own config
 MOST_ROWS = 16  # of a batch
 
 
-class Memory(NamedTuple):
+class FisherData(NamedTuple):
     """What the Fisher information is estimated on: the origin's text as the origin read it."""
 
     origin: Path
@@ -45,16 +45,16 @@ class Memory(NamedTuple):
     rows: int
     size: int  # of a batch
     batches: Batches
-    teach: Teach
+    teacher_fn: TeacherFn
 
     def every_batch(self) -> Iterator[Any]:
         """Batches of all the rows."""
         for index in range(self.rows // self.size):
             batch: Any = self.batches[index]
-            yield self.teach(batch)
+            yield self.teacher_fn(batch)
 
 
-def memory(config: ConfigDict, origin: Path, mesh: Mesh) -> Memory:
+def fisher_data(config: ConfigDict, origin: Path, mesh: Mesh) -> FisherData:
     """Opens the text of a run's origin.
 
     Args:
@@ -76,10 +76,12 @@ def memory(config: ConfigDict, origin: Path, mesh: Mesh) -> Memory:
     count = config.finetune.fisher_rows
     size = math.gcd(count, MOST_ROWS)
     read = Batches(rows, [Stage(0, size, theirs.data.context)], [Mixing(0, loaded.shares)])
-    return Memory(origin, theirs, count, size, read, teaching(theirs, tokenizer, mesh))
+    return FisherData(origin, theirs, count, size, read, make_teacher_fn(theirs, tokenizer, mesh))
 
 
-def remembered(known: Memory, config: ConfigDict, base: Any, trained: Any, workdir: Path, mesh: Mesh) -> Flat:
+def fisher_information(
+    known: FisherData, config: ConfigDict, base: Any, trained: Any, workdir: Path, mesh: Mesh
+) -> Flat:
     """The Fisher information of each parameter that trains and is the base's, by path; written to the directory.
 
     Args:
@@ -94,9 +96,9 @@ def remembered(known: Memory, config: ConfigDict, base: Any, trained: Any, workd
     own = [path for path, leaf in paths.flat(trained).items() if path in leaves and leaf.shape == leaves[path].shape]
     found: Flat = {}
     if own:
-        before = of_predecessors(known.origin, config)
+        before = previous_fisher(known.origin, config)
         estimated = paths.flat(estimate(known, config, base, own, mesh))
-        found = {path: leaf + like(before[path], leaf) if before else leaf for path, leaf in estimated.items()}
+        found = {path: leaf + place_like(before[path], leaf) if before else leaf for path, leaf in estimated.items()}
     count, among = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (found, trained))
     console.say(f"ewc        {count:,} of {among:,} numbers that train are held by {known.rows:,} rows of text")
     whole = {path: np.asarray(leaf, np.float32, order="C") for path, leaf in processes.by_all(found).items()}
@@ -104,7 +106,7 @@ def remembered(known: Memory, config: ConfigDict, base: Any, trained: Any, workd
     return found
 
 
-def estimate(known: Memory, config: ConfigDict, base: Any, own: list[str], mesh: Mesh) -> Any:
+def estimate(known: FisherData, config: ConfigDict, base: Any, own: list[str], mesh: Mesh) -> Any:
     """The diagonal Fisher information of the parameters at some paths, as a tree; see gptjax.finetune.fisher."""
     theirs = known.config
     objective = objectives.loss(theirs, models.build(pretrained.base_model(known.origin, config), theirs.train.dtype))
@@ -114,7 +116,7 @@ def estimate(known: Memory, config: ConfigDict, base: Any, own: list[str], mesh:
         return fisher.diagonal(objective, tuned, known.every_batch(), frozen, options, advance)
 
 
-def of_predecessors(origin: Path, config: ConfigDict) -> Flat:
+def previous_fisher(origin: Path, config: ConfigDict) -> Flat:
     """What the origin had to remember itself, by path, in the layout of a run of this config; 0 where it says nothing.
 
     Nothing at all where it had nothing to remember.
@@ -134,6 +136,6 @@ def of_predecessors(origin: Path, config: ConfigDict) -> Flat:
     return {path: np.asarray(leaf) for path, leaf in paths.flat(laid_out).items()}
 
 
-def like(values: np.ndarray, leaf: jax.Array) -> jax.Array:
+def place_like(values: np.ndarray, leaf: jax.Array) -> jax.Array:
     """An array of the host, lying on the devices as another one does."""
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda where: values[where])

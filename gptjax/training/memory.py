@@ -20,7 +20,7 @@ MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}  #
 NUMBER = 4  # bytes of a float32, and of an id
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """Memory of one kind.
 
     Attributes:
@@ -34,7 +34,7 @@ class Need(NamedTuple):
     keys: str
 
 
-def least(config: ConfigDict) -> list[Need]:
+def lower_bound(config: ConfigDict) -> list[MemoryNeed]:
     """Memory without which a run cannot train: parameters, gradients, the optimizer's state and batches.
 
     Args:
@@ -52,14 +52,16 @@ def least(config: ConfigDict) -> list[Need]:
         copies = 2 + MOMENTS.get(config.optimizer.name, 0) + (config.optimizer.ema > 0)
     learned = m.positions == "learned" and not recurs(m)
     found = [
-        Need("embeddings", copies * NUMBER * (m.vocabulary or 0) * m.width, "model.vocabulary or model.width"),
-        Need("positions", copies * NUMBER * m.context * m.width * learned, "model.context or model.width"),
-        Need("blocks", copies * NUMBER * layers * block, "model.width, model.layers, model.mlp_width or model.experts"),
+        MemoryNeed("embeddings", copies * NUMBER * (m.vocabulary or 0) * m.width, "model.vocabulary or model.width"),
+        MemoryNeed("positions", copies * NUMBER * m.context * m.width * learned, "model.context or model.width"),
+        MemoryNeed(
+            "blocks", copies * NUMBER * layers * block, "model.width, model.layers, model.mlp_width or model.experts"
+        ),
     ]
-    return [*found, *of_batches(config)]
+    return [*found, *batch_needs(config)]
 
 
-def of_batches(config: ConfigDict) -> list[Need]:
+def batch_needs(config: ConfigDict) -> list[MemoryNeed]:
     """Memory of batches, and of the least that the backward pass of a slice of one keeps: each block's input."""
     shapes = [(size, context) for _, size, context in config.data.stages]
     tokens = max(size * context for size, context in (*shapes, (config.data.batch_size, config.data.context)))
@@ -68,12 +70,12 @@ def of_batches(config: ConfigDict) -> list[Need]:
     arrays, whole = (1, False) if config.model.arch == "seq2seq" else (3, not recurs(config.model))  # rows may be short
     kept = tokens // config.train.grad_accumulation * config.model.width * config.model.layers * item
     return [
-        Need("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),
-        Need("activations", kept * whole, "data.batch_size or data.context"),
+        MemoryNeed("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),
+        MemoryNeed("activations", kept * whole, "data.batch_size or data.context"),
     ]
 
 
-def exact(config: ConfigDict, state: Any) -> list[Need]:
+def from_state(config: ConfigDict, state: Any) -> list[MemoryNeed]:
     """The same with parameters and the optimizer's state as their shapes are.
 
     Args:
@@ -83,20 +85,20 @@ def exact(config: ConfigDict, state: Any) -> list[Need]:
     trained, kept = bytes_of(state.params), bytes_of(state.frozen)
     keys = "model.width, model.layers or model.vocabulary"
     return [
-        Need("parameters", trained + kept, keys),
-        Need("gradients", trained, keys),
-        Need("optimizer", bytes_of(state.opt_state), f"{keys}, or take another optimizer.name"),
-        *of_batches(config),
+        MemoryNeed("parameters", trained + kept, keys),
+        MemoryNeed("gradients", trained, keys),
+        MemoryNeed("optimizer", bytes_of(state.opt_state), f"{keys}, or take another optimizer.name"),
+        *batch_needs(config),
     ]
 
 
-def is_close(needs: list[Need], devices: int, members: int = 1) -> bool:
+def is_close(needs: list[MemoryNeed], devices: int, members: int = 1) -> bool:
     """Whether they take a third or more of what there is."""
     found = machine.room()
     return found is not None and 3 * members * sum(need.bytes for need in needs) > found.bytes * devices
 
 
-def check(needs: list[Need], devices: int, members: int = 1) -> None:
+def check(needs: list[MemoryNeed], devices: int, members: int = 1) -> None:
     """Raises ConfigError where a step needs more memory than there is.
 
     Args:
@@ -119,9 +121,9 @@ def check(needs: list[Need], devices: int, members: int = 1) -> None:
 
 def check_config(config: ConfigDict, members: int = 1) -> None:
     """Raises ConfigError where a run of a resolved config needs more memory than there is."""
-    check(least(config), devices_of(config, members), members)
+    check(lower_bound(config), device_count(config, members), members)
 
 
-def devices_of(config: ConfigDict, members: int = 1) -> int:
+def device_count(config: ConfigDict, members: int = 1) -> int:
     """How many devices a run is divided among, or several that are trained at once."""
     return jax.device_count() if members > 1 else math.prod(sharding.sizes(config.mesh, jax.device_count()).values())

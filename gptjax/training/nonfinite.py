@@ -40,7 +40,7 @@ class Finding(NamedTuple):
         return told.get(self.what, f"where is not known ({self.where})")
 
 
-def first(
+def find_first(
     config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None, gradient: Callable[[Any, Any], Any]
 ) -> Finding:
     """The first thing that is not finite, in the order of computation.
@@ -56,7 +56,7 @@ def first(
     bad = [name for name, finite in finite_by_path(params).items() if not finite]
     if bad:
         return Finding("parameter", bad[0])
-    events = forward(config, params, batch, rng)
+    events = check_forward(config, params, batch, rng)
     bad = [name for name, finite in events if not finite]
     if bad:
         return Finding("loss") if bad[0] == "loss" else Finding("activation", bad[0])
@@ -83,12 +83,12 @@ def finite_by_path(tree: Any) -> dict[str, bool]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): bool(leaf) for path, leaf in leaves}
 
 
-def forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) -> list[tuple[str, bool]]:
+def check_forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) -> list[tuple[str, bool]]:
     """What each module reads ("the input of block_0/mlp") and gives ("block_0/mlp"), in the order of computation, and
     last the "loss": with whether it is finite.
     """
     names: list[str] = []
-    objective = objectives.loss(config, plain_model(config))
+    objective = objectives.loss(config, unrolled_model(config))
 
     def run(params: Any, batch: Any) -> list[jax.Array]:
         finite: list[jax.Array] = []
@@ -118,7 +118,7 @@ def forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) 
     return [(name, bool(flag)) for name, flag in zip(names, finite, strict=True)]
 
 
-def plain_model(config: ConfigDict) -> nn.Module:
+def unrolled_model(config: ConfigDict) -> nn.Module:
     """The run's model with its blocks one by one."""
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -31,7 +31,7 @@ from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
 from gptjax.training import nonfinite
 from gptjax.training.setup import TrainSetup
-from gptjax.training.step import drops_out, gradients
+from gptjax.training.step import gradients, uses_dropout
 
 REPORT = "diverged.json"
 LOSSES = 100  # newest ones in the report
@@ -50,7 +50,7 @@ class BadStep(NamedTuple):
     why: str
 
 
-class BadRun(Exception):
+class RepeatedBadSteps(Exception):
     """As many bad steps in a row as `guard.patience` allows.
 
     Attributes:
@@ -66,7 +66,7 @@ class BadRun(Exception):
         self.state: TrainState | None = None
 
 
-class Verdicts:
+class BadStepTracker:
     """Reads what the device said of each step, in order.
 
     Attributes:
@@ -97,15 +97,15 @@ class Verdicts:
             self.first = None
             return GOOD
         if self.first is None:
-            self.first = BadStep(step, float(said["loss"]), float(said["grad_norm"]), why(step, said))
+            self.first = BadStep(step, float(said["loss"]), float(said["grad_norm"]), describe_bad_step(step, said))
             if self.skipped & (self.skipped - 1) == 0:
                 console.say(f"skipped    {self.first.why} ({self.skipped:,} skipped so far)")
         if self.bad_in_a_row >= self.patience:
-            raise BadRun(step - self.bad_in_a_row + 1, step, self.first, dict(self.losses))
+            raise RepeatedBadSteps(step - self.bad_in_a_row + 1, step, self.first, dict(self.losses))
         return SKIPPED
 
 
-def why(step: int, said: Mapping[str, Any]) -> str:
+def describe_bad_step(step: int, said: Mapping[str, Any]) -> str:
     """What is bad about a step, in words."""
     loss, norm = float(said["loss"]), float(said["grad_norm"])
     by_loss = f"the loss at step {step} is {loss:.4g}"
@@ -117,21 +117,21 @@ def why(step: int, said: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def with_state(current: Callable[[], TrainState]) -> Iterator[None]:
+def attach_state(current: Callable[[], TrainState]) -> Iterator[None]:
     """Gives a BadRun that leaves the block the state that there is then."""
     try:
         yield
-    except BadRun as bad:
+    except RepeatedBadSteps as bad:
         bad.state = current()
         raise
 
 
-def is_left_out(job: TrainSetup, step: int) -> bool:
+def is_left_out(setup: TrainSetup, step: int) -> bool:
     """Whether the run does not train on the batch of a step."""
-    return any(first <= step <= last for first, last in job.left_out)
+    return any(first <= step <= last for first, last in setup.left_out)
 
 
-def passed_over(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def skip_batch(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state after a left-out step, and metrics as the train step's."""
     state = _on_scalars(_counted, state)
     skipped = int(state.guard.skipped)  # not the array, whose memory the next step takes
@@ -139,9 +139,9 @@ def passed_over(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     return state, said | {"loss": math.nan, "grad_norm": math.nan}
 
 
-def entering(job: TrainSetup, state: TrainState, step: int) -> TrainState:
+def reset_statistics(setup: TrainSetup, state: TrainState, step: int) -> TrainState:
     """The state before a step, its statistics empty where a batch is of another shape or mixture than those before."""
-    if step == 1 or step - 1 not in {phase.start for phase in job.train_batches.phases}:
+    if step == 1 or step - 1 not in {phase.start for phase in setup.train_batches.phases}:
         return state
     return _on_scalars(_begun_anew, state)
 
@@ -162,7 +162,7 @@ def _on_scalars(change: Callable[[TrainState], TrainState], state: TrainState) -
     return changed.replace(params=state.params, frozen=state.frozen, opt_state=state.opt_state)
 
 
-def go_back(job: TrainSetup, checkpoints: Checkpoints, bad: BadRun) -> TrainSetup:
+def roll_back(setup: TrainSetup, checkpoints: Checkpoints, bad: RepeatedBadSteps) -> TrainSetup:
     """The job as it goes on from the newest checkpoint before the bad steps, now the newest of all.
 
     Frees the state of `bad`.
@@ -172,41 +172,41 @@ def go_back(job: TrainSetup, checkpoints: Checkpoints, bad: BadRun) -> TrainSetu
     """
     checkpoints.wait()  # all of them do, before the first one looks
     saved = processes.of_first(lambda: checkpoints.newest_before(bad.first) or 0)
-    if job.left_out or not saved:
-        raise Diverged(give_up(job, bad))
+    if setup.left_out or not saved:
+        raise Diverged(report_divergence(setup, bad))
     first = max(saved + 1, bad.first - (bad.last - bad.first + 1))
     # In this order: killed in between, the run meets the same bad steps again.
-    checkpoints.drop_after(saved)
-    processes.first_does(lambda: workdirs.leave_out(job.workdir, first, bad.last), "it is written what is left out")
+    checkpoints.delete_after(saved)
+    processes.first_does(lambda: workdirs.leave_out(setup.workdir, first, bad.last), "it is written what is left out")
     console.say(
         f"going back to step {saved:,}: {bad}, and steps {bad.first:,} to {bad.last:,} were all skipped; "
         f"the batches of steps {first:,} to {bad.last:,} are left out"
     )
     jax.tree.map(lambda leaf: leaf.delete(), bad.state)  # the restored one needs its memory
-    if job.clock.marked and job.clock.marked[0] == saved:
-        job.clock.lose(job.clock.marked[1], job.clock.reading())
-    return job._replace(left_out=workdirs.left_out(job.workdir), resumes_at=saved)
+    if setup.clock.marked and setup.clock.marked[0] == saved:
+        setup.clock.lose(setup.clock.marked[1], setup.clock.reading())
+    return setup._replace(left_out=workdirs.left_out(setup.workdir), resumes_at=saved)
 
 
-def give_up(job: TrainSetup, bad: BadRun) -> str:
+def report_divergence(setup: TrainSetup, bad: RepeatedBadSteps) -> str:
     """Writes the report; why training ends, in one line."""
-    found = first_nonfinite(job, bad)
-    batch = job.train_batches[bad.worst.step - 1]
+    found = first_nonfinite(setup, bad)
+    batch = setup.train_batches[bad.worst.step - 1]
     facts = {
         "why": str(bad),
         "step": bad.worst.step,
         "loss": _or_null(bad.worst.loss),
         "grad_norm": _or_null(bad.worst.grad_norm),
         "bad_steps": [bad.first, bad.last],
-        "left_out": job.left_out,
+        "left_out": setup.left_out,
         "first_nonfinite": {"what": found.what, "where": found.where},
-        "batch": of_batch(job, batch["inputs_BT"]),
+        "batch": describe_batch(setup, batch["inputs_BT"]),
         "losses": {step: _or_null(loss) for step, loss in bad.losses.items()},
     }
-    path = job.workdir / REPORT
+    path = setup.workdir / REPORT
     if processes.is_first():
         write_atomic(path, json.dumps(facts, indent=2) + "\n")
-    once = [f"although steps {first:,} to {last:,} were left out" for first, last in job.left_out]
+    once = [f"although steps {first:,} to {last:,} were left out" for first, last in setup.left_out]
     return (
         f"training diverged: {bad}, and steps {bad.first:,} to {bad.last:,} were all skipped, "
         f"{once[0] if once else 'before the first checkpoint'}; {found}; {path} shows the batch of step "
@@ -214,27 +214,27 @@ def give_up(job: TrainSetup, bad: BadRun) -> str:
     )
 
 
-def first_nonfinite(job: TrainSetup, bad: BadRun) -> nonfinite.Finding:
+def first_nonfinite(setup: TrainSetup, bad: RepeatedBadSteps) -> nonfinite.Finding:
     """Where numbers stop being finite in the worst step, with its own batch and dropout."""
     assert bad.state is not None
-    c, index = job.config, bad.worst.step - 1
-    batch = job.teach(sharding.place(job.train_batches[index], job.mesh, *job.train_batches.share))
-    dropout_key = rng.key(c.seed, "dropout", index) if drops_out(c) else None
+    c, index = setup.config, bad.worst.step - 1
+    batch = setup.teacher_fn(sharding.place(setup.train_batches[index], setup.mesh, *setup.train_batches.share))
+    dropout_key = rng.key(c.seed, "dropout", index) if uses_dropout(c) else None
 
     def gradient(params: Any, batch: Any) -> Any:
         return gradients(
-            job.objective, params, normalize_weights(batch), dropout_key, c.train.grad_accumulation, job.mesh
+            setup.objective, params, normalize_weights(batch), dropout_key, c.train.grad_accumulation, setup.mesh
         )[1]
 
     try:
-        return nonfinite.first(c, bad.state.eval_params(), batch, dropout_key, gradient)
+        return nonfinite.find_first(c, bad.state.eval_params(), batch, dropout_key, gradient)
     except Exception as error:  # such as for want of memory: the rest of the report is worth having without it
         return nonfinite.Finding("not known", f"{type(error).__name__}: {str(error)[:200]}")
 
 
-def of_batch(job: TrainSetup, inputs_BT: np.ndarray) -> dict[str, Any]:
+def describe_batch(setup: TrainSetup, inputs_BT: np.ndarray) -> dict[str, Any]:
     """What tells a batch from others, for a program and for a person; of several processes, this one's rows."""
-    rows = [text_of(job.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
+    rows = [text_of(setup.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
     return {
         "shape": list(inputs_BT.shape),
         "inputs_sha256": hashlib.sha256(np.ascontiguousarray(inputs_BT).tobytes()).hexdigest(),

@@ -27,13 +27,13 @@ from gptjax.finetune import methods, prompts, quantised
 from gptjax.objectives.objective import Loss
 from gptjax.runs import checkpoint_dir, pretrained
 from gptjax.runs import directory as workdirs
-from gptjax.runs.train_state import initial
+from gptjax.runs.train_state import init_state
 from gptjax.sharding import processes
 from gptjax.training import ewc, memory, mesh_checks
-from gptjax.training.ewc import Memory
+from gptjax.training.ewc import FisherData
 from gptjax.training.monitoring.goodput import Clock
 from gptjax.training.monitoring.writers import WRITERS
-from gptjax.training.teacher import Teach, teaching
+from gptjax.training.teacher import TeacherFn, make_teacher_fn
 
 # What keys of a config choose among, by key.
 CHOICES = (
@@ -82,18 +82,18 @@ class TrainSetup(NamedTuple):
     stages: list[batches.Stage]
     train_batches: batches.Batches
     eval_batches: batches.EvalBatches
-    sample_settings: SamplingParams
-    teach: Teach  # what a batch gets before a step, where there is a teacher
-    memory: Memory | None  # what a run that begins is to remember, where it is asked to
+    sampling_params: SamplingParams
+    teacher_fn: TeacherFn  # what a batch gets before a step, where there is a teacher
+    memory: FisherData | None  # what a run that begins is to remember, where it is asked to
     left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
 
-    def held_out_quality(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
         """How well some batches of held-out text are done, as gptjax.evals.held_out.evaluate gives it."""
         bytes_V, objective = tokenizers.token_bytes(self.data.tokenizer), self.config.train.objective
         return held_out.evaluate(self.eval_step, params, some, objective, bytes_V, **kwargs)
 
 
-def make_job(
+def train_setup(
     config: ConfigDict,
     workdir: Path,
     started: float,
@@ -124,7 +124,7 @@ def make_job(
     loaded = loaded or data.load(config.data, kept and prompts.seen(kept, config))
     config = configs.with_vocabulary(config, objectives.special_ids(config, loaded.tokenizer).vocabulary)
     prepare = objectives.preparing(config, loaded.tokenizer)
-    sample_settings = check_sample(config, loaded.tokenizer)
+    sampling_params = check_sample(config, loaded.tokenizer)
     goes_on = exists and not workdirs.is_untrained(workdir)
     if goes_on:
         workdirs.check_same_text(workdir, loaded.fingerprints)
@@ -132,9 +132,9 @@ def make_job(
     known = workdirs.mixings(workdir) if goes_on else []
     mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
-    teach = teaching(config, loaded.tokenizer, mesh)
+    teacher_fn = make_teacher_fn(config, loaded.tokenizer, mesh)
     train_batches = batches.Batches(
-        loaded.rows(config.data, rng.integer(order_seed(config), "batches"), prepare),
+        loaded.rows(config.data, rng.integer(batch_seed(config), "batches"), prepare),
         stages,
         mixings,
         batches.ProcessShard(*sharding.own_rows(mesh)),
@@ -144,12 +144,12 @@ def make_job(
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     model = methods.model_of(config, sharding.divided(mesh))
     check_memory(config, model, mesh.size, members)
-    if origin and pretrained.is_part(config):
+    if origin and pretrained.is_partial(config):
         pretrained.partition_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
-    to_remember = ewc.memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
+    to_remember = ewc.fisher_data(config, origin, mesh) if origin and config.finetune.ewc and not step else None
     processes.meet("all have looked at the run's directory")
     if not exists:
-        fill = partial(begin_with, config, origin, loaded.tokenizer)
+        fill = partial(fill_directory, config, origin, loaded.tokenizer)
         make = partial(workdirs.create, workdir, config, kept or loaded.tokenizer, facts, fill)
         processes.first_does(make, "the run's directory is made")
     elif not goes_on or mixings != known:
@@ -158,7 +158,7 @@ def make_job(
     if goes_on and mixings != known:
         console.say(f"mixture    another one after step {step:,}")
     if not known_already:
-        say_what_is_read(config, loaded)
+        log_data_summary(config, loaded)
     objective = objectives.loss(config, model)
     return TrainSetup(
         config=config,
@@ -175,8 +175,8 @@ def make_job(
         stages=stages,
         train_batches=train_batches,
         eval_batches=eval_batches,
-        sample_settings=sample_settings,
-        teach=teach,
+        sampling_params=sampling_params,
+        teacher_fn=teacher_fn,
         memory=to_remember,
         left_out=workdirs.left_out(workdir),
     )
@@ -187,23 +187,23 @@ def check_memory(config: ConfigDict, model: nn.Module, devices: int, members: in
 
     Shapes of a state are made where they could matter alone, as that takes a second for a model of many layers.
     """
-    needs = memory.least(config)
-    devices = memory.devices_of(config, members) if members > 1 else devices
+    needs = memory.lower_bound(config)
+    devices = memory.device_count(config, members) if members > 1 else devices
     memory.check(needs, devices, members)
     if memory.is_close(needs, devices, members) and not config.init_from:
-        shapes = jax.eval_shape(partial(initial, model, optim.optimizer(config), config.seed))
-        memory.check(memory.exact(config, shapes), devices, members)
+        shapes = jax.eval_shape(partial(init_state, model, optim.optimizer(config), config.seed))
+        memory.check(memory.from_state(config, shapes), devices, members)
 
 
-def order_seed(config: ConfigDict) -> int:
+def batch_seed(config: ConfigDict) -> int:
     """Of the batches."""
     return int(config.seed if config.data.seed is None else config.data.seed)
 
 
-def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, unfinished: Path) -> None:
+def fill_directory(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, unfinished: Path) -> None:
     """Puts into a run's new directory what it has of its origin, and the template of dialogues that it learns from."""
     if origin:
-        workdirs.keep_original_tokenizer(origin, unfinished)
+        workdirs.copy_original_tokenizer(origin, unfinished)
     if origin and configs.is_foreign(config.init_from):
         origin.rename(unfinished / workdirs.BASE)
     if config.data.examples.form == "chat":
@@ -211,7 +211,7 @@ def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, un
         (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
 
 
-def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:
+def log_data_summary(config: ConfigDict, loaded: data.Data) -> None:
     """Tells which text a run reads, and how much of it."""
     names = " + ".join(f"{name} ({share})" for name, share in loaded.shares.items())
     what = config.data.path or (names if config.data.mixture else config.data.source)

@@ -25,12 +25,12 @@ from gptjax.training.monitoring import run_stats
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
+def split_microbatches(batch: Any, accumulation_steps: int, mesh: Mesh) -> Any:
     """[B, ...] -> [A, B/A, ...], each slice spread over all devices."""
 
     def cut(name: str, x: jax.Array) -> jax.Array:
         # Slice a takes rows a, a + A, ...: rows stay on the devices that have them.
-        x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
         if mesh.size == 1:  # also a part of a larger one, which has members of a population on its devices
             return x
         return jax.lax.with_sharding_constraint(x, sharding.of_batch(mesh, {name: x}, leading=1)[name])
@@ -38,14 +38,16 @@ def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
     return {name: cut(name, x) for name, x in batch.items()}
 
 
-def gradients(objective: Loss, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
+def gradients(
+    objective: Loss, params: Any, batch: Any, rng: jax.Array | None, accumulation_steps: int, mesh: Mesh
+) -> Any:
     """The objective's metrics and the loss's gradient, in `slices` added by a scan, of a batch that was shared out."""
 
     def of_slice(piece: Any, rng: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
         grads, metrics = jax.grad(objective, has_aux=True)(params, piece, rng)
         return metrics, grads
 
-    if slices == 1:
+    if accumulation_steps == 1:
         return of_slice(batch, rng)
 
     def add(total: Any, indexed: Any) -> tuple[Any, None]:
@@ -55,15 +57,15 @@ def gradients(objective: Loss, params: Any, batch: Any, rng: jax.Array | None, s
         with jax.named_scope("accumulation"):
             return jax.tree.map(jnp.add, total, found), None
 
-    pieces = sliced(batch, slices, mesh)
+    pieces = split_microbatches(batch, accumulation_steps, mesh)
     shapes = jax.eval_shape(of_slice, jax.tree.map(lambda x: x[0], pieces), rng)
     with jax.named_scope("accumulation"):
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zero, (jnp.arange(slices), pieces))[0]
+    return jax.lax.scan(add, zero, (jnp.arange(accumulation_steps), pieces))[0]
 
 
-def loss_of_slice(
-    objective: Loss, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh
+def microbatch_loss(
+    objective: Loss, batch: Any, rng: jax.Array | None, accumulation_steps: int, mesh: Mesh
 ) -> Callable[[Any], jax.Array]:
     """The loss of the batch's first slice, times the slices there are, as a function of the parameters: for optimizers
     that ask for more than a gradient (as arXiv 2305.14342 section 2.3 does of a part of the batch). Costs nothing where
@@ -72,10 +74,12 @@ def loss_of_slice(
 
     def mean(params: Any) -> jax.Array:
         piece, own = batch, rng
-        if slices > 1:
-            piece = jax.tree.map(lambda x: x[0], sliced(batch, slices, mesh))
+        if accumulation_steps > 1:
+            piece = jax.tree.map(lambda x: x[0], split_microbatches(batch, accumulation_steps, mesh))
             own = None if rng is None else jax.random.fold_in(rng, 0)
-        return objective(params, piece, own)[0] * slices  # not by its own weight, since a slice may have none
+        return (
+            objective(params, piece, own)[0] * accumulation_steps
+        )  # not by its own weight, since a slice may have none
 
     return mean
 
@@ -91,7 +95,7 @@ def train_step(
     mesh: Mesh,
     seed: int,
     dropout: bool = False,
-    slices: int = 1,
+    accumulation_steps: int = 1,
     limits: guards.Limits = guards.DEFAULT,
     statistics_every: int = 0,
     curvature: Loss | None = None,
@@ -121,8 +125,8 @@ def train_step(
         batch = normalize_weights(batch)
         dropout_key = rng.key(seed, "dropout", state.step) if dropout else None
         of_tuned = with_frozen(objective, state.frozen)
-        metrics, grads = gradients(of_tuned, state.params, batch, dropout_key, slices, mesh)
-        loss = loss_of_slice(with_frozen(curved, state.frozen), batch, dropout_key, slices, mesh)
+        metrics, grads = gradients(of_tuned, state.params, batch, dropout_key, accumulation_steps, mesh)
+        loss = microbatch_loss(with_frozen(curved, state.frozen), batch, dropout_key, accumulation_steps, mesh)
 
         def update(old: Any, grads: Any) -> Any:
             updates, opt_state = optimizer.update(grads, old[1], old[0], obj_fn=loss)
@@ -132,7 +136,7 @@ def train_step(
             norm = optax.tree.norm(grads)
             bad, guard, verdict = guards.judged(state.guard, metrics["loss"], norm, limits)
             params, opt_state = guards.skip_update_if(bad, update, (state.params, state.opt_state), grads)
-            measured = run_stats.of_step(state.params, params, state.step + 1, statistics_every)
+            measured = run_stats.step_statistics(state.params, params, state.step + 1, statistics_every)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard)
         return state, metrics | {"grad_norm": norm} | verdict | measured
 
@@ -150,12 +154,12 @@ def twice_differentiable(config: ConfigDict, objective: Loss, mesh: Mesh) -> Los
     return objectives.loss(config, methods.model_of(config))
 
 
-def drops_out(config: ConfigDict) -> bool:
+def uses_dropout(config: ConfigDict) -> bool:
     """Whether a step of this config draws what is dropped: of the model, or of what fine-tuning adds to it."""
     return not (is_off(config.model.dropout) and is_off(config.finetune.dropout))
 
 
-def of_config(
+def make_train_step(
     config: ConfigDict, objective: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, shapes: TrainState
 ) -> jax.stages.Wrapped:
     """The step that a run of this config repeats, ready to be compiled for batches of its shapes.
@@ -163,15 +167,17 @@ def of_config(
     `shapes`: of the state.
     """
     c = config
-    dropout, slices = drops_out(c), c.train.grad_accumulation
+    dropout, accumulation_steps = uses_dropout(c), c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
     limits = guards.Limits(**c.guard)
     curvature = twice_differentiable(c, objective, mesh)
-    step = train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits, c.log.statistics, curvature)
-    return jitted(step, mesh, shapes, options)
+    step = train_step(
+        objective, optimizer, mesh, c.seed, dropout, accumulation_steps, limits, c.log.statistics, curvature
+    )
+    return jit_step(step, mesh, shapes, options)
 
 
-def jitted(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
+def jit_step(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
     """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places.
 
     Args:

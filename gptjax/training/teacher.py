@@ -15,10 +15,10 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.distillation import TEACHER
 from gptjax.runs import run
 
-Teach = Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
+TeacherFn = Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
 
 
-def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
+def make_teacher_fn(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> TeacherFn:
     """`batch -> batch`: with the teacher's logits [B, T, V], where the objective is to learn from one.
 
     Args:
@@ -50,5 +50,5 @@ def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
         logits_BTV = models.next_logits(teacher.model, found.x_BTD, found.table_VD)
         return jax.lax.with_sharding_constraint(logits_BTV, sharding.of_batch(mesh, {TEACHER: logits_BTV})[TEACHER])
 
-    teach = jax.jit(said)
-    return lambda batch: batch | {TEACHER: teach(params, batch)}
+    teacher_fn = jax.jit(said)
+    return lambda batch: batch | {TEACHER: teacher_fn(params, batch)}

@@ -185,7 +185,7 @@ def test_memory_is_counted_as_the_state_is():
     from functools import partial
 
     from gptjax import models, optim
-    from gptjax.runs.train_state import initial
+    from gptjax.runs.train_state import init_state
 
     for flags in (
         [],
@@ -199,8 +199,10 @@ def test_memory_is_counted_as_the_state_is():
         ["--config.optimizer.name=adafactor"],
     ):
         config = configs.with_vocabulary(configs.resolve(configs.read(BASE, flags)), 4096)
-        shapes = jax.eval_shape(partial(initial, models.build(config.model), optim.optimizer(config), 0))
-        least, exact = (sum(n.bytes for n in needs) for needs in (memory.least(config), memory.exact(config, shapes)))
+        shapes = jax.eval_shape(partial(init_state, models.build(config.model), optim.optimizer(config), 0))
+        least, exact = (
+            sum(n.bytes for n in needs) for needs in (memory.lower_bound(config), memory.from_state(config, shapes))
+        )
         assert 0.5 * exact < least <= exact, flags
 
 

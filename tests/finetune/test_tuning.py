@@ -13,7 +13,7 @@ from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.finetune import methods, paths
 from gptjax.runs import adapters, pretrained
 from gptjax.runs.checkpoints import Checkpoints
-from gptjax.runs.train_state import starting_from
+from gptjax.runs.train_state import init_from_base
 
 
 def from_run(origin, **changes):
@@ -64,7 +64,7 @@ def test_checkpoints_and_the_optimizer_hold_nothing_of_what_is_frozen(tune, trai
     run = gptjax.load(tune("lora"))
     tuned = {path: leaf for path, leaf in paths.flat(run.params).items() if "lora_" in path}
     shapes = jax.eval_shape(
-        lambda base: starting_from(base, run.model, optim.optimizer(run.config), run.config),
+        lambda base: init_from_base(base, run.model, optim.optimizer(run.config), run.config),
         gptjax.load(trained).params,
     )
     count = sum(leaf.size for leaf in tuned.values())

@@ -16,7 +16,7 @@ from gptjax import models, optim, sharding
 from gptjax.config.errors import CheckpointError
 from gptjax.runs import checkpoint_dir, integrity
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
-from gptjax.runs.train_state import TrainState, initial
+from gptjax.runs.train_state import TrainState, init_state
 
 # Tasks that orbax gives up when a save fails.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 
 def state_of(seed=0, **changes):
     config = configs.with_vocabulary(tiny_config(**changes), 257)
-    return initial(models.build(config.model), optim.optimizer(config), seed)
+    return init_state(models.build(config.model), optim.optimizer(config), seed)
 
 
 def like(state):
@@ -126,7 +126,7 @@ def test_any_damaged_file_of_the_newest_leads_back_to_the_one_before(saved, tmp_
             continue
         assert name.name in said
         # Who reads parameters alone minds damage to them alone.
-        assert checkpoint_dir.first_whole(checkpoints.directory, [3, 2], "params") == (2 if part == "params" else 3)
+        assert checkpoint_dir.first_intact(checkpoints.directory, [3, 2], "params") == (2 if part == "params" else 3)
     checkpoints = Checkpoints(copy)
     equal(checkpoints.restore(like(state)), state.replace(step=state.step + 2))
     equal(checkpoints.restore_params(like(state.params)), state.params)
@@ -154,7 +154,7 @@ def test_damaged_ones_are_set_aside_when_training_goes_on(saved, tmp_path, capsy
         damaged(workdir / "checkpoints" / "3" / "rest" / "_METADATA", "cut")
         with Checkpoints(workdir, keep=2) as checkpoints:
             assert checkpoints.newest_usable() == 2
-            checkpoints.set_aside_after(2)
+            checkpoints.quarantine_after(2)
             assert f"checkpoint 3 is kept as {workdir / 'checkpoints' / aside}" in capsys.readouterr().err
             checkpoints.save(3, saved[1])
             checkpoints.wait()
@@ -181,7 +181,7 @@ def test_a_reader_goes_on_with_the_newer_one_where_the_writer_deletes_the_one_it
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(integrity, "digest", as_a_run_saves)
-        assert checkpoint_dir.first_whole(directory, [3, 2]) == 4
+        assert checkpoint_dir.first_intact(directory, [3, 2]) == 4
     assert capsys.readouterr().err == ""
 
 
@@ -206,7 +206,7 @@ def test_of_the_best_as_many_are_kept_as_asked_for(tmp_path):
     # A new session knows them; "best" is the least loss, and the next where that one is damaged.
     with Checkpoints(tmp_path, keep=1, keep_best=2) as again:
         assert again.is_among_best(2.9) and not again.is_among_best(3.0) and not again.is_among_best(float("nan"))
-    assert checkpoint_dir.wanted(reader.directory, "best") == [2, 5, 4, 7]
+    assert checkpoint_dir.candidate_steps(reader.directory, "best") == [2, 5, 4, 7]
     with pytest.raises(CheckpointError, match="no checkpoint of step 3; there are 2, 4, 5, 7"):
         reader.restore_params(like(state.params), 3)
     equal(reader.restore_params(like(state.params), "best"), state.params)

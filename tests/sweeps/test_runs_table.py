@@ -72,10 +72,12 @@ def test_stages_count_with_their_own_batches(text_file):
 
 def test_runs_that_differ_in_seed_alone_are_a_group(copies):
     paths = [copies("a"), copies("b", seed=1), copies("c", optimizer_learning_rate=0.5), copies("d", log_every_steps=7)]
-    groups = runs_table.grouped([runs_table.read(path) for path in paths])
+    groups = runs_table.group_runs([runs_table.read(path) for path in paths])
     assert [[run.workdir.name for run in group.runs] for group in groups] == [["a", "b", "d"], ["c"]]
     assert [group.name for group in groups] == ["learning_rate=0.006", "learning_rate=0.5"]
-    assert runs_table.differing([group.runs[0] for group in groups]) == {"optimizer.learning_rate": [0.006, 0.5]}
+    assert runs_table.config_differences([group.runs[0] for group in groups]) == {
+        "optimizer.learning_rate": [0.006, 0.5]
+    }
 
 
 def test_welch_against_its_formula(copies):
@@ -85,7 +87,7 @@ def test_welch_against_its_formula(copies):
         for rate, own in values.items()
         for seed, value in enumerate(own)
     ]
-    (found,) = runs_table.welch(runs_table.grouped([runs_table.read(path) for path in paths]), "loss")
+    (found,) = runs_table.welch(runs_table.group_runs([runs_table.read(path) for path in paths]), "loss")
     one, two = map(np.array, values.values())
     spread = [own.var(ddof=1) / len(own) for own in (one, two)]
     t = (one.mean() - two.mean()) / math.sqrt(sum(spread))
@@ -96,7 +98,7 @@ def test_welch_against_its_formula(copies):
 
 
 def test_one_run_of_a_group_is_no_evidence(copies):
-    groups = runs_table.grouped(
+    groups = runs_table.group_runs(
         [runs_table.read(copies("a")), runs_table.read(copies("b", 1.0, optimizer_learning_rate=0.5))]
     )
     assert [one.p for one in runs_table.welch(groups, "loss")] == [None]

@@ -86,7 +86,7 @@ def test_draws_stay_in_their_range_and_fill_it_evenly_on_its_scale():
 
 def test_more_draws_leave_the_first_as_they_are():
     axes = space.read([f"{RATE}=log:1e-4..1e-2"], BASE, [])
-    few, many = (trials.random(Search(BASE, [], axes, "random", wanted, 7)) for wanted in (3, 6))
+    few, many = (trials.random(Search(BASE, [], axes, "random", n_trials, 7)) for n_trials in (3, 6))
     assert many[:3] == few and len({one[RATE] for one in many}) == 6
     assert trials.random(Search(BASE, [], axes, "random", 3, 8)) != few
 
@@ -98,21 +98,21 @@ def test_files_are_objects_or_recipes_and_combine_with_lists(tmp_path):
     files = [str(tmp_path / "a.json"), str(tmp_path / "b.py")]
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     search = Search(BASE, [], space.read(["seed=0,1"], BASE, []), "files", files=files)
-    found = [one.values for one in trials.chosen(search, tmp_path)]
+    found = [one.values for one in trials.list_trials(search, tmp_path)]
     plain = configs.read(BASE).optimizer.learning_rate
     assert found == [
         {RATE: rate, "model.layers": layers, "seed": seed} for rate, layers in ((1.0, 3), (plain, 5)) for seed in (0, 1)
     ]
     (tmp_path / "a.json").write_text('{"model.layer": 3}')
     with pytest.raises(configs.ConfigError, match=r"a.json: unknown key model.layer; did you mean model.layers"):
-        trials.chosen(search, tmp_path)
+        trials.list_trials(search, tmp_path)
 
 
 def test_a_trials_name_follows_from_its_values_alone():
     one, other = {RATE: 0.001, "seed": 1}, {"seed": 1, RATE: 0.001}
-    assert trials.name_of(one).rsplit("-", 1)[1] == trials.name_of(other).rsplit("-", 1)[1]
-    assert trials.name_of(one) != trials.name_of({RATE: 0.0010000001, "seed": 1})
-    assert "/" not in trials.name_of({"data.path": "/tmp/a b"})
+    assert trials.trial_name(one).rsplit("-", 1)[1] == trials.trial_name(other).rsplit("-", 1)[1]
+    assert trials.trial_name(one) != trials.trial_name({RATE: 0.0010000001, "seed": 1})
+    assert "/" not in trials.trial_name({"data.path": "/tmp/a b"})
 
 
 def test_a_recipe_that_is_written_gives_the_same_config_and_its_types(tmp_path):

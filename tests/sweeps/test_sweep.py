@@ -106,17 +106,17 @@ def test_a_sweep_that_is_interrupted_saves_and_goes_on(tmp_path, text_file, call
 
 def test_one_process_sweeps_at_a_time(tmp_path):
     search = Search(BASE, overrides(), {"seed": (0,)})
-    folders.begin(tmp_path / "sweep", search)
-    other = folders.alone(tmp_path / "sweep")
-    with folders.alone(tmp_path / "sweep"), pytest.raises(ConfigError, match="another process is sweeping"), other:
+    folders.open_or_create(tmp_path / "sweep", search)
+    other = folders.lock_sweep(tmp_path / "sweep")
+    with folders.lock_sweep(tmp_path / "sweep"), pytest.raises(ConfigError, match="another process is sweeping"), other:
         pass
 
 
 def test_of_two_processes_that_begin_a_sweep_at_once_one_makes_its_directory(tmp_path, monkeypatch):
     search = Search(BASE, overrides(), {"seed": (0,)})
-    own = folders.begin(tmp_path / "sweep", search)
+    own = folders.open_or_create(tmp_path / "sweep", search)
     monkeypatch.setattr(folders, "is_free", lambda folder: True)  # as the other one saw it
-    assert folders.begin(tmp_path / "sweep", search) == own
+    assert folders.open_or_create(tmp_path / "sweep", search) == own
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 

@@ -23,10 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 
 # The command as it is, but that it does not wait as long.
 IMPATIENT = """
-from gptjax import command, train
-from gptjax.training import checkpoints
+from gptjax import train
+from gptjax.core import arguments
+from gptjax.runs import checkpoints
 checkpoints.RETRY_SECONDS, checkpoints.LAST_SAVE_SECONDS = 0.1, 1.0
-command.run(train.main)
+arguments.run(train.main)
 """
 
 
@@ -56,13 +57,13 @@ def fill(disk):
 def tmpfs_that_fills_up(request, monkeypatch, workdir):
     """The run's checkpoints on a disk of their own that is full from step 40 on, until two saves have failed."""
     disk = request.getfixturevalue("small_disk")
-    make, save, failed = loop.make_job, Checkpoints.save, Checkpoints._failed
+    make, save, failed = loop.train_setup, Checkpoints.save, Checkpoints._failed
     failures = []
 
-    def make_job(*arguments):
-        job = make(*arguments)
+    def train_setup(*arguments):
+        setup = make(*arguments)
         (workdir / "checkpoints").symlink_to(disk)
-        return job
+        return setup
 
     def save_on_a_full_disk(self, step, *rest):
         if step == 40:
@@ -76,7 +77,7 @@ def tmpfs_that_fills_up(request, monkeypatch, workdir):
         if len(failures) == 2:
             (disk / "ballast").unlink()
 
-    monkeypatch.setattr(loop, "make_job", make_job)
+    monkeypatch.setattr(loop, "train_setup", train_setup)
     monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
     monkeypatch.setattr(Checkpoints, "_failed", make_room)
     return failures
@@ -84,7 +85,7 @@ def tmpfs_that_fills_up(request, monkeypatch, workdir):
 
 def errors_as_of_a_full_disk(request, monkeypatch, workdir):
     """The same with no disk of their own: the system's error for the first two saves from step 40 on."""
-    complete, failures = checkpoint_dir.complete, []
+    complete, failures = checkpoint_dir.finalize, []
 
     def complete_or_fail(directory, step, loss):
         if step >= 40 and len(failures) < 2:
@@ -92,7 +93,7 @@ def errors_as_of_a_full_disk(request, monkeypatch, workdir):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         complete(directory, step, loss)
 
-    monkeypatch.setattr(checkpoint_dir, "complete", complete_or_fail)
+    monkeypatch.setattr(checkpoint_dir, "finalize", complete_or_fail)
     return failures
 
 

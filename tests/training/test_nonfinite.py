@@ -21,7 +21,7 @@ def found(change, spoil=lambda grads: grads, **changes):
     """What is found after `change(params by block)`, and `spoil(gradient by block)`."""
     config = configs.with_vocabulary(tiny_config(**changes), 257)
     scanned, dropout = config.model.scan_layers, config.model.dropout
-    plain = nonfinite.plain_model(config)
+    plain = nonfinite.unrolled_model(config)
     made = jax.jit(lambda: plain.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))()["params"]
     params = jax.tree.map(np.array, made)
     change(params)
@@ -32,7 +32,7 @@ def found(change, spoil=lambda grads: grads, **changes):
         grads = jax.grad(lambda params: objective(params, batch, rng)[0])(params)
         return spoil(grads)
 
-    return nonfinite.first(config, stack(params) if scanned else params, BATCH, rng, gradient)
+    return nonfinite.find_first(config, stack(params) if scanned else params, BATCH, rng, gradient)
 
 
 @pytest.mark.parametrize("changes", WAYS)

@@ -20,7 +20,7 @@ from gptjax.runs import directory as workdirs
 from gptjax.runs import train_state as states
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop, recovery
-from gptjax.training.setup import make_job
+from gptjax.training.setup import train_setup
 
 STEPS = 20
 CHANGES = dict(
@@ -44,8 +44,8 @@ def digest(ids_BT):
 @pytest.fixture(scope="module")
 def digests(tmp_path_factory, text_file):
     """What tells the batch of each step; the first is step 1's."""
-    job = make_job(tiny_config(data_path=text_file, **CHANGES), tmp_path_factory.mktemp("probe") / "run", 0.0)
-    found = [digest(job.train_batches[i]["inputs_BT"]) for i in range(200)]
+    setup = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path_factory.mktemp("probe") / "run", 0.0)
+    found = [digest(setup.train_batches[i]["inputs_BT"]) for i in range(200)]
     assert len(set(found)) == len(found)
     return found
 
@@ -78,7 +78,7 @@ def clean(tmp_path_factory, text_file):
     def run(first, last):
         workdir = tmp_path_factory.mktemp("clean") / "run"
         config = tiny_config(data_path=text_file, **CHANGES)
-        make_job(config, workdir, 0.0)
+        train_setup(config, workdir, 0.0)
         workdirs.leave_out(workdir, first, last)
         loop.train(config, workdir)
         return gptjax.load(workdir).params
@@ -153,7 +153,9 @@ def test_the_second_time_it_stops_with_a_report_and_so_it_does_when_started_agai
         report = json.loads((tmp_path / "run" / recovery.REPORT).read_text())
         assert report["step"] == 16 and report["bad_steps"] == [16, 18] and report["loss"] is None
         assert report["first_nonfinite"]["what"] == "loss", "which is where it was planted"
-    batch = make_job(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run", 0.0).train_batches[15]["inputs_BT"]
+    batch = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run", 0.0).train_batches[15][
+        "inputs_BT"
+    ]
     assert report["batch"]["inputs_sha256"] == hashlib.sha256(batch.tobytes()).hexdigest()
     assert report["batch"]["rows_begin"][0] == bytes(batch[0].tolist()).decode(errors="replace")
     assert list(report["losses"])[-1] == "18" and report["losses"]["15"] > 0
@@ -164,10 +166,10 @@ def test_without_a_checkpoint_it_stops_and_names_the_first_layer(tmp_path, text_
     def spoilt(params, optimizer):
         kernel = params["block_0"]["mlp"]["up"]["kernel"]
         params["block_0"]["mlp"]["up"]["kernel"] = 3e38 * jnp.sign(kernel)
-        return starting_with(params, optimizer)
+        return init_from_params(params, optimizer)
 
-    starting_with = states.starting_with
-    monkeypatch.setattr(states, "starting_with", spoilt)
+    init_from_params = states.init_from_params
+    monkeypatch.setattr(states, "init_from_params", spoilt)
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
     assert result.code == 3 and "the first activation that is not finite is block_0/mlp/up" in result.err
     assert "steps 1 to 3 were all skipped, before the first checkpoint" in result.err
@@ -185,12 +187,12 @@ def test_bad_at_its_end_a_run_goes_back_too(tmp_path, text_file, plant, clean):
 def test_what_was_saved_later_goes_and_the_same_steps_are_saved_anew(tmp_path):
     """Orbax saves no step below the newest that there is, and says nothing."""
     params = {"a": jnp.zeros(2)}
-    state = states.starting_with(params, optax.sgd(0.1))
+    state = states.init_from_params(params, optax.sgd(0.1))
     with Checkpoints(tmp_path, keep=5) as checkpoints:
         for step in (4, 8, 10):
             checkpoints.save(step, state.replace(step=jnp.array(step)))
         assert [checkpoints.newest_before(step) for step in (4, 8, 9, 30)] == [None, 4, 8, 10]
-        checkpoints.drop_after(4)
+        checkpoints.delete_after(4)
         assert checkpoints.latest() == 4
         checkpoints.save(8, state.replace(step=jnp.array(8)))
         checkpoints.wait()
@@ -218,14 +220,14 @@ def test_ordinary_steps_are_no_spikes_and_a_planted_one_is(tmp_path, text_file, 
 
 def test_statistics_begin_anew_where_batches_do(tmp_path, text_file, monkeypatch):
     seen = []
-    entering = recovery.entering
+    reset_statistics = recovery.reset_statistics
 
-    def spy(job, state, step):
-        state = entering(job, state, step)
+    def spy(setup, state, step):
+        state = reset_statistics(setup, state, step)
         seen.append(int(state.guard.seen))
         return state
 
-    monkeypatch.setattr(recovery, "entering", spy)
+    monkeypatch.setattr(recovery, "reset_statistics", spy)
     loop.train(tiny_config(data_path=text_file, data_stages=((3, 4, 16),), model_layers=1), tmp_path / "run")
     assert seen == [0, 1, 2, 0, 1, 2, 3, 4]
 

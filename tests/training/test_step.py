@@ -12,12 +12,12 @@ from conftest import ROOT
 from tiny_steps import batch_of, setting
 
 from gptjax import objectives, sharding
-from gptjax.training.step import jitted, loss_of_slice, train_step
+from gptjax.training.step import jit_step, microbatch_loss, train_step
 
 
 def stepped(slices=1, steps=3, seed=0, **changes):
     objective, optimizer, mesh, state = setting(**changes)
-    step = jitted(train_step(objective, optimizer, mesh, seed, "model_dropout" in changes, slices), mesh, state)
+    step = jit_step(train_step(objective, optimizer, mesh, seed, "model_dropout" in changes, slices), mesh, state)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch_of())
@@ -40,7 +40,7 @@ def test_the_loss_is_the_mean_over_weights():
     objective, optimizer, mesh, state = setting()
     batch = batch_of()
     expected = float(objective(state.params, batch, None)[0]) / batch["weights_BT"].sum()
-    _, metrics = jitted(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch)
+    _, metrics = jit_step(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch)
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -52,7 +52,7 @@ def test_what_an_optimizer_may_differentiate_is_the_mean_loss_of_one_slice(slice
     first = {name: rows[::slices] for name, rows in batch.items()}
     got, expected = jax.jit(
         lambda batch: (
-            loss_of_slice(objective, batch, None, slices, mesh)(state.params),
+            microbatch_loss(objective, batch, None, slices, mesh)(state.params),
             objective(state.params, first, None)[0] * slices,
         )
     )(batch)
@@ -77,7 +77,7 @@ def test_dropout_differs_from_step_to_step():
 def test_the_old_state_is_donated():
     objective, optimizer, mesh, state = setting()
     state = jax.device_put(state, sharding.replicated(mesh))
-    jitted(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch_of())
+    jit_step(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch_of())
     assert state.params["tokens"]["embedding"].is_deleted()
 
 

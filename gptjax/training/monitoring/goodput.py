@@ -36,7 +36,7 @@ SHAPE = {"at": float, "seconds": {str: float}, "marked": (schema.Row(int, {str: 
 Reading = dict[str, float]  # seconds by kind
 
 
-def nothing() -> Reading:
+def zero_reading() -> Reading:
     """No second of any kind."""
     return dict.fromkeys(KINDS, 0.0)
 
@@ -67,7 +67,7 @@ class Clock:
         self.began = self._since = began
         self.kind = "start"
         self.marked: tuple[int, Reading] | None = None
-        self._seconds = nothing()
+        self._seconds = zero_reading()
         self._lock = threading.Lock()
 
     def begin(self, kind: str) -> str:
@@ -128,14 +128,14 @@ class Record:
     def go_on(self, step: int) -> None:
         """Adds what earlier processes took to the clock: lost after this step, down while there was none."""
         lines = read_metrics(self.workdir)
-        earlier = max(map(_of_line, lines), key=total, default=nothing())
-        saved = next((_of_line(line) for line in reversed(lines) if line["step"] <= step), nothing())
+        earlier = max(map(_of_line, lines), key=total, default=zero_reading())
+        saved = next((_of_line(line) for line in reversed(lines) if line["step"] <= step), zero_reading())
         known = self._read()
         if known:
-            earlier = nothing() | known["seconds"]
+            earlier = zero_reading() | known["seconds"]
             earlier[DOWN] += max(0.0, time.time() - self.clock.session() - known["at"])
             if known["marked"] and known["marked"][0] == step:
-                saved = nothing() | known["marked"][1]
+                saved = zero_reading() | known["marked"][1]
                 self.clock.marked = step, saved
         self.clock.add(earlier)
         self.clock.lose(saved, earlier)
@@ -160,7 +160,7 @@ def _of_line(line: Mapping[str, Any]) -> Reading:
 
 
 @contextmanager
-def kept(clock: Clock, workdir: Path, step: int, writes: bool = True) -> Iterator[None]:
+def record_clock(clock: Clock, workdir: Path, step: int, writes: bool = True) -> Iterator[None]:
     """Keeps the record of a run while the block runs; the end of a block that ends well is the end of the run.
 
     Args:

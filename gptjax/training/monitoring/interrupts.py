@@ -16,11 +16,11 @@ from jax.experimental import multihost_utils
 from gptjax.config.errors import Interrupted
 from gptjax.core import console
 
-Asked = Callable[[int], int | None]
+StopSignal = Callable[[int], int | None]
 
 
 @contextmanager
-def noted() -> Iterator[Asked]:
+def handle_signals() -> Iterator[StopSignal]:
     """While the block runs SIGTERM and SIGINT are noted, and the second one ends the process at once.
 
     Yields `asked(step)`, to be called after every step: the number of the signal to leave for after this step, or None.
@@ -34,19 +34,19 @@ def noted() -> Iterator[Asked]:
     def note(number: int) -> None:
         seen.append(number)
         if len(seen) > 1:
-            quit_at_once(number)
+            exit_immediately(number)
         console.say(f"{signal.Signals(number).name}    stopping after this step; again to quit at once")
         if several:
             os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the other processes of
 
     # Of several processes SIGTERM is JAX's: its handler is no handler of Python's, and this one would replace it.
-    with told_of((signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT), note):
-        yield partial(agreed, seen)
+    with listen_for_signals((signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT), note):
+        yield partial(agree_on_signal, seen)
     if seen and not several:
         raise Interrupted(seen[0])
 
 
-def agreed(seen: Sequence[int], step: int) -> int | None:
+def agree_on_signal(seen: Sequence[int], step: int) -> int | None:
     """The signal to leave for after a step; of several processes all leave after the same one.
 
     Args:
@@ -60,14 +60,14 @@ def agreed(seen: Sequence[int], step: int) -> int | None:
     return signal.SIGTERM if jax.process_count() > 1 else None
 
 
-def quit_at_once(number: int) -> None:
+def exit_immediately(number: int) -> None:
     """Ends the process; what is being written stays under its temporary name."""
     os.write(2, b"gptjax: quit at once; what was saved is whole, and the same command goes on there\n")
     os._exit(128 + number)
 
 
 @contextmanager
-def told_of(signals: Sequence[int], note: Callable[[int], None]) -> Iterator[None]:
+def listen_for_signals(signals: Sequence[int], note: Callable[[int], None]) -> Iterator[None]:
     """Calls `note(number)` for each of the signals that comes during the block, in a thread.
 
     A handler of Python's runs between two operations of the main thread, which may wait in C for a compiler or a

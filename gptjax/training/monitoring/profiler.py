@@ -12,7 +12,9 @@ Pause = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def tracing(steps: tuple[int, ...], folder: Path, pause: Pause) -> Iterator[Callable[[int], AbstractContextManager]]:
+def trace_steps(
+    steps: tuple[int, ...], folder: Path, pause: Pause
+) -> Iterator[Callable[[int], AbstractContextManager]]:
     """Yields `traced(step)`, a context for each step of a run; those that `steps` asks for are traced.
 
     A trace goes to a folder of its own below `folder`, named by the time. Evaluations and checkpoints that fall between

@@ -15,7 +15,7 @@ from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
 from gptjax.training.monitoring import goodput, metrics, run_stats, writers
 from gptjax.training.monitoring.writers import Line
-from gptjax.training.recovery import GOOD, LEFT_OUT, Verdicts
+from gptjax.training.recovery import GOOD, LEFT_OUT, BadStepTracker
 from gptjax.training.setup import TrainSetup
 
 OnLine = Callable[[Line], None]
@@ -27,20 +27,20 @@ class Recorder:
     A context: leaving it closes the writers.
     """
 
-    def __init__(self, job: TrainSetup, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
-        c = self.config = job.config
-        self.job, self.advance, self.on_line = job, advance, on_line
+    def __init__(self, setup: TrainSetup, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
+        c = self.config = setup.config
+        self.setup, self.advance, self.on_line = setup, advance, on_line
         first = processes.is_first()
-        self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step)) if first else []
+        self.writers = writers.open_writers(c.log.writers, setup.workdir, c.to_dict(), int(state.step)) if first else []
         shapes = state.eval_shapes()
         self.flops_per_token = {
-            stage.context: metrics.flops_per_token(shapes, c.model, stage.context) for stage in job.stages
+            stage.context: metrics.flops_per_token(shapes, c.model, stage.context) for stage in setup.stages
         }
         # All at once, before the first step: asked for one by one they would wait behind the steps on the device.
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.smooth_loss = math.nan
-        self.verdicts = Verdicts(c.guard.patience)
+        self.verdicts = BadStepTracker(c.guard.patience)
         self.count_anew()
 
     def __enter__(self) -> "Recorder":
@@ -52,13 +52,13 @@ class Recorder:
 
     def count_anew(self) -> None:
         """Begins the rates of the next line."""
-        self.tokens, self.flops, self.steps, self.since = 0, 0.0, 0, self.job.clock.reading()
+        self.tokens, self.flops, self.steps, self.since = 0, 0.0, 0, self.setup.clock.reading()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Waits for the step that was pushed; the block does not count as training."""
         self.write(self.take())
-        with self.job.clock.during("profile"):
+        with self.setup.clock.during("profile"):
             yield
 
     def push(self, step: int, values: dict[str, jax.Array]) -> None:
@@ -79,24 +79,24 @@ class Recorder:
         (step, pending), self.pending = self.pending, None
         values = jax.device_get(pending)
         loss, verdict = float(values["loss"]), self.verdicts.read(step, values)
-        stage = stage_of(step, self.job.stages)
+        stage = stage_of(step, self.setup.stages)
         tokens = 0 if verdict == LEFT_OUT else stage.batch_size * stage.context
         self.tokens += tokens
         self.steps += 1
         self.flops += tokens * self.flops_per_token[stage.context]
         if math.isnan(self.smooth_loss) and verdict == GOOD:
-            console.say(f"first step {self.job.clock.session():.1f} s after the start")
+            console.say(f"first step {self.setup.clock.session():.1f} s after the start")
             self.smooth_loss = loss
         self.smooth_loss += 0.05 * (loss - self.smooth_loss) if verdict == GOOD else 0.0
         self.advance(1, step=f"{step:,}/{self.config.train.steps:,}", loss=f"{self.smooth_loss:.3f}")
         if not due and step % self.config.log.every_steps:
             return {}
-        now = self.job.clock.reading()
+        now = self.setup.clock.reading()
         waited, worked = (now[kind] - self.since[kind] for kind in ("data", "step"))
         rate, flops = self.tokens / max(waited + worked, 1e-9), self.flops / max(self.tokens, 1)
         wait_ms = 1e3 * waited / self.steps
         self.count_anew()
-        mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.job.mesh.size)
+        mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.setup.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
         own = {f"train/{name}": float(value) for name, value in values.items() if _is_a_mean(name)}
         updates = step - self.verdicts.skipped - (verdict == GOOD)  # before this step
@@ -104,7 +104,7 @@ class Recorder:
             "step": step,
             "train/loss": loss,
             **own,
-            **run_stats.due(values, step, self.config.log.statistics),
+            **run_stats.select(values, step, self.config.log.statistics),
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(self.learning_rates[updates]),
             "skipped_steps": self.verdicts.skipped,
@@ -118,7 +118,7 @@ class Recorder:
         if not line:
             return
         line = {name: None if _has_no_json(value) else value for name, value in line.items()}
-        line |= goodput.as_metrics(self.job.clock.reading())
+        line |= goodput.as_metrics(self.setup.clock.reading())
         for writer in self.writers:
             writer.write(line)
         self.on_line(line)

@@ -28,7 +28,7 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{error}; delete it to have it made again") from error
 
 
-def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, float]) -> dict[str, Any]:
+def summarize(workdir: Path, steps: int, parameters: int, quality: dict[str, float]) -> dict[str, Any]:
     """The final figures by name, but for the time; tokens per second are the median over the lines of metrics.jsonl.
 
     `quality`: of all held-out text, see gptjax.evals.held_out, and what general compressors make of it.

@@ -16,7 +16,7 @@ NAMES = ("parameters", "updates", "ratio")  # two norms, of all numbers of a gro
 Values = dict[str, jax.Array]
 
 
-def of_step(before: Any, after: Any, step: jax.Array, every: int) -> Values:
+def step_statistics(before: Any, after: Any, step: jax.Array, every: int) -> Values:
     """Norms by "statistics/GROUP/NAME", at every so manyth step; zeros at the others, at which nothing is computed.
 
     Args:
@@ -56,7 +56,7 @@ def group_of(path: list[str]) -> str:
     return "/".join(path[: 1 if block is None else block + 2])
 
 
-def due(values: dict[str, Any], step: int, every: int) -> dict[str, float]:
+def select(values: dict[str, Any], step: int, every: int) -> dict[str, float]:
     """Of a step's metrics the statistics, by name; none at a step that has none."""
     if not every or step % every:
         return {}

@@ -14,7 +14,7 @@ SECONDS_TO_WRITE = 10.0
 
 
 @contextmanager
-def watched(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Callable[[], None]]:
+def watch_progress(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Callable[[], None]]:
     """Yields `beat()`, to be called at each sign of progress; without one for so long the process ends.
 
     It writes the stacks of all threads and leaves with code 1. A thread looks after that; should it not get to run,
@@ -41,7 +41,7 @@ def watched(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Ca
             faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
             done.wait(min(limit / 10, 10.0))
             if time.monotonic() - last > limit:
-                end(f"no progress for {minutes:g} minutes (train.hang_minutes), at {doing()}", copy)
+                abort(f"no progress for {minutes:g} minutes (train.hang_minutes), at {doing()}", copy)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -53,7 +53,7 @@ def watched(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Ca
         faulthandler.cancel_dump_traceback_later()
 
 
-def end(what: str, copy: Path) -> NoReturn:
+def abort(what: str, copy: Path) -> NoReturn:
     """Writes what happened and the stacks of all threads to stderr and to a file, and leaves with code 1."""
     faulthandler.dump_traceback_later(SECONDS_TO_WRITE, exit=True, file=STDERR)  # the disk itself may hang
     message = f"gptjax: {what}; the stacks are in {copy}; the same command goes on at the newest checkpoint\n"

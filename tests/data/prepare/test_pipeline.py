@@ -353,7 +353,7 @@ def test_a_run_that_goes_on_refuses_a_set_that_has_changed(tmp_path, call, call_
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_steps", stops)
+        patch.setattr(loop, "train_steps", stops)
         assert call_train(tmp_path / "run", data_path=tmp_path / "set").code == 130
     index = tmp_path / "set" / "index.json"
     index.write_text(index.read_text() + " ")

@@ -41,12 +41,12 @@ def test_inner_blocks_count_for_themselves(monkeypatch):
         raise KeyError
     passes(2)
     expected = {"start": 3, "step": 20, "eval": 200, "data": 1000, "save": 5}
-    assert clock.reading() == goodput.nothing() | expected and goodput.total(clock.reading()) == now.at
+    assert clock.reading() == goodput.zero_reading() | expected and goodput.total(clock.reading()) == now.at
 
 
 def test_what_is_lost_is_no_more_of_the_kind_that_it_was():
     clock = goodput.Clock(time.monotonic())
-    saved = goodput.nothing() | {"step": 10.0, "lost": 2.0}
+    saved = goodput.zero_reading() | {"step": 10.0, "lost": 2.0}
     killed = saved | {"step": 15.0, "save": 1.0, "down": 7.0}
     clock.add(killed)
     clock.lose(saved, killed)
@@ -69,10 +69,10 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
 
         monkeypatch.setattr(owner, name, planted)
 
-    slow(TrainSetup, "held_out_quality", "eval", 0.2)
+    slow(TrainSetup, "evaluate", "eval", 0.2)
     slow(Checkpoints, "save", "save", 0.3)
-    slow(loop, "compiled_steps", "compile", 0.4)
-    slow(loop, "make_job", "start", 0.5)
+    slow(loop, "compile_steps", "compile", 0.4)
+    slow(loop, "train_setup", "start", 0.5)
     slow(loop.report, "plot", "finish", 0.6)
     slow(loop.Recorder, "push", "step", 0.05)
     begin = time.monotonic()

@@ -82,20 +82,20 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, text_file
 
 
 def test_a_signal_while_compiling_ends_before_the_first_step(tmp_path, text_file, monkeypatch):
-    compiled_steps = loop.compiled_steps
+    compile_steps = loop.compile_steps
 
-    def signal_and_compile(job, state):
+    def signal_and_compile(setup, state):
         os.kill(os.getpid(), signal.SIGINT)
-        return compiled_steps(job, state)
+        return compile_steps(setup, state)
 
-    monkeypatch.setattr(loop, "compiled_steps", signal_and_compile)
+    monkeypatch.setattr(loop, "compile_steps", signal_and_compile)
     with pytest.raises(Interrupted, match="interrupted; nothing is saved yet"):
         loop.train(tiny_config(data_path=text_file), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_signal_before_and_after_the_steps_is_one_line(tmp_path, text_file, call_train, monkeypatch):
-    for place, told in (("make_job", "interrupted"), ("finish", "interrupted; saved at step 8; the same command")):
+    for place, told in (("train_setup", "interrupted"), ("finish", "interrupted; saved at step 8; the same command")):
         with monkeypatch.context() as patched:
             patched.setattr(loop, place, lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
             result = call_train(tmp_path / "run", data_path=text_file)
@@ -106,7 +106,7 @@ def test_a_signal_before_and_after_the_steps_is_one_line(tmp_path, text_file, ca
 
 def test_a_signal_is_heard_while_the_main_thread_is_in_c():
     heard = []
-    with interrupts.told_of((signal.SIGTERM,), lambda number: heard.append((number, time.monotonic()))):
+    with interrupts.listen_for_signals((signal.SIGTERM,), lambda number: heard.append((number, time.monotonic()))):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # half a second and more, without Python's lock
         ended = time.monotonic()
@@ -115,7 +115,7 @@ def test_a_signal_is_heard_while_the_main_thread_is_in_c():
 
 
 def test_a_signal_after_the_last_look_is_not_forgotten():
-    with pytest.raises(Interrupted) as leaving, interrupts.noted() as asked:
+    with pytest.raises(Interrupted) as leaving, interrupts.handle_signals() as asked:
         assert asked(1) is None
         os.kill(os.getpid(), signal.SIGTERM)
     assert leaving.value.number == signal.SIGTERM
@@ -127,7 +127,7 @@ def test_several_processes_agree_on_the_step(monkeypatch):
     terminated = []
     before = signal.signal(signal.SIGTERM, lambda *_: terminated.append(1))  # stands for JAX's own
     try:
-        with interrupts.noted() as asked:
+        with interrupts.handle_signals() as asked:
             assert [asked(step) for step in (4, 5)] == [None, signal.SIGTERM], "another process got the signal"
             os.kill(os.getpid(), signal.SIGINT)
             while not terminated:

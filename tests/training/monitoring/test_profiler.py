@@ -67,7 +67,7 @@ def test_an_interrupt_ends_the_trace_and_the_run_goes_on_with_the_rest_of_it(tmp
 
 
 def test_a_run_that_goes_on_behind_the_range_traces_nothing(tmp_path):
-    with profiler.tracing((2, 3), tmp_path, pause=None) as traced:
+    with profiler.trace_steps((2, 3), tmp_path, pause=None) as traced:
         for step in (4, 5):
             with traced(step):
                 pass
@@ -85,7 +85,7 @@ def test_a_trace_begins_and_ends_while_nothing_runs(monkeypatch, tmp_path):
 
     monkeypatch.setattr(profiler, "start", lambda folder: happened.append("start"))
     monkeypatch.setattr(profiler, "stop", lambda folder, steps: happened.append(f"stop {steps}"))
-    with profiler.tracing((2, 3), tmp_path, pause) as traced:
+    with profiler.trace_steps((2, 3), tmp_path, pause) as traced:
         for step in (1, 2, 3, 4, 5):
             with traced(step):
                 happened.append(step)

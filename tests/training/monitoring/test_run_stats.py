@@ -10,13 +10,13 @@ from gptjax.models.stacking import unstack
 from gptjax.training import loop
 from gptjax.training.monitoring import run_stats
 from gptjax.training.monitoring.writers import read_metrics
-from gptjax.training.step import jitted, train_step
+from gptjax.training.step import jit_step, train_step
 
 
 @pytest.mark.parametrize("scanned", [False, True])
 def test_norms_are_those_of_the_states(scanned):
     objective, optimizer, mesh, state = setting(model_scan_layers=scanned)
-    step = jitted(train_step(objective, optimizer, mesh, 0, statistics_every=2), mesh, state)
+    step = jit_step(train_step(objective, optimizer, mesh, 0, statistics_every=2), mesh, state)
     states, said = [jax.device_get(state.params)], []
     for _ in range(2):
         state, metrics = step(state, batch_of())

@@ -21,7 +21,9 @@ def test_selection_vs_rules():
     losses[3] = np.nan
     values = {"optimizer.learning_rate": jnp.array(rates), "seed": jnp.arange(M, dtype=jnp.uint32)}
     states = {"w": jnp.arange(M * 3.0).reshape(M, 3)}
-    now, moved, source = evolution.evolved(Evolution(5), jax.random.key(0), jnp.array(losses), values, states)
+    now, moved, source = evolution.exploit_and_explore(
+        Evolution(5), jax.random.key(0), jnp.array(losses), values, states
+    )
     order = np.argsort(np.where(np.isnan(losses), np.inf, losses))
     best, worst = set(order[:2].tolist()), set(order[-2:].tolist())
     assert 3 in worst
@@ -38,7 +40,7 @@ def test_selection_vs_rules():
 def test_betas_stay_below_one():
     values = {"optimizer.beta2": jnp.full(5, 0.99)}
     for seed in range(8):
-        now, _, _ = evolution.evolved(Evolution(1), jax.random.key(seed), jnp.arange(5.0), values, {})
+        now, _, _ = evolution.exploit_and_explore(Evolution(1), jax.random.key(seed), jnp.arange(5.0), values, {})
         assert float(now["optimizer.beta2"].max()) < 1
 
 

@@ -159,7 +159,7 @@ def test_what_changes_the_program_is_refused(flags, said, text_file, tmp_path):
     made = [read(text_file), read(text_file, *flags)]
     where = [tmp_path / "0", tmp_path / "1"]
     if said is None:
-        members.of([configs.resolve(config) for config in made])
+        members.from_configs([configs.resolve(config) for config in made])
         return
     with pytest.raises(ConfigError) as refused:
         population.train(made, where)
