@@ -1,6 +1,6 @@
-"""Training from config to summary: `train` is the whole way, the functions below it are its parts in order.
+"""The training loop, from config to summary: `train` calls the functions below it in order.
 
-Everything a run leaves behind goes to its directory. Messages go to the console; nothing is printed to stdout.
+All outputs go to the run's directory. Messages go to the console; nothing is printed to stdout.
 """
 
 import math
@@ -35,7 +35,7 @@ from gptjax.training.monitoring.recorder import OnLine, Recorder
 from gptjax.training.setup import TrainSetup, check, train_setup
 from gptjax.training.step import Step, make_train_step
 
-# Keys of `config.model` that a run decides for itself although its model comes from elsewhere.
+# Keys of `config.model` that a run may override when its model was imported, or comes from another run.
 IMPORT_OVERRIDES = ("dropout", "remat", "kernels")
 PRETRAINED_OVERRIDES = (*IMPORT_OVERRIDES, "scan_layers", *workdirs.TASK_HEAD)
 
@@ -43,18 +43,18 @@ PRETRAINED_OVERRIDES = (*IMPORT_OVERRIDES, "scan_layers", *workdirs.TASK_HEAD)
 def train(
     config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None, started: float | None = None
 ) -> dict[str, Any]:
-    """Trains the run that `config` describes in `workdir`, or goes on with it; returns its summary.
+    """Trains the run that `config` describes in `workdir`, or resumes it; returns its summary.
 
     Args:
-      config: as gptjax.config.read gives it.
-      workdir: absent, empty, or this config's own.
-      on_line: gets each line of metrics.jsonl as it is written.
-      started: time.monotonic() at the start of the process, where its imports are to count; default: now.
+      config: from gptjax.config.read.
+      workdir: absent, empty, or a run of the same config.
+      on_line: called with each line of metrics.jsonl as it is written.
+      started: time.monotonic() at the start of the process, so that its imports are counted; default: now.
 
     Raises:
-      ConfigError, DataError, CheckpointError: what the user can mend; nothing is written then.
-      Diverged: bad steps in a row, for the second time or before the first checkpoint.
-      Interrupted: by a signal; the step in hand is saved.
+      ConfigError, DataError, CheckpointError: user errors; nothing is written.
+      Diverged: too many bad steps in a row, for the second time or before the first checkpoint.
+      Interrupted: by a signal; the current step is saved.
     """
     started = time.monotonic() if started is None else started
     pretrained.check_exists(config, workdir)
@@ -63,7 +63,7 @@ def train(
         workdirs.check_free(workdir, config)
         summary = report.read_summary(workdir)
         if summary:
-            console.say(f"{workdir} is finished; to train anew, give another --workdir")
+            console.say(f"{workdir} is finished; to train again, give another --workdir")
             return summary
         setup = train_setup(config, workdir, started, origin)
     lock = workdirs.lock(workdir) if processes.is_first() else nullcontext()
@@ -78,13 +78,13 @@ def train(
         except KeyboardInterrupt as error:
             checkpoints.wait()
             saved = checkpoints.latest()
-            there = f"saved at step {saved:,}; the same command goes on there" if saved else "nothing is saved yet"
-            raise Interrupted.after(error, f"interrupted; {there}") from None
+            status = f"saved at step {saved:,}; the same command resumes training" if saved else "nothing is saved yet"
+            raise Interrupted.after(error, f"interrupted; {status}") from None
 
 
 def resolve_config(config: ConfigDict, workdir: Path, origin: Path | None) -> ConfigDict:
-    """The config of a run, resolved and checked, with the model of the run that it begins with, if there is one."""
-    if origin:  # needed only at first: a run that has begun has a model of its own
+    """Resolves and checks the config of a run; its model is that of the run at `origin`, if there is one."""
+    if origin:  # needed only to create the run, whose own config then has the model
         home = workdir if workdirs.is_run(workdir) else origin
         config = workdirs.with_model_of(home, config, PRETRAINED_OVERRIDES if origin != workdir else IMPORT_OVERRIDES)
     config = configs.resolve(config)
@@ -94,29 +94,31 @@ def resolve_config(config: ConfigDict, workdir: Path, origin: Path | None) -> Co
 
 
 def open_checkpoints(setup: TrainSetup) -> Checkpoints:
-    """The run's checkpoints, to write."""
+    """Opens the run's checkpoints for writing."""
     c = setup.config.checkpoint
     return Checkpoints(setup.workdir, c.keep, c.keep_every, c.keep_best)
 
 
 def init_or_restore_state(setup: TrainSetup, checkpoints: Checkpoints) -> TrainState:
-    """The state that the run goes on from, or the first one, on the devices."""
+    """Restores the state to resume from, or initializes it, on the devices."""
     shapes = state_shapes(setup)
-    there = sharding.of_state(setup.mesh, shapes)
+    shardings = sharding.of_state(setup.mesh, shapes)
     if setup.resumes_at:
-        state = checkpoints.restore(shapes_on(shapes, there), setup.resumes_at)
+        state = checkpoints.restore(shapes_on(shapes, shardings), setup.resumes_at)
         if setup.origin and shapes.frozen:
             state = state.replace(frozen=init_state_from_base(load_base_params(setup.origin, setup), setup).frozen)
         console.say(f"resuming   at step {int(state.step):,} of {setup.config.train.steps:,}")
     elif setup.origin:
         base = load_base_params(setup.origin, setup)
-        fisher = fisher_information(setup.memory, setup, base) if setup.memory else {}
+        fisher = fisher_information(setup.fisher_data, setup, base) if setup.fisher_data else {}
         state = init_state_from_base(base, setup)
         state = state.replace(opt_state=with_fisher(state.opt_state, fisher))
-        console.say(f"beginning  with the parameters of {setup.origin}")
+        console.say(f"starting   from the parameters of {setup.origin}")
     else:
-        # A program that runs once: the time to make it counts, and without optimisation it draws the same numbers.
-        make = jax.jit(init_fn(setup), out_shardings=there, compiler_options={"xla_backend_optimization_level": "0"})
+        # The program runs once, so its compilation time matters; without optimization it draws the same numbers.
+        make = jax.jit(
+            init_fn(setup), out_shardings=shardings, compiler_options={"xla_backend_optimization_level": "0"}
+        )
         state = make()
     checkpoints.quarantine_after(setup.resumes_at)
     devices = f"{setup.mesh.size} {jax.devices()[0].device_kind} device{'s' * (setup.mesh.size > 1)}"
@@ -133,24 +135,24 @@ def init_or_restore_state(setup: TrainSetup, checkpoints: Checkpoints) -> TrainS
 
 
 def init_fn(setup: TrainSetup) -> Callable[[], TrainState]:
-    """A function that makes the first state of a run that begins with random parameters."""
+    """Returns a function that initializes the state with random parameters."""
     return partial(init_state, setup.model, setup.optimizer, setup.config.seed)
 
 
 def state_shapes(setup: TrainSetup) -> TrainState:
-    """The shapes of the run's state."""
+    """Shapes of the train state."""
     if not setup.origin or not pretrained.is_partial(setup.config):
         return jax.eval_shape(init_fn(setup))
     return jax.eval_shape(init_from_base_fn(setup), pretrained.base_shapes(setup.origin, setup.config))
 
 
 def init_from_base_fn(setup: TrainSetup) -> Callable[[Any], TrainState]:
-    """A function that makes the first state of a run that begins with another's parameters."""
+    """Returns a function `base parameters -> state` that initializes the state of a run with an origin."""
     return lambda base: init_from_base(base, setup.model, setup.optimizer, setup.config)
 
 
 def load_base_params(origin: Path, setup: TrainSetup) -> Any:
-    """The parameters that the run begins with: another's newest, or those it was imported with."""
+    """Loads the parameters that the run starts from: the newest of its origin, or those it was imported with."""
     base = (
         pretrained.base_params(origin, setup.config, setup.mesh)
         if origin != setup.workdir
@@ -161,50 +163,50 @@ def load_base_params(origin: Path, setup: TrainSetup) -> Any:
     return base
 
 
-def fisher_information(memory: ewc.FisherData, setup: TrainSetup, base: Any) -> Flat:
-    """What of the base the run is to remember, by path; see gptjax.training.ewc."""
-    return ewc.fisher_information(memory, setup.config, base, state_shapes(setup).params, setup.workdir, setup.mesh)
+def fisher_information(fisher_data: ewc.FisherData, setup: TrainSetup, base: Any) -> Flat:
+    """Estimates the Fisher information of the base parameters, by path; see gptjax.training.ewc."""
+    return ewc.fisher_information(
+        fisher_data, setup.config, base, state_shapes(setup).params, setup.workdir, setup.mesh
+    )
 
 
 def init_state_from_base(base: Any, setup: TrainSetup) -> TrainState:
-    """The first state of a run that begins with these parameters, whose memory it takes."""
-    there = sharding.of_state(setup.mesh, state_shapes(setup))
-    given = (
-        () if setup.config.finetune.quantise != "none" else 0
-    )  # else of no use: nothing becomes as large as they are
-    return jax.jit(init_from_base_fn(setup), out_shardings=there, donate_argnums=given)(base)
+    """Initializes the state from these parameters, whose buffers are donated."""
+    shardings = sharding.of_state(setup.mesh, state_shapes(setup))
+    donated = () if setup.config.finetune.quantise != "none" else 0  # no quantized output is as large as they are
+    return jax.jit(init_from_base_fn(setup), out_shardings=shardings, donate_argnums=donated)(base)
 
 
 def compile_steps(setup: TrainSetup, state: TrainState) -> dict[tuple[int, int], Step]:
-    """The train step by [B, T], compiled for each shape that lies ahead; no step's time holds the compiler's."""
+    """Compiles the train step for each remaining shape [B, T], so that no step time includes compilation."""
     step = make_train_step(setup.config, setup.objective, setup.optimizer, setup.mesh, state)
-    now = batches.stage_of(int(state.step) + 1, setup.stages)
+    current = batches.stage_of(int(state.step) + 1, setup.stages)
     compiled: dict[tuple[int, int], Step] = {}
-    for stage in setup.stages[setup.stages.index(now) :]:
+    for stage in setup.stages[setup.stages.index(current) :]:
         batch = load_batch(setup, max(stage.start, int(state.step)))
         shape = batch_shape(batch)
         if shape in compiled:
             continue
         start = time.monotonic()
         compiled[shape] = step.lower(state, batch).compile()
-        of_shape = f" for {shape[0]} x {shape[1]} tokens" if len(setup.stages) > 1 else ""
-        console.say(f"compiled   in {time.monotonic() - start:.1f} s{of_shape}")
+        suffix = f" for {shape[0]} x {shape[1]} tokens" if len(setup.stages) > 1 else ""
+        console.say(f"compiled   in {time.monotonic() - start:.1f} s{suffix}")
     return compiled
 
 
 def batch_shape(batch: Mapping[str, jax.Array]) -> tuple[int, int]:
-    """[B, T] of what a batch's model reads, which an objective may have made shorter than data.context."""
+    """Returns [B, T] of the model's inputs; an objective may make T shorter than data.context."""
     B, *_, T = batch["inputs_BT"].shape
     return B, T
 
 
 def load_batch(setup: TrainSetup, index: int) -> dict[str, jax.Array]:
-    """The batch of step `index` + 1, on the devices."""
+    """Loads the batch of step `index` + 1 on the devices."""
     return setup.teacher_fn(sharding.place(setup.train_batches[index], setup.mesh, *setup.train_batches.share))
 
 
 def load_batch_unless_left_out(setup: TrainSetup, index: int) -> dict[str, jax.Array] | None:
-    """The same; None where the run leaves that step out."""
+    """Loads the batch like `load_batch`; returns None if the run leaves that step out."""
     return None if recovery.is_left_out(setup, index + 1) else load_batch(setup, index)
 
 
@@ -215,7 +217,7 @@ def run_step(
     step: int,
     batch: dict[str, jax.Array] | None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state after a step, whose batch is None where it is left out, and the step's metrics."""
+    """Takes one step; returns the new state and the metrics. A batch of None leaves the step out."""
     if batch is None:
         return recovery.skip_batch(state)
     return step_fns[batch_shape(batch)](recovery.reset_statistics(setup, state, step), batch)
@@ -224,7 +226,7 @@ def run_step(
 def train_with_recovery(
     setup: TrainSetup, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, stop_signal: interrupts.StopSignal
 ) -> TrainState:
-    """`take_steps`, and where bad steps in a row end it, once more from the newest checkpoint before them."""
+    """Calls `train_steps`; after too many bad steps in a row, rolls back to the checkpoint before them and repeats."""
     try:
         return train_steps(setup, state, checkpoints, on_line, stop_signal)
     except recovery.RepeatedBadSteps as bad:
@@ -235,7 +237,7 @@ def train_with_recovery(
 def train_steps(
     setup: TrainSetup, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, stop_signal: interrupts.StopSignal
 ) -> TrainState:
-    """Every step from the state's to the last, with evaluations, checkpoints and metrics along the way."""
+    """Takes every remaining step, with evaluations, checkpoints and metrics."""
     c, clock = setup.config, setup.clock
     start, steps = int(state.step), c.train.steps
     if start == steps:
@@ -252,7 +254,7 @@ def train_steps(
         batches.prefetched(partial(load_batch_unless_left_out, setup), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(setup, state, advance, on_line) as recorder,
-        profiler.trace_steps(c.log.profile_steps, setup.workdir / "profile", recorder.paused) as traced,
+        profiler.trace_steps(c.log.profile_steps, setup.workdir / "profile", recorder.pause) as traced,
         watchdog.watch_progress(c.train.hang_minutes, setup.workdir / "hang.txt", lambda: clock.kind) as beat,
         clock.during("step"),
     ):
@@ -261,7 +263,7 @@ def train_steps(
                 with clock.during("data"):
                     batch = next(coming)
                 state, values = run_step(setup, step_fns, state, step, batch)
-                # The numbers of the step before are read while the devices work on this one.
+                # The metrics of the previous step are read while the devices compute this one.
                 recorder.write(recorder.take())
                 recorder.push(step, values)
             beat()
@@ -269,15 +271,15 @@ def train_steps(
             checkpoints.poll()
             saves = should_save(due, step, checkpoints)
             if evaluates or saves:
-                line, found = recorder.take(due=evaluates), {}
+                line, quality = recorder.take(due=evaluates), {}
                 if evaluates:
                     with clock.during("eval"):
-                        found = setup.evaluate(state.eval_params(), sample, advance=beat)
-                recorder.write(line | validation_metrics(found))
-                good = step == steps or not recorder.verdicts.bad_in_a_row
-                saves = good and (saves or checkpoints.is_among_best(found.get("loss")))
+                        quality = setup.evaluate(state.eval_params(), sample, advance=beat)
+                recorder.write(line | validation_metrics(quality))
+                good = step == steps or not recorder.bad_steps.bad_in_a_row
+                saves = good and (saves or checkpoints.is_among_best(quality.get("loss")))
                 if saves:
-                    save(setup, step, state, checkpoints, found.get("loss"))
+                    save(setup, step, state, checkpoints, quality.get("loss"))
                     due.restart()
             if number := stop_signal(step):
                 recorder.write(recorder.take(due=True))
@@ -287,20 +289,20 @@ def train_steps(
     return state
 
 
-def validation_metrics(found: Mapping[str, float]) -> dict[str, float]:
-    """What a line of metrics says of a look at held-out text."""
-    return {f"val/{name}": value for name, value in found.items() if name not in held_out.COUNTS}
+def validation_metrics(quality: Mapping[str, float]) -> dict[str, float]:
+    """Selects the metrics of an evaluation that are logged, under "val/"."""
+    return {f"val/{name}": value for name, value in quality.items() if name not in held_out.COUNTS}
 
 
 def should_save(due: SaveSchedule, step: int, checkpoints: Checkpoints) -> bool:
-    """Whether to save after this step; of several processes the first one's clock decides, where one does."""
+    """Returns True if a checkpoint is due; with several processes, the clock of the first one decides."""
     if jax.process_count() > 1 and due.seconds == math.inf:
         return due(step)
     return bool(processes.of_first(lambda: due(step, checkpoints.retry_at)))
 
 
 def save(setup: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:
-    """Begins to write a checkpoint, of that held-out loss where it is known."""
+    """Starts to write a checkpoint, with its held-out loss if it is known."""
     with setup.clock.during("save"):
         checkpoints.save(step, state, loss)
     setup.clock.mark(step)
@@ -309,7 +311,7 @@ def save(setup: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoin
 def save_and_exit(
     number: int, setup: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, saved: bool
 ) -> NoReturn:
-    """Writes a checkpoint of the step in hand, unless it is `saved` already, and leaves for that signal.
+    """Saves the current step, unless it is `saved` already, and exits for the signal `number`.
 
     Raises:
       Interrupted: always.
@@ -323,24 +325,24 @@ def save_and_exit(
 
 
 def finish(setup: TrainSetup, state: TrainState) -> dict[str, Any]:
-    """Reads all held-out text, writes samples, plot and summary, and returns the summary."""
+    """Evaluates on all held-out text, writes samples, plot and summary, and returns the summary."""
     params = state.eval_params()
-    every = (setup.eval_batches[i] for i in range(len(setup.eval_batches)))
+    held_out_batches = (setup.eval_batches[i] for i in range(len(setup.eval_batches)))
     with console.bar("reading all held-out text", len(setup.eval_batches)) as advance, setup.clock.during("eval"):
-        quality = setup.evaluate(params, every, advance=advance)
+        quality = setup.evaluate(params, held_out_batches, advance=advance)
     return write_results(setup, params, quality)
 
 
 def write_results(setup: TrainSetup, params: Any, quality: dict[str, float]) -> dict[str, Any]:
-    """Writes samples, plot and summary of a run that ends with these parameters, and returns the summary.
+    """Writes samples, plot and summary of a run with these final parameters, and returns the summary.
 
     Raises:
-      Diverged: it is of no use.
+      Diverged: the held-out loss is not finite.
     """
     c = setup.config
     if not math.isfinite(quality["loss"]):
         raise Diverged(f"training diverged: the held-out loss is {quality['loss']}; try a lower learning rate")
-    if "bits_per_byte" in quality and not c.data.examples.form:  # of which answers alone are predicted
+    if "bits_per_byte" in quality and not c.data.examples.form:  # with examples, only the answers are predicted
         quality |= held_out.compressors(setup.data.held_out_text)
     params = processes.by_all(params)
     sample = samples.sample(setup, params)

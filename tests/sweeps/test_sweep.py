@@ -96,7 +96,7 @@ def test_a_sweep_that_is_interrupted_saves_and_goes_on(tmp_path, text_file, call
 
     monkeypatch.setattr(training, "train", interrupted)
     found = call(sweep, *command)
-    assert found.code == 130 and "the same command goes on there" in found.err, found.err
+    assert found.code == 130 and "the same command resumes training" in found.err, found.err
     assert not (tmp_path / "sweep" / "results.csv").exists()
     monkeypatch.setattr(training, "train", take)
     assert call(sweep, *command).code == 0

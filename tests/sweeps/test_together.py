@@ -35,7 +35,7 @@ def test_one_program_vs_one_after_the_other(text_file, tmp_path, call):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--set", "model.mlp_width=32,64", "--vmap"], "model.mlp_width (32, 64) changes the program"),
+        (["--set", "model.mlp_width=32,64", "--vmap"], "model.mlp_width (32, 64) changes the compiled program"),
         (["--set", "seed=0,1", "--evolve=2"], "sweep a key"),
         (["--set", f"{RATE}=log:1e-3..1e-2", "--optuna=2", "--vmap"], "leave --vmap and --evolve out"),
     ],

@@ -116,7 +116,7 @@ def test_bad_steps_in_a_row_are_gone_back_for_and_left_out(tmp_path, text_file, 
     """Left out with as many before them, but none of before the checkpoint of step 8."""
     plant([10, 11, 12])
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
-    assert result.code == 0 and result.err.count("going back to step 8: the loss at step 10 is nan") == 1
+    assert result.code == 0 and result.err.count("rolling back to step 8: the loss at step 10 is nan") == 1
     assert workdirs.left_out(tmp_path / "run") == [(9, 12)]
     lines = lines_of(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))

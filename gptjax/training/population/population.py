@@ -141,13 +141,8 @@ def build_population(
     step = common_step([setup.workdir for setup in setups])
     setups = [setup._replace(clock=first.clock, eval_step=first.eval_step, resumes_at=step) for setup in setups]
     shared = len({batch_seed(setup.config) for setup in setups}) == 1
-    return Population(
-        members.from_configs([setup.config for setup in setups]),
-        setups,
-        shared,
-        make_eval_step(first, len(setups)),
-        evolution,
-    )
+    traced = members.from_configs([setup.config for setup in setups])
+    return Population(traced, setups, shared, make_eval_step(first, len(setups)), evolution)
 
 
 def on_one_device(config: ConfigDict) -> ConfigDict:
@@ -325,11 +320,10 @@ def select(
     assert population.evolution
     setup, there = population.first, sharding.of_members(len(population.setups))
     key = rng.key(setup.config.seed, "evolution", step)
-    choose = jax.jit(
-        partial(evolutions.exploit_and_explore, population.evolution), donate_argnums=(2, 3), out_shardings=None
-    )
+    evolve = partial(evolutions.exploit_and_explore, population.evolution)
+    select_members = jax.jit(evolve, donate_argnums=(2, 3), out_shardings=None)
     losses_M = jax.device_put(np.array([member["loss"] for member in quality], np.float32), there)
-    values, states, source_M = choose(key, losses_M, values, states)
+    values, states, source_M = select_members(key, losses_M, values, states)
     values, states = jax.device_put((values, states), there)
     new_values = jax.device_get(values)
     for m, source in enumerate(np.asarray(source_M).tolist()):
@@ -399,8 +393,7 @@ def finish(
         summaries = list(done)
         for m in alive_members(alive):
             if not done[m] and math.isfinite(quality[m]["loss"]):
-                summaries[m] = loop.write_results(
-                    population.setups[m], select_member(states, m).eval_params(), quality[m]
-                )
+                params = select_member(states, m).eval_params()
+                summaries[m] = loop.write_results(population.setups[m], params, quality[m])
             advance()
     return summaries

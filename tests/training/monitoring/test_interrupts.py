@@ -42,7 +42,7 @@ def saved_in(workdir):
 @pytest.mark.slow
 def test_interrupted_again_and_again_a_run_ends_bit_identical(tmp_path, text_file, capsys):
     loop.train(tiny_config(data_path=text_file, **RUN), tmp_path / "whole")
-    workdir, told = tmp_path / "run", "saved at step {:,}; the same command goes on there\n"
+    workdir, told = tmp_path / "run", "saved at step {:,}; the same command resumes training\n"
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = saved_in(workdir) if workdir.exists() else 0
         found, err, _ = interrupted(workdir, text_file, before + 20, number)
@@ -53,8 +53,8 @@ def test_interrupted_again_and_again_a_run_ends_bit_identical(tmp_path, text_fil
         assert [line["step"] for line in lines_of(workdir)] == list(range(1, saved + 1))
     code, err, seconds = interrupted(workdir, text_file, saved + 20, signal.SIGTERM, signal.SIGINT)
     assert f"resuming   at step {saved:,} of 600" in err
-    assert code == 130 and seconds < 2 and err.endswith("quit at once; what was saved is whole, and the same command "
-                                                        "goes on there\n"), err  # fmt: skip
+    assert code == 130 and seconds < 2 and err.endswith("quit immediately; saved checkpoints are complete, and "
+                                                        "the same command resumes training\n"), err  # fmt: skip
     loop.train(tiny_config(data_path=text_file, **RUN), workdir)
     assert int(re.search(r"resuming   at step (\d+)", capsys.readouterr().err)[1]) >= saved
     jax.tree.map(np.testing.assert_array_equal, params_of(workdir), params_of(tmp_path / "whole"))

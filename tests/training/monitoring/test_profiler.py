@@ -56,7 +56,7 @@ def test_an_interrupt_ends_the_trace_and_the_run_goes_on_with_the_rest_of_it(tmp
         if line["step"] == 6:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="saved at step 4; the same command goes on there"):
+    with pytest.raises(KeyboardInterrupt, match="saved at step 4; the same command resumes training"):
         loop.train(config, tmp_path / "run", interrupt)
     (interrupted,) = perfetto_events(tmp_path / "run")
     assert steps_of(interrupted)[:4] == [3, 4, 5, 6]

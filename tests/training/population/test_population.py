@@ -150,7 +150,7 @@ def test_killed_population_goes_on(text_file, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--config.model.width=32"], "model.width (16, 32) changes the program"),
+        (["--config.model.width=32"], "model.width (16, 32) changes the compiled program"),
         (["--config.optimizer.name=lion"], "optimizer.name (adamw, lion)"),
         (["--config.schedule.decay_steps=4"], None),
     ],
