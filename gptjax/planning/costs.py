@@ -64,7 +64,7 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
 
     Raises:
       ConfigError: a config that cannot be, or one whose vocabulary only its text would tell.
-      CheckpointError: `init_from` is no run.
+      CheckpointError: `init_from` is not a run.
     """
     config = planned(config)
     mesh = sharding.make_mesh(**config.mesh)

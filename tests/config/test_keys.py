@@ -274,11 +274,11 @@ def test_flags_that_no_machine_can_do_are_refused(trained, call, flag, expected)
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--config.init_from=nope", "--config.model.layers=3"], "init_from=nope is no run"),
+        (["--config.init_from=nope", "--config.model.layers=3"], "init_from=nope is not a run"),
         (["--config.init_from=hf:./nope", "--config.model.layers=3"], "init_from=hf:./nope: there is no folder ./nope"),
-        (["--config.init_from=nope", "--config.finetune.method=lora"], "init_from=nope is no run"),
+        (["--config.init_from=nope", "--config.finetune.method=lora"], "init_from=nope is not a run"),
         (["--config.objective.teacher=nope", "--config.train.objective=distillation", "--config.model.heads=3"],
-         "objective.teacher=nope is no run"),
+         "objective.teacher=nope is not a run"),
     ],
 )  # fmt: skip
 def test_what_is_named_must_exist_before_anything_is_concluded_from_it(tmp_path, call, flags, expected):

@@ -114,7 +114,7 @@ def test_an_adapter_is_a_small_folder_that_its_base_takes_and_no_other(tune, tra
         adapters.load(base, tmp_path / "adapter")
     with pytest.raises(DataError, match="is no adapter"):
         adapters.load(base, tmp_path)
-    with pytest.raises(ConfigError, match="has tuned all of its model"):
+    with pytest.raises(ConfigError, match="tuned all parameters of its model"):
         adapters.save(base, tmp_path / "third")
 
 

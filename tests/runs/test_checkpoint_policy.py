@@ -48,12 +48,12 @@ def test_after_a_save_that_failed_a_run_waits_and_then_saves_at_any_step():
 def test_the_newest_the_periodic_and_the_best_are_kept():
     losses = {100: 3.0, 150: 1.0, 200: 2.0, 250: 2.0, 350: 4.0}
     steps = [50, 100, 150, 200, 250, 300, 350, 400]
-    assert Retention(2).kept(steps, losses) == {350, 400}
-    assert Retention(1, every=200).kept(steps, losses) == {200, 400}
-    assert Retention(1, best=2).kept(steps, losses) == {150, 200, 400}, "of equals the earlier"
-    assert Retention(1, every=100, best=1).kept(steps, losses) == {100, 150, 200, 300, 400}
-    assert Retention(9).kept(steps, {}) == set(steps)
-    assert Retention(1, best=1).kept([350, 400], losses) == {350, 400}, "a loss alone is no checkpoint"
+    assert Retention(2).steps_to_keep(steps, losses) == {350, 400}
+    assert Retention(1, every=200).steps_to_keep(steps, losses) == {200, 400}
+    assert Retention(1, best=2).steps_to_keep(steps, losses) == {150, 200, 400}, "of equals the earlier"
+    assert Retention(1, every=100, best=1).steps_to_keep(steps, losses) == {100, 150, 200, 300, 400}
+    assert Retention(9).steps_to_keep(steps, {}) == set(steps)
+    assert Retention(1, best=1).steps_to_keep([350, 400], losses) == {350, 400}, "a loss alone is no checkpoint"
 
 
 def test_a_loss_is_among_the_best_where_it_drives_one_out_or_there_is_room():

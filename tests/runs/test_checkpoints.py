@@ -59,7 +59,7 @@ def test_another_models_checkpoint_is_refused(saved):
     workdir, _ = saved
     with (
         Checkpoints(workdir) as checkpoints,
-        pytest.raises(CheckpointError, match="is of another model or cannot be read"),
+        pytest.raises(CheckpointError, match="belongs to another model or cannot be read"),
     ):
         checkpoints.restore(like(state_of(model_width=32)))
 
@@ -139,9 +139,7 @@ def test_where_all_are_damaged_none_is_taken(saved, tmp_path, how, part):
     for step in (2, 3):
         damaged(max(files_of(workdir, step, part), key=lambda path: path.stat().st_size), how)
     with Checkpoints(workdir) as checkpoints:
-        with pytest.raises(
-            CheckpointError, match=r"no checkpoint that can be used; damaged are 3: .*; 2: .*; put back"
-        ):
+        with pytest.raises(CheckpointError, match=r"no usable checkpoint; damaged: 3: .*; 2: .*; restore"):
             checkpoints.newest_usable()
         if part == "params":
             with pytest.raises(CheckpointError, match="can be used"):
@@ -155,7 +153,7 @@ def test_damaged_ones_are_set_aside_when_training_goes_on(saved, tmp_path, capsy
         with Checkpoints(workdir, keep=2) as checkpoints:
             assert checkpoints.newest_usable() == 2
             checkpoints.quarantine_after(2)
-            assert f"checkpoint 3 is kept as {workdir / 'checkpoints' / aside}" in capsys.readouterr().err
+            assert f"checkpoint 3 is quarantined as {workdir / 'checkpoints' / aside}" in capsys.readouterr().err
             checkpoints.save(3, saved[1])
             checkpoints.wait()
             assert checkpoints.newest_usable() == 3
@@ -167,7 +165,7 @@ def test_a_half_written_one_is_told_of_and_alone_is_no_reason_to_refuse(saved, t
     workdir = tmp_path / "run"
     shutil.copytree(saved[0] / "checkpoints" / "3", workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
     assert Checkpoints(workdir).newest_usable() is None
-    assert "checkpoint 4 is half-written" in capsys.readouterr().err
+    assert "checkpoint 4 is incomplete" in capsys.readouterr().err
 
 
 def test_a_reader_goes_on_with_the_newer_one_where_the_writer_deletes_the_one_it_reads(saved, tmp_path, capsys):
@@ -321,6 +319,6 @@ def test_the_last_one_is_tried_for_a_while_and_then_the_run_fails(tmp_path, monk
         checkpoints.save(2, state)
         checkpoints.finish(state)
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and told[1].startswith("checkpoint 2 is the last one; it is tried for")
+    assert len(told) == 2 and told[1].startswith("checkpoint 2 is the last one; retrying for")
     limited(None)
     assert Checkpoints(tmp_path).newest_usable() == 1

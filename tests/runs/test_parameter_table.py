@@ -71,7 +71,7 @@ def test_ids_that_cannot_be_are_refused(run, ids, expected):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"is no run: it has no config.json"):
+    with pytest.raises(CheckpointError, match=r"is not a run: it has no config.json"):
         gptjax.load(tmp_path)
 
 

@@ -125,5 +125,5 @@ def test_what_cannot_be_compared(copies, tmp_path):
     (other / "metrics.jsonl").unlink()
     with pytest.raises(DataError, match="no metrics"):
         runs_table.read(other)
-    with pytest.raises(CheckpointError, match="is no run"):
+    with pytest.raises(CheckpointError, match="is not a run"):
         runs_table.read(tmp_path / "nothing")

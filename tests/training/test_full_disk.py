@@ -120,7 +120,7 @@ def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
     assert failures == [40, 41], "it is tried again at once, not at the next of checkpoint.every_steps"
     told = [line for line in result.err.splitlines() if line.startswith("checkpoint ")]
     assert told == [
-        "checkpoint 40 cannot be written: no space left on the disk; make room; the run goes on and tries again",
+        "checkpoint 40 cannot be written: no space left on the disk; make room; the run continues and tries again",
         "checkpoint 42 is written",
     ]
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -147,7 +147,7 @@ def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_check
     assert result.returncode == 2 and lines[-1].startswith("gptjax: no space left on the disk"), result.stderr
     assert result.stdout == "" and "Traceback" not in result.stderr
     assert any(" cannot be written: no space left on the disk" in line for line in lines[:-1])
-    assert any(line.startswith("checkpoint 24 is the last one; it is tried for") for line in lines)
+    assert any(line.startswith("checkpoint 24 is the last one; retrying for") for line in lines)
     saved = sorted(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert saved and saved[-1] < 24, "something was saved before the disk was full"
     assert subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=False).returncode == 0
