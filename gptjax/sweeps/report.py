@@ -1,4 +1,4 @@
-"""What a sweep shows at its end: results.csv, seeds.csv, plots/, best.py, summary.json, and the same for the eye."""
+"""Report of a sweep: results.csv, seeds.csv, plots/, best.py and summary.json, and a summary as text."""
 
 import json
 import math
@@ -17,15 +17,15 @@ from gptjax.sweeps.results import Result
 from gptjax.sweeps.trials import Search
 from gptjax.sweeps.watch import format_value, format_values
 
-SHOWN = 8  # trials, or settings, in what is printed
+SHOWN = 8  # number of trials, or settings, in the text
 
 
 def write(folder: Path, search: Search, results: Sequence[Result]) -> dict[str, Any]:
-    """Writes all files of a sweep's end; returns what summary.json says.
+    """Writes all files of the report; returns the content of summary.json.
 
     Args:
-      folder: the sweep's.
-      search: what was swept.
+      folder: of the sweep.
+      search: of the sweep.
       results: at least one.
     """
     outcomes.write_csv(folder, results)
@@ -39,25 +39,25 @@ def write(folder: Path, search: Search, results: Sequence[Result]) -> dict[str, 
 
 
 def best_recipe(search: Search, best: Result, results: Sequence[Result]) -> str:
-    """The best trial's config as a recipe."""
+    """Formats the config of the best trial as a recipe."""
     config = spaces.with_values(search.config(), best.values)
-    method = f"held-out loss {best.loss:.4f}"
+    quality = f"held-out loss {best.loss:.4f}"
     if outcomes.has_several_seeds(results):
         group = outcomes.groups(results)[0]
-        method += f"; over {len(group.losses)} seeds {mean_and_std(group)}"
+        quality += f"; over {len(group.losses)} seeds {mean_and_std(group)}"
     recipe_name = search.recipe.replace("\\", "/").replace('"', "'")
-    title = f"{recipe_name} with the best of {len(results)} trials of a sweep: {method}."
+    title = f"{recipe_name} with the best of {len(results)} trials of a sweep: {quality}."
     return recipe.as_recipe(config, title, best.values)
 
 
 def mean_and_std(group: outcomes.Group) -> str:
-    """The mean loss of a setting, and of several seeds the standard deviation."""
+    """Formats the mean loss of a setting, with the standard deviation over several seeds."""
     deviation = "" if group.deviation is None else f" ± {group.deviation:.4f}"
     return f"{group.mean:.4f}{deviation}"
 
 
 def summarize(folder: Path, best: Result | None, results: Sequence[Result]) -> dict[str, Any]:
-    """The sweep's figures by name."""
+    """Collects the results of a sweep by name."""
     summary: dict[str, Any] = {
         "trials": len(results),
         "by_status": dict(Counter(one.status for one in results)),
@@ -79,13 +79,13 @@ def summarize(folder: Path, best: Result | None, results: Sequence[Result]) -> d
 
 
 def workdir_of_trial(folder: Path, result: Result) -> dict[str, str]:
-    """Where a trial's run is, unless another worker has it in a directory of its own."""
+    """Returns {"workdir": directory of the trial's run}, or {} if another worker has it."""
     workdir = folder / "trials" / result.name
     return {"workdir": str(workdir)} if workdir.is_dir() else {}
 
 
 def as_text(folder: Path, results: Sequence[Result]) -> str:
-    """The best trials, or over seeds the best settings, and where everything is."""
+    """Formats the best trials, or with several seeds the best settings, and lists the files."""
     if outcomes.has_several_seeds(results):
         rows = [
             [*map(format_value, one.values.values()), mean_and_std(one), f"{len(one.losses)} of {len(one.results)}"]
@@ -101,24 +101,24 @@ def as_text(folder: Path, results: Sequence[Result]) -> str:
     lines = aligned([names, *rows[:SHOWN]])
     lines += [f"... {len(rows) - SHOWN} more in results.csv"] if len(rows) > SHOWN else []
     counts = Counter(one.status for one in results)
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    status_counts = ", ".join(f"{count} {status}" for status, count in counts.items())
     best, files = outcomes.best(results), ["results.csv", "summary.json", "plots/", "trials/"]
-    lines += ["", f"trials          {told}"]
+    lines += ["", f"trials          {status_counts}"]
     if outcomes.has_several_seeds(results):
         files.insert(1, "seeds.csv")
     if best:
         files.insert(1, "best.py")
         lines += [f"best            {describe_best(best, results)}"]
     lines += [f"files           {folder}/ {' '.join(files)}"]
-    lines += [f"go on with      python -m gptjax.train --config={shlex.quote(str(folder / 'best.py'))}"] if best else []
+    lines += [f"next            python -m gptjax.train --config={shlex.quote(str(folder / 'best.py'))}"] if best else []
     return "\n".join(lines)
 
 
 def describe_best(best: Result, results: Sequence[Result]) -> str:
-    """The trial, or of several seeds the setting, whose config best.py has."""
+    """Describes the trial, or with several seeds the setting, whose config is in best.py."""
     if not outcomes.has_several_seeds(results):
         return f"{format_values(best.values)}: held-out loss {best.loss:.4f}"
     group = outcomes.groups(results)[0]
-    where = f"{format_values(group.values)}: " if group.values else ""
+    setting = f"{format_values(group.values)}: " if group.values else ""
     loss = f"held-out loss {mean_and_std(group)} over {len(group.losses)} seeds"
-    return f"{where}{loss}; best.py has seed {best.values['seed']}"
+    return f"{setting}{loss}; best.py has seed {best.values['seed']}"

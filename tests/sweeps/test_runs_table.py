@@ -40,8 +40,8 @@ def test_a_table_has_the_lines_and_what_was_spent_until_each(trained):
     assert list(table.columns["tokens"]) == [2 * 64, 4 * 64, 6 * 64, 8 * 64]
     each = metrics.flops_per_token(run.params, run.config.model, 16)
     assert table.columns["flops"] == pytest.approx(each * table.columns["tokens"])
-    assert list(table.looks("loss")) == [False, True, False, True]
-    assert table.end("loss") == json.loads((trained / "summary.json").read_text())["val_loss"]
+    assert list(table.has_measure("loss")) == [False, True, False, True]
+    assert table.final_value("loss") == json.loads((trained / "summary.json").read_text())["val_loss"]
 
 
 def test_norms_are_found_by_group(tmp_path):

@@ -34,16 +34,19 @@ RATE = "optimizer.learning_rate"
         (["--set", "seed=1", "--config.seed=2"], "seed is swept and set by --config.seed"),
         (["--set", f"{RATE}=log:1e-4..1e-2"], "is a range; give --random=N or --optuna=N too"),
         (["--set", f"{RATE}=log:1e-2..1e-4", "--random=2"], "the range is empty"),
-        (["--set", f"{RATE}=log:0..1", "--random=2"], "a log range begins above 0"),
-        (["--set", f"{RATE}=int:0.5..1", "--random=2"], "an int range has whole ends"),
-        (["--set", "optimizer.name=lin:1..2", "--random=2"], "optimizer.name holds no numbers"),
+        (["--set", f"{RATE}=log:0..1", "--random=2"], "a log range must start above 0"),
+        (["--set", f"{RATE}=int:0.5..1", "--random=2"], "an int range needs integer bounds"),
+        (["--set", "optimizer.name=lin:1..2", "--random=2"], "optimizer.name is not a number"),
         (["--set", "seed=1", "--random=0"], "--random: it must be at least 1, not 0"),
         (["--set", "seed=1", "--random=2", "--optuna=2"], "--random and --optuna do not go together"),
         (["--set", "seed=1", "--storage=x"], "--storage and --study are for --optuna=N"),
         (["--files=absent.json"], "cannot read absent.json"),
         (["--files="], "the list is empty"),
         ([], "nothing is swept"),
-        (["--set", "model.heads=2,3"], "the trial heads=3 cannot be: model.heads=3 does not divide model.width=128"),
+        (
+            ["--set", "model.heads=2,3"],
+            "the trial heads=3 is impossible: model.heads=3 does not divide model.width=128",
+        ),
         (["--sets", "seed=1"], "unknown flag --sets"),
     ],
 )
@@ -58,8 +61,8 @@ def test_a_directory_that_is_no_sweeps_is_refused(trained, tmp_path, call):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("")
     flags = [f"--config={BASE}", "--set", "seed=0"]
-    assert "is a run, and no sweep" in call(sweep, *flags, f"--workdir={trained}").refusal()
-    assert "exists and is no sweep" in call(sweep, *flags, f"--workdir={tmp_path / 'notes'}").refusal()
+    assert "is a run, not a sweep" in call(sweep, *flags, f"--workdir={trained}").refusal()
+    assert "exists and is not a sweep" in call(sweep, *flags, f"--workdir={tmp_path / 'notes'}").refusal()
     assert "File exists" in call(sweep, *flags, f"--workdir={tmp_path / 'file' / 'sweep'}").refusal()
 
 
