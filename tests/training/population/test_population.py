@@ -175,7 +175,7 @@ import sys
 from pathlib import Path
 import jax
 from gptjax import config as configs
-from gptjax.training import population
+from gptjax.training.population import population
 assert jax.device_count() == int(sys.argv[1])
 flags = {[*overrides(data_path=text_file), "--config.train.grad_accumulation=2"]!r}
 made = [configs.read({BASE!r}, [*flags, f"--config.seed={{i}}"]) for i in range(4)]
