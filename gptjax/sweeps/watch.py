@@ -126,10 +126,10 @@ def render_table(watch: Watch) -> Any:
     if len(order) > SHOWN:
         table.add_row("...", *[""] * len(keys), "", f"{len(order) - SHOWN} more")
     if watch.trial:
-        loss = watch.now.get("val/loss")
+        val_loss = watch.now.get("val/loss")
         cells = [
             *(format_value(watch.trial.values.get(key)) for key in keys),
-            "" if loss is None else f"{loss:.4f}",
+            "" if val_loss is None else f"{val_loss:.4f}",
         ]
         table.add_section()
         table.add_row("now", *cells, format_progress(watch), style="cyan")
