@@ -16,13 +16,8 @@ from gptjax.config.errors import ConfigError
 from gptjax.core import machine
 from gptjax.core.machine import bytes_of, gib
 
-MOMENTS = {
-    "adamw": 2,
-    "lion": 1,
-    "sophia": 2,
-    "muon": 1,
-    "schedule_free": 2,
-}  # float32 values per parameter in the optimizer state
+# Number of float32 values per parameter in the optimizer state.
+MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}
 NUMBER = 4  # bytes of a float32 or of a token id
 
 
@@ -73,9 +68,8 @@ def batch_needs(config: ConfigDict) -> list[MemoryNeed]:
     tokens = max(size * context for size, context in (*shapes, (config.data.batch_size, config.data.context)))
     ahead = 1 + min(config.data.prefetch, config.train.steps - 1)
     item = 2 if config.train.dtype == "bfloat16" else 4
-    arrays, is_full = (
-        (1, False) if config.model.arch == "seq2seq" else (3, not recurs(config.model))
-    )  # rows may be short
+    # An encoder-decoder may get shorter rows.
+    arrays, is_full = (1, False) if config.model.arch == "seq2seq" else (3, not recurs(config.model))
     activations = tokens // config.train.grad_accumulation * config.model.width * config.model.layers * item
     return [
         MemoryNeed("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),

@@ -19,7 +19,7 @@ from gptjax.runs.train_state import TrainState
 from gptjax.training.population.members import Values
 
 LINEAGE = "lineage.jsonl"  # in a member's directory
-NOT_EXPLORED = ("seed", "model.init_std")  # used only to initialize a member
+NOT_EXPLORED = ("seed", "model.init_std")  # fixed for the life of a member
 
 # Keys whose values must stay below 1.
 SHARES = ("optimizer.beta1", "optimizer.beta2", "optimizer.momentum", "model.dropout", "schedule.cooldown_fraction")
