@@ -46,7 +46,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_what_is_saved_comes_back_and_the_oldest_goes(saved):
+def test_states_are_restored_and_the_oldest_is_deleted(saved):
     workdir, state = saved
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3"]
     with Checkpoints(workdir) as checkpoints:
@@ -55,7 +55,7 @@ def test_what_is_saved_comes_back_and_the_oldest_goes(saved):
         equal(checkpoints.restore_params(like(state.params)), state.params)
 
 
-def test_another_models_checkpoint_is_refused(saved):
+def test_a_checkpoint_of_another_model_is_refused(saved):
     workdir, _ = saved
     with (
         Checkpoints(workdir) as checkpoints,
@@ -65,13 +65,13 @@ def test_another_models_checkpoint_is_refused(saved):
 
 
 @pytest.mark.parametrize("keep", [None, 1])
-def test_no_checkpoint_is_refused(tmp_path, keep):
+def test_a_missing_checkpoint_is_refused(tmp_path, keep):
     with Checkpoints(tmp_path, keep) as checkpoints, pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoints.restore(like(state_of()))
     assert (tmp_path / "checkpoints").exists() == (keep is not None), "who only reads makes nothing"
 
 
-def test_a_half_written_checkpoint_goes_when_training_goes_on_and_stays_for_readers(saved, tmp_path):
+def test_an_incomplete_checkpoint_is_removed_by_the_writer_and_ignored_by_readers(saved, tmp_path):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     half = shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
     with Checkpoints(workdir) as checkpoints:
@@ -106,7 +106,7 @@ HOW = ["cut", "emptied", "flipped", "removed"]
 
 @pytest.mark.parametrize("part", ["params", "rest"])
 @pytest.mark.parametrize("how", HOW)
-def test_any_damaged_file_of_the_newest_leads_back_to_the_one_before(saved, tmp_path, capsys, how, part):
+def test_any_damaged_file_of_the_newest_selects_the_one_before(saved, tmp_path, capsys, how, part):
     workdir, state = saved
     names = [path.relative_to(workdir) for path in files_of(workdir, 3, part)]
     assert len(names) >= 5
@@ -134,7 +134,7 @@ def test_any_damaged_file_of_the_newest_leads_back_to_the_one_before(saved, tmp_
 
 @pytest.mark.parametrize("part", ["params", "rest"])
 @pytest.mark.parametrize("how", HOW)
-def test_where_all_are_damaged_none_is_taken(saved, tmp_path, how, part):
+def test_damage_of_all_checkpoints_is_an_error(saved, tmp_path, how, part):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     for step in (2, 3):
         damaged(max(files_of(workdir, step, part), key=lambda path: path.stat().st_size), how)
@@ -146,7 +146,7 @@ def test_where_all_are_damaged_none_is_taken(saved, tmp_path, how, part):
                 checkpoints.restore_params(like(saved[1].params))
 
 
-def test_damaged_ones_are_set_aside_when_training_goes_on(saved, tmp_path, capsys):
+def test_damaged_checkpoints_are_quarantined_when_training_resumes(saved, tmp_path, capsys):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     for aside in ("damaged-3", "damaged-3.2"):
         damaged(workdir / "checkpoints" / "3" / "rest" / "_METADATA", "cut")
@@ -161,14 +161,14 @@ def test_damaged_ones_are_set_aside_when_training_goes_on(saved, tmp_path, capsy
     assert names == ["2", "3", "damaged-3", "damaged-3.2"]
 
 
-def test_a_half_written_one_is_told_of_and_alone_is_no_reason_to_refuse(saved, tmp_path, capsys):
+def test_an_incomplete_checkpoint_is_reported_and_ignored(saved, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(saved[0] / "checkpoints" / "3", workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
     assert Checkpoints(workdir).newest_usable() is None
     assert "checkpoint 4 is incomplete" in capsys.readouterr().err
 
 
-def test_a_reader_goes_on_with_the_newer_one_where_the_writer_deletes_the_one_it_reads(saved, tmp_path, capsys):
+def test_a_reader_takes_the_newer_checkpoint_if_the_writer_deletes_the_one_it_reads(saved, tmp_path, capsys):
     directory = shutil.copytree(saved[0] / "checkpoints", tmp_path / "checkpoints")
 
     def as_a_run_saves(path):
@@ -183,7 +183,7 @@ def test_a_reader_goes_on_with_the_newer_one_where_the_writer_deletes_the_one_it
     assert capsys.readouterr().err == ""
 
 
-def test_the_digests_are_those_that_sha256sum_checks(saved):
+def test_sha256sum_accepts_the_digests(saved):
     if not shutil.which("sha256sum"):
         pytest.skip("needs sha256sum")
     folder = saved[0] / "checkpoints" / "3"
@@ -192,7 +192,7 @@ def test_the_digests_are_those_that_sha256sum_checks(saved):
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
-def test_of_the_best_as_many_are_kept_as_asked_for(tmp_path):
+def test_keep_best_keeps_that_number_of_checkpoints(tmp_path):
     state = state_of()
     with Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2) as checkpoints:
         for step, loss in enumerate([5.0, 2.0, None, 4.0, 3.0, 6.0, 7.0], start=1):
@@ -242,7 +242,7 @@ assert again.params["both"].addressable_shards[0].data.shape == (2, 8)
 """
 
 
-def test_a_checkpoint_is_read_on_any_mesh(tmp_path):
+def test_a_checkpoint_is_restored_on_any_mesh(tmp_path):
     """Written on eight devices, read on four of them cut in another way, and here whole on one."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES, tmp_path], env=environment, check=True, cwd=ROOT)
@@ -263,7 +263,7 @@ def limited():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_save_that_fails_is_told_once_and_tried_again_and_takes_nothing_with_it(tmp_path, capsys, limited):
+def test_a_failed_save_is_logged_once_and_retried_and_loses_nothing(tmp_path, capsys, limited):
     now, state = [0.0], state_of()
     with Checkpoints(tmp_path, keep=1, clock=lambda: now[0]) as checkpoints:
         checkpoints.save(1, state)
@@ -289,7 +289,7 @@ def test_a_save_that_fails_is_told_once_and_tried_again_and_takes_nothing_with_i
         equal(checkpoints.restore(like(state)), state.replace(step=state.step + 5))
 
 
-def test_what_a_failed_save_still_writes_is_in_nobodys_way(tmp_path, monkeypatch, limited):
+def test_late_writes_of_a_failed_save_do_no_harm(tmp_path, monkeypatch, limited):
     """Its threads put a file into the folder that the next save clears away: that is tried again, too."""
     monkeypatch.setattr("gptjax.runs.checkpoints.RETRY_SECONDS", 0.01)
     state = state_of()
@@ -306,7 +306,7 @@ def test_what_a_failed_save_still_writes_is_in_nobodys_way(tmp_path, monkeypatch
     assert Checkpoints(tmp_path).newest_usable() == 1
 
 
-def test_the_last_one_is_tried_for_a_while_and_then_the_run_fails(tmp_path, monkeypatch, capsys, limited):
+def test_the_last_checkpoint_is_retried_for_a_while_before_the_run_fails(tmp_path, monkeypatch, capsys, limited):
     monkeypatch.setattr("gptjax.runs.checkpoints.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("gptjax.runs.checkpoints.LAST_SAVE_SECONDS", 0.5)
     state = state_of()

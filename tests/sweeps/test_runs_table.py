@@ -34,7 +34,7 @@ def copies(trained, tmp_path):
     return made
 
 
-def test_a_table_has_the_lines_and_what_was_spent_until_each(trained):
+def test_a_table_has_the_lines_with_cumulative_costs(trained):
     table, run = runs_table.read(trained), gptjax.load(trained)
     assert list(table.columns["step"]) == [2, 4, 6, 8]
     assert list(table.columns["tokens"]) == [2 * 64, 4 * 64, 6 * 64, 8 * 64]
@@ -97,7 +97,7 @@ def test_welch_against_its_formula(copies):
     assert found.p == pytest.approx((abs(drawn) > abs(t)).mean(), rel=0.02)
 
 
-def test_one_run_of_a_group_is_no_evidence(copies):
+def test_one_run_per_group_gives_no_p_value(copies):
     groups = runs_table.group_runs(
         [runs_table.read(copies("a")), runs_table.read(copies("b", 1.0, optimizer_learning_rate=0.5))]
     )
@@ -112,7 +112,7 @@ def test_other_tokenizers_leave_bits_per_byte(copies):
     assert runs_table.comparable([runs_table.read(first), runs_table.read(second)]) == "bits_per_byte"
 
 
-def test_what_cannot_be_compared(copies, tmp_path):
+def test_runs_that_are_not_comparable_are_refused(copies, tmp_path):
     first, other = runs_table.read(copies("a")), copies("b")
     with pytest.raises(DataError, match="one run"):
         runs_table.comparable([first])

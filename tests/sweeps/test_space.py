@@ -56,7 +56,7 @@ def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(tmp_path, call
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_directory_that_is_no_sweeps_is_refused(trained, tmp_path, call):
+def test_a_directory_of_something_else_is_refused(trained, tmp_path, call):
     (tmp_path / "file").write_text("")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("")
@@ -66,7 +66,7 @@ def test_a_directory_that_is_no_sweeps_is_refused(trained, tmp_path, call):
     assert "File exists" in call(sweep, *flags, f"--workdir={tmp_path / 'file' / 'sweep'}").refusal()
 
 
-def test_values_have_their_keys_types_and_commas_in_brackets_divide_nothing():
+def test_values_have_the_types_of_their_keys_and_commas_in_brackets_do_not_split():
     sets = ["model.layers=2,3", f"{RATE}=1,1e-3", "model.use_bias=true,false", "data.stages=((10,8,64),),()"]
     found = space.read(sets, BASE, [])
     expected = [(2, 3), (1.0, 0.001), (True, False), (((10, 8, 64),), ())]
@@ -87,7 +87,7 @@ def test_draws_stay_in_their_range_and_fill_it_evenly_on_its_scale():
     assert min(whole) == 1 and max(whole) > 80 and abs(np.mean(np.array(whole) <= 10) - 0.5) < 0.1
 
 
-def test_more_draws_leave_the_first_as_they_are():
+def test_more_draws_do_not_change_the_first():
     axes = space.read([f"{RATE}=log:1e-4..1e-2"], BASE, [])
     few, many = (trials.random(Search(BASE, [], axes, "random", n_trials, 7)) for n_trials in (3, 6))
     assert many[:3] == few and len({one[RATE] for one in many}) == 6
@@ -111,14 +111,14 @@ def test_files_are_objects_or_recipes_and_combine_with_lists(tmp_path):
         trials.list_trials(search, tmp_path)
 
 
-def test_a_trials_name_follows_from_its_values_alone():
+def test_the_name_of_a_trial_depends_only_on_its_values():
     one, other = {RATE: 0.001, "seed": 1}, {"seed": 1, RATE: 0.001}
     assert trials.trial_name(one).rsplit("-", 1)[1] == trials.trial_name(other).rsplit("-", 1)[1]
     assert trials.trial_name(one) != trials.trial_name({RATE: 0.0010000001, "seed": 1})
     assert "/" not in trials.trial_name({"data.path": "/tmp/a b"})
 
 
-def test_a_recipe_that_is_written_gives_the_same_config_and_its_types(tmp_path):
+def test_a_written_recipe_has_the_same_config_and_types(tmp_path):
     config = space.with_values(configs.read(BASE, overrides()), {RATE: 0.5, "data.stages": ((10, 8, 64),)})
     path = tmp_path / "best.py"
     path.write_text(recipe.as_recipe(config, "the best", [RATE]))

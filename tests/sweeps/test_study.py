@@ -52,7 +52,7 @@ def run(search, folder, storage="", on_result=lambda result: None):
     return sweep.run_study(search, folder, sweep.Storage(str(storage), "one"), on_result)
 
 
-def test_a_study_finds_the_least_and_stops_what_is_worse(tmp_path, formula):
+def test_a_study_finds_the_minimum_and_prunes_worse_trials(tmp_path, formula):
     found = run(searched(f"{RATE}=log:1e-5..10", n_trials=30), tmp_path / "a")
     assert len(found) == 30
     by_status = {status: [one for one in found if one.status == status] for status in (DONE, PRUNED, DIVERGED)}
@@ -61,7 +61,7 @@ def test_a_study_finds_the_least_and_stops_what_is_worse(tmp_path, formula):
     assert max(one.loss for one in by_status[DONE][2:]) < max(one.loss for one in by_status[PRUNED])
 
 
-def test_a_study_that_was_cut_short_asks_for_what_it_would_have_asked_for(tmp_path, formula):
+def test_an_interrupted_study_suggests_the_same_values(tmp_path, formula):
     search = searched(f"{RATE}=log:1e-5..1", "model.use_bias=true,false", n_trials=14)
     whole = run(search, tmp_path / "whole")
 
@@ -77,7 +77,7 @@ def test_a_study_that_was_cut_short_asks_for_what_it_would_have_asked_for(tmp_pa
     assert more[:14] == whole and len(more) == 16
 
 
-def test_a_trial_that_its_process_left_is_gone_on_with(tmp_path, formula, monkeypatch):
+def test_an_abandoned_trial_is_resumed(tmp_path, formula, monkeypatch):
     search = searched(f"{RATE}=log:1e-5..1", n_trials=4)
     whole = run(search, tmp_path / "whole")
     train, calls = training.train, []
@@ -96,7 +96,7 @@ def test_a_trial_that_its_process_left_is_gone_on_with(tmp_path, formula, monkey
     assert calls[2].values == calls[3].values, "the one in hand comes first"
 
 
-def test_lists_are_tried_out_and_no_values_twice(tmp_path, formula):
+def test_lists_are_exhausted_without_duplicates(tmp_path, formula):
     found = run(searched(f"{RATE}=0.01,0.1", "data.stages=((4,8,16),),()", n_trials=50), tmp_path / "a")
     assert len(found) == len(formula) == 4
     assert all(one not in formula[:number] for number, one in enumerate(formula))
@@ -111,7 +111,7 @@ def test_workers_in_their_own_directories_share_a_storage(tmp_path, formula):
     assert both[:3] == first and len(both) == len(formula) == 5
 
 
-def test_a_surplus_trial_is_left_out(tmp_path, formula):
+def test_a_surplus_trial_is_skipped(tmp_path, formula):
     """Two workers may both see that one is missing; the one whose trial has the higher number gives way."""
     search = searched(f"{RATE}=log:1e-5..1", n_trials=2)
     run(search, tmp_path / "a")
@@ -119,7 +119,7 @@ def test_a_surplus_trial_is_left_out(tmp_path, formula):
     assert "enough trials" in study.skip_reason(again, again.optuna.ask())
 
 
-def test_another_sweeps_study_and_a_storage_that_is_none_are_refused(tmp_path, formula):
+def test_a_study_of_another_sweep_and_an_invalid_storage_are_refused(tmp_path, formula):
     search = searched(f"{RATE}=log:1e-5..1", n_trials=1)
     run(search, tmp_path / "a", tmp_path / "journal")
     wider = searched(f"{RATE}=log:1e-5..2", n_trials=1)
@@ -132,14 +132,14 @@ def test_another_sweeps_study_and_a_storage_that_is_none_are_refused(tmp_path, f
     assert "secret" not in str(refused.value)
 
 
-def test_without_optuna_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_without_optuna_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"pip install 'gptjax\[sweeps\]'"):
         run(searched(f"{RATE}=log:1e-5..1", n_trials=1), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
-def test_what_cannot_be_is_a_result(tmp_path, formula):
+def test_an_impossible_trial_is_a_result(tmp_path, formula):
     found = run(searched("model.kv_heads=2,3", f"{RATE}=0.01", n_trials=2), tmp_path / "a")
     impossible = next(one for one in found if one.values["model.kv_heads"] == 3)
     assert impossible.status == "impossible" and "kv_heads" in impossible.note

@@ -18,7 +18,7 @@ def rows(folder):
 
 
 @pytest.mark.slow
-def test_one_program_vs_one_after_the_other(text_file, tmp_path, call):
+def test_vmapped_trials_equal_sequential_ones(text_file, tmp_path, call):
     own = overrides(data_path=text_file, guard_patience=1)
     command = [f"--config={BASE}", *own, "--set", f"{RATE}=1e-3,1e-2,1e30"]
     together = call(sweep, *command, f"--workdir={tmp_path / 'together'}", "--vmap")

@@ -109,7 +109,7 @@ def undisturbed(tmp_path_factory, text_file):
 
 @pytest.mark.parametrize("trouble", [tmpfs_that_fills_up, errors_as_of_a_full_disk])
 @pytest.mark.thorough
-def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
+def test_a_run_whose_checkpoint_does_not_fit_continues_and_finishes(
     undisturbed, tmp_path, text_file, call_train, request, monkeypatch, trouble
 ):
     monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.0)
@@ -133,9 +133,7 @@ def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
 
 
 @pytest.mark.slow
-def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_checkpoints_stay_whole(
-    small_disk, text_file
-):
+def test_a_run_on_a_full_disk_ends_with_one_line_and_keeps_older_checkpoints(small_disk, text_file):
     command = [sys.executable, "-c", IMPATIENT, f"--config={BASE}", f"--workdir={small_disk}/run"]
     changes = dict(train_steps=24, checkpoint_every_steps=2, checkpoint_keep=100, data_path=text_file)
 
@@ -157,7 +155,7 @@ def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_check
     assert all(p.name.isdigit() for p in (small_disk / "run" / "checkpoints").iterdir()), "nothing half-written stays"
 
 
-def test_lines_of_metrics_that_find_no_room_are_written_once_there_is_some(small_disk, capsys):
+def test_metrics_that_do_not_fit_are_written_once_there_is_space(small_disk, capsys):
     writer = writers.JsonLines(small_disk, {}, 0)
     lines = [{"step": step, "x" * 50: 0.5} for step in range(1, 101)]
     writer.write(lines[0])

@@ -41,7 +41,7 @@ SUMMARY = {
 } | TIMES  # fmt: skip
 
 
-def test_a_run_leaves_what_it_should(trained):
+def test_a_run_writes_all_its_files(trained):
     assert {p.name for p in trained.iterdir()} == FILES
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((trained / "summary.json").read_text())
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_should(trained):
 
 
 @pytest.mark.slow
-def test_a_mixture_trains_scanned_with_dropout_and_accumulation_and_tells_of_its_routing(tmp_path, text_file):
+def test_experts_train_scanned_with_dropout_and_accumulation_and_log_their_routing(tmp_path, text_file):
     config = tiny_config(
         data_path=text_file, model_mlp="experts", model_experts=4, model_scan_layers=True, model_remat="full",
         model_dropout=0.1, train_grad_accumulation=2,
@@ -107,7 +107,7 @@ def test_a_source_too_long_for_the_sample_is_refused_before_training(tmp_path, t
         (dict(model_kernels="plain"), "plain"),
     ],
 )
-def test_a_run_says_what_computes_attention(tmp_path, text_file, capsys, changes, told):
+def test_a_run_logs_its_attention_kernel(tmp_path, text_file, capsys, changes, told):
     config = tiny_config(data_path=text_file, **changes)
     setup = train_setup(config, tmp_path, 0.0, None)
     with Checkpoints(tmp_path, 1) as checkpoints:
@@ -115,7 +115,7 @@ def test_a_run_says_what_computes_attention(tmp_path, text_file, capsys, changes
     assert f"\nattention  {told}\n" in capsys.readouterr().err
 
 
-def test_a_finished_run_says_so_and_is_left_alone(trained, text_file, call_train):
+def test_a_finished_run_is_reported_and_not_changed(trained, text_file, call_train):
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
     result = call_train(trained, data_path=text_file)
     assert result.code == 0 and "is finished" in result.err and "bits per byte" in result.out
@@ -235,7 +235,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):
 
 
 @pytest.mark.slow
-def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
+def test_a_second_start_reads_its_programs_from_the_cache(tmp_path, text_file):
     script = (
         "import sys\n"
         "from gptjax import train\n"

@@ -90,7 +90,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_planted_nan_is_skipped_counted_and_told_once(tmp_path, text_file, plant, clean, call_train):
+def test_a_planted_nan_is_skipped_counted_and_logged_once(tmp_path, text_file, plant, clean, call_train):
     plant([6, 7])
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
     assert result.code == 0 and re.findall("skipped .*", result.err) == [
@@ -105,14 +105,14 @@ def test_a_planted_nan_is_skipped_counted_and_told_once(tmp_path, text_file, pla
     equal(gptjax.load(tmp_path / "run").params, clean(6, 7))
 
 
-def test_the_optimizers_count_stands_still_while_steps_are_skipped(tmp_path, text_file, plant, call_train):
+def test_the_optimizer_count_does_not_change_while_steps_are_skipped(tmp_path, text_file, plant, call_train):
     plant([2, 3])
     call_train(tmp_path / "run", data_path=text_file, **CHANGES)
     rates = [line["learning_rate"] for line in lines_of(tmp_path / "run")]
     assert rates[:5] == pytest.approx([0, 0.003, 0.003, 0.003, 0.006])
 
 
-def test_bad_steps_in_a_row_are_gone_back_for_and_left_out(tmp_path, text_file, plant, clean, call_train):
+def test_bad_steps_in_a_row_are_rolled_back_and_left_out(tmp_path, text_file, plant, clean, call_train):
     """Left out with as many before them, but none of before the checkpoint of step 8."""
     plant([10, 11, 12])
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
@@ -126,7 +126,7 @@ def test_bad_steps_in_a_row_are_gone_back_for_and_left_out(tmp_path, text_file, 
 
 
 @pytest.mark.parametrize("at", [11, 14])
-def test_cut_short_after_going_back_it_goes_on_bit_identical(tmp_path, text_file, plant, clean, at):
+def test_interrupted_after_a_rollback_it_resumes_bit_identical(tmp_path, text_file, plant, clean, at):
     plant([10, 11, 12])
     config = tiny_config(data_path=text_file, **CHANGES)
 
@@ -141,9 +141,7 @@ def test_cut_short_after_going_back_it_goes_on_bit_identical(tmp_path, text_file
     equal(gptjax.load(tmp_path / "run").params, clean(9, 12))
 
 
-def test_the_second_time_it_stops_with_a_report_and_so_it_does_when_started_again(
-    tmp_path, text_file, plant, call_train
-):
+def test_the_second_time_it_stops_with_a_report_also_when_restarted(tmp_path, text_file, plant, call_train):
     plant([10, 11, 12, 16, 17, 18])
     for _ in range(2):
         result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
@@ -177,14 +175,14 @@ def test_without_a_checkpoint_it_stops_and_names_the_first_layer(tmp_path, text_
     assert report["first_nonfinite"] == {"what": "activation", "where": "block_0/mlp/up"} and report["step"] == 1
 
 
-def test_bad_at_its_end_a_run_goes_back_too(tmp_path, text_file, plant, clean):
+def test_bad_steps_at_the_end_of_a_run_are_rolled_back_too(tmp_path, text_file, plant, clean):
     plant([18, 19, 20])
     loop.train(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run")
     assert workdirs.left_out(tmp_path / "run") == [(17, 20)]
     equal(gptjax.load(tmp_path / "run").params, clean(17, 20))
 
 
-def test_what_was_saved_later_goes_and_the_same_steps_are_saved_anew(tmp_path):
+def test_later_checkpoints_are_deleted_and_the_same_steps_saved_again(tmp_path):
     """Orbax saves no step below the newest that there is, and says nothing."""
     params = {"a": jnp.zeros(2)}
     state = states.init_from_params(params, optax.sgd(0.1))
@@ -204,7 +202,7 @@ SPIKES = dict(guard_spike_z=6, guard_warmup_steps=50)
 
 
 @pytest.mark.slow
-def test_ordinary_steps_are_no_spikes_and_a_planted_one_is(tmp_path, text_file, plant, call_train):
+def test_a_planted_spike_is_skipped_and_ordinary_steps_are_not(tmp_path, text_file, plant, call_train):
     loop.train(tiny_config(data_path=text_file, **LONG | SPIKES), tmp_path / "ordinary")
     assert lines_of(tmp_path / "ordinary")[-1]["skipped_steps"] == 0
     plant([150], by=30.0)
@@ -218,7 +216,7 @@ def test_ordinary_steps_are_no_spikes_and_a_planted_one_is(tmp_path, text_file, 
     assert lines_of(tmp_path / "open")[-1]["skipped_steps"] == 0, "spikes are skipped where a run asks for it"
 
 
-def test_statistics_begin_anew_where_batches_do(tmp_path, text_file, monkeypatch):
+def test_statistics_are_reset_when_batches_change(tmp_path, text_file, monkeypatch):
     seen = []
     reset_statistics = recovery.reset_statistics
 
@@ -240,5 +238,5 @@ def test_statistics_begin_anew_where_batches_do(tmp_path, text_file, monkeypatch
         (dict(guard_spike_z=6, guard_warmup_steps=1), "guard.warmup_steps is 1; spikes"),
     ],
 )
-def test_limits_that_cannot_be_are_refused(tmp_path, text_file, call_train, changes, told):
+def test_invalid_limits_are_refused(tmp_path, text_file, call_train, changes, told):
     assert call_train(tmp_path / "run", data_path=text_file, **changes).refusal().startswith(told)

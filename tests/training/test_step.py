@@ -45,7 +45,7 @@ def test_the_loss_is_the_mean_over_weights():
 
 
 @pytest.mark.parametrize("slices", [1, 2])
-def test_what_an_optimizer_may_differentiate_is_the_mean_loss_of_one_slice(slices):
+def test_obj_fn_is_the_mean_loss_of_one_microbatch(slices):
     """By the mean weight of a slice, not the slice's own, which may be nothing."""
     objective, _, mesh, state = setting(model_layers=1)
     batch = objectives.normalize_weights(batch_of())

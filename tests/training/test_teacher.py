@@ -39,7 +39,7 @@ def test_a_student_of_its_own_teacher_has_nothing_to_learn(trained, tmp_path, te
         ({"model_context": 32, "data_context": 32}, "reads 16 tokens"),
     ],
 )
-def test_teachers_that_cannot_be(call_train, trained, tmp_path, text_file, changes, told):
+def test_invalid_teachers_are_refused(call_train, trained, tmp_path, text_file, changes, told):
     flags = {"data_path": text_file, "train_objective": "distillation", "objective_teacher": trained} | changes
     assert told in call_train(tmp_path / "student", **flags).refusal()
     assert not (tmp_path / "student").exists()

@@ -18,7 +18,7 @@ def times_of(line):
     return {kind: line[f"time/{kind}"] for kind in goodput.KINDS}
 
 
-def test_inner_blocks_count_for_themselves(monkeypatch):
+def test_nested_blocks_are_counted_separately(monkeypatch):
     now = SimpleNamespace(at=0.0)
     monkeypatch.setattr(goodput.time, "monotonic", lambda: now.at)
 
@@ -44,7 +44,7 @@ def test_inner_blocks_count_for_themselves(monkeypatch):
     assert clock.reading() == goodput.zero_reading() | expected and goodput.total(clock.reading()) == now.at
 
 
-def test_what_is_lost_is_no_more_of_the_kind_that_it_was():
+def test_lost_time_is_removed_from_its_kind():
     clock = goodput.Clock(time.monotonic())
     saved = goodput.zero_reading() | {"step": 10.0, "lost": 2.0}
     killed = saved | {"step": 15.0, "save": 1.0, "down": 7.0}
@@ -90,7 +90,7 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_time_of_a_killed_process_is_lost_and_that_without_one_is_down(tmp_path, text_file, capsys):
+def test_time_of_a_killed_process_is_lost_and_time_without_one_is_down(tmp_path, text_file, capsys):
     run = dict(train_steps=700, checkpoint_every_steps=300, log_every_steps=50, model_dropout=0.1)
     workdir = tmp_path / "run"
     began = time.time()

@@ -40,7 +40,7 @@ def saved_in(workdir):
 
 
 @pytest.mark.slow
-def test_interrupted_again_and_again_a_run_ends_bit_identical(tmp_path, text_file, capsys):
+def test_a_run_interrupted_many_times_ends_bit_identical(tmp_path, text_file, capsys):
     loop.train(tiny_config(data_path=text_file, **RUN), tmp_path / "whole")
     workdir, told = tmp_path / "run", "saved at step {:,}; the same command resumes training\n"
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
@@ -104,7 +104,7 @@ def test_a_signal_before_and_after_the_steps_is_one_line(tmp_path, text_file, ca
     assert call_train(tmp_path / "run", data_path=text_file).code == 0
 
 
-def test_a_signal_is_heard_while_the_main_thread_is_in_c():
+def test_a_signal_is_received_while_the_main_thread_is_in_c():
     heard = []
     with interrupts.listen_for_signals((signal.SIGTERM,), lambda number: heard.append((number, time.monotonic()))):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -114,7 +114,7 @@ def test_a_signal_is_heard_while_the_main_thread_is_in_c():
     assert number == signal.SIGTERM and ended - at > 0.1
 
 
-def test_a_signal_after_the_last_look_is_not_forgotten():
+def test_a_signal_after_the_last_check_is_not_lost():
     with pytest.raises(Interrupted) as leaving, interrupts.handle_signals() as asked:
         assert asked(1) is None
         os.kill(os.getpid(), signal.SIGTERM)
@@ -137,7 +137,7 @@ def test_several_processes_agree_on_the_step(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_thread_that_is_not_the_main_one_trains_too(tmp_path, text_file):
+def test_training_works_outside_the_main_thread(tmp_path, text_file):
     done = []
     thread = threading.Thread(
         target=lambda: done.append(loop.train(tiny_config(data_path=text_file), tmp_path / "run"))

@@ -29,7 +29,7 @@ def executions(events):
     return len({args["run_id"] for args in ops})
 
 
-def test_a_trace_has_the_steps_asked_for_and_no_other(tmp_path, text_file, capsys):
+def test_a_trace_has_only_the_selected_steps(tmp_path, text_file, capsys):
     loop.train(tiny_config(data_path=text_file, log_profile_steps="3,5"), tmp_path / "run")
     (events,) = perfetto_events(tmp_path / "run")
     assert steps_of(events) == [3, 4, 5] and executions(events) == 3
@@ -49,7 +49,7 @@ def test_a_trace_may_begin_with_the_first_step_and_end_with_the_last(tmp_path, t
     assert steps_of(events) == list(range(1, 9)) and executions(events) == 8
 
 
-def test_an_interrupt_ends_the_trace_and_the_run_goes_on_with_the_rest_of_it(tmp_path, text_file):
+def test_an_interrupt_ends_the_trace_and_the_resumed_run_traces_the_rest(tmp_path, text_file):
     config = tiny_config(data_path=text_file, log_profile_steps="3,7")
 
     def interrupt(line):
@@ -66,7 +66,7 @@ def test_an_interrupt_ends_the_trace_and_the_run_goes_on_with_the_rest_of_it(tmp
     assert rest == [[5, 6, 7]], "checkpoint 4 is where it goes on"
 
 
-def test_a_run_that_goes_on_behind_the_range_traces_nothing(tmp_path):
+def test_a_run_that_resumes_after_the_range_traces_nothing(tmp_path):
     with profiler.trace_steps((2, 3), tmp_path, pause=None) as traced:
         for step in (4, 5):
             with traced(step):

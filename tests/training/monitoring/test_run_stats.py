@@ -33,7 +33,7 @@ def test_norms_are_those_of_the_states(scanned):
     assert groups == parts | {"tokens", "positions", "final_norm"}
 
 
-def test_lines_have_them_when_they_are_due(tmp_path, text_file):
+def test_lines_have_statistics_when_they_are_due(tmp_path, text_file):
     loop.train(tiny_config(data_path=text_file, log_statistics=4), tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "statistics/tokens/ratio" in line] == [4, 8]

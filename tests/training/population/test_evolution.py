@@ -58,7 +58,7 @@ def test_bad_evolution(changes, values, said):
 
 
 @pytest.mark.slow
-def test_population_evolves_and_goes_on(text_file, tmp_path):
+def test_a_population_evolves_and_resumes(text_file, tmp_path):
     """A hopeless rate is given up for a good one; cut short after a selection, it ends as if it had not been."""
     flags = overrides(
         data_path=text_file, train_steps=12, log_every_steps=1, checkpoint_every_steps=3, eval_every_steps=6

@@ -99,7 +99,7 @@ def test_fifty_steps_vs_alone(flags, text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_diverged_member_harms_none(text_file, tmp_path):
+def test_a_diverged_member_does_not_affect_others(text_file, tmp_path):
     """A member that diverges stays as it is, has no summary, and the others are as without it."""
     made = of_key(text_file, "optimizer.learning_rate", (0.01, 1e20, 0.01), optimizer_clip_norm=0, guard_patience=2)
     heard = []
@@ -122,7 +122,7 @@ def test_finished_members_are_not_trained_again(text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_population_goes_on(text_file, tmp_path):
+def test_a_killed_population_resumes(text_file, tmp_path):
     """Killed after a checkpoint, whose second member is then damaged, it ends as one that was not."""
     settings = dict(train_steps=12, log_every_steps=1, optimizer_learning_rate=0.01)
     made = of_key(text_file, "optimizer.weight_decay", (0.0, 0.3), **settings)
@@ -155,7 +155,7 @@ def test_killed_population_goes_on(text_file, tmp_path):
         (["--config.schedule.decay_steps=4"], None),
     ],
 )
-def test_what_changes_the_program_is_refused(flags, said, text_file, tmp_path):
+def test_keys_that_change_the_program_are_refused(flags, said, text_file, tmp_path):
     made = [read(text_file), read(text_file, *flags)]
     where = [tmp_path / "0", tmp_path / "1"]
     if said is None:
