@@ -1,4 +1,4 @@
-"""When a run saves and what it keeps."""
+"""Policies of checkpoints: when to save, and which to keep."""
 
 import pytest
 from conftest import tiny_config

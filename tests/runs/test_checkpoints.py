@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, and damage is seen."""
+"""Checkpoints: restored bit for bit, and checked for damage."""
 
 import os
 import resource
@@ -83,7 +83,7 @@ def test_an_incomplete_checkpoint_is_removed_by_the_writer_and_ignored_by_reader
 
 
 def damaged(path, how):
-    """Does to a file what disks and people do."""
+    """Damages a file as disks and people do."""
     content = path.read_bytes()
     if how == "removed":
         path.unlink()
@@ -95,7 +95,7 @@ def damaged(path, how):
 
 
 def files_of(workdir, step, part):
-    """The files of a checkpoint: the parameters', or all others."""
+    """Lists the files of a checkpoint: those of the parameters, or all others."""
     folder = workdir / "checkpoints" / str(step)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in paths if (path.relative_to(folder).parts[0] == "params") == (part == "params")]
@@ -243,7 +243,7 @@ assert again.params["both"].addressable_shards[0].data.shape == (2, 8)
 
 
 def test_a_checkpoint_is_restored_on_any_mesh(tmp_path):
-    """Written on eight devices, read on four of them cut in another way, and here whole on one."""
+    """Written on eight devices, read on four with another sharding, and here on one."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES, tmp_path], env=environment, check=True, cwd=ROOT)
     square = np.arange(64, dtype=np.float32).reshape(8, 8)
@@ -257,7 +257,7 @@ def test_a_checkpoint_is_restored_on_any_mesh(tmp_path):
 
 @pytest.fixture
 def limited():
-    """`limited(bytes)`: no file can grow beyond that, which no root can get around; None: it can again."""
+    """`limited(bytes)` limits the size of files, also for root; None removes the limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -290,7 +290,7 @@ def test_a_failed_save_is_logged_once_and_retried_and_loses_nothing(tmp_path, ca
 
 
 def test_late_writes_of_a_failed_save_do_no_harm(tmp_path, monkeypatch, limited):
-    """Its threads put a file into the folder that the next save clears away: that is tried again, too."""
+    """Its threads write into the folder that the next save removes; that is retried, too."""
     monkeypatch.setattr("gptjax.runs.checkpoints.RETRY_SECONDS", 0.01)
     state = state_of()
     with Checkpoints(tmp_path, keep=1) as checkpoints:

@@ -1,4 +1,4 @@
-"""A run in a notebook: its table, its logits, what it refuses."""
+"""A run in a notebook: its table, its logits, and refused inputs."""
 
 import jax
 import numpy as np

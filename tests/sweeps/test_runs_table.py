@@ -1,4 +1,4 @@
-"""Runs as tables: what they count, which belong together, which cannot be compared, and how a difference is tested."""
+"""Tables of runs: cumulative costs, groups, comparability, and significance tests."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from gptjax.training.monitoring import metrics
 
 @pytest.fixture
 def copies(trained, tmp_path):
-    """`copies(name, val_loss, **keys)`: the tiny run once more, as if its config and result had been those."""
+    """`copies(name, val_loss, **keys)`: a copy of the tiny run with another config and result."""
 
     def made(name, val_loss=2.0, **keys):
         shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))

@@ -1,4 +1,4 @@
-"""What is swept: flags read and refused, ranges drawn, scales told apart."""
+"""Search spaces: flags are read or refused, ranges drawn, and scales detected."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""An Optuna study as a sweep's chooser, with trials whose loss is a formula in place of a run."""
+"""Sweeps by an Optuna study, with trials whose loss is a formula instead of a run."""
 
 import math
 import sys
@@ -23,13 +23,13 @@ def searched(*sets, n_trials=8, seed=0):
 
 
 def loss_of(values):
-    """Least at a rate of 0.01."""
+    """Loss with its minimum at a rate of 0.01."""
     return math.log10(values[RATE] / 0.01) ** 2
 
 
 @pytest.fixture
 def formula(monkeypatch):
-    """Trials that do not train; yields the values that were asked for. Those with a rate above 1 diverge."""
+    """Replaces training by a formula; yields the suggested values. Trials with a rate above 1 diverge."""
     asked = []
 
     def train(trial, watch, on_line=lambda line: None):
@@ -112,7 +112,7 @@ def test_workers_in_their_own_directories_share_a_storage(tmp_path, formula):
 
 
 def test_a_surplus_trial_is_skipped(tmp_path, formula):
-    """Two workers may both see that one is missing; the one whose trial has the higher number gives way."""
+    """Two workers may both see that one trial is missing; the one with the higher number is skipped."""
     search = searched(f"{RATE}=log:1e-5..1", n_trials=2)
     run(search, tmp_path / "a")
     again = study.open_study(search, tmp_path / "a", "elsewhere", "", "one")

@@ -1,4 +1,4 @@
-"""Sweeps of tiny real runs: what they leave, that nothing is repeated, and that a killed one ends the same."""
+"""Sweeps of tiny real runs: their files, no repeated trials, and the same results after being killed."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def flags(text_file, *more):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, text_file):
-    """The directory of a grid of two rates, and a third that diverges, and what was told of each trial."""
+    """Directory of a grid of two rates and a third that diverges, with the results that were reported."""
     folder, told = tmp_path_factory.mktemp("sweeps") / "lr", []
     own = overrides(data_path=text_file, guard_patience=1)
     search = Search(BASE, own, space.read([f"{RATE}=1e-3,1e-1,1e30"], BASE, own))
@@ -164,7 +164,7 @@ def start(folder, text_file, *more):
 
 
 def wait_for(what, process):
-    """Until something is there; the process must not end before."""
+    """Waits for a condition; the process must not end before."""
     while not what():
         assert process.poll() is None
         time.sleep(0.05)

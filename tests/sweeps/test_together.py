@@ -1,4 +1,4 @@
-"""Trials of a sweep as one program: the same results, refused where they are none, and members that evolve."""
+"""Trials of a sweep as one compiled program: the same results, refusals, and evolution."""
 
 import csv
 import sys

@@ -1,4 +1,4 @@
-"""Runs on a disk that fills up: they go on, say so, and end as if nothing had been once there is room again."""
+"""Runs on a disk that fills up: they continue, log it, and finish unchanged once there is space again."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ arguments.run(train.main)
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte."""
+    """Mounts a file system of one megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -46,7 +46,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk):
-    """Leaves no room; returns the file that takes it."""
+    """Fills the disk; returns the file that does so."""
     ballast = disk / "ballast"
     with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
         while True:
@@ -55,7 +55,7 @@ def fill(disk):
 
 
 def tmpfs_that_fills_up(request, monkeypatch, workdir):
-    """The run's checkpoints on a disk of their own that is full from step 40 on, until two saves have failed."""
+    """Puts the checkpoints on their own disk, which is full from step 40 on until two saves have failed."""
     disk = request.getfixturevalue("small_disk")
     make, save, failed = loop.train_setup, Checkpoints.save, Checkpoints._failed
     failures = []
@@ -84,7 +84,7 @@ def tmpfs_that_fills_up(request, monkeypatch, workdir):
 
 
 def errors_as_of_a_full_disk(request, monkeypatch, workdir):
-    """The same with no disk of their own: the system's error for the first two saves from step 40 on."""
+    """Raises the error of a full disk for the first two saves from step 40 on."""
     complete, failures = checkpoint_dir.finalize, []
 
     def complete_or_fail(directory, step, loss):

@@ -1,4 +1,4 @@
-"""Runs as a whole: what they leave, how they go on, and that being killed changes nothing."""
+"""Whole runs: their files, resuming, and bit-identical results after being killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Numbers made not finite at a known place are found there, whatever way the blocks are run."""
+"""Non-finite numbers planted at a place are located there, with any layout of the blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ WAYS = [dict(), dict(model_scan_layers=True, model_remat="full"), dict(model_rem
 
 
 def found(change, spoil=lambda grads: grads, **changes):
-    """What is found after `change(params by block)`, and `spoil(gradient by block)`."""
+    """Returns the finding after `change(params by block)` and `spoil(gradient by block)`."""
     config = configs.with_vocabulary(tiny_config(**changes), 257)
     scanned, dropout = config.model.scan_layers, config.model.dropout
     plain = nonfinite.unrolled_model(config)

@@ -1,4 +1,4 @@
-"""Bad steps in whole runs: skipped and counted, gone back for once, and then a report and exit code 3."""
+"""Bad steps in whole runs: skipped and counted, rolled back once, then a report and exit code 3."""
 
 import functools
 import hashlib
@@ -43,7 +43,7 @@ def digest(ids_BT):
 
 @pytest.fixture(scope="module")
 def digests(tmp_path_factory, text_file):
-    """What tells the batch of each step; the first is step 1's."""
+    """Digests of the batch of each step, starting with step 1."""
     setup = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path_factory.mktemp("probe") / "run", 0.0)
     found = [digest(setup.train_batches[i]["inputs_BT"]) for i in range(200)]
     assert len(set(found)) == len(found)
@@ -72,7 +72,7 @@ def plant(monkeypatch, digests):
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory, text_file):
-    """`clean(first, last)`: the parameters of a run in which nothing is bad and these steps are left out."""
+    """`clean(first, last)`: parameters of a run without bad steps that leaves out these steps."""
 
     @functools.cache
     def run(first, last):
@@ -113,7 +113,7 @@ def test_the_optimizer_count_does_not_change_while_steps_are_skipped(tmp_path, t
 
 
 def test_bad_steps_in_a_row_are_rolled_back_and_left_out(tmp_path, text_file, plant, clean, call_train):
-    """Left out with as many before them, but none of before the checkpoint of step 8."""
+    """Leaves out as many steps before them too, but none before the checkpoint of step 8."""
     plant([10, 11, 12])
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
     assert result.code == 0 and result.err.count("rolling back to step 8: the loss at step 10 is nan") == 1
@@ -183,7 +183,7 @@ def test_bad_steps_at_the_end_of_a_run_are_rolled_back_too(tmp_path, text_file, 
 
 
 def test_later_checkpoints_are_deleted_and_the_same_steps_saved_again(tmp_path):
-    """Orbax saves no step below the newest that there is, and says nothing."""
+    """Orbax silently saves no step below the newest one."""
     params = {"a": jnp.zeros(2)}
     state = states.init_from_params(params, optax.sgd(0.1))
     with Checkpoints(tmp_path, keep=5) as checkpoints:

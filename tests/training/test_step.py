@@ -1,4 +1,4 @@
-"""The train step: slices add up to the batch, devices add up to one, randomness is a function of the step."""
+"""The train step: microbatches sum to the batch, devices agree with one, randomness is a function of the step."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def stepped(slices=1, steps=3, seed=0, **changes):
 @pytest.mark.parametrize("slices", [2, 4, 8])
 @pytest.mark.thorough
 def test_gradient_accumulation_equals_the_whole_batch(slices):
-    """Rows of different weight: a mean of the slices' means would differ."""
+    """With rows of different weights, a mean of the microbatches' means would differ."""
     whole, losses = stepped(1)
     parts, their_losses = stepped(slices)
     np.testing.assert_allclose(losses, their_losses, rtol=1e-5)
@@ -46,7 +46,7 @@ def test_the_loss_is_the_mean_over_weights():
 
 @pytest.mark.parametrize("slices", [1, 2])
 def test_obj_fn_is_the_mean_loss_of_one_microbatch(slices):
-    """By the mean weight of a slice, not the slice's own, which may be nothing."""
+    """Weighted by the mean weight of a microbatch, not its own, which may be 0."""
     objective, _, mesh, state = setting(model_layers=1)
     batch = objectives.normalize_weights(batch_of())
     first = {name: rows[::slices] for name, rows in batch.items()}

@@ -1,4 +1,4 @@
-"""Where the time goes: each second once, all of them, also those of processes that were killed."""
+"""Wall time by kind: each second is counted once, including those of killed processes."""
 
 import signal
 import time
@@ -56,7 +56,7 @@ def test_lost_time_is_removed_from_its_kind():
 
 @pytest.mark.slow
 def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch):
-    """Three looks, three saves and every step take a while longer; what they are called is what grows."""
+    """Slows down evaluations, saves and steps; exactly their kinds grow."""
     slower = {}
 
     def slow(owner, name, kind, seconds):

@@ -1,4 +1,4 @@
-"""Signals: the step in hand is finished and saved, the exit code tells which it was, and nothing else changes."""
+"""Signals: the current step is finished and saved, and the exit code names the signal."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ RUN = dict(train_steps=600, checkpoint_every_steps=200, log_every_steps=1, model
 
 
 def interrupted(workdir, text, lines, *signals):
-    """Starts the run, sends it the signals once metrics.jsonl has so many lines; exit code, stderr, seconds to end."""
+    """Starts a run and sends it signals after some lines of metrics; returns exit code, stderr and seconds to end."""
     running = start(workdir, text, **RUN)
     while not reached(workdir, lines) and running.poll() is None:
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Traces of training steps: which steps are in them, that tools can read them, and that an interrupt ends them."""
+"""Traces of training steps: their steps, their format, and interruption."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ def steps_of(events):
 
 
 def executions(events):
-    """How many times the compiled step ran, by XLA's own count of executions."""
+    """Number of executions of the compiled step, by XLA's count."""
     ops = [event["args"] for event in events if event.get("args", {}).get("hlo_module") == "jit_step"]
     return len({args["run_id"] for args in ops})
 

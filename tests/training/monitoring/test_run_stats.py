@@ -1,4 +1,4 @@
-"""Norms of parameters and updates, against those of the states before and after, and where lines have them."""
+"""Norms of parameters and updates, compared with those of the states before and after."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The watchdog: a process that hangs ends and says where it hung; one that gets on does not."""
+"""The watchdog ends a process that hangs and reports where; it does not end one that makes progress."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Population-based training against its rules in NumPy, and a population that evolves, whole and cut short."""
+"""Population-based training compared with NumPy, and a population that evolves, also when interrupted."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from gptjax.training.population.evolution import Evolution
 
 
 def test_selection_vs_rules():
-    """The worst fifth takes states of the best fifth and its values times 0.8 or 1.2; all others stay as they are."""
+    """The worst fifth copies states of the best fifth, with its values times 0.8 or 1.2; the others do not change."""
     M = 10
     rng = np.random.default_rng(0)
     losses, rates = rng.random(M).astype("f"), rng.random(M).astype("f")
@@ -59,7 +59,7 @@ def test_bad_evolution(changes, values, said):
 
 @pytest.mark.slow
 def test_a_population_evolves_and_resumes(text_file, tmp_path):
-    """A hopeless rate is given up for a good one; cut short after a selection, it ends as if it had not been."""
+    """A bad rate is replaced by a good one; interrupted after a selection, the results are the same."""
     flags = overrides(
         data_path=text_file, train_steps=12, log_every_steps=1, checkpoint_every_steps=3, eval_every_steps=6
     )
