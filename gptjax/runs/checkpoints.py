@@ -29,7 +29,7 @@ LAST_SAVE_SECONDS = 600.0  # limit for retries of the last checkpoint of a run
 
 
 @functools.cache
-def keep_orbax_quiet() -> None:
+def silence_orbax() -> None:
     """Silences the logs of orbax's failures, which it also raises as exceptions.
 
     Orbax logs them with tracebacks, and asyncio logs or warns about the tasks that a failed save leaves behind.
@@ -71,7 +71,7 @@ class Checkpoints:
         keep_best: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        keep_orbax_quiet()
+        silence_orbax()
         self.directory = (workdir / "checkpoints").absolute()
         self.retention = None if keep is None else checkpoint_policy.Retention(keep, keep_every, keep_best)
         self.clock = clock

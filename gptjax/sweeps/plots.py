@@ -160,7 +160,7 @@ def parallel_coordinates(scales: Mapping[str, Scale], results: Sequence[Result])
         heights = [on.fraction(one.values[key], all_of[key]) for key, on in scales.items()]
         axes.plot([*heights, share], color=colormaps["viridis"](0.9 * share), alpha=0.8, linewidth=2.5 - 1.5 * share)
     for place, (key, on) in enumerate(scales.items()):
-        ticks(axes, place, {label(value): on.fraction(value, all_of[key]) for value in sparse(all_of[key], on)})
+        ticks(axes, place, {label(value): on.fraction(value, all_of[key]) for value in tick_values(all_of[key], on)})
     of_loss = {f"{low + part * (high - low):.3f}": part for part in (0.0, 0.25, 0.5, 0.75, 1.0)}
     ticks(axes, len(scales), of_loss)
     axes.set_xticks(range(len(scales) + 1), [*(key.rsplit(".", 1)[-1] for key in scales), "held-out loss"])
@@ -180,7 +180,7 @@ def ticks(axes: Any, place: float, shares: Mapping[str, float]) -> None:
         axes.text(place + 0.05, share, text, fontsize=8, va="center", bbox=white, zorder=5)
 
 
-def sparse(values: Sequence[Any], on: Scale) -> list[Any]:
+def tick_values(values: Sequence[Any], on: Scale) -> list[Any]:
     """Selects the values to label on an axis: all if there are few, otherwise five at even ranks."""
     distinct = sorted(set(values), key=on.position)
     if len(distinct) <= 8:

@@ -95,7 +95,7 @@ def as_text(folder: Path, results: Sequence[Result]) -> str:
     else:
         rows = [
             [*map(format_value, one.values.values()), "" if one.loss is None else f"{one.loss:.4f}", one.status]
-            for one in outcomes.ranked(results)
+            for one in outcomes.sort_results(results)
         ]
         names = [*results[0].values, "held-out loss", ""]
     lines = aligned([names, *rows[:SHOWN]])

@@ -90,7 +90,7 @@ def load_result(folder: Path, name: str, values: Values) -> Result | None:
     return Result(**{field: content[field] for field in Result._fields} | {"name": name, "values": values})
 
 
-def ranked(results: Sequence[Result]) -> list[Result]:
+def sort_results(results: Sequence[Result]) -> list[Result]:
     """Sorts results: finished trials by loss, then the others."""
     return sorted(results, key=lambda one: (one.status != DONE, math.inf if one.loss is None else one.loss))
 
@@ -117,7 +117,7 @@ def best(results: Sequence[Result]) -> Result | None:
     group = groups(results)[0] if results else None
     if group is not None and math.isfinite(group.mean) and has_several_seeds(results):
         return group.results[0]
-    first = ranked(results)[:1]
+    first = sort_results(results)[:1]
     return first[0] if first and first[0].status == DONE else None
 
 
@@ -130,7 +130,8 @@ def write_csv(folder: Path, results: Sequence[Result]) -> None:
     """Writes results.csv, with a line per trial, best first, and with several seeds seeds.csv."""
     keys = list(dict.fromkeys(key for one in results for key in one.values))
     rows = [
-        {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in FACTS}} for one in ranked(results)
+        {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in FACTS}}
+        for one in sort_results(results)
     ]
     write_atomic(folder / "results.csv", table(["trial", *keys, *FACTS], rows))
     if has_several_seeds(results):

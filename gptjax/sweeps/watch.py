@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gptjax.core import console
-from gptjax.sweeps.results import DONE, Result, ranked
+from gptjax.sweeps.results import DONE, Result, sort_results
 from gptjax.sweeps.trials import Trial
 
 SHOWN = 10  # number of finished trials in the table
@@ -74,7 +74,7 @@ class Lines(Watch):
     def end(self, result: Result) -> None:
         """Called with the result of a trial."""
         super().end(result)
-        best = ranked(self.results)[0]
+        best = sort_results(self.results)[0]
         suffix = f"; best so far {best.loss:.4f}: {format_values(best.values)}" if best.status == DONE else ""
         self.say(f"[{len(self.results)}/{self.total}] {format_values(result.values)}  {format_result(result)}{suffix}")
 
@@ -116,7 +116,7 @@ def render_table(watch: Watch) -> Any:
     keys = list(dict.fromkeys(key for one in (*watch.results, watch.trial) if one for key in one.values))
     title = f"{len(watch.results)} of {watch.total} trials"
     table = RichTable("", *(key.rsplit(".", 1)[-1] for key in keys), "held-out loss", "", title=title)
-    order = ranked(watch.results)
+    order = sort_results(watch.results)
     for rank, one in enumerate(order[:SHOWN]):
         best = rank == 0 and one.status == DONE
         loss = "" if one.loss is None else f"{one.loss:.4f}"
