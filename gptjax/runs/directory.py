@@ -19,7 +19,7 @@ from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
 from gptjax.core.files import appearing, is_free, locked, read_json, write_atomic
 from gptjax.data import TEXT
-from gptjax.data.batches import Mixing
+from gptjax.data.batches import MixtureStage
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
@@ -206,6 +206,6 @@ def check_same_text(workdir: Path, fingerprints: dict[str, str]) -> None:
             raise DataError(f"{source} that {workdir} was trained on has changed since; give the original text")
 
 
-def mixings(workdir: Path) -> list[Mixing]:
+def mixings(workdir: Path) -> list[MixtureStage]:
     """Reads the mixtures of data sets that the run has used, with the step at which each starts."""
-    return [Mixing(start, shares) for start, shares in read_data_facts(workdir)["mixings"]]
+    return [MixtureStage(start, shares) for start, shares in read_data_facts(workdir)["mixings"]]

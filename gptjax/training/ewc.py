@@ -22,7 +22,7 @@ from gptjax import data, models, objectives, sharding
 from gptjax.config.errors import CheckpointError, ConfigError
 from gptjax.core import console, rng
 from gptjax.core.files import write_atomic
-from gptjax.data.batches import Batches, Mixing, Stage
+from gptjax.data.batches import Batches, MixtureStage, Stage
 from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import fisher, paths
 from gptjax.finetune.paths import Flat
@@ -77,7 +77,7 @@ def fisher_data(config: ConfigDict, origin: Path, mesh: Mesh) -> FisherData:
     )
     count = config.finetune.fisher_rows
     size = math.gcd(count, MOST_ROWS)
-    batches = Batches(rows, [Stage(0, size, base_config.data.context)], [Mixing(0, loaded.shares)])
+    batches = Batches(rows, [Stage(0, size, base_config.data.context)], [MixtureStage(0, loaded.shares)])
     return FisherData(origin, base_config, count, size, batches, make_teacher_fn(base_config, tokenizer, mesh))
 
 

@@ -246,12 +246,12 @@ def train_steps(
         step_fns = compile_steps(setup, state)
     if number := stop_signal(start):
         raise Interrupted(number)
-    sample = [setup.eval_batches[i] for i in batches.spread(setup.eval_batches, c.eval.batches)]
+    sample = [setup.eval_batches[i] for i in batches.evenly_spaced(setup.eval_batches, c.eval.batches)]
     due = SaveSchedule(c.checkpoint, steps)
     with (
         recovery.attach_state(lambda: state),
         cpu_idle.wakeful(jax.default_backend() == "cpu"),
-        batches.prefetched(partial(load_batch_unless_left_out, setup), start, steps, c.data.prefetch) as coming,
+        batches.prefetch(partial(load_batch_unless_left_out, setup), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(setup, state, advance, on_line) as recorder,
         profiler.trace_steps(c.log.profile_steps, setup.workdir / "profile", recorder.pause) as traced,

@@ -22,7 +22,7 @@ from gptjax import sharding
 from gptjax.config.errors import Diverged
 from gptjax.core import console, rng
 from gptjax.core.files import write_atomic
-from gptjax.data.tokenizers.specials import text_of
+from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.objectives import normalize_weights
 from gptjax.optim import skip_step as guards
 from gptjax.runs import directory as workdirs
@@ -236,7 +236,7 @@ def first_nonfinite(setup: TrainSetup, bad: RepeatedBadSteps) -> nonfinite.Findi
 
 def describe_batch(setup: TrainSetup, inputs_BT: np.ndarray) -> dict[str, Any]:
     """Describes a batch: shape, digest and the start of its text; with several processes, of this one's rows."""
-    rows = [text_of(setup.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
+    rows = [decode_with_specials(setup.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
     return {
         "shape": list(inputs_BT.shape),
         "inputs_sha256": hashlib.sha256(np.ascontiguousarray(inputs_BT).tobytes()).hexdigest(),

@@ -42,7 +42,7 @@ CHOICES = (
     | {
         "data.source": sources.SOURCES,
         "data.layout": layouts.LAYOUTS,
-        "data.examples.form": {"": None} | task_formats.FORMS,
+        "data.examples.form": {"": None} | task_formats.TASK_FORMATS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
         "finetune.quantise": quantised.QUANTIZERS,
@@ -130,7 +130,7 @@ def train_setup(
         workdirs.check_same_text(workdir, loaded.fingerprints)
     step = processes.of_first(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if resumes else 0
     old_mixings = workdirs.mixings(workdir) if resumes else []
-    mixings, stages = batches.mixed_from(old_mixings, step, loaded.shares), batches.stages(config.data)
+    mixings, stages = batches.change_mixture(old_mixings, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
     teacher_fn = make_teacher_fn(config, loaded.tokenizer, mesh)
     train_batches = batches.Batches(
@@ -214,7 +214,7 @@ def fill_directory(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer
     if origin and configs.is_foreign(config.init_from):
         origin.rename(unfinished / workdirs.BASE)
     if config.data.examples.form == "chat":
-        template = chat.template_of(config.data.examples.chat_template, tokenizer)
+        template = chat.get_template(config.data.examples.chat_template, tokenizer)
         (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
 
 

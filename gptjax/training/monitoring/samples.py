@@ -21,7 +21,7 @@ def sample(setup: TrainSetup, params: Any) -> str:
     model with a task head predicts a few held-out examples instead.
     """
     c, kind = setup.config, models.kind(setup.model)
-    if c.data.examples.form and task_formats.FORMS[c.data.examples.form].objective:
+    if c.data.examples.form and task_formats.TASK_FORMATS[c.data.examples.form].objective:
         return _predicted(setup, params)
     if kind == "encoder":
         return _filled(setup, params) if fill_mask.MASKS.search(c.sample.prompt) else ""

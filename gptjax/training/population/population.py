@@ -239,7 +239,7 @@ def load_batch(population: Population, index: int) -> dict[str, jax.Array]:
     if population.shared:
         batch, there = population.first.train_batches[index], sharding.of_all_members(len(population.setups))
     else:
-        batch = batches.stacked([setup.train_batches[index] for setup in population.setups])
+        batch = batches.stack([setup.train_batches[index] for setup in population.setups])
         there = sharding.of_members(len(population.setups))
     return dict(jax.device_put(dict(batch), there))
 
@@ -259,11 +259,11 @@ def train_steps(
     values = member_values(population)
     with clock.during("compile"):
         compiled = compile_steps(population, values, states)
-    sample = [setup.eval_batches[i] for i in batches.spread(setup.eval_batches, c.eval.batches)]
+    sample = [setup.eval_batches[i] for i in batches.evenly_spaced(setup.eval_batches, c.eval.batches)]
     due = SaveSchedule(c.checkpoint, steps)
     with (
         cpu_idle.wakeful(jax.default_backend() == "cpu"),
-        batches.prefetched(partial(load_batch, population), start, steps, c.data.prefetch) as coming,
+        batches.prefetch(partial(load_batch, population), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorders(population.setups, states, advance, on_line) as recorders,
         watchdog.watch_progress(c.train.hang_minutes, setup.workdir / "hang.txt", lambda: clock.kind) as beat,
