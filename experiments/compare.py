@@ -43,13 +43,13 @@ def objects(groups: Sequence[Any], measure: str) -> list[dict[str, Any]]:
     """The same for --json: an object for each group, then one for each two."""
     from gptjax.sweeps import runs_table
 
-    table = runs_table.differing([group.runs[0] for group in groups])
+    table = runs_table.config_differences([group.runs[0] for group in groups])
     found: list[dict[str, Any]] = [
         {
             "group": group.name,
             "runs": [str(run.workdir) for run in group.runs],
             "measure": measure,
-            "ends": runs_table.ends(group, measure),
+            "ends": runs_table.final_values(group, measure),
             "config": {key: values[number] for key, values in table.items()},
         }
         for number, group in enumerate(groups)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
     found = [runs_table.read(workdir) for workdir in flags.runs]
     measure = runs_table.comparable(found)
-    groups = runs_table.grouped(found)
+    groups = runs_table.group_runs(found)
     tables = comparison.tables(groups, measure)
     flags.out.mkdir(parents=True, exist_ok=True)
     comparison.curves(groups, measure).savefig(flags.out / PICTURE, dpi=110)

@@ -27,7 +27,7 @@ from gptjax.core import arguments, runtime
 from gptjax.sweeps import space
 from gptjax.sweeps.results import Result, as_object
 from gptjax.sweeps.trials import Search
-from gptjax.train import check_model_flags, name_of
+from gptjax.train import check_model_flags, run_name
 
 MOST_TRIALS = 100_000
 
@@ -42,13 +42,13 @@ def searched(flags: argparse.Namespace, overrides: Sequence[str]) -> Search:
     ways = [name for name, given in asked.items() if given is not None]
     if len(ways) > 1:
         raise ConfigError(f"--{ways[0]} and --{ways[1]} do not go together; give one of them")
-    how = ways[0] if ways else "grid"
-    if how != "optuna" and (flags.storage or flags.study):
+    method = ways[0] if ways else "grid"
+    if method != "optuna" and (flags.storage or flags.study):
         raise ConfigError("--storage and --study are for --optuna=N")
-    wanted = flags.optuna or flags.random or 0
+    n_trials = flags.optuna or flags.random or 0
     found = space.read(flags.set, flags.config, overrides)
     files = flags.files or ()
-    return Search(flags.config, overrides, found, how, wanted, flags.sweep_seed, files)
+    return Search(flags.config, overrides, found, method, n_trials, flags.sweep_seed, files)
 
 
 def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Result]:
@@ -58,15 +58,15 @@ def train(search: Search, folder: Path, flags: argparse.Namespace) -> list[Resul
 
     check_model_flags([f"--config.{key}" for key in search.space] + [*search.overrides], search.config(), folder)
     tell = (lambda result: print_json(as_object(result))) if flags.json else lambda result: None
-    if search.how == "optuna":
+    if search.method == "optuna":
         if flags.vmap or flags.evolve:
             raise ConfigError("--optuna chooses a trial by those before it; leave --vmap and --evolve out")
         storage = sweep.Storage(flags.storage or "", flags.study or folder.name)
         return sweep.run_study(search, folder, storage, tell)
     if flags.vmap or flags.evolve:
         runtime.processors_as_devices()  # members lie side by side on them
-    way = training.together(flags.evolve or 0) if flags.vmap or flags.evolve else training.SEQUENTIAL
-    return sweep.run(search, folder, way, tell)
+    backend = training.vmapped_backend(flags.evolve or 0) if flags.vmap or flags.evolve else training.SEQUENTIAL
+    return sweep.run(search, folder, backend, tell)
 
 
 def print_json(found: Any) -> None:
@@ -107,13 +107,13 @@ def main(argv: Sequence[str]) -> None:
     every = "the same, in which every N steps the worst take the best ones' places and vary their values"
     together.add_argument("--evolve", type=arguments.number(least=1), metavar="N", help=every)
     flags, overrides = parser.parse_known_args(argv)
-    folder = flags.workdir or Path("sweeps") / name_of(flags.config)
+    folder = flags.workdir or Path("sweeps") / run_name(flags.config)
     search = searched(flags, overrides)
     results = train(search, folder, flags)
     from gptjax.sweeps import report
 
     summary = report.write(folder, search, results)
-    print_json(summary) if flags.json else print(report.readable(folder, results))
+    print_json(summary) if flags.json else print(report.as_text(folder, results))
 
 
 if __name__ == "__main__":

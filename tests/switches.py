@@ -255,10 +255,10 @@ def refusal(folder, array, chosen):
     """The line that refuses a choice before anything is read; "" where nothing does."""
     config, origin = config_in(folder, array, chosen)
     try:
-        config = loop.resolved(config, folder / "none", origin)
+        config = loop.resolve_config(config, folder / "none", origin)
         if config.objective.teacher and config.model.vocabulary:
             return "the teacher has no vocabulary but its tokenizer's"
-        if origin and pretrained.is_part(config):
+        if origin and pretrained.is_partial(config):
             check_parts(str(origin), configs.to_json(configs.with_vocabulary(config, config.model.vocabulary or 257)))
     except ConfigError as error:
         return str(error)

@@ -49,8 +49,8 @@ def test_a_directory_of_another_config_is_refused_with_the_keys_that_differ(trai
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path, text_file, call_train):
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert "exists and is no run" in call_train(tmp_path, data_path=text_file).refusal()
-    assert "exists and is no run" in call_train(tmp_path / "thesis.txt", data_path=text_file).refusal()
+    assert "exists and is not a run" in call_train(tmp_path, data_path=text_file).refusal()
+    assert "exists and is not a run" in call_train(tmp_path / "thesis.txt", data_path=text_file).refusal()
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -72,7 +72,7 @@ def test_a_truncated_checkpoint_is_refused_by_every_command(damaged, text_file, 
         call(evaluate, f"--workdir={damaged}"),
     ):
         *progress, message = result.err.splitlines()
-        assert result.code == 2 and "holds no checkpoint that can be used; damaged are 8: params/" in message
+        assert result.code == 2 and "holds no usable checkpoint; damaged: 8: params/" in message
         assert not any("Traceback" in line for line in progress)
     assert snapshot(damaged) == before
 
@@ -134,7 +134,7 @@ def test_text_that_changed_is_noticed(tmp_path, text_file, call, call_train):
 
 @pytest.mark.parametrize("command", [generate, evaluate])
 def test_a_workdir_that_is_no_run_is_refused(tmp_path, call, command):
-    assert "is no run: it has no config.json" in call(command, f"--workdir={tmp_path}").refusal()
+    assert "is not a run: it has no config.json" in call(command, f"--workdir={tmp_path}").refusal()
 
 
 @pytest.mark.parametrize(

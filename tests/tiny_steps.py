@@ -6,7 +6,7 @@ from conftest import tiny_config
 from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
-from gptjax.runs.train_state import initial
+from gptjax.runs.train_state import init_state
 
 
 def batch_of(rows=8, T=16, ragged=True):
@@ -19,4 +19,4 @@ def batch_of(rows=8, T=16, ragged=True):
 def setting(**changes):
     config = configs.with_vocabulary(tiny_config(optimizer_learning_rate=0.01, **changes), 257)
     model, mesh = models.build(config.model), sharding.make_mesh()
-    return causal(model), optim.optimizer(config), mesh, initial(model, optim.optimizer(config), 0)
+    return causal(model), optim.optimizer(config), mesh, init_state(model, optim.optimizer(config), 0)

@@ -123,11 +123,11 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     from gptjax import models, optim, sharding
     from gptjax.runs.checkpoints import Checkpoints, shapes_on
     from gptjax.runs.directory import read_config
-    from gptjax.runs.train_state import initial
+    from gptjax.runs.train_state import init_state
 
     config = read_config(workdir)
     model = models.build(config.model, config.train.dtype)
-    shapes = jax.eval_shape(lambda: initial(model, optim.optimizer(config), config.seed))
+    shapes = jax.eval_shape(lambda: init_state(model, optim.optimizer(config), config.seed))
     state = Checkpoints(workdir).restore(shapes_on(shapes, sharding.replicated(sharding.make_mesh())))
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 

@@ -55,7 +55,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     from gptjax import models, objectives, optim, sharding
     from gptjax.core import cpu_idle
     from gptjax.models import kernels
-    from gptjax.runs.train_state import initial
+    from gptjax.runs.train_state import init_state
     from gptjax.training import step as steps
     from gptjax.training.monitoring.metrics import MFU_CONVENTION, flops_per_token, mfu
 
@@ -69,11 +69,11 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     ids = np.random.default_rng(0).integers(0, shape["vocab"], (B, T + 1), np.int32)
     batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((B, T), np.float32)}
     batch = sharding.place_batch(batch, mesh)
-    state = jax.jit(lambda: initial(model, optimizer, 0), out_shardings=sharding.replicated(mesh))()
+    state = jax.jit(lambda: init_state(model, optimizer, 0), out_shardings=sharding.replicated(mesh))()
     flops = flops_per_token(state.params, config.model, T)
     began = time.perf_counter()
     objective = objectives.loss(config, model)
-    step = steps.of_config(config, objective, optimizer, mesh, state).lower(state, batch).compile()
+    step = steps.make_train_step(config, objective, optimizer, mesh, state).lower(state, batch).compile()
     facts = {
         "compile_seconds": time.perf_counter() - began,
         "attention": kernels.attention_plan(model.config, config.train.dtype),

@@ -23,7 +23,7 @@ def middles(workdir: Path, step: int) -> dict[str, int]:
     from gptjax.finetune import paths
     from gptjax.runs import pretrained
 
-    leaves = paths.flat(pretrained.saved(workdir, step=step))
+    leaves = paths.flat(pretrained.load_params(workdir, step=step))
     own = {path.removesuffix("/lora_e"): leaf for path, leaf in leaves.items() if path.endswith("/lora_e")}
     return {name: int(np.count_nonzero(leaf)) for name, leaf in own.items()}
 

@@ -19,7 +19,7 @@ from gptjax import models, optim
 from gptjax.core import rng
 from gptjax.finetune.methods import METHODS, build_model
 from gptjax.runs.checkpoints import Checkpoints
-from gptjax.runs.train_state import TrainState, parameter_count, starting_from
+from gptjax.runs.train_state import TrainState, init_from_base, parameter_count
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"rule": {"rule": "attention/"}, "top": {"top_layers": 2}}
@@ -29,7 +29,7 @@ ROWS = [(method, "none") for method in METHODS] + [("lora", "int8"), ("lora", "n
 def state_of(config: Any, base: Any) -> TrainState:
     """The state of a run that tunes the base; what is 0 at first is drawn, since zeros take no room on disk."""
     model, key = build_model(config), rng.key(0, "sample")
-    state = jax.jit(lambda base: starting_from(base, model, optim.optimizer(config), config))(base)
+    state = jax.jit(lambda base: init_from_base(base, model, optim.optimizer(config), config))(base)
 
     def drawn(leaf: jax.Array) -> jax.Array:
         return jax.random.normal(key, leaf.shape, leaf.dtype) if leaf.ndim and leaf.dtype == jnp.float32 else leaf

@@ -90,7 +90,7 @@ def tuned(config: Any, base: Path) -> int:
     from gptjax.runs import pretrained
 
     shapes = models.shapes(methods.build_model(config))
-    part = pretrained.partition_shapes(base, config, shapes).tuned if pretrained.is_part(config) else shapes
+    part = pretrained.partition_shapes(base, config, shapes).tuned if pretrained.is_partial(config) else shapes
     return sum(leaf.size for leaf in jax.tree.leaves(part))
 
 

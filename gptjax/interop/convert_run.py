@@ -267,7 +267,7 @@ def new_run(run: Run, params: Any, workdir: Path, made: str) -> dict[str, Any]:
     config.init_from, config.finetune = "", ConfigDict({"method": "full"})
 
     def fill(unfinished: Path) -> None:
-        workdirs.keep_original_tokenizer(run.workdir, unfinished)
+        workdirs.copy_original_tokenizer(run.workdir, unfinished)
         with Checkpoints(unfinished, keep=1) as checkpoints:
             checkpoints.save_params(0, params)
 

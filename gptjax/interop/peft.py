@@ -150,7 +150,7 @@ def load(base: "Run", folder: Path) -> "Run":
             f"{base.workdir} has stacked layers (model.scan_layers), and adapters of peft's have single ones"
         )
     options, tuned = read(base, folder)
-    return adapters.beside(base, tuned, adapters.PLAIN | options)
+    return adapters.attach_adapter(base, tuned, adapters.DEFAULTS | options)
 
 
 def _parts(folder: Path, config: LoraConfig, known: Mapping[str, tuple[int, int]], base: "Run") -> Parts:

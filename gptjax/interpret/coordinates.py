@@ -14,7 +14,7 @@ from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.core import rng
 from gptjax.interpret import sites
-from gptjax.runs.train_state import initial
+from gptjax.runs.train_state import init_state
 from gptjax.training.step import train_step
 
 LOGITS = sites.LOGITS
@@ -37,7 +37,7 @@ def movements(config: ConfigDict, batch: Mapping[str, Any], steps: int) -> dict[
     """
     model, optimizer, mesh = models.build(config.model), optim.optimizer(config), sharding.make_mesh(data=1)
     step = jax.jit(train_step(objectives.loss(config, model), optimizer, mesh, config.seed))
-    state = jax.jit(lambda: initial(model, optimizer, config.seed))()
+    state = jax.jit(lambda: init_state(model, optimizer, config.seed))()
     before = activations(model, state.params, batch["inputs_BT"])
     found: dict[str, list[float]] = {name: [] for name in before}
     for _ in range(steps):

@@ -28,7 +28,7 @@ from gptjax.planning.collectives import Collective
 from gptjax.runs.checkpoints import shapes_on
 from gptjax.runs.train_state import TrainState, parameter_count
 from gptjax.training.monitoring import metrics
-from gptjax.training.step import of_config
+from gptjax.training.step import make_train_step
 
 
 class Memory(NamedTuple):
@@ -96,7 +96,7 @@ def program(config: ConfigDict, chip: Chip) -> Program:
     model = models.build(config.model, dtype, divided, methods.make_attached(config.finetune))
     start = costs.start_of(config, model)
     shapes = jax.eval_shape(start)
-    step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
+    step = make_train_step(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
     return Program(config, mesh, start, shapes, step)
 
 

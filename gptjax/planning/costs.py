@@ -28,12 +28,12 @@ from gptjax.finetune import methods
 from gptjax.planning import matmuls, modules, profile_trace
 from gptjax.planning.modules import Place
 from gptjax.runs import directory as workdirs
-from gptjax.runs.train_state import TrainState, starting_from
+from gptjax.runs.train_state import TrainState, init_from_base
 from gptjax.training import memory
-from gptjax.training.loop import FREE_OF_ORIGIN
+from gptjax.training.loop import PRETRAINED_OVERRIDES
 from gptjax.training.monitoring import metrics, profiler
 from gptjax.training.setup import check
-from gptjax.training.step import of_config
+from gptjax.training.step import make_train_step
 
 WARM_UP = 2  # steps before the clock starts: the first ones touch memory that later ones find there
 
@@ -64,20 +64,20 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
 
     Raises:
       ConfigError: a config that cannot be, or one whose vocabulary only its text would tell.
-      CheckpointError: `init_from` is no run.
+      CheckpointError: `init_from` is not a run.
     """
     config = planned(config)
     mesh = sharding.make_mesh(**config.mesh)
     model = methods.build_model(config, sharding.sharded_dimensions(mesh))
     start = start_of(config, model)
     shapes = jax.eval_shape(start)
-    step = of_config(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
+    step = make_train_step(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
     batch = random_batch(config)
     counted = matmuls.flops_by_place(step.trace(shapes, batch).jaxpr)
     found = Plan(config, mesh.size, shapes.eval_shapes(), counted)
     if not steps:
         return found
-    memory.check(memory.exact(config, shapes), mesh.size)
+    memory.check(memory.from_state(config, shapes), mesh.size)
     state = jax.jit(start, out_shardings=sharding.state_shardings(mesh, shapes))()
     return found._replace(times=measure(step, state, sharding.place_batch(batch, mesh), steps))
 
@@ -87,7 +87,7 @@ def start_of(config: ConfigDict, model: nn.Module) -> Callable[[], TrainState]:
 
     def start() -> TrainState:
         base = models.init(model, rng.key(config.seed, "init"))
-        return starting_from(base, model, optim.optimizer(config), config)
+        return init_from_base(base, model, optim.optimizer(config), config)
 
     return start
 
@@ -105,7 +105,7 @@ def planned(config: ConfigDict) -> ConfigDict:
         )
     if config.init_from:
         origin = workdirs.origin(config, Path(config.init_from))
-        config = workdirs.with_model_of(origin or Path(), config, FREE_OF_ORIGIN)
+        config = workdirs.with_model_of(origin or Path(), config, PRETRAINED_OVERRIDES)
     config = configs.resolve(config)
     check(config)
     if config.init_from:
@@ -149,7 +149,7 @@ def measure(step: jax.stages.Wrapped, state: TrainState, batch: Any, steps: int)
     """Compiles a step, times `steps` of it, and traces as many.
 
     Args:
-      step: as gptjax.training.step.of_config gives it.
+      step: as gptjax.training.step.make_train_step gives it.
       state: is used up.
       batch: on the devices.
       steps: at least 1.

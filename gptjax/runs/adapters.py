@@ -1,7 +1,7 @@
-"""What fine-tuning made, as a small folder of its own: adapter.json and adapter.safetensors.
+"""Adapters: the parameters that fine-tuning trained, as a small folder with adapter.json and adapter.safetensors.
 
-It has the method's settings, what was tuned, and the fingerprint of the base that it belongs to, and nothing of the
-base. Several can be held on one base at once, and share its arrays.
+An adapter has the options of the method, the tuned arrays, and the fingerprint of its base, but nothing of the base.
+Several adapters can use one base at once and share its arrays.
 """
 
 import dataclasses
@@ -31,73 +31,73 @@ if TYPE_CHECKING:
     from gptjax.runs.run import Run
 
 FACTS, TENSORS = "adapter.json", "adapter.safetensors"
-# What the model's additions need to know of `config.finetune`, for adapters that came from elsewhere.
-PLAIN: dict[str, Any] = dict(rank_stabilised=False, dropout=0.0, parallel=False, quantise="none")
+# Keys of `config.finetune` that the model needs, for adapters from other libraries.
+DEFAULTS: dict[str, Any] = dict(rank_stabilised=False, dropout=0.0, parallel=False, quantise="none")
 
 
-def save(of: "Run", folder: Path) -> dict[str, Any]:
-    """Writes what a run tuned; returns its method, how many parameters it has, and its base.
+def save(run: "Run", folder: Path) -> dict[str, Any]:
+    """Writes the adapter of a run; returns its method, number of parameters and base.
 
     Raises:
-      ConfigError: the folder is taken, or the run has tuned all that it has.
+      ConfigError: the folder exists, or the run tuned all of its parameters.
     """
     if not is_free(folder):
         raise ConfigError(f"{folder} exists; give another folder")
-    if not pretrained.is_part(of.config):
-        raise ConfigError(f"{of.workdir} has tuned all of its model: there is no adapter apart from it")
-    base = paths.flat(pretrained.base_params(workdirs.base(of.config, of.workdir), of.config))
-    kept = paths.flat(quantization.quantize_dequantize(paths.nested(base), of.config.finetune.quantise))
-    tuned = {path: leaf for path, leaf in paths.flat(of.params).items() if not is_same(leaf, kept.get(path))}
+    if not pretrained.is_partial(run.config):
+        raise ConfigError(f"{run.workdir} tuned all parameters of its model; it has no adapter")
+    base = paths.flat(pretrained.base_params(workdirs.base(run.config, run.workdir), run.config))
+    frozen = paths.flat(quantization.quantize_dequantize(paths.nested(base), run.config.finetune.quantise))
+    tuned = {path: leaf for path, leaf in paths.flat(run.params).items() if not is_identical(leaf, frozen.get(path))}
     facts = {
         "base": pretrained.fingerprint(paths.nested(base)),
-        "init_from": of.config.init_from,
-        "finetune": of.config.finetune.to_dict(),
-        "model": of.config.model.to_dict(),
+        "init_from": run.config.init_from,
+        "finetune": run.config.finetune.to_dict(),
+        "model": run.config.model.to_dict(),
     }
     with appearing(folder) as unfinished:
         (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         save_file({path: np.asarray(leaf, order="C") for path, leaf in tuned.items()}, unfinished / TENSORS)
     count = sum(leaf.size for leaf in tuned.values())
-    return {"method": of.config.finetune.method, "parameters": count, "base": of.config.init_from}
+    return {"method": run.config.finetune.method, "parameters": count, "base": run.config.init_from}
 
 
-def is_same(leaf: Any, other: Any) -> bool:
-    """Whether an array is the other one, to the bit."""
+def is_identical(leaf: Any, other: Any) -> bool:
+    """Returns True if two arrays are bitwise identical."""
     return other is not None and leaf.shape == other.shape and bool(np.array_equal(leaf, other))
 
 
 def load(base: "Run", folder: str | Path) -> "Run":
-    """The base with what was tuned on it; both can be used, and share what was not tuned.
+    """Loads an adapter onto its base; both runs can be used, and share the arrays that were not tuned.
 
     Raises:
-      DataError: no adapter, or one that is damaged.
-      ConfigError: it belongs to another base, or its base was quantised, and what does that is not installed.
+      DataError: the folder has no adapter, or a damaged one.
+      ConfigError: the adapter has another base, or the library that quantizes the base is not installed.
     """
     facts, tuned = read(Path(folder))
-    own = pretrained.fingerprint(base.params)
-    if facts["base"] != own:
+    fingerprint = pretrained.fingerprint(base.params)
+    if facts["base"] != fingerprint:
         raise ConfigError(
             f"{folder} was tuned on other parameters than {base.workdir} has (on {facts['init_from']}, fingerprint "
-            f"{facts['base'][:12]}, not {own[:12]})"
+            f"{facts['base'][:12]}, not {fingerprint[:12]})"
         )
     try:
-        adapted = beside(base, tuned, facts["finetune"], facts["model"])
+        adapted = attach_adapter(base, tuned, facts["finetune"], facts["model"])
         model: Any = adapted.model
         jax.eval_shape(lambda params: model.apply({"params": params}, **models.example(model)), adapted.params)
-    except (KeyError, TypeError, ValueError, AttributeError, FlaxError) as error:  # of a model made of what it says
+    except (KeyError, TypeError, ValueError, AttributeError, FlaxError) as error:  # the facts do not fit the arrays
         why = str(error).strip().splitlines()[0][:200]
-        raise DataError(f"the adapter {folder} is damaged, or of another model than it says: {why}") from error
+        raise DataError(f"the adapter {folder} is damaged, or belongs to another model than it says: {why}") from error
     return adapted
 
 
-def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, Any] | None = None) -> "Run":
-    """The base with what was tuned on it.
+def attach_adapter(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, Any] | None = None) -> "Run":
+    """Attaches tuned arrays to a base.
 
     Args:
-      base: of which nothing changes.
+      base: the run; it does not change.
       tuned: arrays by path.
       finetune: `config.finetune`.
-      model: `config.model`, where it is not the base's, as with a task head.
+      model: `config.model`, if it differs from the base's, as with a task head.
     """
     config = ConfigDict(base.config.to_dict())
     config.model, config.finetune = ConfigDict(model or config.model), ConfigDict(finetune)
@@ -111,10 +111,10 @@ def beside(base: "Run", tuned: Flat, finetune: dict[str, Any], model: dict[str, 
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What an adapter's folder holds: facts, and arrays by path.
+    """Reads the facts and the arrays, by path, of an adapter.
 
     Raises:
-      DataError: no adapter, or one that is damaged.
+      DataError: the folder has no adapter, or a damaged one.
     """
     if not (folder / FACTS).is_file():
         raise DataError(f"{folder} is no adapter: it has no {FACTS}")

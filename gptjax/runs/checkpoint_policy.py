@@ -1,4 +1,4 @@
-"""When a run saves, and which of its checkpoints stay. Decides; writes and deletes nothing."""
+"""Policies of checkpoints: when to save, and which to keep. Nothing here writes or deletes."""
 
 import math
 import time
@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 
 class SaveSchedule:
-    """Whether to save after a step: at its multiples, when the time has come, and always after the last.
+    """Decides whether to save after a step: at multiples of steps, after some minutes, and at the last step.
 
     Args:
       settings: `config.checkpoint`.
-      last: the run's last step.
-      clock: seconds, from any start.
+      last: the last step of the run.
+      clock: returns seconds since any fixed time.
     """
 
     def __init__(self, settings: ConfigDict, last: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,15 +24,15 @@ class SaveSchedule:
         self.restart()
 
     def restart(self) -> None:
-        """Something was saved just now."""
+        """Restarts the interval of minutes, after a save."""
         self.since = self.clock()
 
     def __call__(self, step: int, retry_at: float | None = None) -> bool:
-        """Whether to save after `step`.
+        """Returns True if a checkpoint is due after `step`.
 
         Args:
           step: counted from 1.
-          retry_at: where a save has failed, when to try again, by the clock.
+          retry_at: after a failed save, the time of the clock at which to try again.
         """
         if step == self.last:
             return True
@@ -42,52 +42,52 @@ class SaveSchedule:
 
 
 class Retention(NamedTuple):
-    """Which checkpoints stay.
+    """Selects the checkpoints to keep.
 
     Attributes:
-      newest: how many of the newest.
-      every: those of its multiples, in steps; 0: none.
-      best: how many of those with the least held-out loss.
+      newest: number of the newest to keep.
+      every: keeps the multiples of this number of steps; 0: none.
+      best: number of those with the lowest held-out loss to keep.
     """
 
     newest: int
     every: int = 0
     best: int = 0
 
-    def kept(self, steps: Sequence[int], losses: Mapping[int, float]) -> set[int]:
-        """The steps that stay.
+    def steps_to_keep(self, steps: Sequence[int], losses: Mapping[int, float]) -> set[int]:
+        """Selects the steps to keep.
 
         Args:
-          steps: all there are.
-          losses: held-out loss by step, where it is known.
+          steps: of all checkpoints.
+          losses: known held-out losses, by step.
         """
         periodic = {step for step in steps if self.every and step % self.every == 0}
         return set(sorted(steps)[-self.newest :]) | periodic | set(by_loss(steps, losses)[: self.best])
 
     def is_among_best(self, loss: float, losses: Mapping[int, float]) -> bool:
-        """Whether a held-out loss is worth a checkpoint, where those with `losses` are there."""
+        """Returns True if a held-out loss is among the `best` lowest of these and itself."""
         if not math.isfinite(loss):
             return False
         return len(losses) < self.best or any(loss < other for other in sorted(losses.values())[: self.best])
 
 
 def by_loss(steps: Sequence[int], losses: Mapping[int, float]) -> list[int]:
-    """The steps whose loss is known, the least first; of equals the earlier."""
+    """Sorts the steps with a known loss by loss, then by step."""
     return sorted((step for step in steps if step in losses), key=lambda step: (losses[step], step))
 
 
 class RetentionPolicy:
-    """A `Keep` as orbax's preservation policy.
+    """A `Retention` as a preservation policy of orbax.
 
     Args:
-      keep: the decision.
-      losses: held-out loss by step; the caller's own, which it adds to.
+      retention: selects the checkpoints.
+      losses: held-out loss by step; the caller may add to it.
     """
 
-    def __init__(self, keep: Retention, losses: Mapping[int, float]) -> None:
-        self.keep, self.losses = keep, losses
+    def __init__(self, retention: Retention, losses: Mapping[int, float]) -> None:
+        self.retention, self.losses = retention, losses
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Whether each stays."""
-        kept = self.keep.kept([checkpoint.step for checkpoint in checkpoints], self.losses)
-        return [checkpoint.step in kept for checkpoint in checkpoints]
+        """Returns True for each checkpoint to keep."""
+        steps = self.retention.steps_to_keep([checkpoint.step for checkpoint in checkpoints], self.losses)
+        return [checkpoint.step in steps for checkpoint in checkpoints]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written while training goes on (orbax), each whole or absent. Nothing here decides when."""
+"""Checkpoints of a run, written asynchronously by orbax; each is complete or absent."""
 
 import contextlib
 import dataclasses
@@ -23,17 +23,16 @@ from gptjax.runs import checkpoint_dir, checkpoint_policy, integrity
 from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
 
-RETRY_SECONDS = 10.0  # after a save that failed; twice as long after each further one
+RETRY_SECONDS = 10.0  # after a failed save; doubled after each further failure
 LONGEST_RETRY_SECONDS = 600.0
-LAST_SAVE_SECONDS = 600.0  # how long the last checkpoint of a run is tried for
+LAST_SAVE_SECONDS = 600.0  # limit for retries of the last checkpoint of a run
 
 
 @functools.cache
-def keep_orbax_quiet() -> None:
-    """Lets orbax's failures reach a person once, as the exception that it raises.
+def silence_orbax() -> None:
+    """Silences the logs of orbax's failures, which it also raises as exceptions.
 
-    It logs each one as well, with tracebacks; the tasks it leaves behind are logged by asyncio, or find their event
-    loop closed, or are warned of because they never began.
+    Orbax logs them with tracebacks, and asyncio logs or warns about the tasks that a failed save leaves behind.
     """
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
@@ -50,18 +49,18 @@ def keep_orbax_quiet() -> None:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, one folder a step, parameters apart from the rest.
+    """The checkpoints in `workdir/checkpoints`, one folder per step, with items "params" and "rest".
 
-    "params" are those that answer (see gptjax.optim.eval_params), which is all that a reader needs; the rest holds the
-    trained ones where those are others, so that training goes on exactly. Digests of all files are written before a
-    folder gets its name, so a checkpoint without them is damaged.
+    "params" are the evaluation parameters (gptjax.optim.eval_params), which are all that a reader needs; "rest" has the
+    trained parameters if they differ, so that training resumes exactly. Digests of all files are written before a
+    folder gets its final name, so a checkpoint without them is damaged.
 
     Args:
       workdir: a run's directory.
-      keep: how many of the newest to keep, for the one run that writes; None for those that only read.
-      keep_every: checkpoints at its multiples, in steps, stay as well; 0: none.
-      keep_best: how many of those with the least held-out loss stay as well.
-      clock: seconds, from any start.
+      keep: number of the newest to keep, for the one run that writes; None: read only.
+      keep_every: also keeps the multiples of this number of steps; 0: none.
+      keep_best: number of those with the lowest held-out loss that are also kept.
+      clock: returns seconds since any fixed time.
     """
 
     def __init__(
@@ -72,11 +71,11 @@ class Checkpoints:
         keep_best: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        keep_orbax_quiet()
+        silence_orbax()
         self.directory = (workdir / "checkpoints").absolute()
-        self.keep = None if keep is None else checkpoint_policy.Retention(keep, keep_every, keep_best)
+        self.retention = None if keep is None else checkpoint_policy.Retention(keep, keep_every, keep_best)
         self.clock = clock
-        self.retry_at: float | None = None  # by the clock, where the newest save has failed
+        self.retry_at: float | None = None  # time of the clock, if the newest save has failed
         self._failures = 0
         self._trouble = ""
         self._step = 0  # of the newest save
@@ -87,47 +86,49 @@ class Checkpoints:
     def _open(self) -> None:
         self.losses = checkpoint_dir.losses(self.directory)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_policy.RetentionPolicy(self.keep, self.losses) if self.keep else None,
-            read_only=self.keep is None,
-            create=self.keep is not None,
-            cleanup_tmp_directories=self.keep is not None,  # what a killed run had begun to write
-            lightweight_initialize=True,  # reads no file of a checkpoint, which may be damaged
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
+            preservation_policy=checkpoint_policy.RetentionPolicy(self.retention, self.losses)
+            if self.retention
+            else None,
+            read_only=self.retention is None,
+            create=self.retention is not None,
+            cleanup_tmp_directories=self.retention is not None,  # left by a killed run
+            lightweight_initialize=True,  # reads no files, which may be damaged
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._finalize),
         )
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_names=("params", "rest"))
 
-    # What there is.
+    # Listing.
 
     def latest(self) -> int | None:
-        """The newest step that has a checkpoint, damaged or not, or None."""
+        """Returns the newest step that has a checkpoint, damaged or not, or None."""
         return next(iter(checkpoint_dir.steps(self.directory)), None)
 
     def newest_usable(self) -> int | None:
-        """As gptjax.runs.checkpoint_dir.newest_usable."""
+        """Returns the newest step to resume from; see gptjax.runs.checkpoint_dir.newest_usable."""
         return checkpoint_dir.newest_usable(self.directory)
 
     def is_among_best(self, loss: float | None) -> bool:
-        """Whether a held-out loss is worth a checkpoint."""
-        return loss is not None and self.keep is not None and self.keep.is_among_best(loss, self.losses)
+        """Returns True if a held-out loss is low enough for its checkpoint to be kept as one of the best."""
+        return loss is not None and self.retention is not None and self.retention.is_among_best(loss, self.losses)
 
     # Writing.
 
     def save(self, step: int, state: TrainState, loss: float | None = None) -> None:
-        """Begins to write the state; returns once it is copied.
+        """Starts to write the state; returns once it is copied.
 
-        Where the file system fails, now or later, that is said once, and `retry_at` tells when to save again.
+        If the file system fails, now or later, this is logged once, and `retry_at` is the time to save again.
 
         Args:
-          step: the state's.
+          step: of the state.
           state: to save.
-          loss: on held-out text, where it is known.
+          loss: on held-out text, if known.
         """
         self.wait()
         eval_params = optim.eval_params(state.opt_state, state.params)
         items = {"params": ocp.args.StandardSave(eval_params), "rest": ocp.args.StandardSave(_rest(state))}
         self._step, self._loss = step, loss
         try:
-            if self._failures:  # the old manager counts what has failed, and has forgotten what was to go in its stead
+            if self._failures:  # the old manager counts the failed save, and has forgotten what it was to delete
                 self._open()
             if loss is not None:
                 self.losses[step] = loss
@@ -137,19 +138,19 @@ class Checkpoints:
             self._failed(error)
 
     def save_params(self, step: int, params: Any) -> None:
-        """Writes parameters alone: those that a run begins with."""
+        """Writes only parameters: those that a run starts from."""
         self._step, self._loss = step, None
         self.manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         self.manager.wait_until_finished()
         self._seal()
 
     def poll(self) -> None:
-        """Takes note of a save that has ended; waits for none."""
+        """Checks for the end of a save without waiting."""
         if self._writing and not self.manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the save in progress."""
         if not self._writing:
             return
         self._writing = False
@@ -161,52 +162,52 @@ class Checkpoints:
         self._seal()
         if self._failures:
             console.say(f"checkpoint {self._step} is written")
-            checkpoint_dir.remove_unfinished(self.directory)  # what threads of a failed save have written since
+            checkpoint_dir.remove_unfinished(self.directory)  # which threads of a failed save may have written since
         self._failures, self.retry_at = 0, None
 
     def finish(self, state: TrainState) -> None:
-        """Waits for the last checkpoint; where the file system fails it is tried again for LAST_SAVE_SECONDS.
+        """Waits for the last checkpoint; retries for LAST_SAVE_SECONDS if the file system fails.
 
         Args:
-          state: as it was saved last.
+          state: the state that was saved last.
 
         Raises:
-          CheckpointError: it fails still.
+          CheckpointError: it still fails.
         """
         self.wait()
         deadline = self.clock() + LAST_SAVE_SECONDS
         if self.retry_at is not None:
-            console.say(
-                f"checkpoint {self._step} is the last one; it is tried for {LAST_SAVE_SECONDS / 60:.0f} minutes"
-            )
+            console.say(f"checkpoint {self._step} is the last one; retrying for {LAST_SAVE_SECONDS / 60:.0f} minutes")
         while self.retry_at is not None:
             if self.clock() >= deadline:
                 raise CheckpointError(
                     f"{self._trouble} and run the same command again: checkpoint {self._step} could not be written, "
-                    "older ones are whole"
+                    "older ones are complete"
                 )
             time.sleep(RETRY_SECONDS)
             self.save(self._step, state, self._loss)
             self.wait()
 
-    def _complete(self) -> None:
-        """Called by orbax's thread, in one process, before a checkpoint gets its name."""
-        checkpoint_dir.complete(self.directory, self._step, self._loss)
+    def _finalize(self) -> None:
+        """Called by orbax's thread, in one process, before a checkpoint gets its final name."""
+        checkpoint_dir.finalize(self.directory, self._step, self._loss)
 
     def _seal(self) -> None:
-        """Adds the digests of what orbax has written last; where that fails the others are there."""
+        """Adds the digests of the files that orbax wrote last; the checkpoint is valid without them."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 integrity.seal(self.directory / str(self._step))
 
     def _failed(self, error: Exception) -> None:
-        # Threads of the save before may still be writing into what is cleared away for this one.
-        still = self._failures and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY
-        self._trouble = disk_trouble(error) or (self._trouble if still else "")
+        # Threads of the previous save may still write into the folder that is removed for this one.
+        is_repeated = self._failures and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY
+        self._trouble = disk_trouble(error) or (self._trouble if is_repeated else "")
         if not self._trouble:
             raise error
         if not self._failures:
-            console.say(f"checkpoint {self._step} cannot be written: {self._trouble}; the run goes on and tries again")
+            console.say(
+                f"checkpoint {self._step} cannot be written: {self._trouble}; the run continues and tries again"
+            )
         self.retry_at = self.clock() + min(RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
         self._failures += 1
         self.losses.pop(self._step, None)
@@ -217,71 +218,72 @@ class Checkpoints:
     # Reading.
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
-        """A state.
+        """Restores a state.
 
         Args:
-          like: a state, or its shapes with shardings, that says what to expect and where to put it.
-          step: as `newest_usable` gave it; None: the newest usable one.
+          like: a state, or its shapes with shardings.
+          step: from `newest_usable`; None: the newest usable one.
 
         Raises:
-          CheckpointError: there is none, all are damaged, or it is another model's.
+          CheckpointError: there is none, all are damaged, or it belongs to another model.
         """
-        wanted = {"rest": ocp.args.StandardRestore(_rest(like))}
+        items = {"rest": ocp.args.StandardRestore(_rest(like))}
         if not optim.has_eval_params(like.opt_state):
-            wanted["params"] = ocp.args.StandardRestore(like.params)
+            items["params"] = ocp.args.StandardRestore(like.params)
         if step is None:
-            step = checkpoint_dir.first_whole(self.directory, checkpoint_dir.wanted(self.directory, None))
-        items = self._restore(step, **wanted)
-        return like.replace(**items["rest"] | ({"params": items["params"]} if "params" in wanted else {}))
+            step = checkpoint_dir.first_intact(self.directory, checkpoint_dir.candidate_steps(self.directory, None))
+        restored = self._restore(step, **items)
+        return like.replace(**restored["rest"] | ({"params": restored["params"]} if "params" in items else {}))
 
     def restore_params(self, like: Any, step: int | str | None = None) -> Any:
-        """Parameters alone, whatever else of the checkpoint is damaged; errors as of `restore`.
+        """Restores only the parameters, even if the rest of the checkpoint is damaged; raises the errors of `restore`.
 
         Args:
           like: their shapes with shardings.
-          step: whose; "best": of the least held-out loss; None: the newest.
+          step: of the checkpoint; "best": the one with the lowest held-out loss; None: the newest.
         """
         while True:
-            there = checkpoint_dir.steps(self.directory)
-            found = checkpoint_dir.first_whole(self.directory, checkpoint_dir.wanted(self.directory, step), "params")
+            available = checkpoint_dir.steps(self.directory)
+            candidates = checkpoint_dir.candidate_steps(self.directory, step)
+            intact = checkpoint_dir.first_intact(self.directory, candidates, "params")
             try:
-                return self._restore(found, params=ocp.args.StandardRestore(like))["params"]
+                return self._restore(intact, params=ocp.args.StandardRestore(like))["params"]
             except CheckpointError:
-                if checkpoint_dir.steps(self.directory) == there:
-                    raise  # else the run that writes may have deleted it meanwhile
+                if checkpoint_dir.steps(self.directory) == available:
+                    raise  # otherwise the run that writes may have deleted it in the meantime
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # orbax and tensorstore raise many kinds for one cause
+        except Exception as error:  # orbax and tensorstore raise many types for one cause
             first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             raise CheckpointError(
-                f"the checkpoint {self.directory / str(step)} is of another model or cannot be read "
+                f"the checkpoint {self.directory / str(step)} belongs to another model or cannot be read "
                 f"({type(error).__name__}: {first})"
             ) from error
 
-    def set_aside_after(self, step: int) -> None:
-        """Gives the checkpoints of later steps, which are damaged, other names; a run that goes on writes its own."""
+    def quarantine_after(self, step: int) -> None:
+        """Renames the checkpoints of later steps, which are damaged, so that a resumed run can write its own."""
         if (self.latest() or 0) > step:
             processes.run_on_first(
-                lambda: checkpoint_dir.set_aside_after(self.directory, step), "later checkpoints are aside"
+                lambda: checkpoint_dir.quarantine_after(self.directory, step), "later checkpoints are quarantined"
             )
             self._open()
 
     def newest_before(self, step: int) -> int | None:
-        """The newest state saved before a step that is whole, or None; parameters that a run began with are none.
+        """Returns the newest step before `step` with an intact checkpoint, or None; step 0 does not count.
 
         Raises:
-          CheckpointError: there are some, and each is damaged.
+          CheckpointError: all checkpoints before it are damaged.
         """
         self.wait()
         earlier = [saved for saved in checkpoint_dir.steps(self.directory) if 0 < saved < step]
-        return checkpoint_dir.first_whole(self.directory, earlier) if earlier else None
+        return checkpoint_dir.first_intact(self.directory, earlier) if earlier else None
 
-    def drop_after(self, step: int) -> None:
-        """Deletes what was saved after a step, for a run that goes another way from there."""
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints after a step, for a run that continues differently from there."""
         self.wait()
-        processes.run_on_first(lambda: checkpoint_dir.remove_after(self.directory, step), "later checkpoints are gone")
+        processes.run_on_first(lambda: checkpoint_dir.remove_after(self.directory, step), "later checkpoints are deleted")
         self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -294,26 +296,26 @@ class Checkpoints:
                 raise CheckpointError(f"{self._trouble}: checkpoint {self._step} could not be written")
             self.manager.close()
         except Exception:
-            if kind is None:  # else the first error is the one to tell of
+            if kind is None:  # otherwise the first error is the one to report
                 raise
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """All of the state but what lies in "params"."""
+    """The fields of the state that are not in the item "params"."""
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    del rest["frozen"]  # as another run has it
+    del rest["frozen"]  # another run has it
     if not optim.has_eval_params(state.opt_state):
         del rest["params"]
     return rest
 
 
 def shapes_on(tree: Any, shardings: Any) -> Any:
-    """The tree's shapes and dtypes, with where each leaf is to lie.
+    """Returns the shapes and dtypes of a tree with shardings.
 
     Args:
       tree: arrays or shapes.
-      shardings: one for all, or a tree of one for each.
+      shardings: one for all leaves, or a tree with one per leaf.
     """
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda leaf: shardings, tree)
-    return jax.tree.map(lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), tree, shardings)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings)

@@ -1,8 +1,8 @@
-"""A run is a directory: how it begins, is claimed by one config and one process, and is read. Knows no model.
+"""The directory of a run: created whole, owned by one config, locked by one process. Independent of the model.
 
 config.json  data.json  tokenizer/  checkpoints/  metrics.jsonl  loss.png  samples.txt  summary.json  profile/
-base/ where it began with a Hugging Face model; fisher.safetensors where it is to remember a text
-clock.json while it is unfinished; hang.txt where it hung; lineage.jsonl of a member of a population that evolves
+base/ if it started from a Hugging Face model; fisher.safetensors with elastic weight consolidation
+clock.json while it is unfinished; hang.txt if it hung; lineage.jsonl of a member of an evolving population
 """
 
 import json
@@ -23,26 +23,26 @@ from gptjax.data.batches import MixtureStage
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-BASE = "base"  # in a run that began with a Hugging Face model: that, as a run
-TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` about a task head
-# Shape of data.json: of a run that trains, and of one that was imported and has not been trained.
+BASE = "base"  # subfolder with the converted Hugging Face model that the run started from
+TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` for a task head
+# Schema of data.json: of a run that trains, and of an imported run that has not been trained.
 MIXINGS = [schema.Row(int, {str: int})]
-ALWAYS = {"imported?": str, "base?": str, "left_out?": [schema.Row(int, int)]}
-DATA_FACTS = ({"fingerprints": {str: str}, "mixings": MIXINGS, **ALWAYS}, {"fingerprints": None, **ALWAYS})
-CHAT_TEMPLATE = Path("tokenizer", "chat_template.jinja")  # in a run that has one
+COMMON_FACTS = {"imported?": str, "base?": str, "left_out?": [schema.Row(int, int)]}
+DATA_FACTS = ({"fingerprints": {str: str}, "mixings": MIXINGS, **COMMON_FACTS}, {"fingerprints": None, **COMMON_FACTS})
+CHAT_TEMPLATE = Path("tokenizer", "chat_template.jinja")  # if the run has one
 
 
 def is_run(workdir: Path) -> bool:
-    """Whether a run has begun in the directory."""
+    """Returns True if the directory has a run."""
     return (workdir / "config.json").is_file()
 
 
 def check_free(workdir: Path, config: ConfigDict) -> None:
-    """Raises ConfigError unless the directory is absent, empty, or this config's own run."""
+    """Raises ConfigError unless the directory is absent, empty, or a run of the same config."""
     if is_free(workdir):
         return
     if not is_run(workdir):
-        raise ConfigError(f"{workdir} exists and is no run; give another --workdir")
+        raise ConfigError(f"{workdir} exists and is not a run; give another --workdir")
     if is_untrained(workdir):
         return
     differing = configs.differences(read_config(workdir), config)
@@ -51,15 +51,14 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
 
 
 def is_untrained(workdir: Path) -> bool:
-    """Whether a run was imported and has not been trained since: its first training decides all but the model."""
+    """Returns True if a run was imported and not trained yet; its first training decides all but the model."""
     return read_data_facts(workdir)["fingerprints"] is None
 
 
 def origin(config: ConfigDict, workdir: Path) -> Path | None:
-    """The run that gives another its model, tokenizer and first parameters, if there is one.
+    """The run that the model, tokenizer and initial parameters of a run come from, or None.
 
-    That is an imported run itself, or the one that `config.init_from` names, which of a Hugging Face model is there
-    once the run is.
+    An imported run is its own origin; otherwise it is the run that `config.init_from` names.
     """
     if is_run(workdir) and read_data_facts(workdir).get("imported"):
         return workdir
@@ -67,28 +66,28 @@ def origin(config: ConfigDict, workdir: Path) -> Path | None:
 
 
 def base(config: ConfigDict, workdir: Path) -> Path:
-    """The run that `config.init_from` names, for a run in `workdir`."""
+    """The run that `config.init_from` names; of a Hugging Face model, its conversion inside `workdir`."""
     return workdir / BASE if configs.is_foreign(config.init_from) else Path(config.init_from).expanduser()
 
 
 def with_model_of(origin: Path, config: ConfigDict, free: Sequence[str]) -> ConfigDict:
-    """The config with the model and tokenizer of the run at `origin`.
+    """Returns the config with the model and tokenizer of the run at `origin`.
 
     Args:
-      origin: a run's directory.
-      config: not yet resolved.
-      free: keys of `config.model` that stay as they are; those of a task head where it asks for one.
+      origin: directory of a run.
+      config: not resolved.
+      free: keys of `config.model` that are not replaced; those of a task head only if the config has a task.
 
     Raises:
-      CheckpointError: there is no run.
+      CheckpointError: there is no run at `origin`.
     """
-    theirs = read_config(origin)
+    origin_config = read_config(origin)
     config = config.copy_and_resolve_references()
-    asked = config.model.task != "none"
+    has_task = config.model.task != "none"
     with config.unlocked():
-        own = {key: config.model[key] for key in free if asked or key not in TASK_HEAD}
-        config.model = ConfigDict(theirs.model.to_dict() | own)
-        config.data.tokenizer = theirs.data.tokenizer
+        overrides = {key: config.model[key] for key in free if has_task or key not in TASK_HEAD}
+        config.model = ConfigDict(origin_config.model.to_dict() | overrides)
+        config.data.tokenizer = origin_config.data.tokenizer
     return config.lock()
 
 
@@ -99,14 +98,14 @@ def create(
     facts: dict[str, Any],
     fill: Callable[[Path], None] = lambda unfinished: None,
 ) -> None:
-    """Makes a run directory, whole or not at all.
+    """Creates a run directory, completely or not at all.
 
     Args:
       workdir: absent or empty.
       config: resolved.
-      tokenizer: the run's.
+      tokenizer: of the run.
       facts: about its data.
-      fill: puts in what else the run begins with.
+      fill: adds other initial files to the directory it is passed.
     """
     with appearing(workdir) as unfinished:
         tokenizers.save(tokenizer, unfinished / "tokenizer")
@@ -116,29 +115,29 @@ def create(
 
 
 def begin_training(workdir: Path, config: ConfigDict, facts: dict[str, Any]) -> None:
-    """Gives a run the config and the facts about its data that its training has from now on.
+    """Writes the config and the data facts of a run whose training starts or continues with another mixture.
 
-    That is an imported run whose training begins, or one that goes on with another mixture.
+    The run is an imported one that is trained for the first time, or one that resumes with another data.mixture.
     """
-    known = read_data_facts(workdir)
-    facts = known | facts | {"fingerprints": (known["fingerprints"] or {}) | facts["fingerprints"]}
-    # In this order: until the second is there the run counts as untrained, and this can be done again.
+    old = read_data_facts(workdir)
+    facts = old | facts | {"fingerprints": (old["fingerprints"] or {}) | facts["fingerprints"]}
+    # In this order: until the second is written the run counts as untrained, and this can be repeated.
     write_atomic(workdir / "config.json", configs.to_json(config))
     write_data_facts(workdir, facts)
 
 
 def left_out(workdir: Path) -> list[tuple[int, int]]:
-    """The first and the last step of each stretch whose batches the run does not train on."""
+    """Reads the (first, last) steps of each range whose batches the run leaves out."""
     return [(first, last) for first, last in read_data_facts(workdir).get("left_out", [])]
 
 
 def leave_out(workdir: Path, first: int, last: int) -> None:
-    """Has the run leave out the batches of these steps, now and whenever it goes on."""
+    """Adds a range of steps whose batches the run leaves out, now and when it resumes."""
     write_data_facts(workdir, read_data_facts(workdir) | {"left_out": [*left_out(workdir), (first, last)]})
 
 
-def keep_original_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files as they came with an import, and the chat template, from run to run, if any."""
+def copy_original_tokenizer(source: Path, target: Path) -> None:
+    """Copies the original files of an imported tokenizer and the chat template, if any, from run to run."""
     if (source / "tokenizer" / "hf").is_dir():
         shutil.copytree(source / "tokenizer" / "hf", target / "tokenizer" / "hf")
     if (source / CHAT_TEMPLATE).exists():
@@ -147,26 +146,26 @@ def keep_original_tokenizer(source: Path, target: Path) -> None:
 
 @contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Keeps other processes from training in the directory while the block runs.
+    """Prevents other processes from training in the directory while the block runs.
 
     Raises:
-      ConfigError: another process has it.
+      ConfigError: another process trains in it.
     """
-    with locked(workdir / "config.json") as ours:
-        if not ours:
+    with locked(workdir / "config.json") as acquired:
+        if not acquired:
             raise ConfigError(f"another process is training in {workdir}")
         yield
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The resolved config of a run.
+    """Reads the resolved config of a run.
 
     Raises:
       CheckpointError: there is no run, or its config cannot be read.
     """
     path = workdir / "config.json"
     if not is_run(workdir):
-        raise CheckpointError(f"{workdir} is no run: it has no config.json")
+        raise CheckpointError(f"{workdir} is not a run: it has no config.json")
     try:
         return configs.from_json(json.dumps(read_json(path)))
     except DataError as error:
@@ -176,10 +175,10 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def read_data_facts(workdir: Path) -> dict[str, Any]:
-    """What `create` was told about the run's data.
+    """Reads the facts about the data of a run, from data.json.
 
     Raises:
-      CheckpointError: it cannot be read, or is damaged.
+      CheckpointError: the file cannot be read, or is damaged.
     """
     try:
         return schema.read(workdir / "data.json", DATA_FACTS)
@@ -188,25 +187,25 @@ def read_data_facts(workdir: Path) -> dict[str, Any]:
 
 
 def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
-    """Puts them in the place of those that there are."""
+    """Replaces the facts about the data of a run."""
     write_atomic(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
 
 
 def check_has_text(workdir: Path) -> None:
-    """Raises DataError for a run that was imported and has no text of its own."""
+    """Raises DataError for a run that was imported and has no text."""
     if is_untrained(workdir):
         raise DataError(f"{workdir} was imported and has no held-out text; give --data and files of text")
 
 
 def check_same_text(workdir: Path, fingerprints: dict[str, str]) -> None:
-    """Raises DataError where a text of the run has changed since it was first read; new ones are none of its."""
-    known = read_data_facts(workdir)["fingerprints"]
+    """Raises DataError if a text of the run has changed since it was first read; new texts are allowed."""
+    recorded = read_data_facts(workdir)["fingerprints"]
     for name, fingerprint in fingerprints.items():
-        if known.get(name, fingerprint) != fingerprint:
-            what = "the text" if name == TEXT else f"the set {name}"
-            raise DataError(f"{what} that {workdir} was trained on has changed since; its results would not be its own")
+        if recorded.get(name, fingerprint) != fingerprint:
+            source = "the text" if name == TEXT else f"the set {name}"
+            raise DataError(f"{source} that {workdir} was trained on has changed since; give the original text")
 
 
 def mixings(workdir: Path) -> list[MixtureStage]:
-    """In what proportions the run has read its sets so far, and will read them."""
+    """Reads the mixtures of data sets that the run has used, with the step at which each starts."""
     return [MixtureStage(start, shares) for start, shares in read_data_facts(workdir)["mixings"]]

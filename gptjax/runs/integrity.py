@@ -1,6 +1,6 @@
-"""Whether a checkpoint is what was written: a digest of each of its files, and which of several to take.
+"""Integrity of checkpoints: digests of their files, and the choice of an undamaged one.
 
-Reads and writes bytes; knows nothing of arrays, and imports no jax.
+Reads and writes bytes; independent of arrays, and imports no jax.
 """
 
 import hashlib
@@ -10,30 +10,30 @@ from pathlib import Path
 
 from gptjax.core.files import write_atomic
 
-NAME = "SHA256SUMS"  # in the checkpoint's folder, in the form that `sha256sum --check` reads
+NAME = "SHA256SUMS"  # in the checkpoint's folder, in the format of `sha256sum --check`
 LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")
 
 
 def seal(folder: Path, leave_out: Collection[str] = ()) -> None:
-    """Writes down the digests of the files in a folder; those that are written down already are not read again.
+    """Writes the digests of the files in a folder; files that have one are not read again.
 
     Args:
-      folder: a checkpoint's.
-      leave_out: names of files that are still to change.
+      folder: of a checkpoint.
+      leave_out: names of files that may still change.
     """
-    known = read(folder) if (folder / NAME).exists() else {}
+    digests_before = read(folder) if (folder / NAME).exists() else {}
     names = [name for name in files_in(folder) if name not in leave_out]
-    digests = {name: known.get(name) or digest(folder / name) for name in names}
+    digests = {name: digests_before.get(name) or digest(folder / name) for name in names}
     write_atomic(folder / NAME, "".join(f"{digests[name]}  {name}\n" for name in names))
 
 
 def problem(folder: Path, part: str = "", loose: Collection[str] = ()) -> str:
-    """What is wrong with a checkpoint's files; "" if each is as it was written.
+    """Describes the first problem of a checkpoint's files; "" if all match their digests.
 
     Args:
-      folder: the checkpoint's.
-      part: looks only at the files below this folder in it.
-      loose: names of files that need not be written down.
+      folder: of the checkpoint.
+      part: checks only the files below this subfolder.
+      loose: names of files that need no digest.
     """
     try:
         digests = read(folder)
@@ -52,38 +52,38 @@ def problem(folder: Path, part: str = "", loose: Collection[str] = ()) -> str:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
-    # Some file systems leave hidden files beside the others.
-    shown = [name for name in files_in(folder) if not Path(name).name.startswith(".")]
-    unknown = [name for name in shown if name.startswith(prefix) and name not in digests and name not in loose]
-    return f"{NAME} does not know {unknown[0]}" if unknown else ""
+    # Some file systems create hidden files.
+    visible = [name for name in files_in(folder) if not Path(name).name.startswith(".")]
+    unknown = [name for name in visible if name.startswith(prefix) and name not in digests and name not in loose]
+    return f"{NAME} does not list {unknown[0]}" if unknown else ""
 
 
 def choose(verdicts: Iterable[tuple[int, str]]) -> tuple[int | None, dict[int, str]]:
-    """The first step with no problem, or None, and the problems of those before it; looks no further than it must.
+    """Returns the first step without a problem, or None, and the problems of those before it; stops as soon as it can.
 
     Args:
-      verdicts: steps, the most wanted first, each with its problem or "".
+      verdicts: steps in order of preference, each with its problem or "".
     """
     problems: dict[int, str] = {}
-    for step, found in verdicts:
-        if not found:
+    for step, verdict in verdicts:
+        if not verdict:
             return step, problems
-        problems[step] = found
+        problems[step] = verdict
     return None, problems
 
 
 def files_in(folder: Path) -> list[str]:
-    """Names of the files below a folder, sorted, but for the list of digests itself."""
+    """Lists the names of the files below a folder, sorted, except the list of digests."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in paths]
     return [name for name in names if name != NAME and not name.startswith(f".{NAME}.")]
 
 
 def read(folder: Path) -> dict[str, str]:
-    """SHA-256 by file name, as `seal` wrote them.
+    """Reads the SHA-256 digests by file name, as written by `seal`.
 
     Raises:
-      ValueError: it did not write this.
+      ValueError: an invalid line.
     """
     digests = {}
     for line in (folder / NAME).read_text(encoding="utf-8").splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""A tree of parameters as a table: shapes, counts and norms, as text and for a notebook; where they lie (treescope)."""
+"""Tables of parameters: shapes, counts and norms, as text and for notebooks, and pictures of shardings (treescope)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,22 +8,22 @@ import numpy as np
 
 
 class Row(NamedTuple):
-    """One parameter, or all of a folder's: how many numbers, and the root of the sum of their squares."""
+    """One parameter, or a subtree: its number of elements and their Euclidean norm."""
 
     depth: int
     path: tuple[str, ...]
-    node: Any  # the array, or the folder's mapping
+    node: Any  # the array, or the mapping of the subtree
     size: int
     norm: float
 
     @property
     def shape(self) -> str:
-        """ "128 x 384" of an array, "one" of a single number; nothing of a folder."""
+        """ "128 x 384" for an array, "one" for a scalar, "" for a subtree."""
         return "" if isinstance(self.node, Mapping) else " x ".join(map(str, self.node.shape)) or "one"
 
 
 def rows(node: Any, path: tuple[str, ...] = ()) -> Iterator[Row]:
-    """A row for each folder, the root first, followed by those of what is in it."""
+    """Yields a row per subtree, the root first, each followed by the rows of its children."""
     if not isinstance(node, Mapping):
         leaf = np.asarray(node)
         yield Row(len(path), path, leaf, leaf.size, float(np.linalg.norm(leaf.astype(np.float64))))
@@ -37,7 +37,7 @@ def rows(node: Any, path: tuple[str, ...] = ()) -> Iterator[Row]:
 
 
 def as_text(params: Any) -> str:
-    """The table in plain text: one line a parameter, and a total."""
+    """Formats the table as plain text: one line per parameter, and a total."""
     total, *inner = rows(params)
     leaves = [row for row in inner if row.shape]
     wide = max((len("/".join(row.path)) for row in leaves), default=0)
@@ -48,7 +48,7 @@ def as_text(params: Any) -> str:
 
 
 class Table:
-    """The table as treescope shows it: folders that open and close, and behind each row its array."""
+    """The table for treescope: subtrees that fold, and an array behind each row."""
 
     def __init__(self, params: Any, title: str) -> None:
         self.params, self.title = params, title
@@ -78,14 +78,14 @@ class Table:
 
 
 def as_html(params: Any, title: str) -> str:
-    """The table for a notebook."""
+    """Renders the table as HTML for a notebook."""
     import treescope
 
     return treescope.render_to_html(Table(params, title))
 
 
 def sharding_html(array: Any) -> str:
-    """A picture for a notebook of which device has which part of an array of JAX."""
+    """Renders the sharding of a JAX array over devices as HTML for a notebook."""
     import treescope
 
     return str(treescope.render_array_sharding(array)._repr_html_())

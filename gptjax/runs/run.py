@@ -146,4 +146,4 @@ def load(workdir: str | Path, step: int | str | None = None) -> Run:
         what = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
         raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {what}")
     seen = prompts.with_prompt(tokenizer, config)
-    return Run(workdir, config, methods.build_model(config), pretrained.saved(workdir, step=step), seen)
+    return Run(workdir, config, methods.build_model(config), pretrained.load_params(workdir, step=step), seen)

@@ -1,4 +1,4 @@
-"""The whole state of training, and how it begins. Data position is not in it: a batch is a function of the step."""
+"""The train state and its initialization. It has no data position, since a batch is a function of the step."""
 
 from typing import Any
 
@@ -19,15 +19,14 @@ from gptjax.optim.skip_step import Guard
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step reads and changes.
+    """The state that a train step reads and changes.
 
     Attributes:
-      step: steps taken, int32.
-      params: the model's parameters that train, float32.
-      opt_state: the optimizer's own.
-      guard: what tells bad steps from others.
-      frozen: the model's other parameters, which no step changes, as `finetune.quantise` keeps them; in fine-tuning
-        alone there are any.
+      step: number of steps taken, int32.
+      params: the trained parameters, float32.
+      opt_state: state of the optimizer.
+      guard: statistics that detect bad steps.
+      frozen: the other parameters of the model, in the format of `finetune.quantise`; empty except in fine-tuning.
     """
 
     step: jax.Array
@@ -37,37 +36,37 @@ class TrainState(flax.struct.PyTreeNode):
     frozen: Any = flax.struct.field(default_factory=dict)
 
     def eval_params(self) -> Any:
-        """All parameters, as evaluation, samples and whoever loads the run read them."""
+        """Returns all parameters for evaluation, sampling and loading."""
         return union(dequantize(self.frozen), optim.eval_params(self.opt_state, self.params))
 
     def eval_shapes(self) -> Any:
-        """The shapes of these; of a state, or of its shapes."""
+        """Returns the shapes of `eval_params`, of a state or of its shapes."""
         return jax.eval_shape(TrainState.eval_params, self)
 
 
-def initial(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state at step 0 with random parameters. Pure: `jax.eval_shape` gives its shapes and `jax.jit` places it."""
-    return starting_with(models.init(model, rng.key(seed, "init")), optimizer)
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Initializes the state with random parameters. Pure: works under `jax.eval_shape` and `jax.jit`."""
+    return init_from_params(models.init(model, rng.key(seed, "init")), optimizer)
 
 
-def starting_from(
+def init_from_base(
     base: Any, model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> TrainState:
-    """The state at step 0 of a run of this config that begins with a base's parameters; pure, too.
+    """Initializes the state of a run of this config from the parameters of a base. Pure.
 
     Raises:
-      ConfigError: as of gptjax.finetune.methods.partition and gptjax.finetune.quantization.quantize.
+      ConfigError: see gptjax.finetune.methods.partition and gptjax.finetune.quantization.quantize.
     """
     fresh = models.init(model, rng.key(config.seed, "init"))
     tuned, frozen = partition(base, config, rng.key(config.seed, "finetune"), fresh)
-    return starting_with(tuned, optimizer, quantize(frozen, config.finetune.quantise))
+    return init_from_params(tuned, optimizer, quantize(frozen, config.finetune.quantise))
 
 
-def starting_with(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
-    """The state at step 0 with these parameters, beside those that no step changes."""
+def init_from_params(params: Any, optimizer: optax.GradientTransformation, frozen: Any = None) -> TrainState:
+    """Initializes the state with these trained parameters, and frozen ones."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guards.init_guard(), frozen or {})
 
 
 def parameter_count(params: Any) -> int:
-    """Numbers in the tree."""
+    """Number of parameters in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,4 +1,4 @@
-"""Sweeps: many runs that differ in a few keys of one config. May use all of gptjax; nothing else of it may use this.
+"""Sweeps: many runs that differ in a few keys of one config. No other package of gptjax may import this one.
 
-space -> trials -> training -> results -> report, and study in place of trials and training where Optuna chooses.
+space -> trials -> training -> results -> report; with Optuna, study replaces trials and training.
 """

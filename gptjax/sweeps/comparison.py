@@ -1,6 +1,6 @@
-"""Runs beside each other for the eye: curves of groups of them, and tables of what they ended with and differ in.
+"""Comparison of runs: curves of groups of runs, and tables of their final results and of their differing keys.
 
-Takes what gptjax.sweeps.runs_table reads and groups; reads no file and writes none.
+Uses the tables and groups of gptjax.sweeps.runs_table; reads and writes no files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def curves(groups: Sequence[runs_table.Group], measure: str) -> "Figure":
-    """A panel for each axis: what was held out as dots and lines, a colour for each group."""
+    """Plots held-out measures over each axis in its own panel, with a colour per group."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained", dpi=100)
@@ -27,8 +27,8 @@ def curves(groups: Sequence[runs_table.Group], measure: str) -> "Figure":
     for axes, (axis, label) in zip(panels.flat, runs_table.AXES.items(), strict=True):
         for group, colour in zip(groups, colours(len(groups)), strict=True):
             for i, run in enumerate(group.runs):
-                at = run.looks(measure)
-                x, y = run.columns[axis][at], run.columns[f"val/{measure}"][at]
+                mask = run.has_measure(measure)
+                x, y = run.columns[axis][mask], run.columns[f"val/{measure}"][mask]
                 name = f"{group.name} ({len(group.runs)} runs)" if len(group.runs) > 1 else group.name
                 axes.plot(x, y, color=colour, marker="o", markersize=2.5, linewidth=1, label="" if i else name)
         axes.set(xlabel=label, xlim=(0, None))
@@ -43,15 +43,15 @@ def curves(groups: Sequence[runs_table.Group], measure: str) -> "Figure":
 
 
 def results(groups: Sequence[runs_table.Group], measure: str) -> Rows:
-    """A row for each group: how many runs, and mean and standard deviation of what they ended with."""
+    """A row per group: number of runs, and mean and standard deviation of their final values."""
     rows = [["", "runs", "finished", runs_table.MEASURES[measure], "standard deviation", "tokens", "FLOPs", "minutes"]]
     for group in groups:
-        own = runs_table.ends(group, measure)
+        final = runs_table.final_values(group, measure)
         last = {axis: np.median([run.columns[axis][-1] for run in group.runs]) for axis in runs_table.AXES}
         rows.append(
             [
-                group.name, str(len(group.runs)), str(len(own)),
-                f"{np.mean(own):.4f}" if own else "", f"{np.std(own, ddof=1):.4f}" if len(own) > 1 else "",
+                group.name, str(len(group.runs)), str(len(final)),
+                f"{np.mean(final):.4f}" if final else "", f"{np.std(final, ddof=1):.4f}" if len(final) > 1 else "",
                 f"{last['tokens']:,.0f}", f"{last['flops']:.2e}", f"{last['seconds'] / 60:.1f}",
             ]
         )  # fmt: skip
@@ -59,33 +59,36 @@ def results(groups: Sequence[runs_table.Group], measure: str) -> Rows:
 
 
 def settings(groups: Sequence[runs_table.Group]) -> Rows:
-    """A row for each key in which configs differ."""
-    found = runs_table.differing([group.runs[0] for group in groups])
-    return [["key", *(group.name for group in groups)], *([key, *map(str, own)] for key, own in found.items())]
+    """A row per key in which the configs differ."""
+    values_by_key = runs_table.config_differences([group.runs[0] for group in groups])
+    return [
+        ["key", *(group.name for group in groups)],
+        *([key, *map(str, values)] for key, values in values_by_key.items()),
+    ]
 
 
 def tests(groups: Sequence[runs_table.Group], measure: str) -> Rows:
-    """A row for each two groups: Welch's t-test of what they ended with."""
+    """A row per pair of groups: Welch's t-test of their final values."""
     rows = [["", "and", "difference of means", "p", ""]]
     for one in runs_table.welch(groups, measure):
-        p, said = "", "two finished runs of each, which spread, are needed"
+        p, verdict = "", "needs two finished runs of each group with different results"
         if one.p is not None:
-            p, said = f"{one.p:.2g}", "differ" if one.p < runs_table.SIGNIFICANT else "may be by chance"
-        rows.append([one.first, one.second, f"{one.difference:+.4f}", p, said])
+            p, verdict = f"{one.p:.2g}", "differ" if one.p < runs_table.SIGNIFICANT else "may be by chance"
+        rows.append([one.first, one.second, f"{one.difference:+.4f}", p, verdict])
     return rows
 
 
 def tables(groups: Sequence[runs_table.Group], measure: str) -> dict[str, Rows]:
-    """All three by title; those without a row are left out."""
-    welch = f"Welch's t-test of both sides; p < {runs_table.SIGNIFICANT} counts as a difference"
-    found = {
+    """All three tables by title, without empty ones."""
+    welch = f"Two-sided Welch's t-test; p < {runs_table.SIGNIFICANT} counts as a difference"
+    by_title = {
         "Results": results(groups, measure),
         "Where configs differ": settings(groups),
         welch: tests(groups, measure),
     }
-    return {title: rows for title, rows in found.items() if len(rows) > 1}
+    return {title: rows for title, rows in by_title.items() if len(rows) > 1}
 
 
 def as_text(titled: Mapping[str, Rows]) -> str:
-    """Tables in plain text."""
+    """Formats tables as plain text."""
     return "\n\n".join("\n".join([title, *aligned(rows)]) for title, rows in titled.items())

@@ -1,4 +1,4 @@
-"""A sweep's directory: sweep.json says whose it is, trials/ has runs, outcomes/ what became of each. Trains nothing.
+"""The directory of a sweep: sweep.json identifies it, trials/ has its runs, outcomes/ their results.
 
 sweep.json  trials/  outcomes/  results.csv  seeds.csv  plots/  best.py  summary.json  (study.journal  claims/)
 """
@@ -15,67 +15,67 @@ from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
 from gptjax.core.files import appearing, is_free, locked
 from gptjax.runs import directory as workdirs
-from gptjax.sweeps.trials import Search, shape_of
+from gptjax.sweeps.trials import Search, search_signature
 
-OWN = "sweep.json"
+SWEEP_FILE = "sweep.json"
 
 
 def identity(search: Search) -> dict[str, Any]:
-    """What makes a sweep the same sweep when its command is given again: its config, resolved, and its way."""
-    return {"config": configs.resolve(search.config()).to_dict(), "search": shape_of(search)}
+    """Returns the facts that identify a sweep when its command is repeated: the resolved config and the search."""
+    return {"config": configs.resolve(search.config()).to_dict(), "search": search_signature(search)}
 
 
-def begin(folder: Path, search: Search) -> dict[str, Any]:
-    """Makes a sweep's directory, or finds that it is this sweep's; returns what sweep.json says.
+def open_or_create(folder: Path, search: Search) -> dict[str, Any]:
+    """Creates the directory of a sweep, or checks that it belongs to this sweep; returns the content of sweep.json.
 
     Raises:
-      ConfigError: the directory is a run's, another sweep's or anything else's.
+      ConfigError: the directory has a run, another sweep or anything else.
     """
     if workdirs.is_run(folder):
-        raise ConfigError(f"{folder} is a run, and no sweep; give another --workdir")
+        raise ConfigError(f"{folder} is a run, not a sweep; give another --workdir")
     if is_free(folder):
-        make(folder, search)
-    if not (folder / OWN).is_file():
-        raise ConfigError(f"{folder} exists and is no sweep; give another --workdir")
+        create(folder, search)
+    if not (folder / SWEEP_FILE).is_file():
+        raise ConfigError(f"{folder} exists and is not a sweep; give another --workdir")
     try:
-        own = schema.read(folder / OWN, {"config": {}, "search": {str: str}, "home": str})
-        check_same(own, search, str(folder))
+        content = schema.read(folder / SWEEP_FILE, {"config": {}, "search": {str: str}, "home": str})
+        check_same(content, search, str(folder))
     except (DataError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / OWN} is damaged: {error}") from error
-    return own
+        raise CheckpointError(f"{folder / SWEEP_FILE} is damaged: {error}") from error
+    return content
 
 
-def make(folder: Path, search: Search) -> None:
-    """Makes a sweep's directory, unless another process of the same sweep has just made it."""
-    own = identity(search) | {"home": secrets.token_hex(8)}
+def create(folder: Path, search: Search) -> None:
+    """Creates the directory of a sweep, unless another process of the same sweep has just created it."""
+    content = identity(search) | {"home": secrets.token_hex(8)}
     try:
         with appearing(folder) as unfinished:
-            (unfinished / OWN).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+            (unfinished / SWEEP_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError:
-        if not (folder / OWN).is_file():
+        if not (folder / SWEEP_FILE).is_file():
             raise
 
 
-def check_same(own: dict[str, Any], search: Search, where: str) -> None:
-    """Raises ConfigError where a sweep that has begun has another config or looks through something else."""
-    ours = identity(search)
-    there = configs.from_json(json.dumps(own["config"]))
-    differing = configs.differences(there, configs.from_json(json.dumps(ours["config"])))
-    for key in sorted(own["search"].keys() | ours["search"].keys()):
-        old, new = own["search"].get(key, "absent"), ours["search"].get(key, "absent")
+def check_same(content: dict[str, Any], search: Search, where: str) -> None:
+    """Raises ConfigError if an existing sweep has another config or searches something else."""
+    expected = identity(search)
+    config = configs.from_json(json.dumps(content["config"]))
+    differing = configs.differences(config, configs.from_json(json.dumps(expected["config"])))
+    for key in sorted(content["search"].keys() | expected["search"].keys()):
+        old, new = content["search"].get(key, "absent"), expected["search"].get(key, "absent")
         differing += [f"{key} ({old} there, {new} here)"] if old != new else []
     if differing:
         raise ConfigError(f"{where} belongs to another sweep: {'; '.join(differing)}; give another --workdir")
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from sweeping in the directory while the block runs.
+def lock_sweep(folder: Path) -> Iterator[None]:
+    """Prevents other processes from sweeping in the directory while the block runs.
 
     Raises:
-      ConfigError: another process has it.
+      ConfigError: another process sweeps in it.
     """
-    with locked(folder / OWN) as ours:
-        if not ours:
+    with locked(folder / SWEEP_FILE) as acquired:
+        if not acquired:
             raise ConfigError(f"another process is sweeping in {folder}; with --optuna=N several share one study")
         yield

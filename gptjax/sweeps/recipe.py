@@ -1,4 +1,4 @@
-"""A config written as a recipe that `train --config=` reads. Knows configs only."""
+"""Writes a config as a recipe for `train --config=`."""
 
 from collections.abc import Collection
 from typing import Any
@@ -17,11 +17,11 @@ def get_config() -> ConfigDict:
 
 
 def as_recipe(config: ConfigDict, title: str, marked: Collection[str]) -> str:
-    """A Python file whose `get_config` gives this config, whatever becomes of the recipe that it came from.
+    """Formats a Python file whose `get_config` returns this config, independent of its original recipe.
 
     Args:
-      config: not resolved: keys that follow from others do so still.
-      title: what it is.
+      config: not resolved, so that derived keys stay derived.
+      title: docstring of the file.
       marked: keys that are marked as swept.
     """
     return HEAD.format(title=title) + "\n".join([*_lines(config, "config", "", marked), "    return config"]) + "\n"
@@ -34,11 +34,11 @@ def _lines(section: ConfigDict, name: str, prefix: str, marked: Collection[str])
             lines += [f"    {name}.{key} = ConfigDict()", *_lines(value, f"{name}.{key}", f"{prefix}{key}.", marked)]
         else:
             mark = "  # swept" if prefix + key in marked else ""
-            lines.append(f"    {name}.{key} = {_written(section, key, value)}{mark}")
+            lines.append(f"    {name}.{key} = {_format_value(section, key, value)}{mark}")
     return lines
 
 
-def _written(section: ConfigDict, key: str, value: Any) -> str:
-    """A value's text; of one that may be None, a placeholder of its type."""
+def _format_value(section: ConfigDict, key: str, value: Any) -> str:
+    """Formats a value; None in a key with a type becomes a placeholder."""
     kind = section.get_type(key)
     return f"placeholder({kind.__name__})" if value is None and kind is not type(None) else repr(value)

@@ -1,4 +1,4 @@
-"""What became of trials: kept as files, ranked, grouped over seeds, written as tables. Trains and draws nothing."""
+"""Results of trials: saved as files, ranked, grouped over seeds, and written as tables."""
 
 import ast
 import csv
@@ -17,21 +17,21 @@ from gptjax.sweeps.space import Values
 
 DONE, DIVERGED, PRUNED, IMPOSSIBLE = "done", "diverged", "pruned", "impossible"
 SEED = "seed"
-FACTS = ("status", "loss", "steps", "seconds", "tokens_per_second", "note")  # columns of results.csv behind the keys
+FACTS = ("status", "loss", "steps", "seconds", "tokens_per_second", "note")  # columns of results.csv after the keys
 
 
 class Result(NamedTuple):
-    """What became of a trial.
+    """The result of a trial.
 
     Attributes:
-      name: of its directory below trials/.
+      name: of its directory in trials/.
       values: of the swept keys.
-      status: done, diverged, pruned (stopped early, for others were better), impossible (its config cannot be).
-      loss: of all held-out text, nats per token; pruned: of the sample at its last evaluation; else None.
-      steps: that it took.
-      seconds: that it trained for, over all processes.
-      tokens_per_second: median; None where it is not known.
-      note: why it is impossible, or has diverged.
+      status: done, diverged, pruned (stopped early, because others were better), or impossible (an invalid config).
+      loss: of all held-out text, nats per token; pruned: of the sample at the last evaluation; otherwise None.
+      steps: number of steps taken.
+      seconds: of training, over all processes.
+      tokens_per_second: median; None if unknown.
+      note: the reason why it is impossible or has diverged.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Result(NamedTuple):
 
 
 RESULT = {"status": str, "loss": (float, None), "steps": int, "seconds": float, "tokens_per_second": (float, None)}
-RESULT |= {"values": {}, "note": str}  # shape of a result's file
+RESULT |= {"values": {}, "note": str}  # schema of the file of a result
 
 
 class Group(NamedTuple):
-    """Trials that differ in their seed alone.
+    """Trials that differ only in their seed.
 
     Attributes:
       values: of the other swept keys.
-      results: one for each seed.
+      results: one per seed.
     """
 
     values: Values
@@ -61,94 +61,95 @@ class Group(NamedTuple):
 
     @property
     def losses(self) -> list[float]:
-        """Of the trials that are done."""
+        """Losses of the finished trials."""
         return [one.loss for one in self.results if one.status == DONE and one.loss is not None]
 
     @property
     def mean(self) -> float:
-        """Of the losses; infinite where a seed is not done, since what fails for one seed is no choice."""
+        """Mean loss; infinite if the trial of any seed did not finish, so that the setting is not chosen."""
         return statistics.fmean(self.losses) if len(self.losses) == len(self.results) else math.inf
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation of the losses; None of fewer than two."""
+        """Sample standard deviation of the losses; None for fewer than two."""
         return statistics.stdev(self.losses) if len(self.losses) > 1 else None
 
 
-def keep(folder: Path, result: Result) -> None:
-    """Notes down what became of a trial, so that it is not repeated."""
+def save_result(folder: Path, result: Result) -> None:
+    """Saves the result of a trial, so that it is not repeated."""
     (folder / "outcomes").mkdir(exist_ok=True)
     write_atomic(folder / "outcomes" / f"{result.name}.json", json.dumps(result._asdict(), indent=2) + "\n")
 
 
-def kept(folder: Path, name: str, values: Values) -> Result | None:
-    """What became of a trial; None where it is not finished, or its note is damaged (it is asked for again then)."""
+def load_result(folder: Path, name: str, values: Values) -> Result | None:
+    """Loads the result of a trial; None if it is not finished or the file is damaged; the trial is then repeated."""
     try:
-        found = schema.read(folder / "outcomes" / f"{name}.json", RESULT)
+        content = schema.read(folder / "outcomes" / f"{name}.json", RESULT)
     except DataError:
         return None
-    return Result(**{field: found[field] for field in Result._fields} | {"name": name, "values": values})
+    return Result(**{field: content[field] for field in Result._fields} | {"name": name, "values": values})
 
 
-def ranked(results: Sequence[Result]) -> list[Result]:
-    """Those that are done, the least loss first, then the others."""
+def sort_results(results: Sequence[Result]) -> list[Result]:
+    """Sorts results: finished trials by loss, then the others."""
     return sorted(results, key=lambda one: (one.status != DONE, math.inf if one.loss is None else one.loss))
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
-    """Trials that differ in their seed alone, together; the least mean loss first."""
-    found: dict[str, Group] = {}
+    """Groups trials that differ only in their seed; lowest mean loss first."""
+    by_values: dict[str, Group] = {}
     for one in results:
         values = {key: value for key, value in one.values.items() if key != SEED}
-        found.setdefault(json.dumps(values), Group(values, [])).results.append(one)
-    return sorted(found.values(), key=lambda group: group.mean)
+        by_values.setdefault(json.dumps(values), Group(values, [])).results.append(one)
+    return sorted(by_values.values(), key=lambda group: group.mean)
 
 
-def over_seeds(results: Sequence[Result]) -> bool:
-    """Whether there is a setting that was tried with several seeds."""
+def has_several_seeds(results: Sequence[Result]) -> bool:
+    """Returns True if any setting was tried with several seeds."""
     return any(len(group.results) > 1 for group in groups(results))
 
 
 def best(results: Sequence[Result]) -> Result | None:
-    """The trial with the least loss; where seeds are swept, the first seed's of the setting with the least mean.
+    """Returns the trial with the lowest loss; with several seeds, the first trial of the setting with the lowest mean.
 
-    None where no trial is done.
+    Returns None if no trial is done.
     """
     group = groups(results)[0] if results else None
-    if group is not None and math.isfinite(group.mean) and over_seeds(results):
+    if group is not None and math.isfinite(group.mean) and has_several_seeds(results):
         return group.results[0]
-    first = ranked(results)[:1]
+    first = sort_results(results)[:1]
     return first[0] if first and first[0].status == DONE else None
 
 
 def as_object(result: Result) -> dict[str, Any]:
-    """A result for --json."""
+    """Formats a result for --json."""
     return {"trial": result.name, **{key: value for key, value in result._asdict().items() if key != "name"}}
 
 
 def write_csv(folder: Path, results: Sequence[Result]) -> None:
-    """results.csv, a line for each trial, the best first; and seeds.csv, where there are several seeds."""
+    """Writes results.csv, with a line per trial, best first, and with several seeds seeds.csv."""
     keys = list(dict.fromkeys(key for one in results for key in one.values))
     rows = [
-        {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in FACTS}} for one in ranked(results)
+        {"trial": one.name, **one.values, **{fact: getattr(one, fact) for fact in FACTS}}
+        for one in sort_results(results)
     ]
     write_atomic(folder / "results.csv", table(["trial", *keys, *FACTS], rows))
-    if over_seeds(results):
-        of_seeds = [
+    if has_several_seeds(results):
+        seed_rows = [
             {**one.values, "mean_loss": one.mean, "deviation": one.deviation, "done": len(one.losses)}
             | {"seeds": len(one.results), "losses": " ".join(map(str, one.losses))}
             for one in groups(results)
         ]
         other = [key for key in keys if key != SEED]
         facts = ["mean_loss", "deviation", "done", "seeds", "losses"]
-        write_atomic(folder / "seeds.csv", table([*other, *facts], of_seeds))
+        write_atomic(folder / "seeds.csv", table([*other, *facts], seed_rows))
 
 
 def read_csv(folder: Path) -> list[Result]:
-    """The results of a sweep that has ended, the best first, as a notebook wants them.
+    """Reads the results of a finished sweep, best first.
 
     Raises:
-      DataError: no sweep has ended there.
+      DataError: there is no finished sweep.
     """
     path = folder / "results.csv"
     if not path.is_file():
@@ -165,7 +166,7 @@ def _read_row(row: dict[str, str]) -> Result:
 
 
 def _value(text: str) -> Any:
-    """What a cell stands for: a number, a tuple or the like, else the text itself."""
+    """Parses a cell as a Python literal; otherwise returns the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -173,7 +174,7 @@ def _value(text: str) -> Any:
 
 
 def table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as comma-separated values; None is empty."""
+    """Formats rows as comma-separated values; None is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

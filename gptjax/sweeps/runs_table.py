@@ -1,6 +1,6 @@
-"""Runs beside each other: directories as tables, what their configs differ in, and whether a difference is by chance.
+"""Tables of runs: their metrics, the differences of their configs, and significance tests between groups.
 
-Reads run directories and writes nothing. Runs whose losses do not mean the same are refused.
+Reads run directories and writes nothing. Runs whose losses are not comparable are refused.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ from gptjax.finetune import methods
 from gptjax.runs import directory as workdirs
 from gptjax.training.monitoring import metrics, report, run_stats, writers
 
-AXES = {"step": "step", "tokens": "tokens", "seconds": "seconds", "flops": "FLOPs"}  # what a curve is drawn over
+AXES = {"step": "step", "tokens": "tokens", "seconds": "seconds", "flops": "FLOPs"}  # horizontal axes of curves
 MEASURES = {"loss": "held-out loss (nats per token)", "bits_per_byte": "held-out bits per byte"}
-LONGEST_NAME = 60  # letters of a group's name that tells its values; else it is a directory
-SIGNIFICANT = 0.01  # p below which a difference counts, as records of the GPT speed-runs ask for
+LONGEST_NAME = 60  # characters of a group's name made of its values; a longer one is replaced by a directory
+SIGNIFICANT = 0.01  # p below which a difference is significant, as for records of the GPT speedruns
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A run as columns.
+    """The metrics of a run as columns.
 
     Attributes:
       workdir: its directory.
       config: resolved.
       fingerprints: of its texts.
       tokenizer: SHA-256 of it.
-      columns: float arrays as long as metrics.jsonl: "step", "seconds", "tokens" and "flops" until then (those of
-        gptjax.training.monitoring.metrics.MFU_CONVENTION), "train/loss", "val/loss" and "val/bits_per_byte", nan where
-        a line has none.
-      summary: of a finished run; else None.
+      columns: float arrays with one value per line of metrics.jsonl: "step", and up to then "seconds", "tokens" and
+        "flops" (by gptjax.training.monitoring.metrics.MFU_CONVENTION); "train/loss", "val/loss" and
+        "val/bits_per_byte", nan where a line has none.
+      summary: of a finished run; otherwise None.
     """
 
     workdir: Path
@@ -50,37 +50,37 @@ class Table:
     columns: dict[str, np.ndarray]
     summary: dict[str, Any] | None
 
-    def looks(self, measure: str) -> np.ndarray:
-        """Of which lines the held-out text was looked at, with that measure: bool."""
+    def has_measure(self, measure: str) -> np.ndarray:
+        """Boolean mask of the lines with this measure on held-out text."""
         return ~np.isnan(self.columns[f"val/{measure}"])
 
-    def end(self, measure: str) -> float | None:
-        """What all held-out text gave at the end; None where the run is not finished."""
+    def final_value(self, measure: str) -> float | None:
+        """The measure on all held-out text at the end; None if the run is not finished."""
         return None if self.summary is None else self.summary.get(f"val_{measure}")
 
 
 class Group(NamedTuple):
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     name: str
     runs: list[Table]
 
 
-class Welch(NamedTuple):
-    """Whether two groups differ by more than chance: Welch's t-test, of both sides."""
+class WelchTest(NamedTuple):
+    """Result of a two-sided Welch's t-test between two groups."""
 
     first: str
     second: str
     difference: float  # of the means, first - second
-    p: float | None  # None where it cannot be told: a group of one run, or no spread at all
+    p: float | None  # None for a group of one run, or without variance
 
 
 def read(workdir: Path) -> Table:
-    """A run's table.
+    """Reads the table of a run.
 
     Raises:
-      CheckpointError: it is no run, or damaged.
-      DataError: it has no metrics: nothing was trained there.
+      CheckpointError: it is not a run, or damaged.
+      DataError: it has no metrics, because nothing was trained.
     """
     config, lines = workdirs.read_config(workdir), writers.read_metrics(workdir)
     facts = workdirs.read_data_facts(workdir)
@@ -90,8 +90,8 @@ def read(workdir: Path) -> Table:
     columns = {name: np.array([_number(line.get(name)) for line in lines]) for name in names}
     tokens = tokens_until(config, columns["step"])
     columns |= {"tokens": tokens.sum(-1), "flops": tokens @ flops_per_token(config)}
-    known = tokenizers.sha256(tokenizers.load(workdir / "tokenizer"))
-    return Table(workdir, config, facts["fingerprints"], known, columns, report.read_summary(workdir))
+    tokenizer = tokenizers.sha256(tokenizers.load(workdir / "tokenizer"))
+    return Table(workdir, config, facts["fingerprints"], tokenizer, columns, report.read_summary(workdir))
 
 
 def _number(value: Any) -> float:
@@ -99,32 +99,32 @@ def _number(value: Any) -> float:
 
 
 def norms(workdir: Path, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What `log.statistics` wrote down, {group: (steps, values)}; empty where a run was trained without.
+    """Reads the statistics of `log.statistics`, {group: (steps, values)}; empty if the run has none.
 
     Args:
-      workdir: the run's.
+      workdir: of the run.
       name: one of gptjax.training.monitoring.run_stats.NAMES: "parameters", "updates" or "ratio".
     """
-    found: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for line in writers.read_metrics(workdir):
         for key, value in line.items():
             if key.startswith(run_stats.PREFIX) and key.endswith(f"/{name}"):
                 group = key.removeprefix(run_stats.PREFIX).removesuffix(f"/{name}")
-                found.setdefault(group, []).append((line["step"], _number(value)))
-    return {group: (np.array(own)[:, 0], np.array(own)[:, 1]) for group, own in found.items()}
+                points.setdefault(group, []).append((line["step"], _number(value)))
+    return {group: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for group, pairs in points.items()}
 
 
 def tokens_until(config: ConfigDict, steps_N: np.ndarray) -> np.ndarray:
-    """Tokens that a run has read after so many steps, in each of its stages: [N, stages]."""
+    """Number of tokens after each of these steps, per stage: [N, stages]."""
     stages = batches.stages(config.data)
     starts = np.array([stage.start for stage in stages])
     lengths = np.diff(np.append(starts, np.inf))
-    taken = np.clip(np.asarray(steps_N)[:, None] - starts, 0, lengths)
-    return taken * np.array([stage.batch_size * stage.context for stage in stages])
+    steps_of_stage = np.clip(np.asarray(steps_N)[:, None] - starts, 0, lengths)
+    return steps_of_stage * np.array([stage.batch_size * stage.context for stage in stages])
 
 
 def flops_per_token(config: ConfigDict) -> np.ndarray:
-    """Of forward and backward pass, in each stage: [stages], by gptjax.training.monitoring.metrics.MFU_CONVENTION."""
+    """FLOPs per token in each stage, [stages], by gptjax.training.monitoring.metrics.MFU_CONVENTION."""
     shapes = models.shapes(methods.build_model(config))
     return np.array(
         [metrics.flops_per_token(shapes, config.model, stage.context) for stage in batches.stages(config.data)]
@@ -132,10 +132,10 @@ def flops_per_token(config: ConfigDict) -> np.ndarray:
 
 
 def comparable(runs: Sequence[Table]) -> str:
-    """The measure by which runs can be compared: loss, or bits_per_byte where their tokenizers differ.
+    """Returns the measure for a comparison: "loss", or "bits_per_byte" if the tokenizers differ.
 
     Raises:
-      DataError: fewer than two, their objectives or texts differ, or there is no measure that all of them have.
+      DataError: fewer than two runs, different objectives or texts, or no measure that all of them have.
     """
     if len(runs) < 2:
         raise DataError("there is one run; give two or more to compare")
@@ -146,67 +146,67 @@ def comparable(runs: Sequence[Table]) -> str:
             one, two = first.config.train.objective, other.config.train.objective
             raise DataError(f"{both}: their objectives are {one} and {two}")
         if first.fingerprints != other.fingerprints:
-            raise DataError(f"{both}: they were trained and measured on different text or another division of it")
+            raise DataError(f"{both}: they were trained and evaluated on different text or another split of it")
     measure = "loss" if len({run.tokenizer for run in runs}) == 1 else "bits_per_byte"
     for run in runs:
-        if not run.looks(measure).any():
+        if not run.has_measure(measure).any():
             why = "" if measure == "loss" else ", which runs with different tokenizers need"
             raise DataError(f"{run.workdir} cannot be compared: its metrics have no held-out {measure}{why}")
     return measure
 
 
-def grouped(runs: Sequence[Table]) -> list[Group]:
-    """Runs that differ in seed alone together, in the order in which they come; each group named by what is its own."""
-    together: list[list[Table]] = []
+def group_runs(runs: Sequence[Table]) -> list[Group]:
+    """Groups runs that differ only in their seed, in order; each group is named by its differing values."""
+    groups: list[list[Table]] = []
     for run in runs:
-        own = next((group for group in together if _is_same_but_seed(group[0].config, run.config)), None)
-        if own is None:
-            together.append([run])
+        match = next((group for group in groups if _is_same_but_seed(group[0].config, run.config)), None)
+        if match is None:
+            groups.append([run])
         else:
-            own.append(run)
-    if len(together) == 1:
-        return [Group(str(runs[0].workdir), together[0])]
-    values = differing([group[0] for group in together])
+            match.append(run)
+    if len(groups) == 1:
+        return [Group(str(runs[0].workdir), groups[0])]
+    values = config_differences([group[0] for group in groups])
     names = [
-        ", ".join(f"{key.split('.')[-1]}={own[number]}" for key, own in values.items())
-        for number in range(len(together))
+        ", ".join(f"{key.split('.')[-1]}={by_group[number]}" for key, by_group in values.items())
+        for number in range(len(groups))
     ]
-    tells = len(set(names)) == len(names) and max(map(len, names)) <= LONGEST_NAME
-    return [Group(names[i] if tells else str(group[0].workdir), group) for i, group in enumerate(together)]
+    is_clear = len(set(names)) == len(names) and max(map(len, names)) <= LONGEST_NAME
+    return [Group(names[i] if is_clear else str(group[0].workdir), group) for i, group in enumerate(groups)]
 
 
 def _is_same_but_seed(one: ConfigDict, other: ConfigDict) -> bool:
     return all(line.startswith("seed ") for line in configs.differences(one, other))
 
 
-def differing(runs: Sequence[Table]) -> dict[str, list[Any]]:
-    """{key: its value in each run} of the keys in which the configs differ, but for the seed."""
+def config_differences(runs: Sequence[Table]) -> dict[str, list[Any]]:
+    """Returns {key: its value in each run} of the keys in which the configs differ, except the seed."""
     keys = {
         line.split(" ", 1)[0]
         for one, other in itertools.pairwise(runs)
         for line in configs.differences(one.config, other.config)
     }
     flat = [configs.flatten(run.config) for run in runs]
-    return {key: [own.get(key, "absent") for own in flat] for key in sorted(keys - {"seed"})}
+    return {key: [config.get(key, "absent") for config in flat] for key in sorted(keys - {"seed"})}
 
 
-def ends(group: Group, measure: str) -> list[float]:
-    """What the finished runs of a group gave at the end."""
-    return [value for run in group.runs if (value := run.end(measure)) is not None]
+def final_values(group: Group, measure: str) -> list[float]:
+    """Final values of the finished runs of a group."""
+    return [value for run in group.runs if (value := run.final_value(measure)) is not None]
 
 
-def welch(groups: Sequence[Group], measure: str) -> list[Welch]:
-    """Each two groups that have finished runs, tested for different means (B. L. Welch, Biometrika 34, 1947)."""
+def welch(groups: Sequence[Group], measure: str) -> list[WelchTest]:
+    """Tests each pair of groups with finished runs for different means (B. L. Welch, Biometrika 34, 1947)."""
     from scipy import stats
 
-    found = []
+    tests = []
     for one, two in itertools.combinations(groups, 2):
-        first, second = ends(one, measure), ends(two, measure)
+        first, second = final_values(one, measure), final_values(two, measure)
         if not first or not second:
             continue
         p = math.nan
         if min(len(first), len(second)) > 1 and np.var(first) + np.var(second) > 0:
             p = float(stats.ttest_ind(first, second, equal_var=False).pvalue)
         difference = float(np.mean(first) - np.mean(second))
-        found.append(Welch(one.name, two.name, difference, None if math.isnan(p) else p))
-    return found
+        tests.append(WelchTest(one.name, two.name, difference, None if math.isnan(p) else p))
+    return tests

@@ -1,4 +1,4 @@
-"""What is swept: for each key a list of values or a range, read from `--set KEY=...`. Knows configs, trains nothing."""
+"""Search spaces: a list of values or a range for each key, from `--set KEY=...`."""
 
 import copy
 import itertools
@@ -13,15 +13,15 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax.config.errors import ConfigError
 
-Values = dict[str, Any]  # swept keys, such as "optimizer.learning_rate", and what a trial has there
+Values = dict[str, Any]  # of a trial, by swept key, such as "optimizer.learning_rate"
 
 
 class Range(NamedTuple):
-    """Numbers between two ends, both included.
+    """A closed interval of numbers.
 
     Attributes:
-      kind: log (uniform in the logarithm), lin (uniform) or int (uniform over whole numbers).
-      low, high: the ends, of the key's own type.
+      kind: log (log-uniform), lin (uniform) or int (uniform over integers).
+      low, high: the bounds, of the key's type.
     """
 
     kind: str
@@ -29,19 +29,19 @@ class Range(NamedTuple):
     high: float
 
     @property
-    def whole(self) -> bool:
-        """Whether only whole numbers are drawn."""
+    def is_integer(self) -> bool:
+        """True if only integers are drawn."""
         return self.kind == "int" or isinstance(self.low, int)
 
     def draw(self, rng: np.random.Generator) -> float:
-        """One number, of the ends' type."""
+        """Draws one number of the bounds' type."""
         kind = type(self.low)
         if self.kind == "log":
-            edge = 0.5 if self.whole else 0.0  # so that each whole number gets its own share, the ends too
+            edge = 0.5 if self.is_integer else 0.0  # gives each integer its share, including the bounds
             low, high = math.log(self.low - edge), math.log(self.high + edge)
             drawn = math.exp(rng.uniform(low, high))
-            return kind(min(max(round(drawn) if self.whole else drawn, self.low), self.high))
-        if self.whole:
+            return kind(min(max(round(drawn) if self.is_integer else drawn, self.low), self.high))
+        if self.is_integer:
             return kind(rng.integers(round(self.low), round(self.high), endpoint=True))
         return kind(rng.uniform(self.low, self.high))
 
@@ -54,22 +54,23 @@ Space = dict[str, Axis]
 
 
 def read(sets: Sequence[str], recipe: str, overrides: Sequence[str]) -> Space:
-    """The space of `--set` flags, each value of the type that its key has in the recipe.
+    """Reads the space from `--set` flags; values get the type of their key in the recipe.
 
     Args:
       sets: such as "seed=0,1,2" or "optimizer.learning_rate=log:1e-4..1e-2".
-      recipe, overrides: as of gptjax.config.read.
+      recipe, overrides: see gptjax.config.read.
 
     Raises:
-      ConfigError: a key that does not exist, is given twice or is set besides; a value of another type; no value.
+      ConfigError: a key that does not exist, is given twice or is also set by a flag; a value of another type; no
+        value.
     """
     space: Space = {}
-    known = configs.flatten(configs.read(recipe, overrides))
+    keys = configs.flatten(configs.read(recipe, overrides))
     for one in sets:
         key, equals, text = one.partition("=")
         if not equals:
             raise ConfigError(f"--set {one}: it must be KEY=VALUE,VALUE,... or KEY=log:LOW..HIGH (lin:, int:)")
-        configs.check_keys([f"--config.{key}="], known)
+        configs.check_keys([f"--config.{key}="], keys)
         if key in space:
             raise ConfigError(f"--set {key} is given twice; give one list")
         if any(flag.split("=", 1)[0] == f"--config.{key}" for flag in overrides):
@@ -82,31 +83,31 @@ def _axis(key: str, text: str, recipe: str) -> Axis:
     if match := re.fullmatch(r"(log|lin|int):(.*)\.\.(.*)", text):
         kind, low, high = match.groups()
         return _range(key, kind, _typed(key, low, recipe), _typed(key, high, recipe))
-    texts = _divided(text)
+    texts = _split(text)
     if not all(texts):
         raise ConfigError(f"--set {key}={text}: " + ("a value is empty" if any(texts) else "the list is empty"))
     values = tuple(_typed(key, one, recipe) for one in texts)
-    twice = [one for number, one in enumerate(texts) if values[number] in values[:number]]
-    if twice:
-        raise ConfigError(f"--set {key} has {twice[0]} twice")
+    duplicates = [one for number, one in enumerate(texts) if values[number] in values[:number]]
+    if duplicates:
+        raise ConfigError(f"--set {key} has {duplicates[0]} twice")
     return values
 
 
 def _range(key: str, kind: str, low: Any, high: Any) -> Range:
-    ends, found = (low, high), Range(kind, low, high)
+    ends, interval = (low, high), Range(kind, low, high)
     if not all(type(end) in (int, float) and math.isfinite(end) for end in ends):
-        raise ConfigError(f"--set {key}={found}: {key} holds no numbers; give a list")
+        raise ConfigError(f"--set {key}={interval}: {key} is not a number; give a list")
     if not low < high:
-        raise ConfigError(f"--set {key}={found}: the range is empty; give the lower end first")
+        raise ConfigError(f"--set {key}={interval}: the range is empty; give the lower bound first")
     if kind == "log" and low <= 0:
-        raise ConfigError(f"--set {key}={found}: a log range begins above 0")
+        raise ConfigError(f"--set {key}={interval}: a log range must start above 0")
     if kind == "int" and any(end != round(end) for end in ends):
-        raise ConfigError(f"--set {key}={found}: an int range has whole ends")
-    return found
+        raise ConfigError(f"--set {key}={interval}: an int range needs integer bounds")
+    return interval
 
 
-def _divided(text: str) -> list[str]:
-    """Parts between commas that are in no brackets and no quotes: ((10,8,64),),() is two."""
+def _split(text: str) -> list[str]:
+    """Splits at commas outside brackets and quotes: ((10,8,64),),() has two parts."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote:
@@ -122,7 +123,7 @@ def _divided(text: str) -> list[str]:
 
 
 def _typed(key: str, text: str, recipe: str) -> Any:
-    """The value that `--config.KEY=text` gives."""
+    """Parses text like `--config.KEY=text`."""
     plain = configs.flatten(configs.read(recipe))[key]
     try:
         return configs.flatten(configs.read(recipe, [f"--config.{key}={text}"]))[key]
@@ -131,10 +132,10 @@ def _typed(key: str, text: str, recipe: str) -> Any:
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """A copy of the config with these values, locked.
+    """Returns a locked copy of the config with these values.
 
     Raises:
-      ConfigError: a key that it does not have, or a value of another type.
+      ConfigError: an unknown key, or a value of another type.
     """
     configs.check_keys([f"--config.{key}=" for key in values], configs.flatten(config))
     config = copy.deepcopy(config)
@@ -151,20 +152,20 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def grid(space: Mapping[str, Axis]) -> list[Values]:
-    """Every combination of the lists, the last key's values changing first.
+    """Lists every combination of values; the last key changes fastest.
 
     Raises:
-      ConfigError: a range, which has no end of values.
+      ConfigError: a range, which cannot be listed.
     """
     for key, axis in space.items():
         if isinstance(axis, Range):
             raise ConfigError(f"{key}={axis} is a range; give --random=N or --optuna=N too, or a list of values")
     lists = [[(key, value) for value in axis] for key, axis in space.items() if not isinstance(axis, Range)]
-    return [dict(chosen) for chosen in itertools.product(*lists)]
+    return [dict(values) for values in itertools.product(*lists)]
 
 
 def draw(space: Mapping[str, Axis], seed: int, number: int) -> Values:
-    """The values of a draw; it depends on no other draw, so that more of them leave the first ones as they are."""
+    """Draws the values of trial `number`, independent of the other trials, so that adding trials changes none."""
     rng = np.random.default_rng([seed, number])
     return {
         key: axis.draw(rng) if isinstance(axis, Range) else axis[rng.integers(len(axis))] for key, axis in space.items()
@@ -172,15 +173,15 @@ def draw(space: Mapping[str, Axis], seed: int, number: int) -> Values:
 
 
 def is_log(values: Sequence[Any]) -> bool:
-    """Whether values, at least two, are numbers that lie more evenly on a logarithmic axis than on a plain one."""
+    """Returns True if two or more positive numbers are spaced more evenly on a log axis than on a linear one."""
     if len(set(values)) < 2 or any(type(value) not in (int, float) or value <= 0 for value in values):
         return False
-    found = np.unique(np.array(values, float))
-    if len(found) == 2:
-        return bool(found[1] / found[0] >= 5)
+    distinct = np.unique(np.array(values, float))
+    if len(distinct) == 2:
+        return bool(distinct[1] / distinct[0] >= 5)
 
     def unevenness(points: np.ndarray) -> float:
         gaps = np.diff(points)
         return float(gaps.std() / gaps.mean())
 
-    return unevenness(np.log(found)) < unevenness(found)
+    return unevenness(np.log(distinct)) < unevenness(distinct)

@@ -1,4 +1,4 @@
-"""A sweep from its search to its results: every trial that is not finished is trained, and what is known is kept."""
+"""Runs a sweep from its search to its results: trains every trial that is not finished, and saves each result."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +13,16 @@ from gptjax.sweeps import trials
 from gptjax.sweeps.results import Result
 from gptjax.sweeps.training import SEQUENTIAL, Backend
 from gptjax.sweeps.trials import Search
-from gptjax.sweeps.watch import watching
+from gptjax.sweeps.watch import show_progress
 
 OnResult = Callable[[Result], None]
 
 
 class Storage(NamedTuple):
-    """Where an Optuna study is kept.
+    """Location of an Optuna study.
 
     Attributes:
-      place: a database's URL or a journal file; "": a file in the sweep's directory.
+      place: URL of a database, or a journal file; "": a file in the sweep's directory.
       name: of the study.
     """
 
@@ -31,54 +31,56 @@ class Storage(NamedTuple):
 
 
 def run(
-    search: Search, folder: Path, way: Backend = SEQUENTIAL, on_result: OnResult = lambda result: None
+    search: Search, folder: Path, backend: Backend = SEQUENTIAL, on_result: OnResult = lambda result: None
 ) -> list[Result]:
-    """Trains all trials of a grid, of random draws or of files; those that are finished are not repeated.
+    """Trains all trials of a grid, of random draws or of files; finished trials are not repeated.
 
     Args:
-      search: what is swept, and how; not by Optuna.
-      folder: the sweep's, absent, empty or this sweep's own.
-      way: how trials are trained.
-      on_result: gets each result as it comes.
+      search: what to sweep, with any method but Optuna.
+      folder: of the sweep: absent, empty or of the same sweep.
+      backend: trains the trials.
+      on_result: called with each result.
 
     Returns:
-      What became of each trial.
+      The result of each trial.
 
     Raises:
-      UserError: what the user can mend.
-      Interrupted: by a signal; the trial in hand is saved.
+      UserError: user errors.
+      Interrupted: by a signal; the current trial is saved.
     """
-    chosen = trials.chosen(search, folder)
-    way.check(chosen)
-    folders.begin(folder, search)
-    with folders.alone(folder), watching(len(chosen)) as watch:
-        found = {trial.name: outcomes.kept(folder, trial.name, trial.values) for trial in chosen}
-        watch.known([one for one in found.values() if one])
-        for result in way.train([trial for trial in chosen if not found[trial.name]], watch):
-            outcomes.keep(folder, result)
-            found[result.name] = result
+    all_trials = trials.list_trials(search, folder)
+    backend.check(all_trials)
+    folders.open_or_create(folder, search)
+    with folders.lock_sweep(folder), show_progress(len(all_trials)) as watch:
+        by_name = {trial.name: outcomes.load_result(folder, trial.name, trial.values) for trial in all_trials}
+        watch.add_finished([one for one in by_name.values() if one])
+        for result in backend.train([trial for trial in all_trials if not by_name[trial.name]], watch):
+            outcomes.save_result(folder, result)
+            by_name[result.name] = result
             watch.end(result)
             on_result(result)
-    return [one for one in found.values() if one]
+    return [one for one in by_name.values() if one]
 
 
 def run_study(
     search: Search, folder: Path, storage: Storage, on_result: OnResult = lambda result: None
 ) -> list[Result]:
-    """Trains trials that Optuna chooses until the study has `search.wanted` of them; as `run` otherwise.
+    """Trains trials that Optuna chooses until the study has `search.n_trials` of them; otherwise like `run`.
 
     Returns:
-      What became of the study's trials, wherever they were trained.
+      The results of the study's trials, wherever they were trained.
     """
     if not search.space:
         raise ConfigError("--optuna needs --set KEY=log:LOW..HIGH (lin:, int:) or lists; give one")
     studies.library()
     search.config()
-    own = folders.begin(folder, search)
-    study = studies.opened(search, folder, own["home"], *storage)
-    with watching(search.wanted) as watch:
-        watch.known(studies.results(study))
+    content = folders.open_or_create(folder, search)
+    study = studies.open_study(search, folder, content["home"], *storage)
+    with show_progress(search.n_trials) as watch:
+        watch.add_finished(studies.results(study))
         studies.run(study, watch, on_result)
-    if others := studies.elsewhere(study):
-        console.say(f"{others} trials of the study are unfinished elsewhere; the same command then reports them too")
+    if others := studies.unfinished_elsewhere(study):
+        console.say(
+            f"{others} trials of the study are still running elsewhere; repeat the command later to report them too"
+        )
     return studies.results(study)

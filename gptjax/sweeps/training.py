@@ -1,8 +1,8 @@
-"""Trains trials in one way or another. What is to be trained comes in, results go out; who chose them does not matter.
+"""Backends that train trials: one after another, or all as one compiled program.
 
-In this process, as one program or one run of gptjax.training.loop after the other: a trial then costs no new start of
-Python and jax, what goes wrong has its type and its words, and a trial that is worse than others is stopped by its
-listener. The price is that a crash of the machinery ends the sweep; the same command then goes on.
+Trials are trained in this process: they need no new start of Python and jax, errors keep their types and messages, and
+a callback can stop a trial that is worse than others. A crash of the process ends the sweep; the same command resumes
+it.
 """
 
 import math
@@ -15,20 +15,20 @@ from gptjax.config.errors import ConfigError, Diverged
 from gptjax.core import console
 from gptjax.sweeps.results import DIVERGED, DONE, PRUNED, Result
 from gptjax.sweeps.trials import Trial
-from gptjax.sweeps.watch import Watch, words
+from gptjax.sweeps.watch import Watch, format_values
 
 Line = dict[str, Any]
 
 
 class Pruned(Exception):
-    """Raised by a trial's listener to stop it: others are better."""
+    """Raised by the callback of a trial to stop it, because others are better."""
 
 
 def problem(config: Any) -> str:
-    """What makes a config, of a trial, one that cannot be trained here; "" where nothing does."""
+    """Returns the problem of a trial's config that cannot be trained here, or ""."""
     from gptjax.training import memory, setup
 
-    if config.init_from:  # its model is another run's, whose config is read when the trial begins
+    if config.init_from:  # its model comes from another run, whose config is read when the trial starts
         return ""
     try:
         resolved = configs.resolve(config)
@@ -40,38 +40,38 @@ def problem(config: Any) -> str:
 
 
 def check(trials: Sequence[Trial], as_trained: Callable[[Any], Any] = lambda config: config) -> None:
-    """Raises ConfigError for trials of which one cannot be; `as_trained`: what training makes of a config."""
+    """Raises ConfigError for an invalid trial; `as_trained` maps a config to the one that is trained."""
     for trial in trials:
         if why := problem(as_trained(trial.config)):
-            raise ConfigError(f"the trial {words(trial.values)} cannot be: {why}")
+            raise ConfigError(f"the trial {format_values(trial.values)} is impossible: {why}")
 
 
 def train(trial: Trial, watch: Watch, on_line: Callable[[Line], None] = lambda line: None) -> Result:
-    """Trains a trial, goes on with it, or finds it finished.
+    """Trains or resumes a trial, unless it is finished.
 
     Args:
-      trial: what to train.
-      watch: is shown its lines.
-      on_line: gets them too, and may raise Pruned.
+      trial: to train.
+      watch: shows its lines of metrics.
+      on_line: called with each line; may raise Pruned.
 
     Raises:
-      UserError, Interrupted: as gptjax.training.loop.train.
+      UserError, Interrupted: see gptjax.training.loop.train.
     """
     import jax
 
     from gptjax.training import loop
 
     last: Line = {}
-    looked: dict[str, float] = {}
+    evaluation: dict[str, float] = {}
 
     def listen(line: Line) -> None:
         last.update(line)
         if (loss := line.get("val/loss")) is not None:
-            looked["loss"] = loss
+            evaluation["loss"] = loss
         watch.line(trial, line)
         on_line(line)
 
-    def so_far(status: str, loss: float | None, note: str = "") -> Result:
+    def result(status: str, loss: float | None, note: str = "") -> Result:
         rate = last.get("tokens_per_second")
         return Result(trial.name, trial.values, status, loss, last.get("step", 0), last.get("seconds", 0.0), rate, note)
 
@@ -79,25 +79,25 @@ def train(trial: Trial, watch: Watch, on_line: Callable[[Line], None] = lambda l
         with console.quiet():
             summary = loop.train(trial.config, trial.workdir, listen)
     except Pruned:
-        return so_far(PRUNED, looked["loss"])
+        return result(PRUNED, evaluation["loss"])
     except Diverged as error:
-        return so_far(DIVERGED, None, str(error))
+        return result(DIVERGED, None, str(error))
     finally:
-        jax.clear_caches()  # a program keeps memory, and the next trial compiles its own
+        jax.clear_caches()  # compiled programs keep memory, and the next trial compiles its own
     last.update(summary | {"step": summary["steps"]})
     loss = summary["val_loss"]
-    return so_far(DONE, loss) if math.isfinite(loss) else so_far(DIVERGED, None, f"the held-out loss is {loss}")
+    return result(DONE, loss) if math.isfinite(loss) else result(DIVERGED, None, f"the held-out loss is {loss}")
 
 
-def one_after_the_other(trials: Sequence[Trial], watch: Watch) -> Iterator[Result]:
-    """Each trial's result as soon as it is there."""
+def train_sequentially(trials: Sequence[Trial], watch: Watch) -> Iterator[Result]:
+    """Yields the result of each trial as soon as it is finished."""
     for trial in trials:
         watch.begin(trial)
         yield train(trial, watch)
 
 
-def as_one_program(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -> Iterator[Result]:
-    """Each trial's result once all are trained, by gptjax.training.population; members evolve every so many steps."""
+def train_vmapped(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -> Iterator[Result]:
+    """Trains all trials as one population; yields their results. Members evolve every `every_steps` steps; 0: never."""
     from gptjax.training.population import population
     from gptjax.training.population.evolution import Evolution
 
@@ -113,28 +113,28 @@ def as_one_program(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) 
     watch.begin(trials[0])
     evolution = Evolution(every_steps) if every_steps else None
     with console.quiet():
-        found = population.train(
+        summaries = population.train(
             [trial.config for trial in trials], [trial.workdir for trial in trials], listen, evolution=evolution
         )
-    for trial, summary, line in zip(trials, found, last, strict=True):
+    for trial, summary, line in zip(trials, summaries, last, strict=True):
         steps, seconds, rate = line.get("step", 0), line.get("seconds", 0.0), line.get("tokens_per_second")
         if summary:
-            seconds, note = summary["seconds"], varied(trial)
+            seconds, note = summary["seconds"], evolution_note(trial)
             yield Result(trial.name, trial.values, DONE, summary["val_loss"], summary["steps"], seconds, rate, note)
         else:
-            yield Result(trial.name, trial.values, DIVERGED, None, steps, seconds, rate, "its steps went bad for good")
+            yield Result(trial.name, trial.values, DIVERGED, None, steps, seconds, rate, "too many bad steps in a row")
 
 
-def varied(trial: Trial) -> str:
-    """What became of the values of a member that took another's place; "" of one that has those it began with."""
+def evolution_note(trial: Trial) -> str:
+    """Describes the final values of a member that evolved; "" for a member with its initial values."""
     from gptjax.training.population import evolution
 
     lines = evolution.lines(trial.workdir)
-    return f"evolved: {words(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
+    return f"evolved: {format_values(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
 
 
-def one_program(every_steps: int, trials: Sequence[Trial]) -> None:
-    """Raises ConfigError for trials that cannot be one program, or whose members cannot evolve."""
+def check_vmapped(every_steps: int, trials: Sequence[Trial]) -> None:
+    """Raises ConfigError for trials that cannot be one compiled program, or cannot evolve."""
     from gptjax.training.population import population
     from gptjax.training.population.evolution import Evolution
 
@@ -144,20 +144,20 @@ def one_program(every_steps: int, trials: Sequence[Trial]) -> None:
 
 
 class Backend(NamedTuple):
-    """How trials are trained.
+    """A way to train trials.
 
     Attributes:
-      train: gives each trial's result.
-      check: raises ConfigError where it cannot.
+      train: yields the result of each trial.
+      check: raises ConfigError for trials that cannot be trained.
     """
 
     train: Callable[[Sequence[Trial], Watch], Iterator[Result]]
     check: Callable[[Sequence[Trial]], None]
 
 
-SEQUENTIAL = Backend(one_after_the_other, check)
+SEQUENTIAL = Backend(train_sequentially, check)
 
 
-def together(every_steps: int = 0) -> Backend:
-    """All as one program, whose members evolve every so many steps; 0: they do not."""
-    return Backend(partial(as_one_program, every_steps=every_steps), partial(one_program, every_steps))
+def vmapped_backend(every_steps: int = 0) -> Backend:
+    """Backend that trains all trials as one compiled program; members evolve every `every_steps` steps; 0: never."""
+    return Backend(partial(train_vmapped, every_steps=every_steps), partial(check_vmapped, every_steps))

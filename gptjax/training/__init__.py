@@ -1,1 +1,1 @@
-"""Training: state, step, loop, checkpoints, metrics and their writers, and the report at the end."""
+"""Training: set-up, step, loop, recovery, populations and monitoring."""

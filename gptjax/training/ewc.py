@@ -1,9 +1,9 @@
-"""What a run is to remember of the one that it begins with: which parameters that run's own text depends on.
+"""Elastic weight consolidation (arXiv 1612.00796): keeps the parameters that the origin's text depends on.
 
-Elastic weight consolidation (arXiv 1612.00796). The Fisher information is estimated once, when a run begins, on the
-text of its origin, and what the origin had to remember itself is added, so that a sequence of runs remembers all its
-texts (arXiv 1805.06370 section 4, with the factor 1). It is kept in the run's directory, and the pull to the first
-parameters (gptjax.optim.update_rules.ewc) has it in its state.
+The diagonal Fisher information is estimated once, when a run starts, on the text of its origin. The Fisher information
+of the origin's own predecessors is added, so that a sequence of runs remembers all its texts (arXiv 1805.06370 section
+4, with factor 1). It is saved in the run's directory and is part of the optimizer state of the penalty
+(gptjax.optim.update_rules.ewc).
 """
 
 import math
@@ -31,109 +31,118 @@ from gptjax.models.stacking import stack, unstack
 from gptjax.runs import directory as workdirs
 from gptjax.runs import pretrained
 from gptjax.sharding import processes
-from gptjax.training.teacher import Teach, teaching
+from gptjax.training.teacher import TeacherFn, make_teacher_fn
 
-FISHER = "fisher.safetensors"  # by path, of what a run trains of its base, in the layout of its own config
-MOST_ROWS = 16  # of a batch
+FISHER = "fisher.safetensors"  # by path, of the trained parameters of the base, in the layout of the run's config
+MOST_ROWS = 16  # per batch
 
 
-class Memory(NamedTuple):
-    """What the Fisher information is estimated on: the origin's text as the origin read it."""
+class FisherData(NamedTuple):
+    """The data on which the Fisher information is estimated: the origin's text as the origin read it."""
 
     origin: Path
-    config: ConfigDict  # the origin's
+    config: ConfigDict  # of the origin
     rows: int
-    size: int  # of a batch
+    size: int  # rows per batch
     batches: Batches
-    teach: Teach
+    teacher_fn: TeacherFn
 
     def every_batch(self) -> Iterator[Any]:
-        """Batches of all the rows."""
+        """Yields the batches of all rows."""
         for index in range(self.rows // self.size):
             batch: Any = self.batches[index]
-            yield self.teach(batch)
+            yield self.teacher_fn(batch)
 
 
-def memory(config: ConfigDict, origin: Path, mesh: Mesh) -> Memory:
+def fisher_data(config: ConfigDict, origin: Path, mesh: Mesh) -> FisherData:
     """Opens the text of a run's origin.
 
     Args:
       config: of the run, resolved.
-      origin: the run that it begins with.
-      mesh: where its parameters lie.
+      origin: the run that it starts from.
+      mesh: of its parameters.
 
     Raises:
       ConfigError: the origin has no text.
-      DataError: the text is gone, or has changed since.
+      DataError: the text is missing or has changed.
     """
     if workdirs.is_untrained(origin):
-        asked = f"finetune.ewc={config.finetune.ewc} remembers the text that init_from was trained on"
-        raise ConfigError(f"{asked}, and {config.init_from} was imported or made of others and has none")
-    theirs, tokenizer = workdirs.read_config(origin), tokenizers.load(origin / "tokenizer")
-    loaded = data.load(theirs.data, tokenizer)
+        option = f"finetune.ewc={config.finetune.ewc} needs the text that init_from was trained on"
+        raise ConfigError(f"{option}; {config.init_from} was imported or merged and has none")
+    base_config, tokenizer = workdirs.read_config(origin), tokenizers.load(origin / "tokenizer")
+    loaded = data.load(base_config.data, tokenizer)
     workdirs.check_same_text(origin, loaded.fingerprints)
-    rows = loaded.rows(theirs.data, rng.integer(config.seed, "finetune"), objectives.set_transform(theirs, tokenizer))
+    rows = loaded.rows(
+        base_config.data, rng.integer(config.seed, "finetune"), objectives.set_transform(base_config, tokenizer)
+    )
     count = config.finetune.fisher_rows
     size = math.gcd(count, MOST_ROWS)
-    read = Batches(rows, [Stage(0, size, theirs.data.context)], [MixtureStage(0, loaded.shares)])
-    return Memory(origin, theirs, count, size, read, teaching(theirs, tokenizer, mesh))
+    batches = Batches(rows, [Stage(0, size, base_config.data.context)], [MixtureStage(0, loaded.shares)])
+    return FisherData(origin, base_config, count, size, batches, make_teacher_fn(base_config, tokenizer, mesh))
 
 
-def remembered(known: Memory, config: ConfigDict, base: Any, trained: Any, workdir: Path, mesh: Mesh) -> Flat:
-    """The Fisher information of each parameter that trains and is the base's, by path; written to the directory.
+def fisher_information(
+    fisher_data: FisherData, config: ConfigDict, base: Any, trained: Any, workdir: Path, mesh: Mesh
+) -> Flat:
+    """Estimates the Fisher information of the trained parameters of the base, by path, and writes it to the directory.
 
     Args:
-      known: as `memory` gives it.
+      fisher_data: of the run's origin.
       config: of the run.
-      base: all parameters that it begins with, in its layout.
-      trained: what of them and besides them trains, or its shapes.
+      base: all parameters of the base, in the layout of the run.
+      trained: the parameters that train, or their shapes.
       workdir: of the run.
-      mesh: where the base lies.
+      mesh: of the base parameters.
     """
     leaves = paths.flat(base)
-    own = [path for path, leaf in paths.flat(trained).items() if path in leaves and leaf.shape == leaves[path].shape]
-    found: Flat = {}
-    if own:
-        before = of_predecessors(known.origin, config)
-        estimated = paths.flat(estimate(known, config, base, own, mesh))
-        found = {path: leaf + like(before[path], leaf) if before else leaf for path, leaf in estimated.items()}
-    count, among = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (found, trained))
-    console.say(f"ewc        {count:,} of {among:,} numbers that train are held by {known.rows:,} rows of text")
-    whole = {path: np.asarray(leaf, np.float32, order="C") for path, leaf in processes.gather(found).items()}
-    processes.run_on_first(lambda: write_atomic(workdir / FISHER, save(whole)), "what is remembered is written")
-    return found
+    shared = [path for path, leaf in paths.flat(trained).items() if path in leaves and leaf.shape == leaves[path].shape]
+    fisher_by_path: Flat = {}
+    if shared:
+        before = previous_fisher(fisher_data.origin, config)
+        estimated = paths.flat(estimate(fisher_data, config, base, shared, mesh))
+        fisher_by_path = {
+            path: leaf + place_like(before[path], leaf) if before else leaf for path, leaf in estimated.items()
+        }
+    count, total = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (fisher_by_path, trained))
+    console.say(
+        f"ewc        {count:,} of {total:,} trained parameters are consolidated on {fisher_data.rows:,} rows of text"
+    )
+    whole = {path: np.asarray(leaf, np.float32, order="C") for path, leaf in processes.gather(fisher_by_path).items()}
+    processes.run_on_first(lambda: write_atomic(workdir / FISHER, save(whole)), "the Fisher information is written")
+    return fisher_by_path
 
 
-def estimate(known: Memory, config: ConfigDict, base: Any, own: list[str], mesh: Mesh) -> Any:
-    """The diagonal Fisher information of the parameters at some paths, as a tree; see gptjax.finetune.fisher."""
-    theirs = known.config
-    objective = objectives.loss(theirs, models.build(pretrained.base_model(known.origin, config), theirs.train.dtype))
-    options = kernels.compiler_options(theirs.model, theirs.train.dtype) | sharding.compiler_options(mesh)
-    tuned, frozen = paths.split(base, own)
-    with console.bar("estimating the Fisher information", known.rows) as advance:
-        return fisher.diagonal(objective, tuned, known.every_batch(), frozen, options, advance)
+def estimate(fisher_data: FisherData, config: ConfigDict, base: Any, selected: list[str], mesh: Mesh) -> Any:
+    """Estimates the diagonal Fisher information of the selected paths, as a tree; see gptjax.finetune.fisher."""
+    base_config = fisher_data.config
+    model = models.build(pretrained.base_model(fisher_data.origin, config), base_config.train.dtype)
+    objective = objectives.loss(base_config, model)
+    options = kernels.compiler_options(base_config.model, base_config.train.dtype) | sharding.compiler_options(mesh)
+    tuned, frozen = paths.split(base, selected)
+    with console.bar("estimating the Fisher information", fisher_data.rows) as advance:
+        return fisher.diagonal(objective, tuned, fisher_data.every_batch(), frozen, options, advance)
 
 
-def of_predecessors(origin: Path, config: ConfigDict) -> Flat:
-    """What the origin had to remember itself, by path, in the layout of a run of this config; 0 where it says nothing.
+def previous_fisher(origin: Path, config: ConfigDict) -> Flat:
+    """Loads the Fisher information that the origin was trained with, by path, in the layout of this config.
 
-    Nothing at all where it had nothing to remember.
+    Parameters without any get 0; the result is empty if the origin was trained without elastic weight consolidation.
 
     Raises:
-      CheckpointError: its file is damaged.
+      CheckpointError: the file is damaged.
     """
     if not (origin / FISHER).exists():
         return {}
     try:
-        there = load_file(origin / FISHER)
+        saved = load_file(origin / FISHER)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{origin / FISHER} is damaged: {str(error).splitlines()[0][:200]}") from error
     shapes = paths.flat(pretrained.base_shapes(origin, workdirs.read_config(origin)))
-    whole = {path: there.get(path, np.zeros(shape.shape, np.float32)) for path, shape in shapes.items()}
+    whole = {path: saved.get(path, np.zeros(shape.shape, np.float32)) for path, shape in shapes.items()}
     laid_out = (stack if config.model.scan_layers else unstack)(paths.nested(whole))
     return {path: np.asarray(leaf) for path, leaf in paths.flat(laid_out).items()}
 
 
-def like(values: np.ndarray, leaf: jax.Array) -> jax.Array:
-    """An array of the host, lying on the devices as another one does."""
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda where: values[where])
+def place_like(values: np.ndarray, leaf: jax.Array) -> jax.Array:
+    """Places an array of the host on the devices with the sharding of `leaf`."""
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: values[index])

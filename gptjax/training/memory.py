@@ -1,7 +1,7 @@
-"""Memory that a train step needs, compared with what there is before anything is compiled.
+"""Memory that a train step needs, compared with the available memory before anything is compiled.
 
-`least` follows from the config alone, in microseconds whatever its sizes are; `exact` from the shapes of the state.
-Both leave out most activations, so that what they refuse cannot work.
+`lower_bound` needs only the config and takes microseconds for any size; `from_state` needs the shapes of the state.
+Both leave out most activations, so a config that they refuse cannot work.
 """
 
 import math
@@ -16,17 +16,18 @@ from gptjax.config.errors import ConfigError
 from gptjax.core import machine
 from gptjax.core.machine import bytes_of, gib
 
-MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}  # of the optimizer, a float32 each
-NUMBER = 4  # bytes of a float32, and of an id
+# Number of float32 values per parameter in the optimizer state.
+MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}
+NUMBER = 4  # bytes of a float32 or of a token id
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """Memory of one kind.
 
     Attributes:
-      what: it is for.
+      what: its purpose.
       bytes: on all devices together.
-      keys: of the config, which make it smaller.
+      keys: config keys that make it smaller.
     """
 
     what: str
@@ -34,11 +35,11 @@ class Need(NamedTuple):
     keys: str
 
 
-def least(config: ConfigDict) -> list[Need]:
-    """Memory without which a run cannot train: parameters, gradients, the optimizer's state and batches.
+def lower_bound(config: ConfigDict) -> list[MemoryNeed]:
+    """Lower bound of the memory of a run: parameters, gradients, optimizer state and batches.
 
     Args:
-      config: resolved; where its vocabulary is not known yet, it counts as nothing.
+      config: resolved; a vocabulary that is not known yet counts as 0.
     """
     m = config.model
     layers = m.layers + (m.encoder_layers or 0 if m.arch == "seq2seq" else 0)
@@ -51,79 +52,82 @@ def least(config: ConfigDict) -> list[Need]:
     if config.finetune.method == "full" and config.finetune.quantise == "none":
         copies = 2 + MOMENTS.get(config.optimizer.name, 0) + (config.optimizer.ema > 0)
     learned = m.positions == "learned" and not recurs(m)
-    found = [
-        Need("embeddings", copies * NUMBER * (m.vocabulary or 0) * m.width, "model.vocabulary or model.width"),
-        Need("positions", copies * NUMBER * m.context * m.width * learned, "model.context or model.width"),
-        Need("blocks", copies * NUMBER * layers * block, "model.width, model.layers, model.mlp_width or model.experts"),
+    needs = [
+        MemoryNeed("embeddings", copies * NUMBER * (m.vocabulary or 0) * m.width, "model.vocabulary or model.width"),
+        MemoryNeed("positions", copies * NUMBER * m.context * m.width * learned, "model.context or model.width"),
+        MemoryNeed(
+            "blocks", copies * NUMBER * layers * block, "model.width, model.layers, model.mlp_width or model.experts"
+        ),
     ]
-    return [*found, *of_batches(config)]
+    return [*needs, *batch_needs(config)]
 
 
-def of_batches(config: ConfigDict) -> list[Need]:
-    """Memory of batches, and of the least that the backward pass of a slice of one keeps: each block's input."""
+def batch_needs(config: ConfigDict) -> list[MemoryNeed]:
+    """Memory of batches, and of the block inputs that the backward pass of one microbatch keeps at least."""
     shapes = [(size, context) for _, size, context in config.data.stages]
     tokens = max(size * context for size, context in (*shapes, (config.data.batch_size, config.data.context)))
     ahead = 1 + min(config.data.prefetch, config.train.steps - 1)
     item = 2 if config.train.dtype == "bfloat16" else 4
-    arrays, whole = (1, False) if config.model.arch == "seq2seq" else (3, not recurs(config.model))  # rows may be short
-    kept = tokens // config.train.grad_accumulation * config.model.width * config.model.layers * item
+    # An encoder-decoder may get shorter rows.
+    arrays, is_full = (1, False) if config.model.arch == "seq2seq" else (3, not recurs(config.model))
+    activations = tokens // config.train.grad_accumulation * config.model.width * config.model.layers * item
     return [
-        Need("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),
-        Need("activations", kept * whole, "data.batch_size or data.context"),
+        MemoryNeed("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),
+        MemoryNeed("activations", activations * is_full, "data.batch_size or data.context"),
     ]
 
 
-def exact(config: ConfigDict, state: Any) -> list[Need]:
-    """The same with parameters and the optimizer's state as their shapes are.
+def from_state(config: ConfigDict, state: Any) -> list[MemoryNeed]:
+    """Memory of a run with the exact sizes of parameters and optimizer state.
 
     Args:
       config: resolved, with its vocabulary.
       state: shapes of the gptjax.runs.train_state.TrainState.
     """
-    trained, kept = bytes_of(state.params), bytes_of(state.frozen)
+    trained, frozen = bytes_of(state.params), bytes_of(state.frozen)
     keys = "model.width, model.layers or model.vocabulary"
     return [
-        Need("parameters", trained + kept, keys),
-        Need("gradients", trained, keys),
-        Need("optimizer", bytes_of(state.opt_state), f"{keys}, or take another optimizer.name"),
-        *of_batches(config),
+        MemoryNeed("parameters", trained + frozen, keys),
+        MemoryNeed("gradients", trained, keys),
+        MemoryNeed("optimizer", bytes_of(state.opt_state), f"{keys}, or take another optimizer.name"),
+        *batch_needs(config),
     ]
 
 
-def is_close(needs: list[Need], devices: int, members: int = 1) -> bool:
-    """Whether they take a third or more of what there is."""
-    found = machine.room()
-    return found is not None and 3 * members * sum(need.bytes for need in needs) > found.bytes * devices
+def is_close(needs: list[MemoryNeed], devices: int, members: int = 1) -> bool:
+    """Returns True if they take more than a third of the available memory."""
+    available = machine.room()
+    return available is not None and 3 * members * sum(need.bytes for need in needs) > available.bytes * devices
 
 
-def check(needs: list[Need], devices: int, members: int = 1) -> None:
-    """Raises ConfigError where a step needs more memory than there is.
+def check(needs: list[MemoryNeed], devices: int, members: int = 1) -> None:
+    """Raises ConfigError if a step needs more memory than there is.
 
     Args:
       needs: of a run.
-      devices: that its mesh divides it among, at best evenly.
-      members: runs that are trained at once.
+      devices: number of devices in the mesh, which share the memory evenly at best.
+      members: number of runs that are trained at once.
     """
-    found = machine.room()
+    available = machine.room()
     total = members * sum(need.bytes for need in needs)
-    if found is None or total <= found.bytes * devices:
+    if available is None or total <= available.bytes * devices:
         return
-    most = max(needs, key=lambda need: need.bytes)
+    largest = max(needs, key=lambda need: need.bytes)
     several = f" of {members:,} members" if members > 1 else ""
     each = f" on each of {devices:,} devices" if devices > 1 else ""
     raise ConfigError(
-        f"a step{several} needs about {gib(total / devices)}{each}, and {found.whose} has {gib(found.bytes)}: "
-        f"{gib(members * most.bytes / devices)} are for {most.what}; make {most.keys} smaller"
+        f"a step{several} needs about {gib(total / devices)}{each}, and {available.whose} has {gib(available.bytes)}: "
+        f"{gib(members * largest.bytes / devices)} are for {largest.what}; make {largest.keys} smaller"
     )
 
 
 def check_config(config: ConfigDict, members: int = 1) -> None:
-    """Raises ConfigError where a run of a resolved config needs more memory than there is."""
-    check(least(config), devices_of(config, members), members)
+    """Raises ConfigError if a run of a resolved config needs more memory than there is."""
+    check(lower_bound(config), device_count(config, members), members)
 
 
-def devices_of(config: ConfigDict, members: int = 1) -> int:
-    """How many devices a run is divided among, or several that are trained at once."""
+def device_count(config: ConfigDict, members: int = 1) -> int:
+    """Number of devices that share the memory of a run, or of several runs that are trained at once."""
     return (
         jax.device_count() if members > 1 else math.prod(sharding.mesh_sizes(config.mesh, jax.device_count()).values())
     )

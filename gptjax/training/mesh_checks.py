@@ -1,4 +1,4 @@
-"""Which configs a mesh can carry, told before anything is compiled."""
+"""Checks that a config can be sharded over its mesh, before anything is compiled."""
 
 import math
 from collections.abc import Iterator
@@ -11,46 +11,46 @@ from gptjax.sharding import COMPUTED, mesh_sizes
 
 
 def lengths(config: ConfigDict, context: int) -> tuple[int, ...]:
-    """How long source and target are that an objective makes of rows of a context; none where it leaves them so."""
+    """Lengths of source and target that the objective makes of rows of `context` tokens; empty if it keeps them."""
     options = config.objective
-    valid = options.mean_span >= 1 and 0 < options.mask_rate < 1  # else gptjax.objectives refuses it
+    valid = options.mean_span >= 1 and 0 < options.mask_rate < 1  # otherwise gptjax.objectives reports it
     if "denoising" not in config.train.objective or options.corruption != "spans" or not valid:
         return ()
     return row_lengths(context, options)
 
 
 def problems(config: ConfigDict, devices: int) -> Iterator[str]:
-    """Why a run of this config cannot be divided as its mesh says; nothing where it can.
+    """Yields the reasons why a run of this config cannot be sharded over its mesh.
 
     Args:
       config: resolved.
-      devices: how many there are.
+      devices: number of devices.
     """
     mesh, model = config.mesh, config.model
-    said = ", ".join(f"mesh.{axis}={size}" for axis, size in mesh.items() if size != 1)
+    setting = ", ".join(f"mesh.{axis}={size}" for axis, size in mesh.items() if size != 1)
     if any(size < 1 and size != -1 for size in mesh.values()) or list(mesh.values()).count(-1) > 1:
-        yield f"{said}: sizes must be at least 1, but for one of -1, which takes what the others leave (mesh.data=1?)"
+        yield f"{setting}: sizes must be at least 1, or -1 once for the remaining devices (mesh.data=1?)"
         return
-    found = mesh_sizes(mesh, devices)
-    taken = math.prod(found.values())
-    if taken > devices or (-1 in mesh.values() and devices % taken):
-        yield f"{said} does not fit the {devices} devices here; -1 fills one"
+    axis_sizes = mesh_sizes(mesh, devices)
+    total = math.prod(axis_sizes.values())
+    if total > devices or (-1 in mesh.values() and devices % total):
+        yield f"{setting} does not fit the {devices} devices here; -1 takes the remaining ones"
         return
-    rows, slices = math.prod(found[axis] for axis in COMPUTED["B"]), config.train.grad_accumulation
+    rows, slices = math.prod(axis_sizes[axis] for axis in COMPUTED["B"]), config.train.grad_accumulation
     batches = {f"data.stages: batch_size {stage[1]}": stage[1] for stage in config.data.stages}
     batches[f"data.batch_size={config.data.batch_size}"] = config.data.batch_size
     times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""
-    for what, size in batches.items():
+    for setting_of_size, size in batches.items():
         if size % (rows * slices):
-            yield f"{what} cannot be split over {rows} devices{times}; take a multiple of {rows * slices}"
-    tensor, context, expert = found["tensor"], found["context"], found["expert"]
+            yield f"{setting_of_size} cannot be split over {rows} devices{times}; take a multiple of {rows * slices}"
+    tensor, context, expert = axis_sizes["tensor"], axis_sizes["context"], axis_sizes["expert"]
     if recurs(model) and tensor * context > 1:
-        yield f"{said} cannot divide recurrent layers; divide rows alone, by mesh.data or mesh.fsdp"
+        yield f"{setting} cannot shard recurrent layers; use mesh.data or mesh.fsdp, which shard the batch"
     for key in ("kv_heads", "mlp_width"):
         if model[key] % tensor:
             yield f"mesh.tensor={tensor} does not divide model.{key}={model[key]}"
-    if model.width % found["fsdp"]:
-        yield f"mesh.fsdp={found['fsdp']} does not divide model.width={model.width}"
+    if model.width % axis_sizes["fsdp"]:
+        yield f"mesh.fsdp={axis_sizes['fsdp']} does not divide model.width={model.width}"
     for length in sorted({stage[2] for stage in config.data.stages} | {config.data.context}):
         divided = {length: f"sequences of {length} tokens (data.context)"}
         divided |= {

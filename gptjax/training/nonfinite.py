@@ -1,7 +1,7 @@
-"""Where numbers stop being finite: a parameter, a module of the forward pass, the loss, or a gradient. Changes nothing.
+"""Locates the first non-finite number: in a parameter, a module of the forward pass, the loss, or a gradient.
 
-The forward pass is run block by block without rematerialisation, whatever the run's own is, so that each module can
-be looked at; layers that a scan stacks are named by their number.
+The forward pass runs unrolled and without rematerialization, whatever the run's config says, so that each module can be
+checked; scanned layers are named by their number.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from gptjax.models.stacking import unstack
 
 
 class Finding(NamedTuple):
-    """What is not finite, and where it is.
+    """The first non-finite number and its place.
 
     Attributes:
       what: "parameter", "activation", "loss" (of finite activations), "gradient" (of a finite loss), "nothing", or
@@ -30,33 +30,33 @@ class Finding(NamedTuple):
     where: str = ""
 
     def __str__(self) -> str:
-        told = {
+        sentences = {
             "parameter": f"the parameter {self.where} is not finite",
             "activation": f"the first activation that is not finite is {self.where}",
             "loss": "all activations are finite, the loss is not",
-            "gradient": f"the loss is finite; the first gradient on the way back that is not is that of {self.where}",
+            "gradient": f"the loss is finite; the first non-finite gradient in backward order is that of {self.where}",
             "nothing": "parameters, activations and gradients are finite",
         }
-        return told.get(self.what, f"where is not known ({self.where})")
+        return sentences.get(self.what, f"where is not known ({self.where})")
 
 
-def first(
+def find_first(
     config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None, gradient: Callable[[Any, Any], Any]
 ) -> Finding:
-    """The first thing that is not finite, in the order of computation.
+    """Finds the first non-finite number, in the order of computation.
 
     Args:
       config: of the run.
       params: of its model.
-      batch: as its objective takes it.
-      rng: the key of dropout, or None for none.
-      gradient: `(params, batch) -> the loss's gradient`, as the train step computes it; asked only where parameters and
+      batch: of the objective.
+      rng: the key of dropout; None: no dropout.
+      gradient: `(params, batch) -> gradient of the loss`, as the train step computes it; called only if parameters and
         forward pass are finite.
     """
     bad = [name for name, finite in finite_by_path(params).items() if not finite]
     if bad:
         return Finding("parameter", bad[0])
-    events = forward(config, params, batch, rng)
+    events = check_forward(config, params, batch, rng)
     bad = [name for name, finite in events if not finite]
     if bad:
         return Finding("loss") if bad[0] == "loss" else Finding("activation", bad[0])
@@ -67,13 +67,13 @@ def first(
 
     def last_use(name: str) -> int:
         module = name.rpartition("/")[0]
-        return order.index(module) if module in order else len(order)  # a head's module is only read
+        return order.index(module) if module in order else len(order)  # the module of a head is read, not called
 
     return Finding("gradient", max(bad, key=last_use))
 
 
 def finite_by_path(tree: Any) -> dict[str, bool]:
-    """Whether all numbers of a leaf are finite, by path; blocks that are stacked one by one."""
+    """Returns, by path, True if all numbers of a leaf are finite; stacked blocks are separate."""
 
     def by_block(tree: Any) -> Any:
         return unstack(tree) if "blocks" in tree else tree
@@ -83,12 +83,14 @@ def finite_by_path(tree: Any) -> dict[str, bool]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): bool(leaf) for path, leaf in leaves}
 
 
-def forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) -> list[tuple[str, bool]]:
-    """What each module reads ("the input of block_0/mlp") and gives ("block_0/mlp"), in the order of computation, and
-    last the "loss": with whether it is finite.
+def check_forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) -> list[tuple[str, bool]]:
+    """Runs the forward pass and checks the inputs and outputs of each module.
+
+    Returns:
+      (name, is finite) in the order of computation: "the input of block_0/mlp", "block_0/mlp", and last "loss".
     """
     names: list[str] = []
-    objective = objectives.loss(config, plain_model(config))
+    objective = objectives.loss(config, unrolled_model(config))
 
     def run(params: Any, batch: Any) -> list[jax.Array]:
         finite: list[jax.Array] = []
@@ -99,17 +101,17 @@ def forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) 
             names.append(name)
             finite.append(jnp.stack([jnp.isfinite(x).all() for x in arrays]).all() if arrays else jnp.array(True))
 
-        def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        def check(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             module, name = context.module, "/".join(context.module.path)
-            # Dropout of attention weights is drawn inside a kernel, whose numbers do not leave it.
+            # Dropout of attention weights happens inside a kernel and cannot be checked.
             if context.method_name != "__call__" or isinstance(module, nn.Dropout):
                 return call(*args, **kwargs)
             note(f"the input of {name}", args)
-            given = call(*args, **kwargs)
-            note(name, given)
-            return given
+            output = call(*args, **kwargs)
+            note(name, output)
+            return output
 
-        with nn.intercept_methods(look):
+        with nn.intercept_methods(check):
             loss, _ = objective(params if "blocks" not in params else unstack(params), batch, rng)
         note("loss", loss)
         return finite
@@ -118,8 +120,8 @@ def forward(config: ConfigDict, params: Any, batch: Any, rng: jax.Array | None) 
     return [(name, bool(flag)) for name, flag in zip(names, finite, strict=True)]
 
 
-def plain_model(config: ConfigDict) -> nn.Module:
-    """The run's model with its blocks one by one."""
+def unrolled_model(config: ConfigDict) -> nn.Module:
+    """The model of a run with its blocks unrolled."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(scan_layers=False, remat="none")

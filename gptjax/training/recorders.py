@@ -1,6 +1,6 @@
-"""The recorders of a population's members, as one: numbers of all members in, a line of metrics each out.
+"""The recorders of all members of a population: metrics of all members in, one line of metrics per member out.
 
-Also knows which members still learn: one whose steps were bad too often in a row has no lines from then on.
+Also tracks which members have diverged; those get no more lines.
 """
 
 import math
@@ -19,30 +19,31 @@ from gptjax.optim import schedule
 from gptjax.runs.train_state import TrainState
 from gptjax.training.monitoring.recorder import Recorder
 from gptjax.training.monitoring.writers import Line
-from gptjax.training.recovery import BadRun
+from gptjax.training.recovery import RepeatedBadSteps
 from gptjax.training.setup import TrainSetup
 
-OnMembersLine = Callable[[int, Line], None]
+OnMemberLine = Callable[[int, Line], None]
 
 
-def of_member(tree: Any, member: int) -> Any:
-    """One member's part of what all have, [M, ...] -> [...]."""
+def select_member(tree: Any, member: int) -> Any:
+    """Selects one member of a tree of stacked arrays, [M, ...] -> [...]."""
     return jax.tree.map(lambda leaf: leaf[member], tree)
 
 
 class Recorders:
-    """A gptjax.training.monitoring.recorder.Recorder for each member, one step behind as that is.
+    """One gptjax.training.monitoring.recorder.Recorder per member, each one step behind the devices.
 
-    A context: leaving it closes the writers.
+    A context manager: leaving it closes the writers.
     """
 
     def __init__(
-        self, jobs: Sequence[TrainSetup], states: TrainState, advance: Callable[..., None], on_line: OnMembersLine
+        self, setups: Sequence[TrainSetup], states: TrainState, advance: Callable[..., None], on_line: OnMemberLine
     ) -> None:
-        self.jobs, self.advance = jobs, advance
-        self.alive = [True] * len(jobs)
+        self.setups, self.advance = setups, advance
+        self.alive = [True] * len(setups)
         self.each = [
-            Recorder(job, of_member(states, m), _one_of(m, advance), partial(on_line, m)) for m, job in enumerate(jobs)
+            Recorder(setup, select_member(states, m), _one_of(m, advance), partial(on_line, m))
+            for m, setup in enumerate(setups)
         ]
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
 
@@ -55,55 +56,59 @@ class Recorders:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def push(self, step: int, said: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics, [M] each, which the devices may still be computing."""
-        self.pending = step, said
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Stores the metrics of a step, [M] each, which the devices may still be computing."""
+        self.pending = step, metrics
 
     def take(self, due: bool = False) -> list[Line]:
-        """Waits for the step that was pushed; the members' lines, empty where none is due.
+        """Waits for the pushed step; returns one line per member, empty where none is due.
 
-        `due`: whether to make them even if `log.every_steps` asks for none.
+        Args:
+          due: makes a line even if `log.every_steps` asks for none.
         """
         if self.pending is None:
-            return [{} for _ in self.jobs]
+            return [{} for _ in self.setups]
         (step, pending), self.pending = self.pending, None
-        said = jax.device_get(pending)
-        lines = [self._line(m, step, of_member(said, m), due) if self.alive[m] else {} for m in range(len(self.jobs))]
+        metrics = jax.device_get(pending)
+        lines = [
+            self._line(m, step, select_member(metrics, m), due) if self.alive[m] else {}
+            for m in range(len(self.setups))
+        ]
         losses = np.array([recorder.smooth_loss if self.alive[m] else math.inf for m, recorder in enumerate(self.each)])
         if any(self.alive):
             best = int(np.nanargmin(np.where(np.isnan(losses), math.inf, losses)))
             dead = {"diverged": f"{self.alive.count(False)}"} if not all(self.alive) else {}
-            self.advance(0, best=f"{losses[best]:.3f} ({self.jobs[best].workdir.name})", **dead)
+            self.advance(0, best=f"{losses[best]:.3f} ({self.setups[best].workdir.name})", **dead)
         return lines
 
-    def goes_on_with(self, member: int, config: ConfigDict, source: int) -> None:
-        """Has a member's lines tell of the learning rate of another config from now on, and of the state it took."""
-        own, other = self.each[member], self.each[source]
-        own.learning_rates = np.asarray(jax.vmap(schedule(config))(jnp.arange(config.train.steps)))
-        own.smooth_loss = other.smooth_loss
+    def inherit(self, member: int, config: ConfigDict, source: int) -> None:
+        """Continues the lines of a member with the learning rates of `config` and the smoothed loss of `source`."""
+        recorder, parent = self.each[member], self.each[source]
+        recorder.learning_rates = np.asarray(jax.vmap(schedule(config))(jnp.arange(config.train.steps)))
+        recorder.smooth_loss = parent.smooth_loss
         self.alive[member] = self.alive[source]
 
-    def _line(self, m: int, step: int, said: Mapping[str, Any], due: bool) -> Line:
-        self.each[m].push(step, dict(said))
+    def _line(self, m: int, step: int, metrics: Mapping[str, Any], due: bool) -> Line:
+        self.each[m].push(step, dict(metrics))
         try:
-            with console.quiet() if m else nullcontext():  # what all members have to say the first one says
+            with console.quiet() if m else nullcontext():  # the first member reports for all
                 return self.each[m].take(due)
-        except BadRun as bad:
+        except RepeatedBadSteps as bad:
             self.alive[m] = False
-            console.say(f"diverged   {self.jobs[m].workdir}: {bad}; it stays as it is, the others go on")
+            console.say(f"diverged   {self.setups[m].workdir}: {bad}; it stops here, the other members continue")
             return {}
 
     def write(self, lines: Sequence[Line], more: Sequence[Line] | None = None) -> None:
-        """Hands each member's line to its writers, with more of its own, unless it is empty."""
-        for recorder, line, own in zip(self.each, lines, more or [{}] * len(lines), strict=True):
-            recorder.write(line | own if line else {})
+        """Passes each line that is not empty to the writers of its member, with the metrics in `more`."""
+        for recorder, line, extra in zip(self.each, lines, more or [{}] * len(lines), strict=True):
+            recorder.write(line | extra if line else {})
 
 
 def _one_of(member: int, advance: Callable[..., None]) -> Callable[..., None]:
-    """What moves the bar of all members: the first one's steps do, and nothing else of a member's."""
+    """Advances the shared progress bar by the steps of the first member only."""
 
-    def moved(amount: float = 1, **facts: Any) -> None:
+    def advance_shared(amount: float = 1, **facts: Any) -> None:
         if member == 0:
             advance(amount, **{name: fact for name, fact in facts.items() if name != "loss"})
 
-    return moved
+    return advance_shared

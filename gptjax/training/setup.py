@@ -1,4 +1,4 @@
-"""What a run is made of, put together from its config before the first step: data, model, objective, optimizer."""
+"""Set-up of a training run from its config: data, mesh, model, objective, optimizer and run directory."""
 
 import itertools
 from collections.abc import Iterable
@@ -27,15 +27,15 @@ from gptjax.finetune import methods, prompts, quantization
 from gptjax.objectives.objective import Loss
 from gptjax.runs import checkpoint_dir, pretrained
 from gptjax.runs import directory as workdirs
-from gptjax.runs.train_state import initial
+from gptjax.runs.train_state import init_state
 from gptjax.sharding import processes
 from gptjax.training import ewc, memory, mesh_checks
-from gptjax.training.ewc import Memory
+from gptjax.training.ewc import FisherData
 from gptjax.training.monitoring.goodput import Clock
 from gptjax.training.monitoring.writers import WRITERS
-from gptjax.training.teacher import Teach, teaching
+from gptjax.training.teacher import TeacherFn, make_teacher_fn
 
-# What keys of a config choose among, by key.
+# The choices of each config key that has a fixed set of them.
 CHOICES = (
     models.CHOICES
     | objectives.CHOICES
@@ -53,7 +53,7 @@ CHOICES = (
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ConfigError for the first thing that makes a config, resolved, one that cannot be trained here."""
+    """Raises ConfigError for the first problem of a resolved config that cannot be trained here."""
     kind = models.MODELS[config.model.arch].kind if config.model.arch in models.MODELS else ""
     more = itertools.chain(
         mesh_checks.problems(config, jax.device_count()),
@@ -66,13 +66,13 @@ def check(config: ConfigDict) -> None:
 
 
 class TrainSetup(NamedTuple):
-    """All that stays the same while a run trains."""
+    """The parts of a run that do not change while it trains."""
 
     config: ConfigDict
     workdir: Path
-    origin: Path | None  # the run whose parameters this one begins with
-    clock: Clock  # where the run's wall time goes
-    resumes_at: int  # the step of the checkpoint that the run goes on from, 0 where it begins
+    origin: Path | None  # the run whose parameters this one starts from
+    clock: Clock  # measures the run's wall time by kind
+    resumes_at: int  # step of the checkpoint to resume from; 0: a new run
     data: data.Data
     mesh: Mesh
     model: nn.Module
@@ -82,18 +82,18 @@ class TrainSetup(NamedTuple):
     stages: list[batches.Stage]
     train_batches: batches.Batches
     eval_batches: batches.EvalBatches
-    sample_settings: SamplingParams
-    teach: Teach  # what a batch gets before a step, where there is a teacher
-    memory: Memory | None  # what a run that begins is to remember, where it is asked to
-    left_out: list[tuple[int, int]]  # first and last of the steps whose batches are not trained on
+    sampling_params: SamplingParams
+    teacher_fn: TeacherFn  # adds the teacher's logits to a batch; the identity without a teacher
+    fisher_data: FisherData | None  # for elastic weight consolidation, in a new run with finetune.ewc
+    left_out: list[tuple[int, int]]  # (first, last) steps whose batches are left out
 
-    def held_out_quality(self, params: Any, some: Iterable[Any], **kwargs: Any) -> dict[str, float]:
-        """How well some batches of held-out text are done, as gptjax.evals.held_out.evaluate gives it."""
+    def evaluate(self, params: Any, eval_batches: Iterable[Any], **kwargs: Any) -> dict[str, float]:
+        """Evaluates parameters on batches of held-out text; see gptjax.evals.held_out.evaluate."""
         bytes_V, objective = tokenizers.token_bytes(self.data.tokenizer), self.config.train.objective
-        return held_out.evaluate(self.eval_step, params, some, objective, bytes_V, **kwargs)
+        return held_out.evaluate(self.eval_step, params, eval_batches, objective, bytes_V, **kwargs)
 
 
-def make_job(
+def train_setup(
     config: ConfigDict,
     workdir: Path,
     started: float,
@@ -101,40 +101,40 @@ def make_job(
     loaded: data.Data | None = None,
     members: int = 1,
 ) -> TrainSetup:
-    """Reads the data, builds what trains on it, and makes the run directory where there is none.
+    """Loads the data, builds model, objective and optimizer, and creates the run directory if there is none.
 
     Args:
       config: resolved and checked.
-      workdir: free, or this config's own.
-      started: time.monotonic() when the command began.
-      origin: the run whose tokenizer and parameters this one begins with; of a Hugging Face model it moves into the
-        directory that is made.
-      loaded: the data of these `config.data`, where they are read already.
-      members: runs that are trained at once, of which this is the first.
+      workdir: free, or a run of the same config.
+      started: time.monotonic() when the command started.
+      origin: the run whose tokenizer and parameters this one starts from; an origin converted from a Hugging Face
+        model is moved into the new directory.
+      loaded: the data of `config.data`, if it is loaded already.
+      members: number of runs that are trained at once, of which this is the first.
 
     Raises:
-      ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written then.
+      ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written.
       CheckpointError: all checkpoints of the run are damaged.
     """
     exists = workdirs.is_run(workdir)
     home = workdir if exists else origin
     prompts.check_raw(config)
-    kept = tokenizers.load(home / "tokenizer") if home else None
-    known_already = loaded is not None
-    loaded = loaded or data.load(config.data, kept and prompts.with_prompt(kept, config))
+    saved_tokenizer = tokenizers.load(home / "tokenizer") if home else None
+    is_loaded = loaded is not None
+    loaded = loaded or data.load(config.data, saved_tokenizer and prompts.with_prompt(saved_tokenizer, config))
     config = configs.with_vocabulary(config, objectives.special_ids(config, loaded.tokenizer).vocabulary)
     prepare = objectives.set_transform(config, loaded.tokenizer)
-    sample_settings = check_sample(config, loaded.tokenizer)
-    goes_on = exists and not workdirs.is_untrained(workdir)
-    if goes_on:
+    sampling_params = check_sample(config, loaded.tokenizer)
+    resumes = exists and not workdirs.is_untrained(workdir)
+    if resumes:
         workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = processes.broadcast(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if goes_on else 0
-    known = workdirs.mixings(workdir) if goes_on else []
-    mixings, stages = batches.change_mixture(known, step, loaded.shares), batches.stages(config.data)
+    step = processes.broadcast(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if resumes else 0
+    old_mixings = workdirs.mixings(workdir) if resumes else []
+    mixings, stages = batches.change_mixture(old_mixings, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
-    teach = teaching(config, loaded.tokenizer, mesh)
+    teacher_fn = make_teacher_fn(config, loaded.tokenizer, mesh)
     train_batches = batches.Batches(
-        loaded.rows(config.data, rng.integer(order_seed(config), "batches"), prepare),
+        loaded.rows(config.data, rng.integer(batch_seed(config), "batches"), prepare),
         stages,
         mixings,
         batches.ProcessShard(*sharding.local_rows(mesh)),
@@ -144,21 +144,21 @@ def make_job(
     facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
     model = methods.build_model(config, sharding.sharded_dimensions(mesh))
     check_memory(config, model, mesh.size, members)
-    if origin and pretrained.is_part(config):
+    if origin and pretrained.is_partial(config):
         pretrained.partition_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
-    to_remember = ewc.memory(config, origin, mesh) if origin and config.finetune.ewc and not step else None
-    processes.sync("all have looked at the run's directory")
+    fisher_data = ewc.fisher_data(config, origin, mesh) if origin and config.finetune.ewc and not step else None
+    processes.sync("all processes have read the run's directory")
     if not exists:
-        fill = partial(begin_with, config, origin, loaded.tokenizer)
-        make = partial(workdirs.create, workdir, config, kept or loaded.tokenizer, facts, fill)
+        fill = partial(fill_directory, config, origin, loaded.tokenizer)
+        make = partial(workdirs.create, workdir, config, saved_tokenizer or loaded.tokenizer, facts, fill)
         processes.run_on_first(make, "the run's directory is made")
-    elif not goes_on or mixings != known:
+    elif not resumes or mixings != old_mixings:
         begin = partial(workdirs.begin_training, workdir, config, facts)
         processes.run_on_first(begin, "the run's facts are written")
-    if goes_on and mixings != known:
-        console.say(f"mixture    another one after step {step:,}")
-    if not known_already:
-        say_what_is_read(config, loaded)
+    if resumes and mixings != old_mixings:
+        console.say(f"mixture    changes after step {step:,}")
+    if not is_loaded:
+        log_data_summary(config, loaded)
     objective = objectives.loss(config, model)
     return TrainSetup(
         config=config,
@@ -175,35 +175,42 @@ def make_job(
         stages=stages,
         train_batches=train_batches,
         eval_batches=eval_batches,
-        sample_settings=sample_settings,
-        teach=teach,
-        memory=to_remember,
+        sampling_params=sampling_params,
+        teacher_fn=teacher_fn,
+        fisher_data=fisher_data,
         left_out=workdirs.left_out(workdir),
     )
 
 
 def check_memory(config: ConfigDict, model: nn.Module, devices: int, members: int = 1) -> None:
-    """Raises ConfigError where a step needs more memory than there is; `config`: with its vocabulary.
+    """Raises ConfigError if a step needs more memory than there is.
 
-    Shapes of a state are made where they could matter alone, as that takes a second for a model of many layers.
+    The shapes of the state are computed only if the lower bound is close to the limit, since they take a second for a
+    model of many layers.
+
+    Args:
+      config: resolved, with its vocabulary.
+      model: of the run.
+      devices: number of devices in the mesh.
+      members: number of runs that are trained at once.
     """
-    needs = memory.least(config)
-    devices = memory.devices_of(config, members) if members > 1 else devices
+    needs = memory.lower_bound(config)
+    devices = memory.device_count(config, members) if members > 1 else devices
     memory.check(needs, devices, members)
     if memory.is_close(needs, devices, members) and not config.init_from:
-        shapes = jax.eval_shape(partial(initial, model, optim.optimizer(config), config.seed))
-        memory.check(memory.exact(config, shapes), devices, members)
+        shapes = jax.eval_shape(partial(init_state, model, optim.optimizer(config), config.seed))
+        memory.check(memory.from_state(config, shapes), devices, members)
 
 
-def order_seed(config: ConfigDict) -> int:
-    """Of the batches."""
+def batch_seed(config: ConfigDict) -> int:
+    """Seed of the order of batches: data.seed, or the run's seed where that is None."""
     return int(config.seed if config.data.seed is None else config.data.seed)
 
 
-def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, unfinished: Path) -> None:
-    """Puts into a run's new directory what it has of its origin, and the template of dialogues that it learns from."""
+def fill_directory(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, unfinished: Path) -> None:
+    """Copies the files of the origin and the chat template into a new run directory that is being created."""
     if origin:
-        workdirs.keep_original_tokenizer(origin, unfinished)
+        workdirs.copy_original_tokenizer(origin, unfinished)
     if origin and configs.is_foreign(config.init_from):
         origin.rename(unfinished / workdirs.BASE)
     if config.data.examples.form == "chat":
@@ -211,21 +218,21 @@ def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, un
         (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
 
 
-def say_what_is_read(config: ConfigDict, loaded: data.Data) -> None:
-    """Tells which text a run reads, and how much of it."""
+def log_data_summary(config: ConfigDict, loaded: data.Data) -> None:
+    """Logs the text of a run and its number of tokens."""
     names = " + ".join(f"{name} ({share})" for name, share in loaded.shares.items())
-    what = config.data.path or (names if config.data.mixture else config.data.source)
+    text = config.data.path or (names if config.data.mixture else config.data.source)
     console.say(
-        f"text       {what}: {loaded.tokens():,} tokens to train on, "
+        f"text       {text}: {loaded.tokens():,} tokens to train on, "
         f"{len(loaded.held_out):,} held out ({config.data.tokenizer})"
     )
 
 
 def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> SamplingParams:
-    """How the sample at a run's end is drawn.
+    """Returns the sampling parameters of the sample that a run draws at its end.
 
     Raises:
-      ConfigError: `config.sample` cannot be, or its prompt is not the tokenizer's; told now and not at the end.
+      ConfigError: an invalid `config.sample`, or a prompt that the tokenizer cannot encode.
     """
     settings = SamplingParams(config.sample.max_tokens, config.sample.temperature, config.sample.top_k)
     try:

@@ -1,4 +1,4 @@
-"""One step: `(state, batch) -> (state, metrics)`. Pure; the loop compiles it."""
+"""The train step, `(state, batch) -> (state, metrics)`: a pure function that the loop compiles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,63 +25,67 @@ from gptjax.training.monitoring import run_stats
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def sliced(batch: Any, slices: int, mesh: Mesh) -> Any:
-    """[B, ...] -> [A, B/A, ...], each slice spread over all devices."""
+def split_microbatches(batch: Any, accumulation_steps: int, mesh: Mesh) -> Any:
+    """Splits [B, ...] into microbatches [A, B/A, ...], each sharded over all devices."""
 
-    def cut(name: str, x: jax.Array) -> jax.Array:
-        # Slice a takes rows a, a + A, ...: rows stay on the devices that have them.
-        x = x.reshape(x.shape[0] // slices, slices, *x.shape[1:]).swapaxes(0, 1)
-        if mesh.size == 1:  # also a part of a larger one, which has members of a population on its devices
+    def split(name: str, x: jax.Array) -> jax.Array:
+        # Microbatch a takes rows a, a + A, ..., so that rows stay on their devices.
+        x = x.reshape(x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+        if mesh.size == 1:  # also within a population, whose members are on different devices of a larger mesh
             return x
         return jax.lax.with_sharding_constraint(x, sharding.batch_shardings(mesh, {name: x}, leading=1)[name])
 
-    return {name: cut(name, x) for name, x in batch.items()}
+    return {name: split(name, x) for name, x in batch.items()}
 
 
-def gradients(objective: Loss, params: Any, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh) -> Any:
-    """The objective's metrics and the loss's gradient, in `slices` added by a scan, of a batch that was shared out."""
+def gradients(
+    objective: Loss, params: Any, batch: Any, rng: jax.Array | None, accumulation_steps: int, mesh: Mesh
+) -> Any:
+    """Returns metrics and gradients of a batch with normalized weights, accumulated over microbatches by a scan."""
 
-    def of_slice(piece: Any, rng: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
-        grads, metrics = jax.grad(objective, has_aux=True)(params, piece, rng)
+    def of_microbatch(microbatch: Any, rng: jax.Array | None) -> tuple[dict[str, jax.Array], Any]:
+        grads, metrics = jax.grad(objective, has_aux=True)(params, microbatch, rng)
         return metrics, grads
 
-    if slices == 1:
-        return of_slice(batch, rng)
+    if accumulation_steps == 1:
+        return of_microbatch(batch, rng)
 
     def add(total: Any, indexed: Any) -> tuple[Any, None]:
-        index, piece = indexed
-        own = None if rng is None else jax.random.fold_in(rng, index)
-        found = of_slice(piece, own)
+        index, microbatch = indexed
+        microbatch_rng = None if rng is None else jax.random.fold_in(rng, index)
+        update = of_microbatch(microbatch, microbatch_rng)
         with jax.named_scope("accumulation"):
-            return jax.tree.map(jnp.add, total, found), None
+            return jax.tree.map(jnp.add, total, update), None
 
-    pieces = sliced(batch, slices, mesh)
-    shapes = jax.eval_shape(of_slice, jax.tree.map(lambda x: x[0], pieces), rng)
+    microbatches = split_microbatches(batch, accumulation_steps, mesh)
+    shapes = jax.eval_shape(of_microbatch, jax.tree.map(lambda x: x[0], microbatches), rng)
     with jax.named_scope("accumulation"):
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zero, (jnp.arange(slices), pieces))[0]
+    return jax.lax.scan(add, zero, (jnp.arange(accumulation_steps), microbatches))[0]
 
 
-def loss_of_slice(
-    objective: Loss, batch: Any, rng: jax.Array | None, slices: int, mesh: Mesh
+def microbatch_loss(
+    objective: Loss, batch: Any, rng: jax.Array | None, accumulation_steps: int, mesh: Mesh
 ) -> Callable[[Any], jax.Array]:
-    """The loss of the batch's first slice, times the slices there are, as a function of the parameters: for optimizers
-    that ask for more than a gradient (as arXiv 2305.14342 section 2.3 does of a part of the batch). Costs nothing where
-    it is not called.
+    """Returns a function `params -> loss` of the first microbatch, scaled by the number of microbatches.
+
+    For optimizers that need more than a gradient, such as Sophia's curvature estimate on a part of the batch (arXiv
+    2305.14342, section 2.3). It costs nothing unless it is called.
     """
 
-    def mean(params: Any) -> jax.Array:
-        piece, own = batch, rng
-        if slices > 1:
-            piece = jax.tree.map(lambda x: x[0], sliced(batch, slices, mesh))
-            own = None if rng is None else jax.random.fold_in(rng, 0)
-        return objective(params, piece, own)[0] * slices  # not by its own weight, since a slice may have none
+    def loss(params: Any) -> jax.Array:
+        microbatch, microbatch_rng = batch, rng
+        if accumulation_steps > 1:
+            microbatch = jax.tree.map(lambda x: x[0], split_microbatches(batch, accumulation_steps, mesh))
+            microbatch_rng = None if rng is None else jax.random.fold_in(rng, 0)
+        # Not divided by the microbatch's own weight, which may be 0.
+        return objective(params, microbatch, microbatch_rng)[0] * accumulation_steps
 
-    return mean
+    return loss
 
 
 def with_frozen(objective: Loss, frozen: Any) -> Loss:
-    """The objective as a function of what trains alone, beside what does not."""
+    """Returns the objective as a function of the trained parameters only, with the frozen ones fixed."""
     return lambda tuned, batch, rng: objective(union(dequantize(frozen), tuned), batch, rng)
 
 
@@ -91,27 +95,27 @@ def train_step(
     mesh: Mesh,
     seed: int,
     dropout: bool = False,
-    slices: int = 1,
+    accumulation_steps: int = 1,
     limits: guards.Limits = guards.DEFAULT,
     statistics_every: int = 0,
     curvature: Loss | None = None,
 ) -> Step:
-    """The step that training repeats.
+    """Makes the train step.
 
     Args:
       objective: see gptjax.objectives.
-      optimizer: turns a mean gradient into an update; it is told `obj_fn`, see `loss_of_slice`.
-      mesh: where state and batches lie.
-      seed: of the run; dropout at a step is a function of both.
-      dropout: whether the objective gets a random key.
-      slices: A, how many pieces of the batch are differentiated one after the other.
-      limits: which steps are bad and leave parameters and optimizer as they were.
-      statistics_every: steps between those that measure parameters and updates; 0: none does.
-      curvature: the same objective where it is differentiated twice, see `twice_differentiable`; None: itself.
+      optimizer: turns a mean gradient into an update; it is passed `obj_fn`, see `microbatch_loss`.
+      mesh: of state and batches.
+      seed: of the run; dropout is a function of seed and step.
+      dropout: passes a random key to the objective.
+      accumulation_steps: A, number of microbatches that are differentiated one after the other.
+      limits: define bad steps, which leave parameters and optimizer state unchanged.
+      statistics_every: steps between measurements of parameters and updates; 0: never.
+      curvature: a twice differentiable version of the objective, see `twice_differentiable`; None: the objective.
 
     Returns:
-      `(state, batch) -> (state, metrics)`: the objective's, such as "loss", and "grad_norm", all before the update,
-      those of `skip_step.check_step`, and those of `statistics.of_step`.
+      `(state, batch) -> (state, metrics)`. The metrics are those of the objective, such as "loss", and "grad_norm",
+      all before the update, those of gptjax.optim.skip_step, and those of run_stats.step_statistics.
     """
 
     curved = sharding.shard_rows(curvature or objective, mesh)
@@ -121,18 +125,18 @@ def train_step(
         batch = normalize_weights(batch)
         dropout_key = rng.key(seed, "dropout", state.step) if dropout else None
         of_tuned = with_frozen(objective, state.frozen)
-        metrics, grads = gradients(of_tuned, state.params, batch, dropout_key, slices, mesh)
-        loss = loss_of_slice(with_frozen(curved, state.frozen), batch, dropout_key, slices, mesh)
+        metrics, grads = gradients(of_tuned, state.params, batch, dropout_key, accumulation_steps, mesh)
+        loss = microbatch_loss(with_frozen(curved, state.frozen), batch, dropout_key, accumulation_steps, mesh)
 
         def update(old: Any, grads: Any) -> Any:
             updates, opt_state = optimizer.update(grads, old[1], old[0], obj_fn=loss)
             return optax.apply_updates(old[0], updates), opt_state
 
-        with jax.named_scope("optimizer"):  # by which profiles and cost tables know its operations
+        with jax.named_scope("optimizer"):  # profiles and cost tables find its operations by this name
             norm = optax.tree.norm(grads)
             bad, guard, verdict = guards.check_step(state.guard, metrics["loss"], norm, limits)
             params, opt_state = guards.skip_update_if(bad, update, (state.params, state.opt_state), grads)
-            measured = run_stats.of_step(state.params, params, state.step + 1, statistics_every)
+            measured = run_stats.step_statistics(state.params, params, state.step + 1, statistics_every)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard)
         return state, metrics | {"grad_norm": norm} | verdict | measured
 
@@ -140,7 +144,7 @@ def train_step(
 
 
 def twice_differentiable(config: ConfigDict, objective: Loss, mesh: Mesh) -> Loss:
-    """The objective of a run's config with kernels whose gradients have derivatives too, on that mesh."""
+    """Returns the objective with kernels whose gradients can be differentiated again, on this mesh."""
     name = kernels.resolved(config.model.kernels, sharding.sharded_dimensions(mesh))
     if name not in kernels.TWICE:
         return objective
@@ -150,41 +154,48 @@ def twice_differentiable(config: ConfigDict, objective: Loss, mesh: Mesh) -> Los
     return objectives.loss(config, methods.build_model(config))
 
 
-def drops_out(config: ConfigDict) -> bool:
-    """Whether a step of this config draws what is dropped: of the model, or of what fine-tuning adds to it."""
+def uses_dropout(config: ConfigDict) -> bool:
+    """Returns True if a step of this config draws dropout masks, for the model or for fine-tuning's additions."""
     return not (is_off(config.model.dropout) and is_off(config.finetune.dropout))
 
 
-def of_config(
+def make_train_step(
     config: ConfigDict, objective: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, shapes: TrainState
 ) -> jax.stages.Wrapped:
-    """The step that a run of this config repeats, ready to be compiled for batches of its shapes.
+    """Makes the jitted train step of a config.
 
-    `shapes`: of the state.
+    Args:
+      config: resolved, with its vocabulary.
+      objective: of the config.
+      optimizer: of the config.
+      mesh: of state and batches.
+      shapes: of the state.
     """
     c = config
-    dropout, slices = drops_out(c), c.train.grad_accumulation
+    dropout, accumulation_steps = uses_dropout(c), c.train.grad_accumulation
     options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
     limits = guards.Limits(**c.guard)
     curvature = twice_differentiable(c, objective, mesh)
-    step = train_step(objective, optimizer, mesh, c.seed, dropout, slices, limits, c.log.statistics, curvature)
-    return jitted(step, mesh, shapes, options)
+    step = train_step(
+        objective, optimizer, mesh, c.seed, dropout, accumulation_steps, limits, c.log.statistics, curvature
+    )
+    return jit_step(step, mesh, shapes, options)
 
 
-def jitted(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
-    """The compiled step: the old state's memory becomes the new one's, and results are pinned to their places.
+def jit_step(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:
+    """Jits a train step with the shardings of state and metrics; the old state is donated.
 
     Args:
-      step: as `train_step` gives it.
-      mesh: where state and batches lie.
+      step: from `train_step`.
+      mesh: of state and batches.
       shapes: of the state.
-      options: told to XLA's compiler, by name.
+      options: compiler options of XLA, by name.
     """
-    there = sharding.state_shardings(mesh, shapes)
+    shardings = sharding.state_shardings(mesh, shapes)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(there, None),  # batches lie as gptjax.sharding.place_batch puts them
-        out_shardings=(there, sharding.replicated(mesh)),
+        in_shardings=(shardings, None),  # batches keep the sharding of gptjax.sharding.place
+        out_shardings=(shardings, sharding.replicated(mesh)),
         compiler_options=options or None,
     )

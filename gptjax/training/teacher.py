@@ -1,4 +1,4 @@
-"""A teacher's part in training: a finished run says what it makes of each batch before the student reads it."""
+"""Distillation during training: adds the logits of a finished run, the teacher, to each batch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +15,20 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.distillation import TEACHER
 from gptjax.runs import run
 
-Teach = Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
+TeacherFn = Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
 
 
-def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
-    """`batch -> batch`: with the teacher's logits [B, T, V], where the objective is to learn from one.
+def make_teacher_fn(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> TeacherFn:
+    """Returns a function `batch -> batch` that adds the teacher's logits [B, T, V]; the identity without a teacher.
 
     Args:
-      config: of the student's run.
-      tokenizer: of that run.
-      mesh: where its batches lie; the teacher's parameters lie whole on each device.
+      config: of the student.
+      tokenizer: of the student.
+      mesh: of its batches; the teacher's parameters are replicated.
 
     Raises:
-      ConfigError: a teacher of another tokenizer, vocabulary or kind.
-      CheckpointError: `objective.teacher` is no run.
+      ConfigError: the teacher has another tokenizer, vocabulary or kind of model.
+      CheckpointError: `objective.teacher` is not a run.
     """
     if "distillation" not in dict(objectives.parse_objective(config.train.objective)):
         return lambda batch: batch
@@ -36,21 +36,21 @@ def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
     teacher = run.load(folder)
     if tokenizers.sha256(teacher.tokenizer) != tokenizers.sha256(tokenizer):
         raise ConfigError(f"the teacher {folder} has another tokenizer; train both on the same text and data.tokenizer")
-    theirs, ours = teacher.config.model, config.model
-    kinds = [models.MODELS[model.arch].kind for model in (theirs, ours)]
-    if kinds[0] != kinds[1] or theirs.vocabulary != ours.vocabulary:
-        what = f"a {kinds[0]} of {theirs.vocabulary} tokens, and this run a {kinds[1]} of {ours.vocabulary}"
-        raise ConfigError(f"the teacher {folder} is {what}; a student says what its teacher says")
-    if theirs.context < config.data.context:
-        raise ConfigError(f"the teacher reads {theirs.context} tokens, and data.context is {config.data.context}")
+    large, small = teacher.config.model, config.model
+    kinds = [models.MODELS[model.arch].kind for model in (large, small)]
+    if kinds[0] != kinds[1] or large.vocabulary != small.vocabulary:
+        difference = f"a {kinds[0]} of {large.vocabulary} tokens, and this run a {kinds[1]} of {small.vocabulary}"
+        raise ConfigError(f"the teacher {folder} is {difference}; they must be the same")
+    if large.context < config.data.context:
+        raise ConfigError(f"the teacher reads {large.context} tokens, and data.context is {config.data.context}")
     params = jax.device_put(teacher.params, sharding.replicated(mesh))
 
-    def said(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        found = models.forward(teacher.model, params, models.reads(teacher.model, batch))
-        logits_BTV = models.next_logits(teacher.model, found.x_BTD, found.table_VD)
+    def teacher_logits(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        output = models.forward(teacher.model, params, models.reads(teacher.model, batch))
+        logits_BTV = models.next_logits(teacher.model, output.x_BTD, output.table_VD)
         return jax.lax.with_sharding_constraint(
             logits_BTV, sharding.batch_shardings(mesh, {TEACHER: logits_BTV})[TEACHER]
         )
 
-    teach = jax.jit(said)
-    return lambda batch: batch | {TEACHER: teach(params, batch)}
+    forward = jax.jit(teacher_logits)
+    return lambda batch: batch | {TEACHER: forward(params, batch)}

@@ -185,7 +185,7 @@ def test_memory_is_counted_as_the_state_is():
     from functools import partial
 
     from gptjax import models, optim
-    from gptjax.runs.train_state import initial
+    from gptjax.runs.train_state import init_state
 
     for flags in (
         [],
@@ -199,8 +199,10 @@ def test_memory_is_counted_as_the_state_is():
         ["--config.optimizer.name=adafactor"],
     ):
         config = configs.with_vocabulary(configs.resolve(configs.read(BASE, flags)), 4096)
-        shapes = jax.eval_shape(partial(initial, models.build(config.model), optim.optimizer(config), 0))
-        least, exact = (sum(n.bytes for n in needs) for needs in (memory.least(config), memory.exact(config, shapes)))
+        shapes = jax.eval_shape(partial(init_state, models.build(config.model), optim.optimizer(config), 0))
+        least, exact = (
+            sum(n.bytes for n in needs) for needs in (memory.lower_bound(config), memory.from_state(config, shapes))
+        )
         assert 0.5 * exact < least <= exact, flags
 
 
@@ -272,11 +274,11 @@ def test_flags_that_no_machine_can_do_are_refused(trained, call, flag, expected)
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--config.init_from=nope", "--config.model.layers=3"], "init_from=nope is no run"),
+        (["--config.init_from=nope", "--config.model.layers=3"], "init_from=nope is not a run"),
         (["--config.init_from=hf:./nope", "--config.model.layers=3"], "init_from=hf:./nope: there is no folder ./nope"),
-        (["--config.init_from=nope", "--config.finetune.method=lora"], "init_from=nope is no run"),
+        (["--config.init_from=nope", "--config.finetune.method=lora"], "init_from=nope is not a run"),
         (["--config.objective.teacher=nope", "--config.train.objective=distillation", "--config.model.heads=3"],
-         "objective.teacher=nope is no run"),
+         "objective.teacher=nope is not a run"),
     ],
 )  # fmt: skip
 def test_what_is_named_must_exist_before_anything_is_concluded_from_it(tmp_path, call, flags, expected):

@@ -50,7 +50,7 @@ def test_objects_alone_are_printed(compare, pair, tmp_path, call):
 
 def test_what_cannot_be_is_one_line_and_writes_nothing(compare, pair, tmp_path, call):
     out = tmp_path / "out"
-    assert "is no run" in call(compare, pair[0], tmp_path / "nothing", f"--out={out}").refusal()
+    assert "is not a run" in call(compare, pair[0], tmp_path / "nothing", f"--out={out}").refusal()
     assert "give two or more" in call(compare, pair[0], f"--out={out}").refusal()
     assert not out.exists()
     assert "give another --out" in call(compare, *pair, f"--out={pair[1]}").refusal()

@@ -24,7 +24,7 @@ from gptjax.decode.settings import SamplingParams
 from gptjax.finetune import methods, paths, prompts
 from gptjax.objectives.row_context import make_row_context
 from gptjax.runs import adapters, chat
-from gptjax.runs.train_state import starting_from
+from gptjax.runs.train_state import init_from_base
 from gptjax.training.loop import train
 from gptjax.training.setup import check
 
@@ -206,7 +206,7 @@ def test_training_lowers_the_loss_and_changes_the_prompt_alone(tuned, base_run):
     first = methods.partition(base.params, run.config, rng.key(0, "finetune"), base.params).tuned
     assert (np.asarray(now["tokens/prompt"]) != first["tokens"]["prompt"]).all()
     state = jax.eval_shape(
-        lambda params: starting_from(params, run.model, optim.optimizer(run.config), run.config), base.params
+        lambda params: init_from_base(params, run.model, optim.optimizer(run.config), run.config), base.params
     )
     large = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert large == [(P, 16), (P, 16)] and [leaf.shape for leaf in jax.tree.leaves(state.params)] == [(P, 16)]

@@ -19,9 +19,9 @@ from gptjax.finetune import methods, paths, quantization
 from gptjax.objectives.causal import causal
 from gptjax.runs import adapters
 from gptjax.runs.checkpoints import Checkpoints
-from gptjax.runs.train_state import starting_from
+from gptjax.runs.train_state import init_from_base
 from gptjax.training import loop
-from gptjax.training.step import jitted, train_step
+from gptjax.training.step import jit_step, train_step
 
 pytest.importorskip("qwix", reason="the quant extra is not installed")
 HOWS = ("int8", "nf4")
@@ -115,7 +115,7 @@ def ended(config, workdir):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         finish = loop.finish
-        patch.setattr(loop, "finish", lambda job, state: (found.append(state), finish(job, state))[1])
+        patch.setattr(loop, "finish", lambda setup, state: (found.append(state), finish(setup, state))[1])
         loop.train(config, workdir)
     return workdir, jax.device_get(found[0].eval_params())
 
@@ -133,7 +133,7 @@ def test_only_hidden_matrices_are_quantized_and_stay_frozen(how, trained):
     config.model = base.config.model
     model, optimizer, mesh = methods.build_model(config), optim.optimizer(config), sharding.make_mesh()
     there = sharding.replicated(mesh)
-    state = jax.jit(lambda base: starting_from(base, model, optimizer, config), out_shardings=there)(base.params)
+    state = jax.jit(lambda base: init_from_base(base, model, optimizer, config), out_shardings=there)(base.params)
     leaves = paths.flat(state.frozen)
     of_few = {path for path, leaf in leaves.items() if not isinstance(leaf, jax.Array)}
     inside = ("attention/out", "attention/qkv", "mlp/down", "mlp/up")
@@ -142,7 +142,7 @@ def test_only_hidden_matrices_are_quantized_and_stay_frozen(how, trained):
     first, before = jax.device_get((state.frozen, state.params))
     ids = np.random.default_rng(0).integers(0, 9, (4, 17))
     batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((4, 16), "f")}
-    step, losses = jitted(train_step(causal(model), optimizer, mesh, 0), mesh, state), []
+    step, losses = jit_step(train_step(causal(model), optimizer, mesh, 0), mesh, state), []
     for _ in range(12):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))

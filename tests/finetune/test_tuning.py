@@ -14,7 +14,7 @@ from gptjax.core import rng
 from gptjax.finetune import methods, paths
 from gptjax.runs import adapters, pretrained
 from gptjax.runs.checkpoints import Checkpoints
-from gptjax.runs.train_state import starting_from
+from gptjax.runs.train_state import init_from_base
 
 
 def from_run(origin, **changes):
@@ -65,7 +65,7 @@ def test_checkpoints_and_optimizer_state_exclude_frozen_parameters(tune, trained
     run = gptjax.load(tune("lora"))
     tuned = {path: leaf for path, leaf in paths.flat(run.params).items() if "lora_" in path}
     shapes = jax.eval_shape(
-        lambda base: starting_from(base, run.model, optim.optimizer(run.config), run.config),
+        lambda base: init_from_base(base, run.model, optim.optimizer(run.config), run.config),
         gptjax.load(trained).params,
     )
     count = sum(leaf.size for leaf in tuned.values())
@@ -115,7 +115,7 @@ def test_adapter_loads_on_its_base_only(tune, trained, tmp_path):
         adapters.load(base, tmp_path / "adapter")
     with pytest.raises(DataError, match="is no adapter"):
         adapters.load(base, tmp_path)
-    with pytest.raises(ConfigError, match="has tuned all of its model"):
+    with pytest.raises(ConfigError, match="tuned all parameters of its model"):
         adapters.save(base, tmp_path / "third")
 
 

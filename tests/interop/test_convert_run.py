@@ -332,7 +332,7 @@ def test_convert_refuses_in_one_line(call, exported, trained, tmp_path):
     assert "--dtype is for --to=hf:" in refusal("--from=hf:a", "--to=b", "--dtype=bfloat16")
     assert "exists; give another --to" in refusal(f"--from=hf:{exported}", f"--to={trained}")
     assert "exists; give another --to" in refusal(f"--from={trained}", f"--to=hf:{exported}")
-    assert "is no run" in refusal(f"--from={tmp_path}", "--to=hf:b")
+    assert "is not a run" in refusal(f"--from={tmp_path}", "--to=hf:b")
 
 
 def test_a_run_begins_with_a_hugging_face_folder_directly(call, exported, text_file, tmp_path):
@@ -354,7 +354,7 @@ def test_a_run_begins_with_a_hugging_face_folder_directly(call, exported, text_f
     np.testing.assert_array_equal(gptjax.load(moved).logits(ids), there)
     assert call(convert, f"--from={moved}", f"--to=adapter:{tmp_path / 'adapter'}").code == 0
     shutil.rmtree(moved / "base")
-    assert "base is no run" in call(generate, f"--workdir={moved}").refusal()
+    assert "base is not a run" in call(generate, f"--workdir={moved}").refusal()
 
 
 @pytest.mark.slow
@@ -381,7 +381,7 @@ def test_cut_short_it_goes_on_from_its_base_inside(exported, text_file, tmp_path
         ({"--config.finetune.method": "rule", "--config.finetune.rule": "x/y"}, "matches no parameter"),
         ({"--config.data.path": "nowhere.txt"}, "nowhere.txt"),
         ({"--config.model.layers": "3"}, "model.layers is decided by hf:"),
-        ({"--workdir": "."}, "exists and is no run"),
+        ({"--workdir": "."}, "exists and is not a run"),
     ],
 )
 def test_what_cannot_begin_with_a_folder_leaves_nothing(

@@ -12,7 +12,7 @@ from gptjax import models, objectives, optim, sharding
 from gptjax.config.errors import ConfigError
 from gptjax.interpret import coordinates
 from gptjax.models import logical_axes, parametrization
-from gptjax.runs.train_state import initial
+from gptjax.runs.train_state import init_state
 from gptjax.training import setup
 from gptjax.training.step import train_step
 
@@ -67,7 +67,7 @@ def test_each_parameter_is_in_the_group_of_its_axes():
 def trained(config, steps=3):
     model, optimizer, mesh = models.build(config.model), optim.optimizer(config), sharding.make_mesh(data=1)
     step = jax.jit(train_step(objectives.loss(config, model), optimizer, mesh, 0))
-    state = initial(model, optimizer, 0)
+    state = init_state(model, optimizer, 0)
     for _ in range(steps):
         state, said = step(state, coordinates.drawn_batch(config, 4))
     return state, said

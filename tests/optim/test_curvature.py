@@ -11,8 +11,8 @@ from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.models.kernels import gpu
 from gptjax.objectives import normalize_weights
-from gptjax.runs.train_state import initial
-from gptjax.training.step import of_config
+from gptjax.runs.train_state import init_state
+from gptjax.training.step import make_train_step
 
 SEQ2SEQ = dict(model_arch="seq2seq", train_objective="seq2seq", data_layout="pairs", model_encoder_layers=1)
 MODELS = {
@@ -77,8 +77,8 @@ def test_sophia_uses_cudnn_attention_for_the_gradient_only(monkeypatch):
     config = tiny_config(model_kernels="gpu", optimizer_name="sophia", train_dtype="bfloat16")
     config = configs.with_vocabulary(config, 257)
     model, optimizer, mesh = models.build(config.model, "bfloat16"), optim.optimizer(config), sharding.make_mesh()
-    state = jax.eval_shape(lambda: initial(model, optimizer, 0))
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     dtypes = {"inputs_BT": "int32", "targets_BT": "int32", "weights_BT": "float32"}
     batch = {name: jax.ShapeDtypeStruct((4, 16), dtype) for name, dtype in dtypes.items()}
-    of_config(config, objectives.loss(config, model), optimizer, mesh, state).trace(state, batch)
+    make_train_step(config, objectives.loss(config, model), optimizer, mesh, state).trace(state, batch)
     assert set(asked) == {"cudnn"}

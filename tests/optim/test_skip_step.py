@@ -13,8 +13,8 @@ from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
 from gptjax.optim import skip_step
 from gptjax.optim.skip_step import Limits
-from gptjax.runs.train_state import initial
-from gptjax.training.step import jitted, train_step
+from gptjax.runs.train_state import init_state
+from gptjax.training.step import jit_step, train_step
 
 BAD_ID = 250  # a batch that begins with it is poisoned
 
@@ -45,8 +45,8 @@ def stepper(limits=skip_step.DEFAULT, how="loss", by=jnp.nan, **changes):
     config = configs.with_vocabulary(tiny_config(model_layers=1, schedule_name="constant", **changes), 257)
     model, optimizer, mesh = models.build(config.model), optim.optimizer(config), sharding.make_mesh()
     whole = sharding.replicated(mesh)
-    state = jax.jit(lambda: initial(model, optimizer, 0), out_shardings=whole)()
-    step = jitted(train_step(poisoned(model, how, by), optimizer, mesh, 0, limits=limits), mesh, state)
+    state = jax.jit(lambda: init_state(model, optimizer, 0), out_shardings=whole)()
+    step = jit_step(train_step(poisoned(model, how, by), optimizer, mesh, 0, limits=limits), mesh, state)
     return state, step.lower(state, batch_of(0)).compile({"xla_backend_optimization_level": 0})
 
 

@@ -13,9 +13,9 @@ from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
-from gptjax.runs.train_state import initial, starting_with
+from gptjax.runs.train_state import init_from_params, init_state
 from gptjax.training import loop
-from gptjax.training.step import jitted, train_step
+from gptjax.training.step import jit_step, train_step
 
 # Steps of about the same size; Adafactor's are relative to parameters of 0.02.
 RATES = dict.fromkeys(optim.OPTIMIZERS, 0.01) | {"adafactor": 0.3}
@@ -32,7 +32,7 @@ def config_of(name, **changes):
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda: initial(models.build(config_of("adamw").model), optax.identity(), 0))().params
+    return jax.jit(lambda: init_state(models.build(config_of("adamw").model), optax.identity(), 0))().params
 
 
 @pytest.mark.thorough
@@ -45,9 +45,9 @@ def test_training_and_exact_resume(name, tmp_path, params):
     whole = sharding.replicated(mesh)
     ids = np.random.default_rng(0).integers(0, 9, (8, 17))
     batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((8, 16), "f")}
-    state = jax.jit(lambda params: starting_with(params, optimizer), out_shardings=whole)(params)
-    like = shapes_on(jax.eval_shape(lambda: initial(model, optimizer, 0)), whole)
-    step = jitted(train_step(causal(model), optimizer, mesh, 0, bool(more), 2 if more else 1), mesh, state)
+    state = jax.jit(lambda params: init_from_params(params, optimizer), out_shardings=whole)(params)
+    like = shapes_on(jax.eval_shape(lambda: init_state(model, optimizer, 0)), whole)
+    step = jit_step(train_step(causal(model), optimizer, mesh, 0, bool(more), 2 if more else 1), mesh, state)
     step = step.lower(state, batch).compile({"xla_backend_optimization_level": 0})  # compiles in half the time
 
     def steps(state, count):
@@ -94,7 +94,7 @@ def test_averages_are_loaded_and_runs_resume_exactly(name, tmp_path, text_file, 
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["val/loss"] == pytest.approx(summary["val_loss"], rel=1e-6), "the sample is the whole"
 
-    like = jax.eval_shape(lambda: initial(run.model, optim.optimizer(config), 0))
+    like = jax.eval_shape(lambda: init_state(run.model, optim.optimizer(config), 0))
     like = shapes_on(like, sharding.replicated(sharding.make_mesh()))
     states = []
     for folder in ("whole", "cut"):

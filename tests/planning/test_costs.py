@@ -129,7 +129,7 @@ def test_a_cached_program_of_other_names_is_not_used():
         (["--config.data.tokenizer=bert"], "unknown tokenizer 'bert'"),
         (["--config.model.vocabulary=100"], "model.vocabulary=100 is smaller than the tokenizer's 4096 (bpe:4096)"),
         (["--config.model.heads=5"], "model.heads=5 does not divide model.width=128"),
-        (["--config.init_from=nowhere"], "nowhere is no run: it has no config.json"),
+        (["--config.init_from=nowhere"], "nowhere is not a run: it has no config.json"),
         (["--config.init_from=hf:gpt2"], "init_from=hf:gpt2 has to be a run: python -m gptjax.convert"),
     ],
 )

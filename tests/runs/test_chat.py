@@ -21,7 +21,7 @@ from gptjax.decode import detokenize
 from gptjax.interop import convert_run
 from gptjax.runs import chat
 from gptjax.runs.chat import Template
-from gptjax.runs.directory import CHAT_TEMPLATE, keep_original_tokenizer
+from gptjax.runs.directory import CHAT_TEMPLATE, copy_original_tokenizer
 from gptjax.runs.run import Run
 
 CHATML = """
@@ -317,9 +317,9 @@ def test_a_run_that_begins_with_another_has_its_template(tmp_path):
     for name in ("one", "other", "third", "fourth"):
         (tmp_path / name / "tokenizer").mkdir(parents=True)
     (tmp_path / "one" / CHAT_TEMPLATE).write_text(LLAMA3)
-    keep_original_tokenizer(tmp_path / "one", tmp_path / "other")
+    copy_original_tokenizer(tmp_path / "one", tmp_path / "other")
     assert chat.load_template(tmp_path / "other").text == LLAMA3
-    keep_original_tokenizer(tmp_path / "third", tmp_path / "fourth")
+    copy_original_tokenizer(tmp_path / "third", tmp_path / "fourth")
     with pytest.raises(ConfigError, match="fourth has no chat template; give one .* --chat_template"):
         chat.load_template(tmp_path / "fourth")
 

@@ -1,4 +1,4 @@
-"""When a run saves and what it keeps."""
+"""Policies of checkpoints: when to save, and which to keep."""
 
 import pytest
 from conftest import tiny_config
@@ -26,7 +26,7 @@ def test_a_run_saves_at_multiples_and_after_the_last_step(settings, expected):
     assert [step for step in range(1, 11) if is_due(step)] == expected
 
 
-def test_a_run_saves_when_as_many_minutes_have_passed_since_it_last_did():
+def test_a_run_saves_after_some_minutes_without_a_save():
     is_due, now = due(every_steps=0, every_minutes=1.5)
     saved = []
     for step in range(1, 13):
@@ -37,7 +37,7 @@ def test_a_run_saves_when_as_many_minutes_have_passed_since_it_last_did():
     assert saved == [5, 10], "90 seconds are over after the fifth step of 20"
 
 
-def test_after_a_save_that_failed_a_run_waits_and_then_saves_at_any_step():
+def test_after_a_failed_save_a_run_waits_and_retries_at_any_step():
     is_due, now = due(last=20, every_steps=4)
     now[0] = 100.0
     assert not is_due(4, retry_at=101.0)
@@ -48,15 +48,15 @@ def test_after_a_save_that_failed_a_run_waits_and_then_saves_at_any_step():
 def test_the_newest_the_periodic_and_the_best_are_kept():
     losses = {100: 3.0, 150: 1.0, 200: 2.0, 250: 2.0, 350: 4.0}
     steps = [50, 100, 150, 200, 250, 300, 350, 400]
-    assert Retention(2).kept(steps, losses) == {350, 400}
-    assert Retention(1, every=200).kept(steps, losses) == {200, 400}
-    assert Retention(1, best=2).kept(steps, losses) == {150, 200, 400}, "of equals the earlier"
-    assert Retention(1, every=100, best=1).kept(steps, losses) == {100, 150, 200, 300, 400}
-    assert Retention(9).kept(steps, {}) == set(steps)
-    assert Retention(1, best=1).kept([350, 400], losses) == {350, 400}, "a loss alone is no checkpoint"
+    assert Retention(2).steps_to_keep(steps, losses) == {350, 400}
+    assert Retention(1, every=200).steps_to_keep(steps, losses) == {200, 400}
+    assert Retention(1, best=2).steps_to_keep(steps, losses) == {150, 200, 400}, "of equals the earlier"
+    assert Retention(1, every=100, best=1).steps_to_keep(steps, losses) == {100, 150, 200, 300, 400}
+    assert Retention(9).steps_to_keep(steps, {}) == set(steps)
+    assert Retention(1, best=1).steps_to_keep([350, 400], losses) == {350, 400}, "a loss alone is no checkpoint"
 
 
-def test_a_loss_is_among_the_best_where_it_drives_one_out_or_there_is_room():
+def test_a_loss_is_among_the_best_if_it_replaces_one_or_fewer_are_kept():
     assert not Retention(1).is_among_best(0.0, {})
     assert Retention(1, best=1).is_among_best(9.0, {})
     assert Retention(1, best=2).is_among_best(2.5, {1: 2.0, 2: 3.0, 3: 9.0})

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, and damage is seen."""
+"""Checkpoints: restored bit for bit, and checked for damage."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ from gptjax import models, optim, sharding
 from gptjax.config.errors import CheckpointError
 from gptjax.runs import checkpoint_dir, integrity
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
-from gptjax.runs.train_state import TrainState, initial
+from gptjax.runs.train_state import TrainState, init_state
 
 # Tasks that orbax gives up when a save fails.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 
 def state_of(seed=0, **changes):
     config = configs.with_vocabulary(tiny_config(**changes), 257)
-    return initial(models.build(config.model), optim.optimizer(config), seed)
+    return init_state(models.build(config.model), optim.optimizer(config), seed)
 
 
 def like(state):
@@ -46,7 +46,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_what_is_saved_comes_back_and_the_oldest_goes(saved):
+def test_states_are_restored_and_the_oldest_is_deleted(saved):
     workdir, state = saved
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3"]
     with Checkpoints(workdir) as checkpoints:
@@ -55,23 +55,23 @@ def test_what_is_saved_comes_back_and_the_oldest_goes(saved):
         equal(checkpoints.restore_params(like(state.params)), state.params)
 
 
-def test_another_models_checkpoint_is_refused(saved):
+def test_a_checkpoint_of_another_model_is_refused(saved):
     workdir, _ = saved
     with (
         Checkpoints(workdir) as checkpoints,
-        pytest.raises(CheckpointError, match="is of another model or cannot be read"),
+        pytest.raises(CheckpointError, match="belongs to another model or cannot be read"),
     ):
         checkpoints.restore(like(state_of(model_width=32)))
 
 
 @pytest.mark.parametrize("keep", [None, 1])
-def test_no_checkpoint_is_refused(tmp_path, keep):
+def test_a_missing_checkpoint_is_refused(tmp_path, keep):
     with Checkpoints(tmp_path, keep) as checkpoints, pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoints.restore(like(state_of()))
     assert (tmp_path / "checkpoints").exists() == (keep is not None), "who only reads makes nothing"
 
 
-def test_a_half_written_checkpoint_goes_when_training_goes_on_and_stays_for_readers(saved, tmp_path):
+def test_an_incomplete_checkpoint_is_removed_by_the_writer_and_ignored_by_readers(saved, tmp_path):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     half = shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
     with Checkpoints(workdir) as checkpoints:
@@ -83,7 +83,7 @@ def test_a_half_written_checkpoint_goes_when_training_goes_on_and_stays_for_read
 
 
 def damaged(path, how):
-    """Does to a file what disks and people do."""
+    """Damages a file as disks and people do."""
     content = path.read_bytes()
     if how == "removed":
         path.unlink()
@@ -95,7 +95,7 @@ def damaged(path, how):
 
 
 def files_of(workdir, step, part):
-    """The files of a checkpoint: the parameters', or all others."""
+    """Lists the files of a checkpoint: those of the parameters, or all others."""
     folder = workdir / "checkpoints" / str(step)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in paths if (path.relative_to(folder).parts[0] == "params") == (part == "params")]
@@ -106,7 +106,7 @@ HOW = ["cut", "emptied", "flipped", "removed"]
 
 @pytest.mark.parametrize("part", ["params", "rest"])
 @pytest.mark.parametrize("how", HOW)
-def test_any_damaged_file_of_the_newest_leads_back_to_the_one_before(saved, tmp_path, capsys, how, part):
+def test_any_damaged_file_of_the_newest_selects_the_one_before(saved, tmp_path, capsys, how, part):
     workdir, state = saved
     names = [path.relative_to(workdir) for path in files_of(workdir, 3, part)]
     assert len(names) >= 5
@@ -126,7 +126,7 @@ def test_any_damaged_file_of_the_newest_leads_back_to_the_one_before(saved, tmp_
             continue
         assert name.name in said
         # Who reads parameters alone minds damage to them alone.
-        assert checkpoint_dir.first_whole(checkpoints.directory, [3, 2], "params") == (2 if part == "params" else 3)
+        assert checkpoint_dir.first_intact(checkpoints.directory, [3, 2], "params") == (2 if part == "params" else 3)
     checkpoints = Checkpoints(copy)
     equal(checkpoints.restore(like(state)), state.replace(step=state.step + 2))
     equal(checkpoints.restore_params(like(state.params)), state.params)
@@ -134,28 +134,26 @@ def test_any_damaged_file_of_the_newest_leads_back_to_the_one_before(saved, tmp_
 
 @pytest.mark.parametrize("part", ["params", "rest"])
 @pytest.mark.parametrize("how", HOW)
-def test_where_all_are_damaged_none_is_taken(saved, tmp_path, how, part):
+def test_damage_of_all_checkpoints_is_an_error(saved, tmp_path, how, part):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     for step in (2, 3):
         damaged(max(files_of(workdir, step, part), key=lambda path: path.stat().st_size), how)
     with Checkpoints(workdir) as checkpoints:
-        with pytest.raises(
-            CheckpointError, match=r"no checkpoint that can be used; damaged are 3: .*; 2: .*; put back"
-        ):
+        with pytest.raises(CheckpointError, match=r"no usable checkpoint; damaged: 3: .*; 2: .*; restore"):
             checkpoints.newest_usable()
         if part == "params":
-            with pytest.raises(CheckpointError, match="can be used"):
+            with pytest.raises(CheckpointError, match="usable"):
                 checkpoints.restore_params(like(saved[1].params))
 
 
-def test_damaged_ones_are_set_aside_when_training_goes_on(saved, tmp_path, capsys):
+def test_damaged_checkpoints_are_quarantined_when_training_resumes(saved, tmp_path, capsys):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     for aside in ("damaged-3", "damaged-3.2"):
         damaged(workdir / "checkpoints" / "3" / "rest" / "_METADATA", "cut")
         with Checkpoints(workdir, keep=2) as checkpoints:
             assert checkpoints.newest_usable() == 2
-            checkpoints.set_aside_after(2)
-            assert f"checkpoint 3 is kept as {workdir / 'checkpoints' / aside}" in capsys.readouterr().err
+            checkpoints.quarantine_after(2)
+            assert f"checkpoint 3 is quarantined as {workdir / 'checkpoints' / aside}" in capsys.readouterr().err
             checkpoints.save(3, saved[1])
             checkpoints.wait()
             assert checkpoints.newest_usable() == 3
@@ -163,14 +161,14 @@ def test_damaged_ones_are_set_aside_when_training_goes_on(saved, tmp_path, capsy
     assert names == ["2", "3", "damaged-3", "damaged-3.2"]
 
 
-def test_a_half_written_one_is_told_of_and_alone_is_no_reason_to_refuse(saved, tmp_path, capsys):
+def test_an_incomplete_checkpoint_is_reported_and_ignored(saved, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(saved[0] / "checkpoints" / "3", workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
     assert Checkpoints(workdir).newest_usable() is None
-    assert "checkpoint 4 is half-written" in capsys.readouterr().err
+    assert "checkpoint 4 is incomplete" in capsys.readouterr().err
 
 
-def test_a_reader_goes_on_with_the_newer_one_where_the_writer_deletes_the_one_it_reads(saved, tmp_path, capsys):
+def test_a_reader_takes_the_newer_checkpoint_if_the_writer_deletes_the_one_it_reads(saved, tmp_path, capsys):
     directory = shutil.copytree(saved[0] / "checkpoints", tmp_path / "checkpoints")
 
     def as_a_run_saves(path):
@@ -181,11 +179,11 @@ def test_a_reader_goes_on_with_the_newer_one_where_the_writer_deletes_the_one_it
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(integrity, "digest", as_a_run_saves)
-        assert checkpoint_dir.first_whole(directory, [3, 2]) == 4
+        assert checkpoint_dir.first_intact(directory, [3, 2]) == 4
     assert capsys.readouterr().err == ""
 
 
-def test_the_digests_are_those_that_sha256sum_checks(saved):
+def test_sha256sum_accepts_the_digests(saved):
     if not shutil.which("sha256sum"):
         pytest.skip("needs sha256sum")
     folder = saved[0] / "checkpoints" / "3"
@@ -194,7 +192,7 @@ def test_the_digests_are_those_that_sha256sum_checks(saved):
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
-def test_of_the_best_as_many_are_kept_as_asked_for(tmp_path):
+def test_keep_best_keeps_that_number_of_checkpoints(tmp_path):
     state = state_of()
     with Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2) as checkpoints:
         for step, loss in enumerate([5.0, 2.0, None, 4.0, 3.0, 6.0, 7.0], start=1):
@@ -206,7 +204,7 @@ def test_of_the_best_as_many_are_kept_as_asked_for(tmp_path):
     # A new session knows them; "best" is the least loss, and the next where that one is damaged.
     with Checkpoints(tmp_path, keep=1, keep_best=2) as again:
         assert again.is_among_best(2.9) and not again.is_among_best(3.0) and not again.is_among_best(float("nan"))
-    assert checkpoint_dir.wanted(reader.directory, "best") == [2, 5, 4, 7]
+    assert checkpoint_dir.candidate_steps(reader.directory, "best") == [2, 5, 4, 7]
     with pytest.raises(CheckpointError, match="no checkpoint of step 3; there are 2, 4, 5, 7"):
         reader.restore_params(like(state.params), 3)
     equal(reader.restore_params(like(state.params), "best"), state.params)
@@ -244,8 +242,8 @@ assert again.params["both"].addressable_shards[0].data.shape == (2, 8)
 """
 
 
-def test_a_checkpoint_is_read_on_any_mesh(tmp_path):
-    """Written on eight devices, read on four of them cut in another way, and here whole on one."""
+def test_a_checkpoint_is_restored_on_any_mesh(tmp_path):
+    """Written on eight devices, read on four with another sharding, and here on one."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES, tmp_path], env=environment, check=True, cwd=ROOT)
     square = np.arange(64, dtype=np.float32).reshape(8, 8)
@@ -259,13 +257,13 @@ def test_a_checkpoint_is_read_on_any_mesh(tmp_path):
 
 @pytest.fixture
 def limited():
-    """`limited(bytes)`: no file can grow beyond that, which no root can get around; None: it can again."""
+    """`limited(bytes)` limits the size of files, also for root; None removes the limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_save_that_fails_is_told_once_and_tried_again_and_takes_nothing_with_it(tmp_path, capsys, limited):
+def test_a_failed_save_is_logged_once_and_retried_and_loses_nothing(tmp_path, capsys, limited):
     now, state = [0.0], state_of()
     with Checkpoints(tmp_path, keep=1, clock=lambda: now[0]) as checkpoints:
         checkpoints.save(1, state)
@@ -291,8 +289,8 @@ def test_a_save_that_fails_is_told_once_and_tried_again_and_takes_nothing_with_i
         equal(checkpoints.restore(like(state)), state.replace(step=state.step + 5))
 
 
-def test_what_a_failed_save_still_writes_is_in_nobodys_way(tmp_path, monkeypatch, limited):
-    """Its threads put a file into the folder that the next save clears away: that is tried again, too."""
+def test_late_writes_of_a_failed_save_do_no_harm(tmp_path, monkeypatch, limited):
+    """Its threads write into the folder that the next save removes; that is retried, too."""
     monkeypatch.setattr("gptjax.runs.checkpoints.RETRY_SECONDS", 0.01)
     state = state_of()
     with Checkpoints(tmp_path, keep=1) as checkpoints:
@@ -308,7 +306,7 @@ def test_what_a_failed_save_still_writes_is_in_nobodys_way(tmp_path, monkeypatch
     assert Checkpoints(tmp_path).newest_usable() == 1
 
 
-def test_the_last_one_is_tried_for_a_while_and_then_the_run_fails(tmp_path, monkeypatch, capsys, limited):
+def test_the_last_checkpoint_is_retried_for_a_while_before_the_run_fails(tmp_path, monkeypatch, capsys, limited):
     monkeypatch.setattr("gptjax.runs.checkpoints.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("gptjax.runs.checkpoints.LAST_SAVE_SECONDS", 0.5)
     state = state_of()
@@ -321,6 +319,6 @@ def test_the_last_one_is_tried_for_a_while_and_then_the_run_fails(tmp_path, monk
         checkpoints.save(2, state)
         checkpoints.finish(state)
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and told[1].startswith("checkpoint 2 is the last one; it is tried for")
+    assert len(told) == 2 and told[1].startswith("checkpoint 2 is the last one; retrying for")
     limited(None)
     assert Checkpoints(tmp_path).newest_usable() == 1

@@ -1,4 +1,4 @@
-"""A run in a notebook: its table, its logits, what it refuses."""
+"""A run in a notebook: its table, its logits, and refused inputs."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def test_rows_have_shape_count_and_norm_and_folders_their_sum():
     ]
 
 
-def test_a_single_number_has_its_line():
+def test_a_scalar_has_its_line():
     text = parameter_table.as_text({"share": np.array(0.5, "f"), "w": np.ones(3, "f")})
     assert [line.split() for line in text.splitlines()[1:3]] == [
         ["share", "one", "1", "0.500"],
@@ -34,14 +34,14 @@ def test_a_single_number_has_its_line():
     ]
 
 
-def test_a_run_shows_itself_as_text(run):
+def test_a_run_has_a_text_representation(run):
     lines = repr(run).splitlines()
     total = sum(p.size for p in jax.tree.leaves(run.params))
     assert any(line.split()[:4] == ["block_0/attention/qkv/kernel", "16", "x", "48"] for line in lines)
     assert lines[-1].split()[:2] == ["total", f"{total:,}"]
 
 
-def test_a_run_shows_itself_in_a_notebook(run):
+def test_a_run_has_an_html_representation(run):
     text = treescope.render_to_text(parameter_table.Table(run.params, "runs/tiny"))
     norm = np.linalg.norm(run.params["block_0"]["attention"]["qkv"]["kernel"])
     assert "runs/tiny" in text and f"16 x 48           768  {norm:10.3f}" in text
@@ -65,16 +65,16 @@ def test_logits_are_numpy_in_and_out_and_equal_the_models(run):
         ([[0] * 17], "17 tokens are more"),
     ],
 )
-def test_ids_that_cannot_be_are_refused(run, ids, expected):
+def test_invalid_ids_are_refused(run, ids, expected):
     with pytest.raises(DataError, match=expected):
         run.logits(ids)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"is no run: it has no config.json"):
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not a run: it has no config.json"):
         gptjax.load(tmp_path)
 
 
-def test_where_an_array_lies_is_a_picture():
+def test_a_sharding_is_rendered():
     shown = parameter_table.sharding_html(jax.numpy.zeros((4, 8)))
     assert "<" in shown and len(shown) > 200

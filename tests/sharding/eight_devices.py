@@ -18,10 +18,10 @@ from gptjax import models, optim, sharding
 from gptjax.config import checks
 from gptjax.models.kernels import gpu
 from gptjax.objectives.causal import causal
-from gptjax.runs.train_state import initial
+from gptjax.runs.train_state import init_state
 from gptjax.training import mesh_checks
 from gptjax.training.setup import CHOICES
-from gptjax.training.step import of_config
+from gptjax.training.step import make_train_step
 
 MODEL = dict(model_heads=4, model_width=32, optimizer_learning_rate=1e-3, data_batch_size=16, train_steps=20)
 EXPERTS = MODEL | dict(model_mlp="experts")
@@ -97,7 +97,7 @@ def trained(changes, sizes):
     optimizer = optim.optimizer(config)
 
     def start():
-        return initial(model, optimizer, 0)
+        return init_state(model, optimizer, 0)
 
     state = jax.jit(start, out_shardings=sharding.state_shardings(mesh, jax.eval_shape(start)))()
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -111,7 +111,7 @@ def trained(changes, sizes):
         weights = (rng.random((16, 16)) < 0.7).astype("f")
         batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": weights}
         batch = sharding.place_batch(batch, mesh)
-        step = step or of_config(config, causal(model), optimizer, mesh, state).lower(state, batch).compile()
+        step = step or make_train_step(config, causal(model), optimizer, mesh, state).lower(state, batch).compile()
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     stays = [leaf.sharding for leaf in jax.tree.leaves(state)] == [leaf.sharding for _, leaf in leaves]

@@ -1,4 +1,4 @@
-"""Runs as tables: what they count, which belong together, which cannot be compared, and how a difference is tested."""
+"""Tables of runs: cumulative costs, groups, comparability, and significance tests."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from gptjax.training.monitoring import metrics
 
 @pytest.fixture
 def copies(trained, tmp_path):
-    """`copies(name, val_loss, **keys)`: the tiny run once more, as if its config and result had been those."""
+    """`copies(name, val_loss, **keys)`: a copy of the tiny run with another config and result."""
 
     def made(name, val_loss=2.0, **keys):
         shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
@@ -34,14 +34,14 @@ def copies(trained, tmp_path):
     return made
 
 
-def test_a_table_has_the_lines_and_what_was_spent_until_each(trained):
+def test_a_table_has_the_lines_with_cumulative_costs(trained):
     table, run = runs_table.read(trained), gptjax.load(trained)
     assert list(table.columns["step"]) == [2, 4, 6, 8]
     assert list(table.columns["tokens"]) == [2 * 64, 4 * 64, 6 * 64, 8 * 64]
     each = metrics.flops_per_token(run.params, run.config.model, 16)
     assert table.columns["flops"] == pytest.approx(each * table.columns["tokens"])
-    assert list(table.looks("loss")) == [False, True, False, True]
-    assert table.end("loss") == json.loads((trained / "summary.json").read_text())["val_loss"]
+    assert list(table.has_measure("loss")) == [False, True, False, True]
+    assert table.final_value("loss") == json.loads((trained / "summary.json").read_text())["val_loss"]
 
 
 def test_norms_are_found_by_group(tmp_path):
@@ -72,10 +72,12 @@ def test_stages_count_with_their_own_batches(text_file):
 
 def test_runs_that_differ_in_seed_alone_are_a_group(copies):
     paths = [copies("a"), copies("b", seed=1), copies("c", optimizer_learning_rate=0.5), copies("d", log_every_steps=7)]
-    groups = runs_table.grouped([runs_table.read(path) for path in paths])
+    groups = runs_table.group_runs([runs_table.read(path) for path in paths])
     assert [[run.workdir.name for run in group.runs] for group in groups] == [["a", "b", "d"], ["c"]]
     assert [group.name for group in groups] == ["learning_rate=0.006", "learning_rate=0.5"]
-    assert runs_table.differing([group.runs[0] for group in groups]) == {"optimizer.learning_rate": [0.006, 0.5]}
+    assert runs_table.config_differences([group.runs[0] for group in groups]) == {
+        "optimizer.learning_rate": [0.006, 0.5]
+    }
 
 
 def test_welch_against_its_formula(copies):
@@ -85,7 +87,7 @@ def test_welch_against_its_formula(copies):
         for rate, own in values.items()
         for seed, value in enumerate(own)
     ]
-    (found,) = runs_table.welch(runs_table.grouped([runs_table.read(path) for path in paths]), "loss")
+    (found,) = runs_table.welch(runs_table.group_runs([runs_table.read(path) for path in paths]), "loss")
     one, two = map(np.array, values.values())
     spread = [own.var(ddof=1) / len(own) for own in (one, two)]
     t = (one.mean() - two.mean()) / math.sqrt(sum(spread))
@@ -95,8 +97,8 @@ def test_welch_against_its_formula(copies):
     assert found.p == pytest.approx((abs(drawn) > abs(t)).mean(), rel=0.02)
 
 
-def test_one_run_of_a_group_is_no_evidence(copies):
-    groups = runs_table.grouped(
+def test_one_run_per_group_gives_no_p_value(copies):
+    groups = runs_table.group_runs(
         [runs_table.read(copies("a")), runs_table.read(copies("b", 1.0, optimizer_learning_rate=0.5))]
     )
     assert [one.p for one in runs_table.welch(groups, "loss")] == [None]
@@ -110,7 +112,7 @@ def test_other_tokenizers_leave_bits_per_byte(copies):
     assert runs_table.comparable([runs_table.read(first), runs_table.read(second)]) == "bits_per_byte"
 
 
-def test_what_cannot_be_compared(copies, tmp_path):
+def test_runs_that_are_not_comparable_are_refused(copies, tmp_path):
     first, other = runs_table.read(copies("a")), copies("b")
     with pytest.raises(DataError, match="one run"):
         runs_table.comparable([first])
@@ -123,5 +125,5 @@ def test_what_cannot_be_compared(copies, tmp_path):
     (other / "metrics.jsonl").unlink()
     with pytest.raises(DataError, match="no metrics"):
         runs_table.read(other)
-    with pytest.raises(CheckpointError, match="is no run"):
+    with pytest.raises(CheckpointError, match="is not a run"):
         runs_table.read(tmp_path / "nothing")

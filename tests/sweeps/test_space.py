@@ -1,4 +1,4 @@
-"""What is swept: flags read and refused, ranges drawn, scales told apart."""
+"""Search spaces: flags are read or refused, ranges drawn, and scales detected."""
 
 import json
 import sys
@@ -34,16 +34,19 @@ RATE = "optimizer.learning_rate"
         (["--set", "seed=1", "--config.seed=2"], "seed is swept and set by --config.seed"),
         (["--set", f"{RATE}=log:1e-4..1e-2"], "is a range; give --random=N or --optuna=N too"),
         (["--set", f"{RATE}=log:1e-2..1e-4", "--random=2"], "the range is empty"),
-        (["--set", f"{RATE}=log:0..1", "--random=2"], "a log range begins above 0"),
-        (["--set", f"{RATE}=int:0.5..1", "--random=2"], "an int range has whole ends"),
-        (["--set", "optimizer.name=lin:1..2", "--random=2"], "optimizer.name holds no numbers"),
+        (["--set", f"{RATE}=log:0..1", "--random=2"], "a log range must start above 0"),
+        (["--set", f"{RATE}=int:0.5..1", "--random=2"], "an int range needs integer bounds"),
+        (["--set", "optimizer.name=lin:1..2", "--random=2"], "optimizer.name is not a number"),
         (["--set", "seed=1", "--random=0"], "--random: it must be at least 1, not 0"),
         (["--set", "seed=1", "--random=2", "--optuna=2"], "--random and --optuna do not go together"),
         (["--set", "seed=1", "--storage=x"], "--storage and --study are for --optuna=N"),
         (["--files=absent.json"], "cannot read absent.json"),
         (["--files="], "the list is empty"),
         ([], "nothing is swept"),
-        (["--set", "model.heads=2,3"], "the trial heads=3 cannot be: model.heads=3 does not divide model.width=128"),
+        (
+            ["--set", "model.heads=2,3"],
+            "the trial heads=3 is impossible: model.heads=3 does not divide model.width=128",
+        ),
         (["--sets", "seed=1"], "unknown flag --sets"),
     ],
 )
@@ -53,17 +56,17 @@ def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(tmp_path, call
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_directory_that_is_no_sweeps_is_refused(trained, tmp_path, call):
+def test_a_directory_of_something_else_is_refused(trained, tmp_path, call):
     (tmp_path / "file").write_text("")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("")
     flags = [f"--config={BASE}", "--set", "seed=0"]
-    assert "is a run, and no sweep" in call(sweep, *flags, f"--workdir={trained}").refusal()
-    assert "exists and is no sweep" in call(sweep, *flags, f"--workdir={tmp_path / 'notes'}").refusal()
+    assert "is a run, not a sweep" in call(sweep, *flags, f"--workdir={trained}").refusal()
+    assert "exists and is not a sweep" in call(sweep, *flags, f"--workdir={tmp_path / 'notes'}").refusal()
     assert "File exists" in call(sweep, *flags, f"--workdir={tmp_path / 'file' / 'sweep'}").refusal()
 
 
-def test_values_have_their_keys_types_and_commas_in_brackets_divide_nothing():
+def test_values_have_the_types_of_their_keys_and_commas_in_brackets_do_not_split():
     sets = ["model.layers=2,3", f"{RATE}=1,1e-3", "model.use_bias=true,false", "data.stages=((10,8,64),),()"]
     found = space.read(sets, BASE, [])
     expected = [(2, 3), (1.0, 0.001), (True, False), (((10, 8, 64),), ())]
@@ -84,9 +87,9 @@ def test_draws_stay_in_their_range_and_fill_it_evenly_on_its_scale():
     assert min(whole) == 1 and max(whole) > 80 and abs(np.mean(np.array(whole) <= 10) - 0.5) < 0.1
 
 
-def test_more_draws_leave_the_first_as_they_are():
+def test_more_draws_do_not_change_the_first():
     axes = space.read([f"{RATE}=log:1e-4..1e-2"], BASE, [])
-    few, many = (trials.random(Search(BASE, [], axes, "random", wanted, 7)) for wanted in (3, 6))
+    few, many = (trials.random(Search(BASE, [], axes, "random", n_trials, 7)) for n_trials in (3, 6))
     assert many[:3] == few and len({one[RATE] for one in many}) == 6
     assert trials.random(Search(BASE, [], axes, "random", 3, 8)) != few
 
@@ -98,24 +101,24 @@ def test_files_are_objects_or_recipes_and_combine_with_lists(tmp_path):
     files = [str(tmp_path / "a.json"), str(tmp_path / "b.py")]
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     search = Search(BASE, [], space.read(["seed=0,1"], BASE, []), "files", files=files)
-    found = [one.values for one in trials.chosen(search, tmp_path)]
+    found = [one.values for one in trials.list_trials(search, tmp_path)]
     plain = configs.read(BASE).optimizer.learning_rate
     assert found == [
         {RATE: rate, "model.layers": layers, "seed": seed} for rate, layers in ((1.0, 3), (plain, 5)) for seed in (0, 1)
     ]
     (tmp_path / "a.json").write_text('{"model.layer": 3}')
     with pytest.raises(configs.ConfigError, match=r"a.json: unknown key model.layer; did you mean model.layers"):
-        trials.chosen(search, tmp_path)
+        trials.list_trials(search, tmp_path)
 
 
-def test_a_trials_name_follows_from_its_values_alone():
+def test_the_name_of_a_trial_depends_only_on_its_values():
     one, other = {RATE: 0.001, "seed": 1}, {"seed": 1, RATE: 0.001}
-    assert trials.name_of(one).rsplit("-", 1)[1] == trials.name_of(other).rsplit("-", 1)[1]
-    assert trials.name_of(one) != trials.name_of({RATE: 0.0010000001, "seed": 1})
-    assert "/" not in trials.name_of({"data.path": "/tmp/a b"})
+    assert trials.trial_name(one).rsplit("-", 1)[1] == trials.trial_name(other).rsplit("-", 1)[1]
+    assert trials.trial_name(one) != trials.trial_name({RATE: 0.0010000001, "seed": 1})
+    assert "/" not in trials.trial_name({"data.path": "/tmp/a b"})
 
 
-def test_a_recipe_that_is_written_gives_the_same_config_and_its_types(tmp_path):
+def test_a_written_recipe_has_the_same_config_and_types(tmp_path):
     config = space.with_values(configs.read(BASE, overrides()), {RATE: 0.5, "data.stages": ((10, 8, 64),)})
     path = tmp_path / "best.py"
     path.write_text(recipe.as_recipe(config, "the best", [RATE]))

@@ -1,4 +1,4 @@
-"""An Optuna study as a sweep's chooser, with trials whose loss is a formula in place of a run."""
+"""Sweeps by an Optuna study, with trials whose loss is a formula instead of a run."""
 
 import math
 import sys
@@ -17,19 +17,19 @@ pytest.importorskip("optuna", reason="optuna is not installed")
 RATE = "optimizer.learning_rate"
 
 
-def searched(*sets, wanted=8, seed=0):
+def searched(*sets, n_trials=8, seed=0):
     flags = overrides()
-    return Search(BASE, flags, space.read(sets, BASE, flags), "optuna", wanted, seed)
+    return Search(BASE, flags, space.read(sets, BASE, flags), "optuna", n_trials, seed)
 
 
 def loss_of(values):
-    """Least at a rate of 0.01."""
+    """Loss with its minimum at a rate of 0.01."""
     return math.log10(values[RATE] / 0.01) ** 2
 
 
 @pytest.fixture
 def formula(monkeypatch):
-    """Trials that do not train; yields the values that were asked for. Those with a rate above 1 diverge."""
+    """Replaces training by a formula; yields the suggested values. Trials with a rate above 1 diverge."""
     asked = []
 
     def train(trial, watch, on_line=lambda line: None):
@@ -52,8 +52,8 @@ def run(search, folder, storage="", on_result=lambda result: None):
     return sweep.run_study(search, folder, sweep.Storage(str(storage), "one"), on_result)
 
 
-def test_a_study_finds_the_least_and_stops_what_is_worse(tmp_path, formula):
-    found = run(searched(f"{RATE}=log:1e-5..10", wanted=30), tmp_path / "a")
+def test_a_study_finds_the_minimum_and_prunes_worse_trials(tmp_path, formula):
+    found = run(searched(f"{RATE}=log:1e-5..10", n_trials=30), tmp_path / "a")
     assert len(found) == 30
     by_status = {status: [one for one in found if one.status == status] for status in (DONE, PRUNED, DIVERGED)}
     assert all(by_status.values())
@@ -61,8 +61,8 @@ def test_a_study_finds_the_least_and_stops_what_is_worse(tmp_path, formula):
     assert max(one.loss for one in by_status[DONE][2:]) < max(one.loss for one in by_status[PRUNED])
 
 
-def test_a_study_that_was_cut_short_asks_for_what_it_would_have_asked_for(tmp_path, formula):
-    search = searched(f"{RATE}=log:1e-5..1", "model.use_bias=true,false", wanted=14)
+def test_an_interrupted_study_suggests_the_same_values(tmp_path, formula):
+    search = searched(f"{RATE}=log:1e-5..1", "model.use_bias=true,false", n_trials=14)
     whole = run(search, tmp_path / "whole")
 
     def interrupt(result):
@@ -73,12 +73,12 @@ def test_a_study_that_was_cut_short_asks_for_what_it_would_have_asked_for(tmp_pa
         run(search, tmp_path / "cut", on_result=interrupt)
     assert run(search, tmp_path / "cut") == whole and len(formula) == 28
     assert run(search, tmp_path / "cut") == whole and len(formula) == 28, "a finished one repeats nothing"
-    more = run(search._replace(wanted=16), tmp_path / "cut")
+    more = run(search._replace(n_trials=16), tmp_path / "cut")
     assert more[:14] == whole and len(more) == 16
 
 
-def test_a_trial_that_its_process_left_is_gone_on_with(tmp_path, formula, monkeypatch):
-    search = searched(f"{RATE}=log:1e-5..1", wanted=4)
+def test_an_abandoned_trial_is_resumed(tmp_path, formula, monkeypatch):
+    search = searched(f"{RATE}=log:1e-5..1", n_trials=4)
     whole = run(search, tmp_path / "whole")
     train, calls = training.train, []
 
@@ -96,33 +96,33 @@ def test_a_trial_that_its_process_left_is_gone_on_with(tmp_path, formula, monkey
     assert calls[2].values == calls[3].values, "the one in hand comes first"
 
 
-def test_lists_are_tried_out_and_no_values_twice(tmp_path, formula):
-    found = run(searched(f"{RATE}=0.01,0.1", "data.stages=((4,8,16),),()", wanted=50), tmp_path / "a")
+def test_lists_are_exhausted_without_duplicates(tmp_path, formula):
+    found = run(searched(f"{RATE}=0.01,0.1", "data.stages=((4,8,16),),()", n_trials=50), tmp_path / "a")
     assert len(found) == len(formula) == 4
     assert all(one not in formula[:number] for number, one in enumerate(formula))
     assert {one.values["data.stages"] for one in found} == {((4, 8, 16),), ()}
 
 
 def test_workers_in_their_own_directories_share_a_storage(tmp_path, formula):
-    search = searched(f"{RATE}=log:1e-5..1", wanted=3)
+    search = searched(f"{RATE}=log:1e-5..1", n_trials=3)
     database = f"sqlite:///{tmp_path / 'study.db'}"
     first = run(search, tmp_path / "a", database)
-    both = run(search._replace(wanted=5), tmp_path / "b", database)
+    both = run(search._replace(n_trials=5), tmp_path / "b", database)
     assert both[:3] == first and len(both) == len(formula) == 5
 
 
-def test_a_surplus_trial_is_left_out(tmp_path, formula):
-    """Two workers may both see that one is missing; the one whose trial has the higher number gives way."""
-    search = searched(f"{RATE}=log:1e-5..1", wanted=2)
+def test_a_surplus_trial_is_skipped(tmp_path, formula):
+    """Two workers may both see that one trial is missing; the one with the higher number is skipped."""
+    search = searched(f"{RATE}=log:1e-5..1", n_trials=2)
     run(search, tmp_path / "a")
-    again = study.opened(search, tmp_path / "a", "elsewhere", "", "one")
-    assert "are enough" in study.not_needed(again, again.optuna.ask())
+    again = study.open_study(search, tmp_path / "a", "elsewhere", "", "one")
+    assert "enough trials" in study.skip_reason(again, again.optuna.ask())
 
 
-def test_another_sweeps_study_and_a_storage_that_is_none_are_refused(tmp_path, formula):
-    search = searched(f"{RATE}=log:1e-5..1", wanted=1)
+def test_a_study_of_another_sweep_and_an_invalid_storage_are_refused(tmp_path, formula):
+    search = searched(f"{RATE}=log:1e-5..1", n_trials=1)
     run(search, tmp_path / "a", tmp_path / "journal")
-    wider = searched(f"{RATE}=log:1e-5..2", wanted=1)
+    wider = searched(f"{RATE}=log:1e-5..2", n_trials=1)
     with pytest.raises(ConfigError, match="the study one belongs to another sweep: --set optimizer.learning_rate"):
         run(wider, tmp_path / "b", tmp_path / "journal")
     with pytest.raises(ConfigError, match="belongs to another sweep"):
@@ -132,15 +132,15 @@ def test_another_sweeps_study_and_a_storage_that_is_none_are_refused(tmp_path, f
     assert "secret" not in str(refused.value)
 
 
-def test_without_optuna_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_without_optuna_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"pip install 'gptjax\[sweeps\]'"):
-        run(searched(f"{RATE}=log:1e-5..1", wanted=1), tmp_path / "a")
+        run(searched(f"{RATE}=log:1e-5..1", n_trials=1), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
-def test_what_cannot_be_is_a_result(tmp_path, formula):
-    found = run(searched("model.kv_heads=2,3", f"{RATE}=0.01", wanted=2), tmp_path / "a")
+def test_an_impossible_trial_is_a_result(tmp_path, formula):
+    found = run(searched("model.kv_heads=2,3", f"{RATE}=0.01", n_trials=2), tmp_path / "a")
     impossible = next(one for one in found if one.values["model.kv_heads"] == 3)
     assert impossible.status == "impossible" and "kv_heads" in impossible.note
     assert len(formula) == 1

@@ -1,4 +1,4 @@
-"""Sweeps of tiny real runs: what they leave, that nothing is repeated, and that a killed one ends the same."""
+"""Sweeps of tiny real runs: their files, no repeated trials, and the same results after being killed."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def flags(text_file, *more):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, text_file):
-    """The directory of a grid of two rates, and a third that diverges, and what was told of each trial."""
+    """Directory of a grid of two rates and a third that diverges, with the results that were reported."""
     folder, told = tmp_path_factory.mktemp("sweeps") / "lr", []
     own = overrides(data_path=text_file, guard_patience=1)
     search = Search(BASE, own, space.read([f"{RATE}=1e-3,1e-1,1e30"], BASE, own))
@@ -42,7 +42,7 @@ def swept(tmp_path_factory, text_file):
     return folder, results, told, own
 
 
-def test_a_trial_is_the_run_that_train_makes_and_a_diverged_one_is_a_result(swept, text_file, tmp_path, call):
+def test_a_trial_equals_a_run_of_train_and_a_diverged_one_is_a_result(swept, text_file, tmp_path, call):
     folder, results, told, own = swept
     assert results == told and [one.status for one in results] == [DONE, DONE, DIVERGED]
     alone = call(train, f"--config={BASE}", *own, f"--config.{RATE}=0.1", f"--workdir={tmp_path / 'run'}", "--json")
@@ -82,7 +82,7 @@ def test_another_config_or_other_keys_in_the_same_directory_are_refused(swept, c
     assert (folder / "sweep.json").read_text() == before
 
 
-def test_a_sweep_that_is_interrupted_saves_and_goes_on(tmp_path, text_file, call, monkeypatch):
+def test_an_interrupted_sweep_saves_and_resumes(tmp_path, text_file, call, monkeypatch):
     command = flags(text_file, "--set", f"{RATE}=0.1", f"--workdir={tmp_path / 'sweep'}")
     take = training.train
 
@@ -96,7 +96,7 @@ def test_a_sweep_that_is_interrupted_saves_and_goes_on(tmp_path, text_file, call
 
     monkeypatch.setattr(training, "train", interrupted)
     found = call(sweep, *command)
-    assert found.code == 130 and "the same command goes on there" in found.err, found.err
+    assert found.code == 130 and "the same command resumes training" in found.err, found.err
     assert not (tmp_path / "sweep" / "results.csv").exists()
     monkeypatch.setattr(training, "train", take)
     assert call(sweep, *command).code == 0
@@ -106,21 +106,21 @@ def test_a_sweep_that_is_interrupted_saves_and_goes_on(tmp_path, text_file, call
 
 def test_one_process_sweeps_at_a_time(tmp_path):
     search = Search(BASE, overrides(), {"seed": (0,)})
-    folders.begin(tmp_path / "sweep", search)
-    other = folders.alone(tmp_path / "sweep")
-    with folders.alone(tmp_path / "sweep"), pytest.raises(ConfigError, match="another process is sweeping"), other:
+    folders.open_or_create(tmp_path / "sweep", search)
+    other = folders.lock_sweep(tmp_path / "sweep")
+    with folders.lock_sweep(tmp_path / "sweep"), pytest.raises(ConfigError, match="another process is sweeping"), other:
         pass
 
 
-def test_of_two_processes_that_begin_a_sweep_at_once_one_makes_its_directory(tmp_path, monkeypatch):
+def test_of_two_processes_that_start_a_sweep_one_creates_its_directory(tmp_path, monkeypatch):
     search = Search(BASE, overrides(), {"seed": (0,)})
-    own = folders.begin(tmp_path / "sweep", search)
+    own = folders.open_or_create(tmp_path / "sweep", search)
     monkeypatch.setattr(folders, "is_free", lambda folder: True)  # as the other one saw it
-    assert folders.begin(tmp_path / "sweep", search) == own
+    assert folders.open_or_create(tmp_path / "sweep", search) == own
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
-def test_the_best_over_seeds_has_the_least_mean_and_no_seed_that_fails():
+def test_the_best_over_seeds_has_the_lowest_mean_and_no_failed_seed():
     losses = {0.1: (1.0, 3.0), 0.01: (1.8, 1.9), 0.001: (0.5, None)}
     results = [
         Result(f"{rate}-{seed}", {RATE: rate, "seed": seed}, DIVERGED if loss is None else DONE, loss)
@@ -135,7 +135,7 @@ def test_the_best_over_seeds_has_the_least_mean_and_no_seed_that_fails():
     assert outcomes.best(results[4:5]) == results[4] and outcomes.best([]) is None
 
 
-def test_a_notebook_reads_what_a_sweep_ended_with(tmp_path):
+def test_results_are_read_from_csv(tmp_path):
     results = [
         Result("b", {RATE: 1e-3, "model.windows": (8, 0), "optimizer.name": "lion"}, DONE, 2.5, 8, 1.5, 900.0),
         Result("a", {RATE: 0.1, "model.windows": (0,), "optimizer.name": "adamw"}, DIVERGED, None, 3, 0.5, note="1e5"),
@@ -164,7 +164,7 @@ def start(folder, text_file, *more):
 
 
 def wait_for(what, process):
-    """Until something is there; the process must not end before."""
+    """Waits for a condition; the process must not end before."""
     while not what():
         assert process.poll() is None
         time.sleep(0.05)
@@ -176,7 +176,7 @@ STUDY = ("--set", f"{RATE}=log:1e-3..1", "--optuna=3")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way, begun", [(GRID, 2), (STUDY, 1)], ids=["grid", "study"])  # a study stops its second early
-def test_a_sweep_that_is_killed_in_the_middle_ends_with_the_same_results(tmp_path, text_file, way, begun):
+def test_a_killed_sweep_ends_with_the_same_results(tmp_path, text_file, way, begun):
     if way == STUDY:
         pytest.importorskip("optuna", reason="optuna is not installed")
     more = (*way, "--config.train.steps=200", "--config.checkpoint.every_steps=20", "--config.eval.every_steps=60")
@@ -192,7 +192,7 @@ def test_a_sweep_that_is_killed_in_the_middle_ends_with_the_same_results(tmp_pat
 
 
 @pytest.mark.slow
-def test_two_workers_on_one_journal_do_no_trial_twice(tmp_path, text_file):
+def test_two_workers_on_one_journal_repeat_no_trial(tmp_path, text_file):
     pytest.importorskip("optuna", reason="optuna is not installed")
     more = ("--set", f"{RATE}=log:1e-3..1", "--optuna=8", f"--storage={tmp_path / 'journal'}", "--study=both")
     first, second = (start(tmp_path / name, text_file, *more) for name in ("a", "b"))

@@ -1,4 +1,4 @@
-"""Trials of a sweep as one program: the same results, refused where they are none, and members that evolve."""
+"""Trials of a sweep as one compiled program: the same results, refusals, and evolution."""
 
 import csv
 import sys
@@ -18,7 +18,7 @@ def rows(folder):
 
 
 @pytest.mark.slow
-def test_one_program_vs_one_after_the_other(text_file, tmp_path, call):
+def test_vmapped_trials_equal_sequential_ones(text_file, tmp_path, call):
     own = overrides(data_path=text_file, guard_patience=1)
     command = [f"--config={BASE}", *own, "--set", f"{RATE}=1e-3,1e-2,1e30"]
     together = call(sweep, *command, f"--workdir={tmp_path / 'together'}", "--vmap")
@@ -35,7 +35,7 @@ def test_one_program_vs_one_after_the_other(text_file, tmp_path, call):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--set", "model.mlp_width=32,64", "--vmap"], "model.mlp_width (32, 64) changes the program"),
+        (["--set", "model.mlp_width=32,64", "--vmap"], "model.mlp_width (32, 64) changes the compiled program"),
         (["--set", "seed=0,1", "--evolve=2"], "sweep a key"),
         (["--set", f"{RATE}=log:1e-3..1e-2", "--optuna=2", "--vmap"], "leave --vmap and --evolve out"),
     ],

@@ -1,4 +1,4 @@
-"""Runs on a disk that fills up: they go on, say so, and end as if nothing had been once there is room again."""
+"""Runs on a disk that fills up: they continue, log it, and finish unchanged once there is space again."""
 
 import contextlib
 import errno
@@ -23,16 +23,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 
 # The command as it is, but that it does not wait as long.
 IMPATIENT = """
-from gptjax import command, train
-from gptjax.training import checkpoints
+from gptjax import train
+from gptjax.core import arguments
+from gptjax.runs import checkpoints
 checkpoints.RETRY_SECONDS, checkpoints.LAST_SAVE_SECONDS = 0.1, 1.0
-command.run(train.main)
+arguments.run(train.main)
 """
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte."""
+    """Mounts a file system of one megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -45,7 +46,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk):
-    """Leaves no room; returns the file that takes it."""
+    """Fills the disk; returns the file that does so."""
     ballast = disk / "ballast"
     with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
         while True:
@@ -54,15 +55,15 @@ def fill(disk):
 
 
 def tmpfs_that_fills_up(request, monkeypatch, workdir):
-    """The run's checkpoints on a disk of their own that is full from step 40 on, until two saves have failed."""
+    """Puts the checkpoints on their own disk, which is full from step 40 on until two saves have failed."""
     disk = request.getfixturevalue("small_disk")
-    make, save, failed = loop.make_job, Checkpoints.save, Checkpoints._failed
+    make, save, failed = loop.train_setup, Checkpoints.save, Checkpoints._failed
     failures = []
 
-    def make_job(*arguments):
-        job = make(*arguments)
+    def train_setup(*arguments):
+        setup = make(*arguments)
         (workdir / "checkpoints").symlink_to(disk)
-        return job
+        return setup
 
     def save_on_a_full_disk(self, step, *rest):
         if step == 40:
@@ -76,15 +77,15 @@ def tmpfs_that_fills_up(request, monkeypatch, workdir):
         if len(failures) == 2:
             (disk / "ballast").unlink()
 
-    monkeypatch.setattr(loop, "make_job", make_job)
+    monkeypatch.setattr(loop, "train_setup", train_setup)
     monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
     monkeypatch.setattr(Checkpoints, "_failed", make_room)
     return failures
 
 
 def errors_as_of_a_full_disk(request, monkeypatch, workdir):
-    """The same with no disk of their own: the system's error for the first two saves from step 40 on."""
-    complete, failures = checkpoint_dir.complete, []
+    """Raises the error of a full disk for the first two saves from step 40 on."""
+    complete, failures = checkpoint_dir.finalize, []
 
     def complete_or_fail(directory, step, loss):
         if step >= 40 and len(failures) < 2:
@@ -92,7 +93,7 @@ def errors_as_of_a_full_disk(request, monkeypatch, workdir):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         complete(directory, step, loss)
 
-    monkeypatch.setattr(checkpoint_dir, "complete", complete_or_fail)
+    monkeypatch.setattr(checkpoint_dir, "finalize", complete_or_fail)
     return failures
 
 
@@ -108,7 +109,7 @@ def undisturbed(tmp_path_factory, text_file):
 
 @pytest.mark.parametrize("trouble", [tmpfs_that_fills_up, errors_as_of_a_full_disk])
 @pytest.mark.thorough
-def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
+def test_a_run_whose_checkpoint_does_not_fit_continues_and_finishes(
     undisturbed, tmp_path, text_file, call_train, request, monkeypatch, trouble
 ):
     monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.0)
@@ -119,7 +120,7 @@ def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
     assert failures == [40, 41], "it is tried again at once, not at the next of checkpoint.every_steps"
     told = [line for line in result.err.splitlines() if line.startswith("checkpoint ")]
     assert told == [
-        "checkpoint 40 cannot be written: no space left on the disk; make room; the run goes on and tries again",
+        "checkpoint 40 cannot be written: no space left on the disk; make room; the run continues and tries again",
         "checkpoint 42 is written",
     ]
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -132,9 +133,7 @@ def test_a_run_whose_checkpoint_finds_no_room_goes_on_and_ends_as_ever(
 
 
 @pytest.mark.slow
-def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_checkpoints_stay_whole(
-    small_disk, text_file
-):
+def test_a_run_on_a_full_disk_ends_with_one_line_and_keeps_older_checkpoints(small_disk, text_file):
     command = [sys.executable, "-c", IMPATIENT, f"--config={BASE}", f"--workdir={small_disk}/run"]
     changes = dict(train_steps=24, checkpoint_every_steps=2, checkpoint_keep=100, data_path=text_file)
 
@@ -146,7 +145,7 @@ def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_check
     assert result.returncode == 2 and lines[-1].startswith("gptjax: no space left on the disk"), result.stderr
     assert result.stdout == "" and "Traceback" not in result.stderr
     assert any(" cannot be written: no space left on the disk" in line for line in lines[:-1])
-    assert any(line.startswith("checkpoint 24 is the last one; it is tried for") for line in lines)
+    assert any(line.startswith("checkpoint 24 is the last one; retrying for") for line in lines)
     saved = sorted(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert saved and saved[-1] < 24, "something was saved before the disk was full"
     assert subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=False).returncode == 0
@@ -156,7 +155,7 @@ def test_where_the_whole_run_finds_no_room_it_ends_with_one_line_and_older_check
     assert all(p.name.isdigit() for p in (small_disk / "run" / "checkpoints").iterdir()), "nothing half-written stays"
 
 
-def test_lines_of_metrics_that_find_no_room_are_written_once_there_is_some(small_disk, capsys):
+def test_metrics_that_do_not_fit_are_written_once_there_is_space(small_disk, capsys):
     writer = writers.JsonLines(small_disk, {}, 0)
     lines = [{"step": step, "x" * 50: 0.5} for step in range(1, 101)]
     writer.write(lines[0])

@@ -1,4 +1,4 @@
-"""Runs as a whole: what they leave, how they go on, and that being killed changes nothing."""
+"""Whole runs: their files, resuming, and bit-identical results after being killed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from gptjax.optim import skip_step
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop
 from gptjax.training.monitoring import goodput, metrics, recorder
-from gptjax.training.setup import make_job
+from gptjax.training.setup import train_setup
 
 FILES = {
     "config.json",
@@ -41,7 +41,7 @@ SUMMARY = {
 } | TIMES  # fmt: skip
 
 
-def test_a_run_leaves_what_it_should(trained):
+def test_a_run_writes_all_its_files(trained):
     assert {p.name for p in trained.iterdir()} == FILES
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((trained / "summary.json").read_text())
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_should(trained):
 
 
 @pytest.mark.slow
-def test_a_mixture_trains_scanned_with_dropout_and_accumulation_and_tells_of_its_routing(tmp_path, text_file):
+def test_experts_train_scanned_with_dropout_and_accumulation_and_log_their_routing(tmp_path, text_file):
     config = tiny_config(
         data_path=text_file, model_mlp="experts", model_experts=4, model_scan_layers=True, model_remat="full",
         model_dropout=0.1, train_grad_accumulation=2,
@@ -107,15 +107,15 @@ def test_a_source_too_long_for_the_sample_is_refused_before_training(tmp_path, t
         (dict(model_kernels="plain"), "plain"),
     ],
 )
-def test_a_run_says_what_computes_attention(tmp_path, text_file, capsys, changes, told):
+def test_a_run_logs_its_attention_kernel(tmp_path, text_file, capsys, changes, told):
     config = tiny_config(data_path=text_file, **changes)
-    job = make_job(config, tmp_path, 0.0, None)
+    setup = train_setup(config, tmp_path, 0.0, None)
     with Checkpoints(tmp_path, 1) as checkpoints:
-        loop.begin(job, checkpoints)
+        loop.init_or_restore_state(setup, checkpoints)
     assert f"\nattention  {told}\n" in capsys.readouterr().err
 
 
-def test_a_finished_run_says_so_and_is_left_alone(trained, text_file, call_train):
+def test_a_finished_run_is_reported_and_not_changed(trained, text_file, call_train):
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
     result = call_train(trained, data_path=text_file)
     assert result.code == 0 and "is finished" in result.err and "bits per byte" in result.out
@@ -190,16 +190,16 @@ def test_resumed_inside_its_second_stage_a_run_ends_bit_identical(tmp_path, text
 
 
 def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
-    now = goodput.nothing()
+    now = goodput.zero_reading()
     clock = SimpleNamespace(reading=lambda: dict(now), session=lambda: 0.0)
     monkeypatch.setattr(metrics, "peak_flops", lambda kind: 1.0)
     config = tiny_config(data_stages=STAGES, log_every_steps=1)
-    job = SimpleNamespace(
+    setup = SimpleNamespace(
         config=config, stages=batches.stages(config.data), workdir=tmp_path, mesh=SimpleNamespace(size=1), clock=clock
     )  # fmt: skip
     state = SimpleNamespace(step=0, eval_shapes=lambda: {"a": np.zeros(10)})
     lines = []
-    with recorder.Recorder(job, state, lambda *count, **shown: None, lines.append) as found:
+    with recorder.Recorder(setup, state, lambda *count, **shown: None, lines.append) as found:
         for step in range(1, 9):
             found.push(step, {"loss": 1.0, "grad_norm": 1.0} | dict.fromkeys(skip_step.METRICS, 0))
             for kind, seconds in (("step", 0.75), ("data", 0.25), ("eval", 5), ("save", 5)):
@@ -235,10 +235,11 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):
 
 
 @pytest.mark.slow
-def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
+def test_a_second_start_reads_its_programs_from_the_cache(tmp_path, text_file):
     script = (
         "import sys\n"
-        "from gptjax import runtime, train\n"
+        "from gptjax import train\n"
+        "from gptjax.core import runtime\n"
         "runtime.start()\n"
         "import jax.monitoring\n"
         "hits = []\n"

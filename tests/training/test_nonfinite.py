@@ -1,4 +1,4 @@
-"""Numbers made not finite at a known place are found there, whatever way the blocks are run."""
+"""Non-finite numbers planted at a place are located there, with any layout of the blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ WAYS = [dict(), dict(model_scan_layers=True, model_remat="full"), dict(model_rem
 
 
 def found(change, spoil=lambda grads: grads, **changes):
-    """What is found after `change(params by block)`, and `spoil(gradient by block)`."""
+    """Returns the finding after `change(params by block)` and `spoil(gradient by block)`."""
     config = configs.with_vocabulary(tiny_config(**changes), 257)
     scanned, dropout = config.model.scan_layers, config.model.dropout
-    plain = nonfinite.plain_model(config)
+    plain = nonfinite.unrolled_model(config)
     made = jax.jit(lambda: plain.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))()["params"]
     params = jax.tree.map(np.array, made)
     change(params)
@@ -32,11 +32,11 @@ def found(change, spoil=lambda grads: grads, **changes):
         grads = jax.grad(lambda params: objective(params, batch, rng)[0])(params)
         return spoil(grads)
 
-    return nonfinite.first(config, stack(params) if scanned else params, BATCH, rng, gradient)
+    return nonfinite.find_first(config, stack(params) if scanned else params, BATCH, rng, gradient)
 
 
 @pytest.mark.parametrize("changes", WAYS)
-def test_an_overflow_is_found_in_the_module_that_it_begins_in(changes):
+def test_an_overflow_is_located_in_its_module(changes):
     def change(params):
         kernel = params["block_1"]["mlp"]["up"]["kernel"]
         kernel[:] = 3e38 * np.sign(kernel)
@@ -44,7 +44,7 @@ def test_an_overflow_is_found_in_the_module_that_it_begins_in(changes):
     assert found(change, **changes) == ("activation", "block_1/mlp/up")
 
 
-def test_what_overflows_between_modules_is_found_where_it_is_read():
+def test_an_overflow_between_modules_is_located_at_the_next_input():
     def change(params):
         params["block_1"]["mlp"]["up"]["kernel"] *= 1e22  # relu2 squares what comes of it
 
@@ -52,7 +52,7 @@ def test_what_overflows_between_modules_is_found_where_it_is_read():
 
 
 @pytest.mark.parametrize("changes", WAYS[:2])
-def test_a_parameter_comes_before_all_that_follows_from_it(changes):
+def test_a_parameter_is_reported_before_its_consequences(changes):
     def change(params):
         params["block_1"]["attention"]["qkv"]["kernel"][0, 0] = np.nan
 
@@ -60,7 +60,7 @@ def test_a_parameter_comes_before_all_that_follows_from_it(changes):
     assert finding == ("parameter", "block_1/attention/qkv/kernel") and "is not finite" in str(finding)
 
 
-def test_a_loss_of_finite_activations_is_told_as_such():
+def test_a_loss_of_finite_activations_is_reported_as_such():
     def change(params):
         params["tokens"]["embedding"] *= 1e11  # normed at once, but large in the tied head
         params["final_norm"]["scale"] *= 1e30
@@ -68,7 +68,7 @@ def test_a_loss_of_finite_activations_is_told_as_such():
     assert found(change).what == "loss"
 
 
-def test_a_gradient_is_found_where_the_way_back_meets_it_first():
+def test_the_first_gradient_in_backward_order_is_reported():
     def spoil(grads):
         for name in ("tokens", "block_0"):
             grads[name] = jax.tree.map(lambda leaf: leaf * jnp.nan, grads[name])

@@ -1,4 +1,4 @@
-"""Bad steps in whole runs: skipped and counted, gone back for once, and then a report and exit code 3."""
+"""Bad steps in whole runs: skipped and counted, rolled back once, then a report and exit code 3."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ from gptjax.runs import directory as workdirs
 from gptjax.runs import train_state as states
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop, recovery
-from gptjax.training.setup import make_job
+from gptjax.training.setup import train_setup
 
 STEPS = 20
 CHANGES = dict(
@@ -43,9 +43,9 @@ def digest(ids_BT):
 
 @pytest.fixture(scope="module")
 def digests(tmp_path_factory, text_file):
-    """What tells the batch of each step; the first is step 1's."""
-    job = make_job(tiny_config(data_path=text_file, **CHANGES), tmp_path_factory.mktemp("probe") / "run", 0.0)
-    found = [digest(job.train_batches[i]["inputs_BT"]) for i in range(200)]
+    """Digests of the batch of each step, starting with step 1."""
+    setup = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path_factory.mktemp("probe") / "run", 0.0)
+    found = [digest(setup.train_batches[i]["inputs_BT"]) for i in range(200)]
     assert len(set(found)) == len(found)
     return found
 
@@ -72,13 +72,13 @@ def plant(monkeypatch, digests):
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory, text_file):
-    """`clean(first, last)`: the parameters of a run in which nothing is bad and these steps are left out."""
+    """`clean(first, last)`: parameters of a run without bad steps that leaves out these steps."""
 
     @functools.cache
     def run(first, last):
         workdir = tmp_path_factory.mktemp("clean") / "run"
         config = tiny_config(data_path=text_file, **CHANGES)
-        make_job(config, workdir, 0.0)
+        train_setup(config, workdir, 0.0)
         workdirs.leave_out(workdir, first, last)
         loop.train(config, workdir)
         return gptjax.load(workdir).params
@@ -90,7 +90,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_planted_nan_is_skipped_counted_and_told_once(tmp_path, text_file, plant, clean, call_train):
+def test_a_planted_nan_is_skipped_counted_and_logged_once(tmp_path, text_file, plant, clean, call_train):
     plant([6, 7])
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
     assert result.code == 0 and re.findall("skipped .*", result.err) == [
@@ -105,18 +105,18 @@ def test_a_planted_nan_is_skipped_counted_and_told_once(tmp_path, text_file, pla
     equal(gptjax.load(tmp_path / "run").params, clean(6, 7))
 
 
-def test_the_optimizers_count_stands_still_while_steps_are_skipped(tmp_path, text_file, plant, call_train):
+def test_the_optimizer_count_does_not_change_while_steps_are_skipped(tmp_path, text_file, plant, call_train):
     plant([2, 3])
     call_train(tmp_path / "run", data_path=text_file, **CHANGES)
     rates = [line["learning_rate"] for line in lines_of(tmp_path / "run")]
     assert rates[:5] == pytest.approx([0, 0.003, 0.003, 0.003, 0.006])
 
 
-def test_bad_steps_in_a_row_are_gone_back_for_and_left_out(tmp_path, text_file, plant, clean, call_train):
-    """Left out with as many before them, but none of before the checkpoint of step 8."""
+def test_bad_steps_in_a_row_are_rolled_back_and_left_out(tmp_path, text_file, plant, clean, call_train):
+    """Leaves out as many steps before them too, but none before the checkpoint of step 8."""
     plant([10, 11, 12])
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
-    assert result.code == 0 and result.err.count("going back to step 8: the loss at step 10 is nan") == 1
+    assert result.code == 0 and result.err.count("rolling back to step 8: the loss at step 10 is nan") == 1
     assert workdirs.left_out(tmp_path / "run") == [(9, 12)]
     lines = lines_of(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -126,7 +126,7 @@ def test_bad_steps_in_a_row_are_gone_back_for_and_left_out(tmp_path, text_file, 
 
 
 @pytest.mark.parametrize("at", [11, 14])
-def test_cut_short_after_going_back_it_goes_on_bit_identical(tmp_path, text_file, plant, clean, at):
+def test_interrupted_after_a_rollback_it_resumes_bit_identical(tmp_path, text_file, plant, clean, at):
     plant([10, 11, 12])
     config = tiny_config(data_path=text_file, **CHANGES)
 
@@ -141,9 +141,7 @@ def test_cut_short_after_going_back_it_goes_on_bit_identical(tmp_path, text_file
     equal(gptjax.load(tmp_path / "run").params, clean(9, 12))
 
 
-def test_the_second_time_it_stops_with_a_report_and_so_it_does_when_started_again(
-    tmp_path, text_file, plant, call_train
-):
+def test_the_second_time_it_stops_with_a_report_also_when_restarted(tmp_path, text_file, plant, call_train):
     plant([10, 11, 12, 16, 17, 18])
     for _ in range(2):
         result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
@@ -153,7 +151,9 @@ def test_the_second_time_it_stops_with_a_report_and_so_it_does_when_started_agai
         report = json.loads((tmp_path / "run" / recovery.REPORT).read_text())
         assert report["step"] == 16 and report["bad_steps"] == [16, 18] and report["loss"] is None
         assert report["first_nonfinite"]["what"] == "loss", "which is where it was planted"
-    batch = make_job(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run", 0.0).train_batches[15]["inputs_BT"]
+    batch = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run", 0.0).train_batches[15][
+        "inputs_BT"
+    ]
     assert report["batch"]["inputs_sha256"] == hashlib.sha256(batch.tobytes()).hexdigest()
     assert report["batch"]["rows_begin"][0] == bytes(batch[0].tolist()).decode(errors="replace")
     assert list(report["losses"])[-1] == "18" and report["losses"]["15"] > 0
@@ -164,10 +164,10 @@ def test_without_a_checkpoint_it_stops_and_names_the_first_layer(tmp_path, text_
     def spoilt(params, optimizer):
         kernel = params["block_0"]["mlp"]["up"]["kernel"]
         params["block_0"]["mlp"]["up"]["kernel"] = 3e38 * jnp.sign(kernel)
-        return starting_with(params, optimizer)
+        return init_from_params(params, optimizer)
 
-    starting_with = states.starting_with
-    monkeypatch.setattr(states, "starting_with", spoilt)
+    init_from_params = states.init_from_params
+    monkeypatch.setattr(states, "init_from_params", spoilt)
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
     assert result.code == 3 and "the first activation that is not finite is block_0/mlp/up" in result.err
     assert "steps 1 to 3 were all skipped, before the first checkpoint" in result.err
@@ -175,22 +175,22 @@ def test_without_a_checkpoint_it_stops_and_names_the_first_layer(tmp_path, text_
     assert report["first_nonfinite"] == {"what": "activation", "where": "block_0/mlp/up"} and report["step"] == 1
 
 
-def test_bad_at_its_end_a_run_goes_back_too(tmp_path, text_file, plant, clean):
+def test_bad_steps_at_the_end_of_a_run_are_rolled_back_too(tmp_path, text_file, plant, clean):
     plant([18, 19, 20])
     loop.train(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run")
     assert workdirs.left_out(tmp_path / "run") == [(17, 20)]
     equal(gptjax.load(tmp_path / "run").params, clean(17, 20))
 
 
-def test_what_was_saved_later_goes_and_the_same_steps_are_saved_anew(tmp_path):
-    """Orbax saves no step below the newest that there is, and says nothing."""
+def test_later_checkpoints_are_deleted_and_the_same_steps_saved_again(tmp_path):
+    """Orbax silently saves no step below the newest one."""
     params = {"a": jnp.zeros(2)}
-    state = states.starting_with(params, optax.sgd(0.1))
+    state = states.init_from_params(params, optax.sgd(0.1))
     with Checkpoints(tmp_path, keep=5) as checkpoints:
         for step in (4, 8, 10):
             checkpoints.save(step, state.replace(step=jnp.array(step)))
         assert [checkpoints.newest_before(step) for step in (4, 8, 9, 30)] == [None, 4, 8, 10]
-        checkpoints.drop_after(4)
+        checkpoints.delete_after(4)
         assert checkpoints.latest() == 4
         checkpoints.save(8, state.replace(step=jnp.array(8)))
         checkpoints.wait()
@@ -202,7 +202,7 @@ SPIKES = dict(guard_spike_z=6, guard_warmup_steps=50)
 
 
 @pytest.mark.slow
-def test_ordinary_steps_are_no_spikes_and_a_planted_one_is(tmp_path, text_file, plant, call_train):
+def test_a_planted_spike_is_skipped_and_ordinary_steps_are_not(tmp_path, text_file, plant, call_train):
     loop.train(tiny_config(data_path=text_file, **LONG | SPIKES), tmp_path / "ordinary")
     assert lines_of(tmp_path / "ordinary")[-1]["skipped_steps"] == 0
     plant([150], by=30.0)
@@ -216,16 +216,16 @@ def test_ordinary_steps_are_no_spikes_and_a_planted_one_is(tmp_path, text_file, 
     assert lines_of(tmp_path / "open")[-1]["skipped_steps"] == 0, "spikes are skipped where a run asks for it"
 
 
-def test_statistics_begin_anew_where_batches_do(tmp_path, text_file, monkeypatch):
+def test_statistics_are_reset_when_batches_change(tmp_path, text_file, monkeypatch):
     seen = []
-    entering = recovery.entering
+    reset_statistics = recovery.reset_statistics
 
-    def spy(job, state, step):
-        state = entering(job, state, step)
+    def spy(setup, state, step):
+        state = reset_statistics(setup, state, step)
         seen.append(int(state.guard.seen))
         return state
 
-    monkeypatch.setattr(recovery, "entering", spy)
+    monkeypatch.setattr(recovery, "reset_statistics", spy)
     loop.train(tiny_config(data_path=text_file, data_stages=((3, 4, 16),), model_layers=1), tmp_path / "run")
     assert seen == [0, 1, 2, 0, 1, 2, 3, 4]
 
@@ -238,5 +238,5 @@ def test_statistics_begin_anew_where_batches_do(tmp_path, text_file, monkeypatch
         (dict(guard_spike_z=6, guard_warmup_steps=1), "guard.warmup_steps is 1; spikes"),
     ],
 )
-def test_limits_that_cannot_be_are_refused(tmp_path, text_file, call_train, changes, told):
+def test_invalid_limits_are_refused(tmp_path, text_file, call_train, changes, told):
     assert call_train(tmp_path / "run", data_path=text_file, **changes).refusal().startswith(told)

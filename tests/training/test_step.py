@@ -1,4 +1,4 @@
-"""The train step: slices add up to the batch, devices add up to one, randomness is a function of the step."""
+"""The train step: microbatches sum to the batch, devices agree with one, randomness is a function of the step."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from conftest import ROOT
 from tiny_steps import batch_of, setting
 
 from gptjax import objectives, sharding
-from gptjax.training.step import jitted, loss_of_slice, train_step
+from gptjax.training.step import jit_step, microbatch_loss, train_step
 
 
 def stepped(slices=1, steps=3, seed=0, **changes):
     objective, optimizer, mesh, state = setting(**changes)
-    step = jitted(train_step(objective, optimizer, mesh, seed, "model_dropout" in changes, slices), mesh, state)
+    step = jit_step(train_step(objective, optimizer, mesh, seed, "model_dropout" in changes, slices), mesh, state)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch_of())
@@ -28,7 +28,7 @@ def stepped(slices=1, steps=3, seed=0, **changes):
 @pytest.mark.parametrize("slices", [2, 4, 8])
 @pytest.mark.thorough
 def test_gradient_accumulation_equals_the_whole_batch(slices):
-    """Rows of different weight: a mean of the slices' means would differ."""
+    """With rows of different weights, a mean of the microbatches' means would differ."""
     whole, losses = stepped(1)
     parts, their_losses = stepped(slices)
     np.testing.assert_allclose(losses, their_losses, rtol=1e-5)
@@ -40,19 +40,19 @@ def test_the_loss_is_the_mean_over_weights():
     objective, optimizer, mesh, state = setting()
     batch = batch_of()
     expected = float(objective(state.params, batch, None)[0]) / batch["weights_BT"].sum()
-    _, metrics = jitted(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch)
+    _, metrics = jit_step(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch)
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("slices", [1, 2])
-def test_what_an_optimizer_may_differentiate_is_the_mean_loss_of_one_slice(slices):
-    """By the mean weight of a slice, not the slice's own, which may be nothing."""
+def test_obj_fn_is_the_mean_loss_of_one_microbatch(slices):
+    """Weighted by the mean weight of a microbatch, not its own, which may be 0."""
     objective, _, mesh, state = setting(model_layers=1)
     batch = objectives.normalize_weights(batch_of())
     first = {name: rows[::slices] for name, rows in batch.items()}
     got, expected = jax.jit(
         lambda batch: (
-            loss_of_slice(objective, batch, None, slices, mesh)(state.params),
+            microbatch_loss(objective, batch, None, slices, mesh)(state.params),
             objective(state.params, first, None)[0] * slices,
         )
     )(batch)
@@ -77,7 +77,7 @@ def test_dropout_differs_from_step_to_step():
 def test_the_old_state_is_donated():
     objective, optimizer, mesh, state = setting()
     state = jax.device_put(state, sharding.replicated(mesh))
-    jitted(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch_of())
+    jit_step(train_step(objective, optimizer, mesh, 0), mesh, state)(state, batch_of())
     assert state.params["tokens"]["embedding"].is_deleted()
 
 

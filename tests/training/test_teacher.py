@@ -1,4 +1,4 @@
-"""Distillation as a run: a student with a teacher, and teachers that cannot be."""
+"""Distillation runs: a student with a teacher, and invalid teachers."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_a_student_learns_from_a_finished_run(call_train, trained, tmp_path, tex
 
 
 def test_a_student_of_its_own_teacher_has_nothing_to_learn(trained, tmp_path, text_file):
-    """With the teacher's parameters and all of the loss its own, the divergence is 0, and so is the gradient."""
+    """With the teacher's parameters and teacher_share 1, divergence and gradient are 0."""
     flags = {"data_path": text_file, "train_objective": "distillation", "objective_teacher": trained}
     config = tiny_config(objective_teacher_share=1.0, train_steps=2, log_every_steps=1, **flags)
     with config.unlocked():
@@ -39,7 +39,7 @@ def test_a_student_of_its_own_teacher_has_nothing_to_learn(trained, tmp_path, te
         ({"model_context": 32, "data_context": 32}, "reads 16 tokens"),
     ],
 )
-def test_teachers_that_cannot_be(call_train, trained, tmp_path, text_file, changes, told):
+def test_invalid_teachers_are_refused(call_train, trained, tmp_path, text_file, changes, told):
     flags = {"data_path": text_file, "train_objective": "distillation", "objective_teacher": trained} | changes
     assert told in call_train(tmp_path / "student", **flags).refusal()
     assert not (tmp_path / "student").exists()

@@ -1,1 +1,1 @@
-"""What a run records of itself: metrics, writers, goodput, statistics, profiles, watchdog and report."""
+"""Monitoring of a run: metrics, writers, goodput, statistics, profiles, watchdog and report."""

@@ -1,7 +1,7 @@
-"""Where a run's wall time goes, each second counted once, over all processes that worked on it.
+"""Wall time of a run by kind, each second counted once, over all processes that worked on it.
 
-A run that is under way keeps what its clock says in clock.json, so that the time of a process that was killed is not
-forgotten. Imports nothing heavy.
+A run writes its clock to clock.json while it trains, so that the time of a process that was killed is counted too.
+Imports nothing heavy.
 """
 
 import json
@@ -26,9 +26,9 @@ ALIVE = {
     "save": "copying checkpoints, and waiting for those being written",
     "profile": "beginning and writing traces",
     "finish": "samples, plot and summary, after the last step",
-    "lost": "work after the checkpoint from which the run went on, that had to be done again",
+    "lost": "work after the checkpoint that the run resumed from, which is repeated",
 }
-DOWN = "down"  # between the end of one process and the start of the next
+DOWN = "down"  # between the end of a process and the start of the next
 KINDS = (*ALIVE, DOWN)
 SECONDS_BETWEEN_RECORDS = 1.0
 SHAPE = {"at": float, "seconds": {str: float}, "marked": (schema.Row(int, {str: float}), None)}  # of clock.json
@@ -36,42 +36,42 @@ SHAPE = {"at": float, "seconds": {str: float}, "marked": (schema.Row(int, {str: 
 Reading = dict[str, float]  # seconds by kind
 
 
-def nothing() -> Reading:
-    """No second of any kind."""
+def zero_reading() -> Reading:
+    """A reading of 0 seconds of each kind."""
     return dict.fromkeys(KINDS, 0.0)
 
 
 def total(reading: Mapping[str, float]) -> float:
-    """Seconds in which a process worked on the run."""
+    """Seconds during which a process worked on the run."""
     return sum(reading[kind] for kind in ALIVE)
 
 
 def goodput(reading: Mapping[str, float]) -> float:
-    """The share of them that went into steps, 0 to 1."""
+    """Fraction of the total time spent in train steps, 0 to 1."""
     return reading["step"] / total(reading)
 
 
 def as_metrics(reading: Mapping[str, float]) -> dict[str, float]:
-    """{"seconds": ..., "time/start": ..., ...}, to the millisecond."""
+    """Returns {"seconds": ..., "time/start": ..., ...}, rounded to milliseconds."""
     return {"seconds": round(total(reading), 3)} | {f"time/{kind}": round(reading[kind], 3) for kind in KINDS}
 
 
 class Clock:
-    """Seconds by kind; at each moment one kind's are counting.
+    """Counts seconds by kind; exactly one kind is counting at any time.
 
     Args:
-      began: time.monotonic() when the process began.
+      started: time.monotonic() when the process started.
     """
 
-    def __init__(self, began: float) -> None:
-        self.began = self._since = began
+    def __init__(self, started: float) -> None:
+        self.started = self._since = started
         self.kind = "start"
         self.marked: tuple[int, Reading] | None = None
-        self._seconds = nothing()
+        self._seconds = zero_reading()
         self._lock = threading.Lock()
 
     def begin(self, kind: str) -> str:
-        """From now on the time is of this kind; returns the kind it was of."""
+        """Starts to count another kind; returns the previous one."""
         with self._lock:
             now = time.monotonic()
             self._seconds[self.kind] += now - self._since
@@ -80,7 +80,7 @@ class Clock:
 
     @contextmanager
     def during(self, kind: str) -> Iterator[None]:
-        """The block's time is of this kind, except what blocks inside it take for theirs."""
+        """Counts the time of the block as this kind, except that of nested blocks."""
         before = self.begin(kind)
         try:
             yield
@@ -88,25 +88,25 @@ class Clock:
             self.begin(before)
 
     def reading(self) -> Reading:
-        """Seconds by kind until now."""
+        """Returns the seconds by kind until now."""
         self.begin(self.kind)
         return dict(self._seconds)
 
     def session(self) -> float:
-        """Seconds since this process began."""
-        return time.monotonic() - self.began
+        """Returns the seconds since this process started."""
+        return time.monotonic() - self.started
 
     def mark(self, step: int) -> None:
-        """Remembers the reading at which a step was saved."""
+        """Stores the reading at which a step was saved."""
         self.marked = step, self.reading()
 
     def add(self, earlier: Mapping[str, float]) -> None:
-        """Counts what earlier processes took."""
+        """Adds the seconds of earlier processes."""
         with self._lock:
             self._seconds = {kind: self._seconds[kind] + earlier[kind] for kind in KINDS}
 
     def lose(self, since: Mapping[str, float], until: Mapping[str, float]) -> None:
-        """What passed between two readings is done again: it is lost."""
+        """Counts the time between two readings, which is repeated, as lost."""
         with self._lock:
             for kind in ALIVE:
                 passed = until[kind] - since[kind]
@@ -115,7 +115,7 @@ class Clock:
 
 
 class Record:
-    """clock.json of a run: what its clock said about a second ago.
+    """File clock.json of a run, about a second behind its clock.
 
     Args:
       workdir: a run's directory.
@@ -125,17 +125,17 @@ class Record:
     def __init__(self, workdir: Path, clock: Clock) -> None:
         self.path, self.workdir, self.clock = workdir / "clock.json", workdir, clock
 
-    def go_on(self, step: int) -> None:
-        """Adds what earlier processes took to the clock: lost after this step, down while there was none."""
+    def resume(self, step: int) -> None:
+        """Adds the time of earlier processes to the clock: lost after this step, down while no process ran."""
         lines = read_metrics(self.workdir)
-        earlier = max(map(_of_line, lines), key=total, default=nothing())
-        saved = next((_of_line(line) for line in reversed(lines) if line["step"] <= step), nothing())
-        known = self._read()
-        if known:
-            earlier = nothing() | known["seconds"]
-            earlier[DOWN] += max(0.0, time.time() - self.clock.session() - known["at"])
-            if known["marked"] and known["marked"][0] == step:
-                saved = nothing() | known["marked"][1]
+        earlier = max(map(_of_line, lines), key=total, default=zero_reading())
+        saved = next((_of_line(line) for line in reversed(lines) if line["step"] <= step), zero_reading())
+        record = self._read()
+        if record:
+            earlier = zero_reading() | record["seconds"]
+            earlier[DOWN] += max(0.0, time.time() - self.clock.session() - record["at"])
+            if record["marked"] and record["marked"][0] == step:
+                saved = zero_reading() | record["marked"][1]
                 self.clock.marked = step, saved
         self.clock.add(earlier)
         self.clock.lose(saved, earlier)
@@ -143,11 +143,11 @@ class Record:
     def _read(self) -> dict[str, Any] | None:
         try:
             return schema.read(self.path, SHAPE)
-        except DataError:  # what is not known of the time counts for nothing
+        except DataError:  # unknown time is not counted
             return None
 
     def write(self) -> None:
-        """Writes it anew; a full disk or a slow one must not end training."""
+        """Writes the file again; a disk that is full or slow must not end training."""
         content = {"at": time.time(), "seconds": self.clock.reading(), "marked": self.clock.marked}
         temporary = self.path.with_name(f".{self.path.name}")
         with suppress(OSError):
@@ -160,28 +160,28 @@ def _of_line(line: Mapping[str, Any]) -> Reading:
 
 
 @contextmanager
-def kept(clock: Clock, workdir: Path, step: int, writes: bool = True) -> Iterator[None]:
-    """Keeps the record of a run while the block runs; the end of a block that ends well is the end of the run.
+def record_clock(clock: Clock, workdir: Path, step: int, writes: bool = True) -> Iterator[None]:
+    """Writes clock.json every second while the block runs, and deletes it if the block ends without an exception.
 
     Args:
-      clock: of this process; gets what earlier ones took.
-      workdir: a run's directory, which this process has locked.
-      step: at which the run begins or goes on.
-      writes: whether this is the one process of the run that does.
+      clock: of this process; the time of earlier processes is added to it.
+      workdir: a run's directory, locked by this process.
+      step: at which the run starts or resumes.
+      writes: True in the one process of the run that writes.
     """
     record, done = Record(workdir, clock), threading.Event()
-    record.go_on(step)
+    record.resume(step)
 
     if not writes:
         yield
         return
 
-    def keep() -> None:
+    def write_regularly() -> None:
         while not done.is_set():
             record.write()
             done.wait(SECONDS_BETWEEN_RECORDS)
 
-    thread = threading.Thread(target=keep, name="clock", daemon=True)
+    thread = threading.Thread(target=write_regularly, name="clock", daemon=True)
     thread.start()
     ended = False
     try:

@@ -1,6 +1,6 @@
-"""Signals that ask a run to end: noted while it takes steps, so that the step in hand is finished and saved.
+"""Handling of SIGTERM and SIGINT during training: the current step is finished and saved before the process exits.
 
-Decides when to leave and with which signal's number; saving is the loop's, the exit code gptjax.core.arguments's.
+Decides when to exit and for which signal; the loop saves, and gptjax.core.arguments sets the exit code.
 """
 
 import os
@@ -16,17 +16,18 @@ from jax.experimental import multihost_utils
 from gptjax.config.errors import Interrupted
 from gptjax.core import console
 
-Asked = Callable[[int], int | None]
+StopSignal = Callable[[int], int | None]
 
 
 @contextmanager
-def noted() -> Iterator[Asked]:
-    """While the block runs SIGTERM and SIGINT are noted, and the second one ends the process at once.
+def handle_signals() -> Iterator[StopSignal]:
+    """Records SIGTERM and SIGINT while the block runs; a second signal ends the process immediately.
 
-    Yields `asked(step)`, to be called after every step: the number of the signal to leave for after this step, or None.
+    Yields `stop_signal(step)`, to be called after every step; it returns the number of the signal to exit for after
+    this step, or None.
 
     Raises:
-      Interrupted: at the end of a block that was not left for a signal that came.
+      Interrupted: at the end of the block, if a signal came and the block did not exit for it.
     """
     several = jax.process_count() > 1
     seen: list[int] = []
@@ -34,24 +35,24 @@ def noted() -> Iterator[Asked]:
     def note(number: int) -> None:
         seen.append(number)
         if len(seen) > 1:
-            quit_at_once(number)
-        console.say(f"{signal.Signals(number).name}    stopping after this step; again to quit at once")
+            exit_immediately(number)
+        console.say(f"{signal.Signals(number).name}    stopping after this step; again to quit immediately")
         if several:
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the other processes of
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX notifies the other processes
 
-    # Of several processes SIGTERM is JAX's: its handler is no handler of Python's, and this one would replace it.
-    with told_of((signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT), note):
-        yield partial(agreed, seen)
+    # With several processes JAX handles SIGTERM with a handler that is not Python's; this one would replace it.
+    with listen_for_signals((signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT), note):
+        yield partial(agree_on_signal, seen)
     if seen and not several:
         raise Interrupted(seen[0])
 
 
-def agreed(seen: Sequence[int], step: int) -> int | None:
-    """The signal to leave for after a step; of several processes all leave after the same one.
+def agree_on_signal(seen: Sequence[int], step: int) -> int | None:
+    """Returns the signal to exit for after a step, or None; with several processes all exit after the same step.
 
     Args:
-      seen: signals that this process got.
-      step: every process calls this after every step.
+      seen: signals that this process received.
+      step: the current step; every process calls this after every step.
     """
     if jax.process_count() > 1 and not multihost_utils.reached_preemption_sync_point(step):
         return None
@@ -60,18 +61,18 @@ def agreed(seen: Sequence[int], step: int) -> int | None:
     return signal.SIGTERM if jax.process_count() > 1 else None
 
 
-def quit_at_once(number: int) -> None:
-    """Ends the process; what is being written stays under its temporary name."""
-    os.write(2, b"gptjax: quit at once; what was saved is whole, and the same command goes on there\n")
+def exit_immediately(number: int) -> None:
+    """Ends the process; files that are being written keep their temporary names."""
+    os.write(2, b"gptjax: quit immediately; saved checkpoints are complete, and the same command resumes training\n")
     os._exit(128 + number)
 
 
 @contextmanager
-def told_of(signals: Sequence[int], note: Callable[[int], None]) -> Iterator[None]:
-    """Calls `note(number)` for each of the signals that comes during the block, in a thread.
+def listen_for_signals(signals: Sequence[int], note: Callable[[int], None]) -> Iterator[None]:
+    """Calls `note(number)` in a thread for each of these signals that arrives during the block.
 
-    A handler of Python's runs between two operations of the main thread, which may wait in C for a compiler or a
-    device; the thread hears of a signal at once. Does nothing where the main thread is another one.
+    A Python handler runs between two operations of the main thread, which may wait in C for a compiler or a device; the
+    thread receives a signal immediately. Does nothing outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

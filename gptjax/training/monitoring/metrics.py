@@ -1,11 +1,11 @@
-"""How near a run comes to what its devices can do: FLOPs per token and model FLOP utilisation (MFU)."""
+"""FLOPs per token and model FLOPs utilization (MFU)."""
 
 import re
 from typing import Any
 
 import jax
 
-# Dense bf16 peak in FLOP/s of one device, by what JAX calls it. Sources: the makers' data sheets.
+# Dense bf16 peak of one device in FLOP/s, by JAX's device_kind. Sources: the vendors' data sheets.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -31,16 +31,16 @@ MFU_CONVENTION = (
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The peak of the longest name that the kind begins with, whole words only; None where none fits."""
-    fitting = [name for name in PEAK_FLOPS if re.match(re.escape(name) + r"(?![A-Za-z0-9])", device_kind)]
-    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
+    """Returns the peak of the longest name that is a prefix of `device_kind`, in whole words; None: unknown."""
+    names = [name for name in PEAK_FLOPS if re.match(re.escape(name) + r"(?![A-Za-z0-9])", device_kind)]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 def flops_per_token(params: Any, config: Any, context: int) -> float:
-    """6N + 12 L D T of forward and backward pass (arXiv 2204.02311, appendix B), by MFU_CONVENTION; recurrent: 6N.
+    """FLOPs per token of forward and backward pass, by MFU_CONVENTION (arXiv 2204.02311, appendix B); recurrent: 6N.
 
     Args:
-      params: or their shapes.
+      params: parameters or their shapes.
       config: `config.model`.
       context: T.
     """
@@ -56,6 +56,6 @@ def flops_per_token(params: Any, config: Any, context: int) -> float:
 
 
 def mfu(tokens_per_second: float, flops: float, device_kind: str, devices: int) -> float | None:
-    """Model FLOP utilisation by MFU_CONVENTION, 0 to 1; None on a device whose peak is not known."""
+    """Model FLOPs utilization by MFU_CONVENTION, 0 to 1; None on a device whose peak is unknown."""
     peak = peak_flops(device_kind)
     return None if peak is None else tokens_per_second * flops / (peak * devices)

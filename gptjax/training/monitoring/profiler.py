@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for TensorBoard's profiler (xprof) and for Perfetto."""
+"""Traces of selected steps of a run, for TensorBoard's profiler (xprof) and for Perfetto."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,60 +12,61 @@ Pause = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def tracing(steps: tuple[int, ...], folder: Path, pause: Pause) -> Iterator[Callable[[int], AbstractContextManager]]:
-    """Yields `traced(step)`, a context for each step of a run; those that `steps` asks for are traced.
+def trace_steps(
+    steps: tuple[int, ...], folder: Path, pause: Pause
+) -> Iterator[Callable[[int], AbstractContextManager]]:
+    """Yields `traced(step)`, a context manager for each step of a run; the selected steps are traced.
 
-    A trace goes to a folder of its own below `folder`, named by the time. Evaluations and checkpoints that fall between
-    its steps are in it. Leaving the block, in whatever way, ends a trace that is under way. A run that goes on in the
-    middle of the range traces the rest of it; one that goes on behind it traces nothing.
+    Each trace is written to a subfolder of `folder` named by the time, and includes evaluations and checkpoints between
+    its steps. Leaving the block ends a trace that is active. A run that resumes within the range traces the rest of it.
 
     Args:
-      steps: `config.log.profile_steps`: the first and the last traced step, counted from 1, or nothing.
-      folder: where traces go.
-      pause: its context waits for the steps before, and keeps what happens inside out of the run's rates.
+      steps: `config.log.profile_steps`: the first and the last traced step, counted from 1, or empty.
+      folder: for traces.
+      pause: a context manager that waits for the previous steps and excludes the block from the run's rates.
     """
     first, last = steps or (0, -1)
-    under_way: list[int] = []  # the steps traced so far
+    active: list[int] = []  # the steps traced so far
 
     def end() -> None:
-        ended = list(under_way)
-        under_way.clear()  # first, so that nobody who interrupts this ends it again
-        stop(folder, ended)
+        steps_traced = list(active)
+        active.clear()  # first, so that an interruption does not end it again
+        stop(folder, steps_traced)
 
     def traced(step: int) -> AbstractContextManager:
-        wanted = first <= step <= last
-        if wanted and not under_way:
+        is_selected = first <= step <= last
+        if is_selected and not active:
             with pause():
                 start(folder)
-        elif under_way and not wanted:
+        elif active and not is_selected:
             with pause():
                 end()
-        if not wanted:
+        if not is_selected:
             return nullcontext()
-        under_way.append(step)
+        active.append(step)
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     try:
         yield traced
     finally:
-        if under_way:
+        if active:
             end()
 
 
 def options() -> jax.profiler.ProfileOptions:
-    """What is recorded: XLA's and the runtime's events. Python's calls are not, which would slow the steps down."""
-    chosen = jax.profiler.ProfileOptions()
-    chosen.python_tracer_level = 0
-    return chosen
+    """Options that record events of XLA and the runtime, but no Python calls, which would slow the steps down."""
+    profile_options = jax.profiler.ProfileOptions()
+    profile_options.python_tracer_level = 0
+    return profile_options
 
 
 def start(folder: Path) -> None:
-    """Begins a trace."""
+    """Starts a trace."""
     jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options())
 
 
 def stop(folder: Path, steps: list[int]) -> None:
-    """Ends the trace, writes it, and says where it is and how to open it."""
+    """Stops the trace, writes it, and logs where it is and how to open it."""
     jax.profiler.stop_trace()
     newest = max((folder / "plugins" / "profile").iterdir())
     console.say(

@@ -1,4 +1,4 @@
-"""The devices' numbers, one step behind, as lines of metrics: to the writers, the progress bar and a listener."""
+"""Lines of metrics, one step behind the devices, for the writers, the progress bar and a callback."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,33 +15,33 @@ from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
 from gptjax.training.monitoring import goodput, metrics, run_stats, writers
 from gptjax.training.monitoring.writers import Line
-from gptjax.training.recovery import GOOD, LEFT_OUT, Verdicts
+from gptjax.training.recovery import GOOD, LEFT_OUT, BadStepTracker
 from gptjax.training.setup import TrainSetup
 
 OnLine = Callable[[Line], None]
 
 
 class Recorder:
-    """Holds one step's numbers until `take`, which makes a line of them where one is due.
+    """Holds the metrics of one step until `take`, which makes a line of them if one is due.
 
-    A context: leaving it closes the writers.
+    A context manager: leaving it closes the writers.
     """
 
-    def __init__(self, job: TrainSetup, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
-        c = self.config = job.config
-        self.job, self.advance, self.on_line = job, advance, on_line
+    def __init__(self, setup: TrainSetup, state: TrainState, advance: Callable[..., None], on_line: OnLine) -> None:
+        c = self.config = setup.config
+        self.setup, self.advance, self.on_line = setup, advance, on_line
         first = processes.is_first()
-        self.writers = writers.open_writers(c.log.writers, job.workdir, c.to_dict(), int(state.step)) if first else []
+        self.writers = writers.open_writers(c.log.writers, setup.workdir, c.to_dict(), int(state.step)) if first else []
         shapes = state.eval_shapes()
         self.flops_per_token = {
-            stage.context: metrics.flops_per_token(shapes, c.model, stage.context) for stage in job.stages
+            stage.context: metrics.flops_per_token(shapes, c.model, stage.context) for stage in setup.stages
         }
-        # All at once, before the first step: asked for one by one they would wait behind the steps on the device.
+        # Computed at once before the first step: one by one they would wait for the steps on the device.
         self.learning_rates = np.asarray(jax.vmap(schedule(c))(jnp.arange(c.train.steps)))
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.smooth_loss = math.nan
-        self.verdicts = Verdicts(c.guard.patience)
-        self.count_anew()
+        self.bad_steps = BadStepTracker(c.guard.patience)
+        self.reset_rates()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -50,84 +50,86 @@ class Recorder:
         for writer in self.writers:
             writer.close()
 
-    def count_anew(self) -> None:
-        """Begins the rates of the next line."""
-        self.tokens, self.flops, self.steps, self.since = 0, 0.0, 0, self.job.clock.reading()
+    def reset_rates(self) -> None:
+        """Resets the counters of the rates for the next line."""
+        self.tokens, self.flops, self.steps, self.since = 0, 0.0, 0, self.setup.clock.reading()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Waits for the step that was pushed; the block does not count as training."""
+    def pause(self) -> Iterator[None]:
+        """Waits for the pushed step; the block does not count as training time."""
         self.write(self.take())
-        with self.job.clock.during("profile"):
+        with self.setup.clock.during("profile"):
             yield
 
     def push(self, step: int, values: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics, which the devices may still be computing."""
+        """Stores the metrics of a step, which the devices may still be computing."""
         self.pending = step, values
 
     def take(self, due: bool = False) -> Line:
-        """Waits for the step that was pushed; its line, or an empty one where none is due.
+        """Waits for the pushed step; returns its line, or an empty one if none is due.
 
         Args:
-          due: whether to make a line even if `log.every_steps` asks for none.
+          due: makes a line even if `log.every_steps` asks for none.
 
         Raises:
-          BadRun: too many steps in a row were bad.
+          RepeatedBadSteps: too many steps in a row were bad.
         """
         if self.pending is None:
             return {}
         (step, pending), self.pending = self.pending, None
         values = jax.device_get(pending)
-        loss, verdict = float(values["loss"]), self.verdicts.read(step, values)
-        stage = stage_of(step, self.job.stages)
+        loss, verdict = float(values["loss"]), self.bad_steps.read(step, values)
+        stage = stage_of(step, self.setup.stages)
         tokens = 0 if verdict == LEFT_OUT else stage.batch_size * stage.context
         self.tokens += tokens
         self.steps += 1
         self.flops += tokens * self.flops_per_token[stage.context]
         if math.isnan(self.smooth_loss) and verdict == GOOD:
-            console.say(f"first step {self.job.clock.session():.1f} s after the start")
+            console.say(f"first step {self.setup.clock.session():.1f} s after the start")
             self.smooth_loss = loss
         self.smooth_loss += 0.05 * (loss - self.smooth_loss) if verdict == GOOD else 0.0
         self.advance(1, step=f"{step:,}/{self.config.train.steps:,}", loss=f"{self.smooth_loss:.3f}")
         if not due and step % self.config.log.every_steps:
             return {}
-        now = self.job.clock.reading()
+        now = self.setup.clock.reading()
         waited, worked = (now[kind] - self.since[kind] for kind in ("data", "step"))
         rate, flops = self.tokens / max(waited + worked, 1e-9), self.flops / max(self.tokens, 1)
         wait_ms = 1e3 * waited / self.steps
-        self.count_anew()
-        mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.job.mesh.size)
+        self.reset_rates()
+        mfu = metrics.mfu(rate, flops, jax.devices()[0].device_kind, self.setup.mesh.size)
         self.advance(0, **{"tokens/s": f"{rate:,.0f}"}, **({} if mfu is None else {"mfu": f"{mfu:.1%}"}))
-        own = {f"train/{name}": float(value) for name, value in values.items() if _is_a_mean(name)}
-        updates = step - self.verdicts.skipped - (verdict == GOOD)  # before this step
+        objective_metrics = {
+            f"train/{name}": float(value) for name, value in values.items() if _is_objective_metric(name)
+        }
+        updates = step - self.bad_steps.skipped - (verdict == GOOD)  # number of updates before this step
         return {
             "step": step,
             "train/loss": loss,
-            **own,
-            **run_stats.due(values, step, self.config.log.statistics),
+            **objective_metrics,
+            **run_stats.select(values, step, self.config.log.statistics),
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(self.learning_rates[updates]),
-            "skipped_steps": self.verdicts.skipped,
+            "skipped_steps": self.bad_steps.skipped,
             "tokens_per_second": rate or None,
             "mfu": mfu,
             "data/wait_ms": wait_ms,
         }
 
     def write(self, line: Line) -> None:
-        """Hands a line to the writers, with where the time went until now, unless it is empty."""
+        """Passes a line that is not empty to the writers, with the time by kind until now."""
         if not line:
             return
-        line = {name: None if _has_no_json(value) else value for name, value in line.items()}
-        line |= goodput.as_metrics(self.job.clock.reading())
+        line = {name: None if _is_not_json(value) else value for name, value in line.items()}
+        line |= goodput.as_metrics(self.setup.clock.reading())
         for writer in self.writers:
             writer.write(line)
         self.on_line(line)
 
 
-def _is_a_mean(name: str) -> bool:
-    """Whether a step's metric is one of the objective's beside the loss."""
+def _is_objective_metric(name: str) -> bool:
+    """Returns True for a metric of the objective other than the loss."""
     return name not in ("loss", "grad_norm", *skip_step.METRICS) and not name.startswith(run_stats.PREFIX)
 
 
-def _has_no_json(value: object) -> bool:
+def _is_not_json(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

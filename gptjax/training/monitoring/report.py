@@ -1,4 +1,4 @@
-"""What a run shows at its end: summary.json, loss.png, samples.txt, and the same for the eye."""
+"""Report of a finished run: summary.json, loss.png and samples.txt."""
 
 import json
 import statistics
@@ -18,35 +18,39 @@ SHAPE = {"steps": int, "parameters": int, "tokens_per_second": float, "val_loss"
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None where it is not finished."""
+    """Reads the summary of a finished run; returns None if it is not finished."""
     path = workdir / SUMMARY
     if not path.exists():
         return None
     try:
         return schema.read(path, SHAPE, finite=False)
     except DataError as error:
-        raise CheckpointError(f"{error}; delete it to have it made again") from error
+        raise CheckpointError(f"{error}; delete it to create it again") from error
 
 
-def summarise(workdir: Path, steps: int, parameters: int, quality: dict[str, float]) -> dict[str, Any]:
-    """The final figures by name, but for the time; tokens per second are the median over the lines of metrics.jsonl.
+def summarize(workdir: Path, steps: int, parameters: int, quality: dict[str, float]) -> dict[str, Any]:
+    """Collects the final metrics by name, except the time; tokens per second is the median over metrics.jsonl.
 
-    `quality`: of all held-out text, see gptjax.evals.held_out, and what general compressors make of it.
+    Args:
+      workdir: the run's directory.
+      steps: number of steps trained.
+      parameters: number of parameters.
+      quality: of all held-out text, see gptjax.evals.held_out, with the sizes of general-purpose compressors.
     """
     lines = read_metrics(workdir)
     compressed = {name: value for name, value in quality.items() if name.startswith(("gzip_", "xz_"))}
-    own = {name: value for name, value in quality.items() if name not in (*COUNT_METRICS, *compressed)}
+    validation = {name: value for name, value in quality.items() if name not in (*COUNT_METRICS, *compressed)}
     return {
         "steps": steps,
         "tokens_per_second": statistics.median([line.get("tokens_per_second") or 0.0 for line in lines]),
-        **{f"val_{name}": value for name, value in own.items()},
+        **{f"val_{name}": value for name, value in validation.items()},
         **compressed,
         "parameters": parameters,
     }
 
 
 def write(workdir: Path, summary: dict[str, Any], sample: str, clock: Clock) -> dict[str, Any]:
-    """Writes samples.txt, loss.png and, last, summary.json, which says that the run is finished; returns the latter."""
+    """Writes samples.txt, loss.png and, last, summary.json, which marks the run as finished; returns the summary."""
     write_atomic(workdir / "samples.txt", sample + "\n")
     plot(workdir, summary)
     reading = clock.reading()
@@ -56,7 +60,7 @@ def write(workdir: Path, summary: dict[str, Any], sample: str, clock: Clock) -> 
 
 
 def plot(workdir: Path, summary: dict[str, Any]) -> None:
-    """loss.png: loss by step, training and held-out, with what gzip and xz need on the right-hand scale."""
+    """Plots training and held-out loss by step to loss.png; bits per byte and compressors on the right-hand axis."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,13 +68,13 @@ def plot(workdir: Path, summary: dict[str, Any]) -> None:
 
     lines = [line for line in read_metrics(workdir) if line.get("train/loss") is not None]
     steps, losses = [line["step"] for line in lines], [line["train/loss"] for line in lines]
-    looks = [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
+    evaluations = [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(steps, losses, color="tab:blue", linewidth=1, alpha=0.6, label="training")
-    axes.plot(*zip(*looks, strict=True), color="tab:orange", marker="o", markersize=3, label="held-out sample")
+    axes.plot(*zip(*evaluations, strict=True), color="tab:orange", marker="o", markersize=3, label="held-out sample")
     top, low = min(max(losses), statistics.median(losses) * 2), min([*losses, summary["val_loss"]])
     if "gzip_bits_per_byte" in summary:
-        low = min(low, _beside_compressors(axes, summary, top))
+        low = min(low, _plot_compressors(axes, summary, top))
     else:
         axes.set_title(f"held-out loss: {summary['val_loss']:.3f}", fontsize=11)
     axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(low * 0.95, top * 1.02 or None), xlim=(0, None))
@@ -82,8 +86,8 @@ def plot(workdir: Path, summary: dict[str, Any]) -> None:
     temporary.replace(workdir / "loss.png")
 
 
-def _beside_compressors(axes: Any, summary: dict[str, Any], top: float) -> float:
-    """Draws what compressors need, and bits per byte on the right; gives the loss that xz's size stands for."""
+def _plot_compressors(axes: Any, summary: dict[str, Any], top: float) -> float:
+    """Draws lines for the compressors and an axis of bits per byte; returns the loss that corresponds to xz."""
     per_bit = summary["val_loss"] / summary["val_bits_per_byte"]  # nats per token for one bit per byte
     for name, style in (("gzip", ":"), ("xz", "--")):
         at = summary[f"{name}_bits_per_byte"]

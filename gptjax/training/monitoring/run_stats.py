@@ -1,6 +1,6 @@
-"""How large parameters are and how far a step moves them, by group; computed on the device, and never waited for there.
+"""Norms of parameters and updates by group, computed on the device as metrics of the train step.
 
-A group is a part of a block, such as "block_0/mlp", or a folder beside the blocks, such as "tokens".
+A group is a module of a block, such as "block_0/mlp", or a module outside the blocks, such as "tokens".
 """
 
 from typing import Any
@@ -11,30 +11,30 @@ import jax.numpy as jnp
 from gptjax.models.stacking import unstack
 
 PREFIX = "statistics/"
-NAMES = ("parameters", "updates", "ratio")  # two norms, of all numbers of a group, and the second over the first
+NAMES = ("parameters", "updates", "ratio")  # two norms of a group, and the second divided by the first
 
 Values = dict[str, jax.Array]
 
 
-def of_step(before: Any, after: Any, step: jax.Array, every: int) -> Values:
-    """Norms by "statistics/GROUP/NAME", at every so manyth step; zeros at the others, at which nothing is computed.
+def step_statistics(before: Any, after: Any, step: jax.Array, every: int) -> Values:
+    """Computes norms by "statistics/GROUP/NAME" at every `every`-th step; at the others they are 0 at no cost.
 
     Args:
-      before: parameters before the step's update; layers may be stacked.
-      after: after it.
-      step: how many steps have been taken with this one.
-      every: steps between; 0: no step has any, and there are no names.
+      before: parameters before the update; layers may be stacked.
+      after: parameters after the update.
+      step: number of steps including this one.
+      every: steps between measurements; 0: returns no statistics.
     """
     if not every:
         return {}
 
     def measured() -> Values:
-        moved = jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), after, before)
-        sizes, moves = norms(before), norms(moved)
-        found = {group: (size, moves[group], moves[group] / size) for group, size in sizes.items()}
+        updates = jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), after, before)
+        sizes, update_sizes = norms(before), norms(updates)
+        by_group = {group: (size, update_sizes[group], update_sizes[group] / size) for group, size in sizes.items()}
         return {
             f"{PREFIX}{group}/{name}": value
-            for group, values in found.items()
+            for group, values in by_group.items()
             for name, value in zip(NAMES, values, strict=True)
         }
 
@@ -43,7 +43,7 @@ def of_step(before: Any, after: Any, step: jax.Array, every: int) -> Values:
 
 
 def norms(tree: Any) -> Values:
-    """The root of the sum of squares of each group."""
+    """Euclidean norm of each group."""
     squares: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(unstack(tree)):
         squares.setdefault(group_of([str(key.key) for key in path]), []).append(jnp.sum(leaf.astype(jnp.float32) ** 2))
@@ -51,13 +51,13 @@ def norms(tree: Any) -> Values:
 
 
 def group_of(path: list[str]) -> str:
-    """The part of a block, with all before it, that a parameter is in; of another parameter the first folder."""
+    """Group of a parameter: the path up to a module of a block, or outside the blocks the first name of the path."""
     block = next((number for number, name in enumerate(path) if name.startswith("block_")), None)
     return "/".join(path[: 1 if block is None else block + 2])
 
 
-def due(values: dict[str, Any], step: int, every: int) -> dict[str, float]:
-    """Of a step's metrics the statistics, by name; none at a step that has none."""
+def select(values: dict[str, Any], step: int, every: int) -> dict[str, float]:
+    """Selects the statistics among the metrics of a step; empty at steps without statistics."""
     if not every or step % every:
         return {}
     return {name: float(value) for name, value in values.items() if name.startswith(PREFIX)}

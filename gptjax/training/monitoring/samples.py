@@ -1,4 +1,4 @@
-"""What a run writes at its end, to be looked at: text where the model writes some, and nothing where it does not."""
+"""The sample that a run writes at its end."""
 
 from typing import Any
 
@@ -14,31 +14,33 @@ from gptjax.training.setup import TrainSetup
 SHOWN = 5  # held-out examples
 
 
-def sample(job: TrainSetup, params: Any) -> str:
-    """What the model makes of `config.sample.prompt`.
+def sample(setup: TrainSetup, params: Any) -> str:
+    """Returns a sample for `config.sample.prompt`.
 
-    A decoder goes on from it, an encoder-decoder answers it, and an encoder fills in its masks, if it has any. Where a
-    task head learnt from examples, what it says of a few held-out ones.
+    A decoder continues the prompt, an encoder-decoder answers it, and an encoder fills in its masks, if it has any. A
+    model with a task head predicts a few held-out examples instead.
     """
-    c, kind = job.config, models.kind(job.model)
+    c, kind = setup.config, models.kind(setup.model)
     if c.data.examples.form and task_formats.TASK_FORMATS[c.data.examples.form].objective:
-        return _predicted(job, params)
+        return _predicted(setup, params)
     if kind == "encoder":
-        return _filled(job, params) if fill_mask.MASKS.search(c.sample.prompt) else ""
-    generator = decoding.generator(job.model, params, job.data.tokenizer, c.model.context)
-    requests = [decoding.Request(c.sample.prompt, job.sample_settings, rng.key(c.seed, "sample", 0))]
-    _, said = next(decoding.generate(generator, requests, decoding.GenerationConfig(slide=kind == "decoder")))
-    return c.sample.prompt + said.text if kind == "decoder" else f"{c.sample.prompt}\n{said.text}"
+        return _filled(setup, params) if fill_mask.MASKS.search(c.sample.prompt) else ""
+    generator = decoding.generator(setup.model, params, setup.data.tokenizer, c.model.context)
+    requests = [decoding.Request(c.sample.prompt, setup.sampling_params, rng.key(c.seed, "sample", 0))]
+    _, completion = next(decoding.generate(generator, requests, decoding.GenerationConfig(slide=kind == "decoder")))
+    return c.sample.prompt + completion.text if kind == "decoder" else f"{c.sample.prompt}\n{completion.text}"
 
 
-def _predicted(job: TrainSetup, params: Any) -> str:
-    batch = {name: x[:SHOWN] for name, x in job.eval_batches[0].items()}
-    found = predictions.in_words(predictions.said(job.model, params, batch), batch, job.config, job.data.tokenizer)
-    return predictions.shown(found, batch, job.config, job.data.tokenizer)
+def _predicted(setup: TrainSetup, params: Any) -> str:
+    batch = {name: x[:SHOWN] for name, x in setup.eval_batches[0].items()}
+    predicted = predictions.in_words(
+        predictions.said(setup.model, params, batch), batch, setup.config, setup.data.tokenizer
+    )
+    return predictions.shown(predicted, batch, setup.config, setup.data.tokenizer)
 
 
-def _filled(job: TrainSetup, params: Any) -> str:
+def _filled(setup: TrainSetup, params: Any) -> str:
     try:
-        return fill_mask.fill(job.model, params, job.data.tokenizer, job.config.sample.prompt).lines()
-    except (ConfigError, DataError) as error:  # the run is over, and this is no reason to lose it
+        return fill_mask.fill(setup.model, params, setup.data.tokenizer, setup.config.sample.prompt).lines()
+    except (ConfigError, DataError) as error:  # a failed sample must not lose the run
         return f"no sample: {error}"

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, so that a scheduler starts it again. Knows nothing of what progress is."""
+"""Watchdog: ends a process that makes no progress, so that a scheduler can restart it."""
 
 import faulthandler
 import os
@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-STDERR = 2  # itself, whatever sys.stderr is
+STDERR = 2  # the file descriptor, whatever sys.stderr is
 SECONDS_TO_WRITE = 10.0
 
 
 @contextmanager
-def watched(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Callable[[], None]]:
-    """Yields `beat()`, to be called at each sign of progress; without one for so long the process ends.
+def watch_progress(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Callable[[], None]]:
+    """Yields `beat()`, to be called at each sign of progress; without any for `minutes` the process ends.
 
-    It writes the stacks of all threads and leaves with code 1. A thread looks after that; should it not get to run,
-    because something holds Python's lock, faulthandler's timer does, which it keeps putting off. A process that was
-    stopped (SIGSTOP) for longer ends when it goes on.
+    It writes the stacks of all threads and exits with code 1. A thread checks the time. If it cannot run, because
+    something holds the GIL, the timer of faulthandler fires, which the thread keeps postponing. A process that was
+    stopped (SIGSTOP) for longer ends when it continues.
 
     Args:
-      minutes: 0 for never.
-      copy: file that gets the stacks, besides stderr.
-      doing: what the process is at, for the message.
+      minutes: 0: never.
+      copy: file for the stacks, in addition to stderr.
+      doing: returns the current activity, for the message.
     """
     if not minutes:
         yield lambda: None
@@ -41,7 +41,7 @@ def watched(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Ca
             faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
             done.wait(min(limit / 10, 10.0))
             if time.monotonic() - last > limit:
-                end(f"no progress for {minutes:g} minutes (train.hang_minutes), at {doing()}", copy)
+                abort(f"no progress for {minutes:g} minutes (train.hang_minutes), at {doing()}", copy)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -53,10 +53,10 @@ def watched(minutes: float, copy: Path, doing: Callable[[], str]) -> Iterator[Ca
         faulthandler.cancel_dump_traceback_later()
 
 
-def end(what: str, copy: Path) -> NoReturn:
-    """Writes what happened and the stacks of all threads to stderr and to a file, and leaves with code 1."""
+def abort(what: str, copy: Path) -> NoReturn:
+    """Writes the reason and the stacks of all threads to stderr and to a file, and exits with code 1."""
     faulthandler.dump_traceback_later(SECONDS_TO_WRITE, exit=True, file=STDERR)  # the disk itself may hang
-    message = f"gptjax: {what}; the stacks are in {copy}; the same command goes on at the newest checkpoint\n"
+    message = f"gptjax: {what}; the stacks are in {copy}; the same command resumes from the newest checkpoint\n"
     os.write(STDERR, message.encode())
     faulthandler.dump_traceback(file=STDERR)
     try:

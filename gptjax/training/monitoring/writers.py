@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always; TensorBoard and Weights & Biases where a run asks for them."""
+"""Writers of metrics: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
 
 import json
 import os
@@ -10,31 +10,31 @@ from gptjax.config.errors import ConfigError
 from gptjax.core import console, schema
 from gptjax.core.files import disk_trouble, read_text, write_atomic
 
-Line = dict[str, Any]  # "step" and the metrics of it; None stands for what is not known
+Line = dict[str, Any]  # "step" and its metrics; None: unknown
 LINE = {"step": int, str: (float, None)}
 
 
 class Writer(Protocol):
-    """Takes the metrics of one step after the other."""
+    """Writes the metrics of one step after another."""
 
     def write(self, line: Line) -> None:
-        """Adds one step's metrics."""
+        """Writes the metrics of one step."""
 
     def close(self) -> None:
-        """Flushes; nothing is written afterwards."""
+        """Flushes and closes."""
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object a line, `step` first. Lines that find no room on the disk wait for it."""
+    """Writes metrics.jsonl: one object per line, `step` first. Lines that a full disk refuses are written later."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
         self.path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
-        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        earlier = [line for line in read_metrics(workdir) if line["step"] <= start]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
         self.waiting: list[str] = []
 
     def write(self, line: Line) -> None:
-        """Adds one line."""
+        """Writes one line."""
         self.waiting.append(json.dumps(line) + "\n")
         try:
             self.close()
@@ -42,10 +42,10 @@ class JsonLines:
             if not disk_trouble(error):
                 raise
             if len(self.waiting) == 1:
-                console.say(f"{self.path} cannot be written: {disk_trouble(error)}; its lines wait until it can")
+                console.say(f"{self.path} cannot be written: {disk_trouble(error)}; its lines are kept until it can")
 
     def close(self) -> None:
-        """Writes the lines that wait, all or none."""
+        """Writes the waiting lines, all or none."""
         if not self.waiting:
             return
         size = self.path.stat().st_size
@@ -59,20 +59,20 @@ class JsonLines:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The objects of a run's metrics.jsonl; a last line cut short by a crash is left out.
+    """Reads the objects of a run's metrics.jsonl, without a last line that a crash cut short.
 
     Raises:
-      DataError: it is damaged.
+      DataError: the file is damaged.
     """
     return schema.read_lines(workdir / "metrics.jsonl", LINE)
 
 
-def _known(line: Line) -> dict[str, float]:
+def _without_none(line: Line) -> dict[str, float]:
     return {name: value for name, value in line.items() if value is not None and name != "step"}
 
 
 class TensorBoard:
-    """Event files in `workdir/tensorboard`."""
+    """Writes event files to `workdir/tensorboard`."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
         try:
@@ -82,8 +82,8 @@ class TensorBoard:
         self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, line: Line) -> None:
-        """Adds one scalar for each metric."""
-        for name, value in _known(line).items():
+        """Writes one scalar per metric."""
+        for name, value in _without_none(line).items():
             self.writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb, named after the workdir; WANDB_MODE=offline keeps it on disk, in `workdir/wandb`."""
+    """Logs to a wandb run named after the workdir; with WANDB_MODE=offline it stays in `workdir/wandb`."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start: int) -> None:
         try:
@@ -105,7 +105,7 @@ class WeightsAndBiases:
 
     def write(self, line: Line) -> None:
         """Logs the metrics at that step."""
-        self.run.log(_known(line), step=line["step"])
+        self.run.log(_without_none(line), step=line["step"])
 
     def close(self) -> None:
         """Ends the run."""
@@ -113,7 +113,7 @@ class WeightsAndBiases:
 
 
 def _run_id(workdir: Path) -> str:
-    # Kept in the run directory, so that a run that goes on is the same run there.
+    # Saved in the run directory, so that a resumed run continues the same wandb run.
     path = workdir / "wandb_id"
     if not path.exists():
         import uuid
@@ -130,10 +130,10 @@ WRITERS: dict[str, Callable[[Path, dict[str, Any], int], Writer]] = {
 
 
 def open_writers(names: tuple[str, ...], workdir: Path, config: dict[str, Any], start: int) -> list[Writer]:
-    """The named writers, and always JsonLines, to go on after step `start`; later metrics of a crash are dropped.
+    """Opens the named writers, and always JsonLines, to continue after step `start`; later lines are dropped.
 
     Raises:
-      ConfigError: one needs a package that is not installed.
+      ConfigError: a writer needs a package that is not installed.
     """
     others = [WRITERS[name](workdir, config, start) for name in dict.fromkeys(names) if name != "jsonl"]
     return [*others, JsonLines(workdir, config, start)]

@@ -1,7 +1,6 @@
-"""Runs of one program: configs that differ in values which change no shape, as one config in which these are traced.
+"""Members of a population: configs that differ only in values that can be traced, as one config with these traced.
 
-Pure functions of the values; nothing here trains, reads or writes. What trains is
-gptjax.training.population.population.
+Pure functions of the values; gptjax.training.population.population trains them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ from gptjax.config.errors import ConfigError
 from gptjax.finetune import methods
 from gptjax.objectives import loss
 from gptjax.optim import skip_step as guards
-from gptjax.runs.train_state import TrainState, initial
-from gptjax.training.step import drops_out, train_step, twice_differentiable
+from gptjax.runs.train_state import TrainState, init_state
+from gptjax.training.step import train_step, twice_differentiable, uses_dropout
 
-# Keys that members may differ in, and what a value of theirs is to the program.
+# Keys in which members may differ, and the dtype of their traced values.
 TRACED: dict[str, Any] = {
     "seed": np.uint32,
     "model.init_std": np.float32,
@@ -39,54 +38,58 @@ TRACED: dict[str, Any] = {
     "schedule.final_fraction": np.float32,
     "schedule.cooldown_fraction": np.float32,
 }
-OF_BATCHES = ("data.seed",)  # read where batches are made, not by the program
+BATCH_KEYS = ("data.seed",)  # read by the data pipeline, not by the compiled program
 
-Values = dict[str, jax.Array]  # of the keys that are traced, [M] of all members or [] of one
+Values = dict[str, jax.Array]  # by traced key: [M] for all members, [] for one
 
 
 class Members(NamedTuple):
-    """Runs that are one program."""
+    """Configs that are trained as one program."""
 
-    config: ConfigDict  # of the first
-    values: dict[str, np.ndarray]  # of the keys that differ and are traced, [M]
+    config: ConfigDict  # of the first member
+    values: dict[str, np.ndarray]  # of the traced keys that differ, [M]
 
 
-def of(all_configs: Sequence[ConfigDict], asked: Sequence[ConfigDict] = ()) -> Members:
-    """Resolved configs as members; what was asked for, before it was resolved, is for the message.
+def from_configs(all_configs: Sequence[ConfigDict], unresolved: Sequence[ConfigDict] = ()) -> Members:
+    """Makes members of resolved configs.
+
+    Args:
+      all_configs: resolved.
+      unresolved: the same configs as the user gave them; used by the message alone.
 
     Raises:
-      ConfigError: they differ in what would change the program.
+      ConfigError: they differ in a key that changes the program.
     """
     flat = [configs.flatten(config) for config in all_configs]
-    differing, wanted = differing_keys(flat), differing_keys([configs.flatten(config) for config in asked])
-    refused = [key for key in differing if key not in TRACED and key not in OF_BATCHES]
-    # What decides about a program by being absent is no number.
+    differing, explicit = differing_keys(flat), differing_keys([configs.flatten(config) for config in unresolved])
+    refused = [key for key in differing if key not in TRACED and key not in BATCH_KEYS]
+    # A key whose None selects another program cannot be traced.
     refused += [key for key in differing if key in TRACED and any(one[key] is None for one in flat)]
-    refused.sort(key=lambda key: key not in wanted)  # first what is not there for another's sake
+    refused.sort(key=lambda key: key not in explicit)  # first the keys that the user set
     if refused:
         given = ", ".join(dict.fromkeys(str(one[refused[0]]) for one in flat))
         raise ConfigError(
-            f"{refused[0]} ({given}) changes the program, and members of one program differ in numbers that it reads "
-            "alone; leave --vmap out to train one after the other"
+            f"{refused[0]} ({given}) changes the compiled program, and members of a population may differ only in "
+            "numbers; leave --vmap out to train one after the other"
         )
     traced = [key for key in TRACED if key in differing]
-    return Members(all_configs[0], {key: np.array([as_traced(key, one[key]) for one in flat]) for key in traced})
+    return Members(all_configs[0], {key: np.array([traced_value(key, one[key]) for one in flat]) for key in traced})
 
 
 def differing_keys(flat: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys that some of these have another value of than the first, or none."""
+    """Keys whose values are not the same in all of these flat configs."""
     return [key for key in (flat[0] if flat else ()) if any(one.get(key, ...) != flat[0][key] for one in flat[1:])]
 
 
-def as_traced(key: str, value: Any) -> Any:
-    """A key's value as the program gets it: a clipping norm of 0, which means none, as one that clips nothing."""
+def traced_value(key: str, value: Any) -> Any:
+    """Converts a value to its traced dtype; a clipping norm of 0, which means no clipping, becomes infinity."""
     if key == "optimizer.clip_norm" and value == 0:
         value = np.inf
     return np.asarray(value).astype(TRACED[key])
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """The config with these in their places, of whatever type they are."""
+    """Returns a copy of the config with these values, which may be of any type."""
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         for key, value in values.items():
@@ -95,29 +98,37 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     return config.lock()
 
 
-def state_of(config: ConfigDict, values: Values) -> TrainState:
-    """A member's state at step 0."""
-    own = with_values(config, values)
-    return initial(methods.build_model(own), optim.optimizer(own), own.seed)
+def init_member_state(config: ConfigDict, values: Values) -> TrainState:
+    """Initializes the state of one member at step 0."""
+    config = with_values(config, values)
+    return init_state(methods.build_model(config), optim.optimizer(config), config.seed)
 
 
-def step_of(
+def member_step(
     config: ConfigDict, mesh: Mesh, values: Values, state: TrainState, batch: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """A member's step; see gptjax.training.step.train_step.
+    """Takes one step of one member; see gptjax.training.step.train_step.
 
     Args:
       config: of the first member.
       mesh: of one device.
-      values: this member's.
-      state: likewise.
-      batch: likewise, or all members' one.
+      values: of this member.
+      state: of this member.
+      batch: of this member, or shared by all.
     """
-    own = with_values(config, values)
-    limits, slices = guards.Limits(**own.guard), own.train.grad_accumulation
-    objective, optimizer = loss(own, methods.build_model(own)), optim.optimizer(own)
-    curvature = twice_differentiable(own, objective, mesh)
+    config = with_values(config, values)
+    limits, accumulation_steps = guards.Limits(**config.guard), config.train.grad_accumulation
+    objective, optimizer = loss(config, methods.build_model(config)), optim.optimizer(config)
+    curvature = twice_differentiable(config, objective, mesh)
     step = train_step(
-        objective, optimizer, mesh, own.seed, drops_out(own), slices, limits, own.log.statistics, curvature
+        objective,
+        optimizer,
+        mesh,
+        config.seed,
+        uses_dropout(config),
+        accumulation_steps,
+        limits,
+        config.log.statistics,
+        curvature,
     )
     return step(state, batch)

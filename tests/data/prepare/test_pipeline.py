@@ -307,7 +307,7 @@ def test_mixture_changes_on_resume_and_is_recorded(tmp_path, call, call_train):
         patch.setattr(checkpoints.Checkpoints, "save", interrupted)
         assert trained(("one", 3), ("two", 1)).code == 130
         result = trained(("three", 1), ("one", 1))
-    assert result.code == 0 and "another one after step 4" in result.err, result.err
+    assert result.code == 0 and "mixture    changes after step 4" in result.err, result.err
     facts = json.loads((workdir / "data.json").read_text())
     one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
     assert facts["mixings"] == [[0, {one: 3, two: 1}], [4, {three: 1, one: 1}]]
@@ -353,7 +353,7 @@ def test_resume_refuses_a_changed_set(tmp_path, call, call_train):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_steps", stops)
+        patch.setattr(loop, "train_steps", stops)
         assert call_train(tmp_path / "run", data_path=tmp_path / "set").code == 130
     index = tmp_path / "set" / "index.json"
     index.write_text(index.read_text() + " ")

@@ -1,4 +1,4 @@
-"""Where the time goes: each second once, all of them, also those of processes that were killed."""
+"""Wall time by kind: each second is counted once, including those of killed processes."""
 
 import signal
 import time
@@ -18,7 +18,7 @@ def times_of(line):
     return {kind: line[f"time/{kind}"] for kind in goodput.KINDS}
 
 
-def test_inner_blocks_count_for_themselves(monkeypatch):
+def test_nested_blocks_are_counted_separately(monkeypatch):
     now = SimpleNamespace(at=0.0)
     monkeypatch.setattr(goodput.time, "monotonic", lambda: now.at)
 
@@ -41,12 +41,12 @@ def test_inner_blocks_count_for_themselves(monkeypatch):
         raise KeyError
     passes(2)
     expected = {"start": 3, "step": 20, "eval": 200, "data": 1000, "save": 5}
-    assert clock.reading() == goodput.nothing() | expected and goodput.total(clock.reading()) == now.at
+    assert clock.reading() == goodput.zero_reading() | expected and goodput.total(clock.reading()) == now.at
 
 
-def test_what_is_lost_is_no_more_of_the_kind_that_it_was():
+def test_lost_time_is_removed_from_its_kind():
     clock = goodput.Clock(time.monotonic())
-    saved = goodput.nothing() | {"step": 10.0, "lost": 2.0}
+    saved = goodput.zero_reading() | {"step": 10.0, "lost": 2.0}
     killed = saved | {"step": 15.0, "save": 1.0, "down": 7.0}
     clock.add(killed)
     clock.lose(saved, killed)
@@ -56,7 +56,7 @@ def test_what_is_lost_is_no_more_of_the_kind_that_it_was():
 
 @pytest.mark.slow
 def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch):
-    """Three looks, three saves and every step take a while longer; what they are called is what grows."""
+    """Slows down evaluations, saves and steps; exactly their kinds grow."""
     slower = {}
 
     def slow(owner, name, kind, seconds):
@@ -69,10 +69,10 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
 
         monkeypatch.setattr(owner, name, planted)
 
-    slow(TrainSetup, "held_out_quality", "eval", 0.2)
+    slow(TrainSetup, "evaluate", "eval", 0.2)
     slow(Checkpoints, "save", "save", 0.3)
-    slow(loop, "compiled_steps", "compile", 0.4)
-    slow(loop, "make_job", "start", 0.5)
+    slow(loop, "compile_steps", "compile", 0.4)
+    slow(loop, "train_setup", "start", 0.5)
     slow(loop.report, "plot", "finish", 0.6)
     slow(loop.Recorder, "push", "step", 0.05)
     begin = time.monotonic()
@@ -90,7 +90,7 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_time_of_a_killed_process_is_lost_and_that_without_one_is_down(tmp_path, text_file, capsys):
+def test_time_of_a_killed_process_is_lost_and_time_without_one_is_down(tmp_path, text_file, capsys):
     run = dict(train_steps=700, checkpoint_every_steps=300, log_every_steps=50, model_dropout=0.1)
     workdir = tmp_path / "run"
     began = time.time()

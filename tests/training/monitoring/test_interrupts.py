@@ -1,4 +1,4 @@
-"""Signals: the step in hand is finished and saved, the exit code tells which it was, and nothing else changes."""
+"""Signals: the current step is finished and saved, and the exit code names the signal."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ RUN = dict(train_steps=600, checkpoint_every_steps=200, log_every_steps=1, model
 
 
 def interrupted(workdir, text, lines, *signals):
-    """Starts the run, sends it the signals once metrics.jsonl has so many lines; exit code, stderr, seconds to end."""
+    """Starts a run and sends it signals after some lines of metrics; returns exit code, stderr and seconds to end."""
     running = start(workdir, text, **RUN)
     while not reached(workdir, lines) and running.poll() is None:
         time.sleep(0.001)
@@ -40,9 +40,9 @@ def saved_in(workdir):
 
 
 @pytest.mark.slow
-def test_interrupted_again_and_again_a_run_ends_bit_identical(tmp_path, text_file, capsys):
+def test_a_run_interrupted_many_times_ends_bit_identical(tmp_path, text_file, capsys):
     loop.train(tiny_config(data_path=text_file, **RUN), tmp_path / "whole")
-    workdir, told = tmp_path / "run", "saved at step {:,}; the same command goes on there\n"
+    workdir, told = tmp_path / "run", "saved at step {:,}; the same command resumes training\n"
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = saved_in(workdir) if workdir.exists() else 0
         found, err, _ = interrupted(workdir, text_file, before + 20, number)
@@ -53,8 +53,8 @@ def test_interrupted_again_and_again_a_run_ends_bit_identical(tmp_path, text_fil
         assert [line["step"] for line in lines_of(workdir)] == list(range(1, saved + 1))
     code, err, seconds = interrupted(workdir, text_file, saved + 20, signal.SIGTERM, signal.SIGINT)
     assert f"resuming   at step {saved:,} of 600" in err
-    assert code == 130 and seconds < 2 and err.endswith("quit at once; what was saved is whole, and the same command "
-                                                        "goes on there\n"), err  # fmt: skip
+    assert code == 130 and seconds < 2 and err.endswith("quit immediately; saved checkpoints are complete, and "
+                                                        "the same command resumes training\n"), err  # fmt: skip
     loop.train(tiny_config(data_path=text_file, **RUN), workdir)
     assert int(re.search(r"resuming   at step (\d+)", capsys.readouterr().err)[1]) >= saved
     jax.tree.map(np.testing.assert_array_equal, params_of(workdir), params_of(tmp_path / "whole"))
@@ -82,20 +82,20 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, text_file
 
 
 def test_a_signal_while_compiling_ends_before_the_first_step(tmp_path, text_file, monkeypatch):
-    compiled_steps = loop.compiled_steps
+    compile_steps = loop.compile_steps
 
-    def signal_and_compile(job, state):
+    def signal_and_compile(setup, state):
         os.kill(os.getpid(), signal.SIGINT)
-        return compiled_steps(job, state)
+        return compile_steps(setup, state)
 
-    monkeypatch.setattr(loop, "compiled_steps", signal_and_compile)
+    monkeypatch.setattr(loop, "compile_steps", signal_and_compile)
     with pytest.raises(Interrupted, match="interrupted; nothing is saved yet"):
         loop.train(tiny_config(data_path=text_file), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_signal_before_and_after_the_steps_is_one_line(tmp_path, text_file, call_train, monkeypatch):
-    for place, told in (("make_job", "interrupted"), ("finish", "interrupted; saved at step 8; the same command")):
+    for place, told in (("train_setup", "interrupted"), ("finish", "interrupted; saved at step 8; the same command")):
         with monkeypatch.context() as patched:
             patched.setattr(loop, place, lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
             result = call_train(tmp_path / "run", data_path=text_file)
@@ -104,9 +104,9 @@ def test_a_signal_before_and_after_the_steps_is_one_line(tmp_path, text_file, ca
     assert call_train(tmp_path / "run", data_path=text_file).code == 0
 
 
-def test_a_signal_is_heard_while_the_main_thread_is_in_c():
+def test_a_signal_is_received_while_the_main_thread_is_in_c():
     heard = []
-    with interrupts.told_of((signal.SIGTERM,), lambda number: heard.append((number, time.monotonic()))):
+    with interrupts.listen_for_signals((signal.SIGTERM,), lambda number: heard.append((number, time.monotonic()))):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # half a second and more, without Python's lock
         ended = time.monotonic()
@@ -114,8 +114,8 @@ def test_a_signal_is_heard_while_the_main_thread_is_in_c():
     assert number == signal.SIGTERM and ended - at > 0.1
 
 
-def test_a_signal_after_the_last_look_is_not_forgotten():
-    with pytest.raises(Interrupted) as leaving, interrupts.noted() as asked:
+def test_a_signal_after_the_last_check_is_not_lost():
+    with pytest.raises(Interrupted) as leaving, interrupts.handle_signals() as asked:
         assert asked(1) is None
         os.kill(os.getpid(), signal.SIGTERM)
     assert leaving.value.number == signal.SIGTERM
@@ -127,7 +127,7 @@ def test_several_processes_agree_on_the_step(monkeypatch):
     terminated = []
     before = signal.signal(signal.SIGTERM, lambda *_: terminated.append(1))  # stands for JAX's own
     try:
-        with interrupts.noted() as asked:
+        with interrupts.handle_signals() as asked:
             assert [asked(step) for step in (4, 5)] == [None, signal.SIGTERM], "another process got the signal"
             os.kill(os.getpid(), signal.SIGINT)
             while not terminated:
@@ -137,7 +137,7 @@ def test_several_processes_agree_on_the_step(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_thread_that_is_not_the_main_one_trains_too(tmp_path, text_file):
+def test_training_works_outside_the_main_thread(tmp_path, text_file):
     done = []
     thread = threading.Thread(
         target=lambda: done.append(loop.train(tiny_config(data_path=text_file), tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""MFU by its convention, and null where the peak is not known."""
+"""MFU by its convention, and null if the peak is unknown."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Traces of training steps: which steps are in them, that tools can read them, and that an interrupt ends them."""
+"""Traces of training steps: their steps, their format, and interruption."""
 
 import gzip
 import json
@@ -24,12 +24,12 @@ def steps_of(events):
 
 
 def executions(events):
-    """How many times the compiled step ran, by XLA's own count of executions."""
+    """Number of executions of the compiled step, by XLA's count."""
     ops = [event["args"] for event in events if event.get("args", {}).get("hlo_module") == "jit_step"]
     return len({args["run_id"] for args in ops})
 
 
-def test_a_trace_has_the_steps_asked_for_and_no_other(tmp_path, text_file, capsys):
+def test_a_trace_has_only_the_selected_steps(tmp_path, text_file, capsys):
     loop.train(tiny_config(data_path=text_file, log_profile_steps="3,5"), tmp_path / "run")
     (events,) = perfetto_events(tmp_path / "run")
     assert steps_of(events) == [3, 4, 5] and executions(events) == 3
@@ -49,14 +49,14 @@ def test_a_trace_may_begin_with_the_first_step_and_end_with_the_last(tmp_path, t
     assert steps_of(events) == list(range(1, 9)) and executions(events) == 8
 
 
-def test_an_interrupt_ends_the_trace_and_the_run_goes_on_with_the_rest_of_it(tmp_path, text_file):
+def test_an_interrupt_ends_the_trace_and_the_resumed_run_traces_the_rest(tmp_path, text_file):
     config = tiny_config(data_path=text_file, log_profile_steps="3,7")
 
     def interrupt(line):
         if line["step"] == 6:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="saved at step 4; the same command goes on there"):
+    with pytest.raises(KeyboardInterrupt, match="saved at step 4; the same command resumes training"):
         loop.train(config, tmp_path / "run", interrupt)
     (interrupted,) = perfetto_events(tmp_path / "run")
     assert steps_of(interrupted)[:4] == [3, 4, 5, 6]
@@ -66,8 +66,8 @@ def test_an_interrupt_ends_the_trace_and_the_run_goes_on_with_the_rest_of_it(tmp
     assert rest == [[5, 6, 7]], "checkpoint 4 is where it goes on"
 
 
-def test_a_run_that_goes_on_behind_the_range_traces_nothing(tmp_path):
-    with profiler.tracing((2, 3), tmp_path, pause=None) as traced:
+def test_a_run_that_resumes_after_the_range_traces_nothing(tmp_path):
+    with profiler.trace_steps((2, 3), tmp_path, pause=None) as traced:
         for step in (4, 5):
             with traced(step):
                 pass
@@ -85,7 +85,7 @@ def test_a_trace_begins_and_ends_while_nothing_runs(monkeypatch, tmp_path):
 
     monkeypatch.setattr(profiler, "start", lambda folder: happened.append("start"))
     monkeypatch.setattr(profiler, "stop", lambda folder, steps: happened.append(f"stop {steps}"))
-    with profiler.tracing((2, 3), tmp_path, pause) as traced:
+    with profiler.trace_steps((2, 3), tmp_path, pause) as traced:
         for step in (1, 2, 3, 4, 5):
             with traced(step):
                 happened.append(step)

@@ -1,4 +1,4 @@
-"""Norms of parameters and updates, against those of the states before and after, and where lines have them."""
+"""Norms of parameters and updates, compared with those of the states before and after."""
 
 import jax
 import numpy as np
@@ -10,13 +10,13 @@ from gptjax.models.stacking import unstack
 from gptjax.training import loop
 from gptjax.training.monitoring import run_stats
 from gptjax.training.monitoring.writers import read_metrics
-from gptjax.training.step import jitted, train_step
+from gptjax.training.step import jit_step, train_step
 
 
 @pytest.mark.parametrize("scanned", [False, True])
 def test_norms_are_those_of_the_states(scanned):
     objective, optimizer, mesh, state = setting(model_scan_layers=scanned)
-    step = jitted(train_step(objective, optimizer, mesh, 0, statistics_every=2), mesh, state)
+    step = jit_step(train_step(objective, optimizer, mesh, 0, statistics_every=2), mesh, state)
     states, said = [jax.device_get(state.params)], []
     for _ in range(2):
         state, metrics = step(state, batch_of())
@@ -33,7 +33,7 @@ def test_norms_are_those_of_the_states(scanned):
     assert groups == parts | {"tokens", "positions", "final_norm"}
 
 
-def test_lines_have_them_when_they_are_due(tmp_path, text_file):
+def test_lines_have_statistics_when_they_are_due(tmp_path, text_file):
     loop.train(tiny_config(data_path=text_file, log_statistics=4), tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "statistics/tokens/ratio" in line] == [4, 8]

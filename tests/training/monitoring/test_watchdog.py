@@ -1,4 +1,4 @@
-"""The watchdog: a process that hangs ends and says where it hung; one that gets on does not."""
+"""The watchdog ends a process that hangs and reports where; it does not end one that makes progress."""
 
 import os
 import subprocess
@@ -11,7 +11,8 @@ from gptjax.training.monitoring import watchdog
 
 HANGS_AT_STEP_6 = """
 import sys, time
-from gptjax import command, train
+from gptjax import train
+from gptjax.core import arguments
 from gptjax.data import batches
 
 fetch = batches.Batches.__getitem__
@@ -22,17 +23,17 @@ def planted(self, step):
     return fetch(self, step)
 
 batches.Batches.__getitem__ = planted
-command.run(train.main)
+arguments.run(train.main)
 """
 HOLDS_THE_LOCK = """
 import ctypes, sys
 from pathlib import Path
-from gptjax.training import watchdog
+from gptjax.training.monitoring import watchdog
 
 def hold():
     ctypes.PyDLL(None).sleep(60)  # as a C extension that hangs without giving Python's lock back
 
-with watchdog.watched(0.01, Path(sys.argv[1]), lambda: "step"):
+with watchdog.watch_progress(0.01, Path(sys.argv[1]), lambda: "step"):
     hold()
 """
 
@@ -49,7 +50,7 @@ def test_a_hung_step_dumps_all_stacks_and_ends(tmp_path, text_file):
     assert "gptjax: no progress for 0.15 minutes (train.hang_minutes), at data; the stacks are in" in done.stderr
     kept = (tmp_path / "run" / "hang.txt").read_text()
     for stacks in (done.stderr, kept):
-        assert "in planted" in stacks and "in take_steps" in stacks, "the thread that fetches, and the one that waits"
+        assert "in planted" in stacks and "in train_steps" in stacks, "the thread that fetches, and the one that waits"
     assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
 
 
@@ -61,7 +62,7 @@ def test_what_holds_pythons_lock_is_ended_too(tmp_path):
 
 def test_progress_keeps_a_process_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(AssertionError))
-    with watchdog.watched(0.01, tmp_path / "hang.txt", str) as beat:  # 0.6 s
+    with watchdog.watch_progress(0.01, tmp_path / "hang.txt", str) as beat:  # 0.6 s
         for _ in range(15):
             time.sleep(0.1)
             beat()

@@ -1,4 +1,4 @@
-"""Writers: what reaches TensorBoard and Weights & Biases, and what a crash leaves in metrics.jsonl."""
+"""Writers: TensorBoard, Weights & Biases, and metrics.jsonl after a crash."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Population-based training against its rules in NumPy, and a population that evolves, whole and cut short."""
+"""Population-based training compared with NumPy, and a population that evolves, also when interrupted."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,16 @@ from gptjax.training.population.evolution import Evolution
 
 
 def test_selection_vs_rules():
-    """The worst fifth takes states of the best fifth and its values times 0.8 or 1.2; all others stay as they are."""
+    """The worst fifth copies states of the best fifth, with its values times 0.8 or 1.2; the others do not change."""
     M = 10
     rng = np.random.default_rng(0)
     losses, rates = rng.random(M).astype("f"), rng.random(M).astype("f")
     losses[3] = np.nan
     values = {"optimizer.learning_rate": jnp.array(rates), "seed": jnp.arange(M, dtype=jnp.uint32)}
     states = {"w": jnp.arange(M * 3.0).reshape(M, 3)}
-    now, moved, source = evolution.evolved(Evolution(5), jax.random.key(0), jnp.array(losses), values, states)
+    now, moved, source = evolution.exploit_and_explore(
+        Evolution(5), jax.random.key(0), jnp.array(losses), values, states
+    )
     order = np.argsort(np.where(np.isnan(losses), np.inf, losses))
     best, worst = set(order[:2].tolist()), set(order[-2:].tolist())
     assert 3 in worst
@@ -38,7 +40,7 @@ def test_selection_vs_rules():
 def test_betas_stay_below_one():
     values = {"optimizer.beta2": jnp.full(5, 0.99)}
     for seed in range(8):
-        now, _, _ = evolution.evolved(Evolution(1), jax.random.key(seed), jnp.arange(5.0), values, {})
+        now, _, _ = evolution.exploit_and_explore(Evolution(1), jax.random.key(seed), jnp.arange(5.0), values, {})
         assert float(now["optimizer.beta2"].max()) < 1
 
 
@@ -56,8 +58,8 @@ def test_bad_evolution(changes, values, said):
 
 
 @pytest.mark.slow
-def test_population_evolves_and_goes_on(text_file, tmp_path):
-    """A hopeless rate is given up for a good one; cut short after a selection, it ends as if it had not been."""
+def test_a_population_evolves_and_resumes(text_file, tmp_path):
+    """A bad rate is replaced by a good one; interrupted after a selection, the results are the same."""
     flags = overrides(
         data_path=text_file, train_steps=12, log_every_steps=1, checkpoint_every_steps=3, eval_every_steps=6
     )

@@ -1,4 +1,4 @@
-"""A population against its members trained alone: the same numbers, whatever differs; frozen, resumed and refused."""
+"""A population compared with its members trained alone: the same numbers for every traced key."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def lines(workdir):
 
 
 def compared(alone, member, tolerance=1e-5):
-    """Raises where a run that was trained alone and a member differ."""
+    """Raises an error if a run that was trained alone and a member differ."""
     for one, other in zip(lines(alone), lines(member), strict=True):
         for name in ("step", "train/loss", "grad_norm", "val/loss", "learning_rate"):
             assert (name in one) == (name in other), name
@@ -62,7 +62,7 @@ def compared(alone, member, tolerance=1e-5):
 @pytest.mark.thorough
 @pytest.mark.parametrize("key", VALUES)
 def test_member_vs_alone(key, text_file, tmp_path):
-    """As if each had been trained alone, in all that a run leaves behind."""
+    """All files of a member equal those of a run that was trained alone."""
     made = of_key(text_file, key, VALUES[key])
     summaries = population.train(made, [tmp_path / "0", tmp_path / "1"])
     alone = loop.train(made[1], tmp_path / "alone")
@@ -89,7 +89,7 @@ def test_member_vs_alone(key, text_file, tmp_path):
     ],
 )
 def test_fifty_steps_vs_alone(flags, text_file, tmp_path):
-    """Within 1e-5 over 50 steps, several keys at once, by whatever optimizer and schedule."""
+    """Agrees within 1e-5 over 50 steps with several keys at once, for each optimizer and schedule."""
     rates = [f"--config.optimizer.learning_rate={rate}" for rate in (1e-3, 2e-3, 3e-3)]
     settings = dict(train_steps=50, eval_every_steps=25, checkpoint_every_steps=50)
     made = [read(text_file, *flags, rate, f"--config.seed={i}", **settings) for i, rate in enumerate(rates)]
@@ -99,8 +99,8 @@ def test_fifty_steps_vs_alone(flags, text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_diverged_member_harms_none(text_file, tmp_path):
-    """A member that diverges stays as it is, has no summary, and the others are as without it."""
+def test_a_diverged_member_does_not_affect_others(text_file, tmp_path):
+    """A member that diverges is frozen and has no summary; the others do not change."""
     made = of_key(text_file, "optimizer.learning_rate", (0.01, 1e20, 0.01), optimizer_clip_norm=0, guard_patience=2)
     heard = []
     good, bad, same = population.train(
@@ -122,8 +122,8 @@ def test_finished_members_are_not_trained_again(text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_population_goes_on(text_file, tmp_path):
-    """Killed after a checkpoint, whose second member is then damaged, it ends as one that was not."""
+def test_a_killed_population_resumes(text_file, tmp_path):
+    """Killed after a checkpoint, of which one member is damaged, it ends like one that was not."""
     settings = dict(train_steps=12, log_every_steps=1, optimizer_learning_rate=0.01)
     made = of_key(text_file, "optimizer.weight_decay", (0.0, 0.3), **settings)
     where = [tmp_path / "0", tmp_path / "1"]
@@ -150,16 +150,16 @@ def test_killed_population_goes_on(text_file, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--config.model.width=32"], "model.width (16, 32) changes the program"),
+        (["--config.model.width=32"], "model.width (16, 32) changes the compiled program"),
         (["--config.optimizer.name=lion"], "optimizer.name (adamw, lion)"),
         (["--config.schedule.decay_steps=4"], None),
     ],
 )
-def test_what_changes_the_program_is_refused(flags, said, text_file, tmp_path):
+def test_keys_that_change_the_program_are_refused(flags, said, text_file, tmp_path):
     made = [read(text_file), read(text_file, *flags)]
     where = [tmp_path / "0", tmp_path / "1"]
     if said is None:
-        members.of([configs.resolve(config) for config in made])
+        members.from_configs([configs.resolve(config) for config in made])
         return
     with pytest.raises(ConfigError) as refused:
         population.train(made, where)
@@ -169,13 +169,13 @@ def test_what_changes_the_program_is_refused(flags, said, text_file, tmp_path):
 
 @pytest.mark.slow
 def test_members_on_several_devices_vs_one(text_file, tmp_path):
-    """Four members on two devices, two each, are the four of one device."""
+    """Four members on two devices equal four members on one device."""
     code = f"""
 import sys
 from pathlib import Path
 import jax
 from gptjax import config as configs
-from gptjax.training import population
+from gptjax.training.population import population
 assert jax.device_count() == int(sys.argv[1])
 flags = {[*overrides(data_path=text_file), "--config.train.grad_accumulation=2"]!r}
 made = [configs.read({BASE!r}, [*flags, f"--config.seed={{i}}"]) for i in range(4)]
