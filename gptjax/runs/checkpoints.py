@@ -283,7 +283,9 @@ class Checkpoints:
     def delete_after(self, step: int) -> None:
         """Deletes the checkpoints after a step, for a run that continues differently from there."""
         self.wait()
-        processes.run_on_first(lambda: checkpoint_dir.remove_after(self.directory, step), "later checkpoints are deleted")
+        processes.run_on_first(
+            lambda: checkpoint_dir.remove_after(self.directory, step), "later checkpoints are deleted"
+        )
         self._open()
 
     def __enter__(self) -> "Checkpoints":

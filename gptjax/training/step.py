@@ -195,7 +195,7 @@ def jit_step(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str]
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, None),  # batches keep the sharding of gptjax.sharding.place
+        in_shardings=(shardings, None),  # batches keep the sharding of gptjax.sharding.place_batch
         out_shardings=(shardings, sharding.replicated(mesh)),
         compiler_options=options or None,
     )
