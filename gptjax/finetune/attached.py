@@ -115,8 +115,8 @@ def matrix(how: Attached, module: Kernel, call: Callable[..., Any]) -> jax.Array
     kernel, (a_Dr, *others) = call(), (own(module, name) for name in LORA)
     if a_Dr is None:
         return kernel
-    changed_DF = with_lora(how.scale, kernel.T if module.turned else kernel, a_Dr, *others)
-    return changed_DF.T if module.turned else changed_DF
+    changed_DF = with_lora(how.scale, kernel.T if module.transposed else kernel, a_Dr, *others)
+    return changed_DF.T if module.transposed else changed_DF
 
 
 def experts_linear(how: Attached, module: ExpertLinear, call: Callable[..., Any], width: int) -> Any:
@@ -142,7 +142,7 @@ def attention(how: Attached, module: Attention, call: Callable[..., Any], x_BTD:
     return bottleneck(how, module, x_BTD, mixed_BTD), first_v, kept
 
 
-def across(how: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any) -> jax.Array:
+def cross_attend(how: Attached, module: Attention, call: Callable[..., Any], x_BTD: jax.Array, *more: Any) -> jax.Array:
     """Attention to a memory with an adapter."""
     return bottleneck(how, module, x_BTD, call(x_BTD, *more))
 
@@ -175,8 +175,8 @@ CHANGES: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
     (Kernel, "matrix"): matrix,
     (ExpertLinear, "__call__"): experts_linear,
     (Attention, "__call__"): attention,
-    (Attention, "across"): across,
-    (Attention, "sight"): spec,
+    (Attention, "cross_attend"): cross_attend,
+    (Attention, "spec"): spec,
     (MLP, "__call__"): mlp,
     (Experts, "__call__"): mlp,
     (TokenEmbedding, "__call__"): embedded,

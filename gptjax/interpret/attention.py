@@ -32,7 +32,7 @@ def maps(model: nn.Module, params: Any, ids_BT: Any, **more: Any) -> jax.Array:
 
 def weights(model: nn.Module, params: Any, read: Mapping[str, Any], name: str) -> list[jax.Array]:
     """Attention weights by layer; `name`: "weights_BHTT" to the own sequence, "weights_BHTS" to a memory."""
-    model, params = models.unrolled(model, params)
+    model, params = models.unroll_layers(model, params)
 
     @jax.jit
     def attended(params: Any) -> Any:

@@ -27,7 +27,7 @@ def parts(model: nn.Module, params: Any, ids_BT: Any, **more: Any) -> dict[str, 
       ConfigError: as of `attributed`.
     """
     L = _checked(model)
-    model, params = models.unrolled(model, params)
+    model, params = models.unroll_layers(model, params)
     heads = range(model.config.heads)  # type: ignore[attr-defined]
     wanted = r"block_0\.in|block_\d+/(attention|mlp|attention/out\.in)"
 

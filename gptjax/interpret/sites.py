@@ -30,7 +30,7 @@ from gptjax.models.model import Interceptor, Model
 
 Change = Callable[[jax.Array], jax.Array]
 
-METHODS = ("__call__", "across")  # each module has at most one of them that is called
+METHODS = ("__call__", "cross_attend")  # each module has at most one of them that is called
 LOGITS = "logits"
 
 
@@ -62,7 +62,7 @@ def forward(
     Raises:
       DataError: a changed site, or one to keep, that is nowhere in the model.
     """
-    model, params = models.unrolled(model, params)
+    model, params = models.unroll_layers(model, params)
     kept: dict[str, jax.Array] = {}
     named: list[str] = []
     calls: Counter[str] = Counter()

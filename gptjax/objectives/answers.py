@@ -48,14 +48,14 @@ def regression(model: nn.Module, options: Any) -> Loss:
 
 def _of_answers(model: nn.Module, judged: Callable[[jax.Array, Any], Found]) -> Loss:
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> Found:
-        return judged(models.answer(model, params, read_by(model, batch), rng), batch)
+        return judged(models.task_output(model, params, read_by(model, batch), rng), batch)
 
     return loss
 
 
 def read_by(model: nn.Module, batch: Any) -> dict[str, Any]:
     """What a model reads of texts; of an encoder-decoder both ends read them (arXiv 1910.13461 section 3.1)."""
-    read = models.reads(model, batch)
+    read = models.select_inputs(model, batch)
     if models.kind(model) == "seq2seq" and "source_BS" not in read:
         real = batch.get("segments_BT", jnp.ones_like(batch["inputs_BT"]))
         read |= {"source_BS": batch["inputs_BT"], "source_segments_BS": real}

@@ -28,11 +28,14 @@ def distillation(model: nn.Module, options: Any) -> Loss:
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        said, weights_BT = models.forward(model, params, models.reads(model, batch), dropout=rng), batch["weights_BT"]
+        said, weights_BT = (
+            models.forward(model, params, models.select_inputs(model, batch), dropout=rng),
+            batch["weights_BT"],
+        )
         own, metrics = tokens.of_output(model, options, said, batch["targets_BT"], weights_BT)
         if TEACHER not in batch:
             return own, metrics
-        student_BTV = models.next_logits(model, said.x_BTD, said.table_VD)
+        student_BTV = models.next_logits(model, said.x_BTD, said.unembedding_VD)
         apart = divergence(student_BTV, batch[TEACHER], weights_BT, options.teacher_temperature)
         share = options.teacher_share
         return share * apart + (1 - share) * own, metrics | {"divergence": apart}

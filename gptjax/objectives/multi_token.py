@@ -19,11 +19,11 @@ def multi_token(model: nn.Module, options: Any) -> Loss:
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        said = models.forward(model, params, models.reads(model, batch), dropout=rng)
+        said = models.forward(model, params, models.select_inputs(model, batch), dropout=rng)
         targets, weights, segments = batch["targets_BT"], batch["weights_BT"], batch.get("segments_BT")
         whole, metrics = tokens.of_output(model, options, said, targets, weights)
         ahead = jnp.zeros(())
-        for distance, x_BTD in enumerate(said.ahead_nBTD, 1):
+        for distance, x_BTD in enumerate(said.mtp_nBTD, 1):
             later = said._replace(x_BTD=x_BTD)
             asked = shifted(targets, weights, segments, distance)
             found = tokens.loss_of(model, options, later, *asked)

@@ -24,7 +24,7 @@ def predicted(model: nn.Module, options: Any = None) -> Loss:
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        said = models.forward(model, params, models.reads(model, batch), dropout=rng)
+        said = models.forward(model, params, models.select_inputs(model, batch), dropout=rng)
         return of_output(model, options, said, batch["targets_BT"], batch["weights_BT"])
 
     return loss

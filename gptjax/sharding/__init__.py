@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax.models.logical_axes import Layout, of_parameter, placed
+from gptjax.models.logical_axes import Layout, parameter_axes, use_layout
 
 # The axes of a mesh, neighbours last: what is divided along the last ones is exchanged most often.
 Objective = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
@@ -65,7 +65,7 @@ def layout(mesh: Mesh) -> Layout:
 def divided(mesh: Mesh) -> set[str]:
     """What is divided among devices besides rows: "sequences", and the columns of "products"."""
     axes = {"sequences": COMPUTED["T"], "products": COMPUTED["F"]}
-    return {what for what, of_mesh in axes.items() if layout(mesh).is_divided(of_mesh)}
+    return {what for what, of_mesh in axes.items() if layout(mesh).is_sharded(of_mesh)}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
@@ -111,7 +111,7 @@ def of_state(mesh: Mesh, tree: Any) -> Any:
 def _stored(there: Layout, tree: Any, among: Sequence[str]) -> Any:
     def of_leaf(path: Any, leaf: Any) -> P:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return there.spec(of_parameter(names, len(leaf.shape)), leaf.shape, there.stored, among)
+        return there.spec(parameter_axes(names, len(leaf.shape)), leaf.shape, there.stored, among)
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
@@ -132,12 +132,12 @@ def over_rows(objective: Objective, mesh: Mesh) -> Objective:
 
     def local(params: Any, batch: Any, rng: jax.Array | None) -> Any:
         own = None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(there.rows))
-        with placed(there):
+        with use_layout(there):
             return jax.lax.psum(objective(params, batch, own), there.rows)
 
     def whole(params: Any, batch: Any, rng: jax.Array | None) -> Any:
         if not there.rows:  # XLA's partitioner takes no sum over one device
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), placed(there):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), use_layout(there):
                 return objective(params, batch, rng)
         # Without JAX's own account of what differs between devices, which loops over constants do not pass.
         return jax.shard_map(

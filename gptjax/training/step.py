@@ -15,7 +15,7 @@ from gptjax.finetune import methods
 from gptjax.finetune.paths import union
 from gptjax.finetune.quantised import dequantised
 from gptjax.models import kernels
-from gptjax.models.layers import is_off
+from gptjax.models.layers import is_zero
 from gptjax.objectives import normalize_weights
 from gptjax.objectives.objective import Loss
 from gptjax.optim import skip_step as guards
@@ -141,18 +141,18 @@ def train_step(
 
 def twice_differentiable(config: ConfigDict, objective: Loss, mesh: Mesh) -> Loss:
     """The objective of a run's config with kernels whose gradients have derivatives too, on that mesh."""
-    name = kernels.resolved(config.model.kernels, sharding.divided(mesh))
-    if name not in kernels.TWICE:
+    name = kernels.resolve_kernels(config.model.kernels, sharding.divided(mesh))
+    if name not in kernels.TWICE_DIFFERENTIABLE:
         return objective
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.kernels = kernels.TWICE[name]
+        config.model.kernels = kernels.TWICE_DIFFERENTIABLE[name]
     return objectives.loss(config, methods.model_of(config))
 
 
 def drops_out(config: ConfigDict) -> bool:
     """Whether a step of this config draws what is dropped: of the model, or of what fine-tuning adds to it."""
-    return not (is_off(config.model.dropout) and is_off(config.finetune.dropout))
+    return not (is_zero(config.model.dropout) and is_zero(config.finetune.dropout))
 
 
 def of_config(

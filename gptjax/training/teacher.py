@@ -46,8 +46,8 @@ def teaching(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Teach:
     params = jax.device_put(teacher.params, sharding.replicated(mesh))
 
     def said(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        found = models.forward(teacher.model, params, models.reads(teacher.model, batch))
-        logits_BTV = models.next_logits(teacher.model, found.x_BTD, found.table_VD)
+        found = models.forward(teacher.model, params, models.select_inputs(teacher.model, batch))
+        logits_BTV = models.next_logits(teacher.model, found.x_BTD, found.unembedding_VD)
         return jax.lax.with_sharding_constraint(logits_BTV, sharding.of_batch(mesh, {TEACHER: logits_BTV})[TEACHER])
 
     teach = jax.jit(said)

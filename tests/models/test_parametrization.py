@@ -55,7 +55,7 @@ def test_each_parameter_is_in_the_group_of_its_axes():
         config = config_of(**flags)
         for path, leaf in jax.tree_util.tree_leaves_with_path(models.shapes(models.build(config.model))):
             names = [key.key for key in path]
-            letters = logical_axes.of_parameter(names, leaf.ndim).replace("E", "")
+            letters = logical_axes.parameter_axes(names, leaf.ndim).replace("E", "")
             if names[-1] == "kernel":
                 first, last = (letter in grows for letter in letters[-2:])
                 expected = {(True, True): "hidden", (True, False): "output"}[first, last]

@@ -62,8 +62,8 @@ def batches(member="rotary"):
 def logits_and_gradients(model, params, batch):
     @functools.partial(jax.grad, has_aux=True)
     def gradients_and_logits(params):
-        said = models.forward(model, params, models.reads(model, batch))
-        logits = unembed(said.x_BTD, said.table_VD, model.config.logit_softcap)
+        said = models.forward(model, params, models.select_inputs(model, batch))
+        logits = unembed(said.x_BTD, said.unembedding_VD, model.config.logit_softcap)
         return models.cross_entropy(model, said, batch["targets_BT"], batch["weights_BT"]), logits
 
     gradients, logits = jax.device_get(jax.jit(gradients_and_logits)(params))
@@ -109,7 +109,7 @@ def test_a_changed_token_changes_its_own_document_alone(member, kernels, dtype, 
     key = jax.random.key(0) if dropout else None
 
     def x_BTD(ids):
-        return models.forward(model, params, models.reads(model, batch | {"inputs_BT": ids}), dropout=key).x_BTD
+        return models.forward(model, params, models.select_inputs(model, batch | {"inputs_BT": ids}), dropout=key).x_BTD
 
     read = jax.jit(x_BTD)
     before = np.asarray(read(batch["inputs_BT"]), "f")

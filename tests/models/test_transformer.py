@@ -14,8 +14,8 @@ from conftest import ROOT, tiny_config
 from gptjax.interop import bart, convert_run
 from gptjax.interop.weight_mapping import norm
 from gptjax.models.attention import CrossKV
-from gptjax.models.kernels import resolved
-from gptjax.models.kernels.reference import bucket_of
+from gptjax.models.kernels import resolve_kernels
+from gptjax.models.kernels.reference import relative_position_bucket
 from gptjax.models.positions import SinusoidalPositions
 from gptjax.models.transformer import Transformer
 
@@ -37,7 +37,7 @@ def trunk_of(decoder, norm_first, activation):
     config = tiny_config(
         model_layers=make_trunk.L, model_heads=make_trunk.H, model_width=make_trunk.D, model_mlp_width=make_trunk.F,
         model_positions="none", model_use_bias=True, model_norm_position="pre" if norm_first else "post",
-        model_activation=activation, model_kernels=resolved("auto"),
+        model_activation=activation, model_kernels=resolve_kernels("auto"),
     ).model  # fmt: skip
     return Transformer(config, causal=decoder, crosses=decoder), config
 
@@ -95,7 +95,7 @@ def test_layers_vs_torch(case, expected):
 @pytest.mark.parametrize("which", range(len(make_trunk.BUCKETS)))
 def test_buckets_of_distances_vs_t5(which, expected):
     count, longest, causal = make_trunk.BUCKETS[which]
-    ours = jax.jit(lambda d: bucket_of(d, count, longest, causal))(jnp.asarray(make_trunk.distances()))
+    ours = jax.jit(lambda d: relative_position_bucket(d, count, longest, causal))(jnp.asarray(make_trunk.distances()))
     np.testing.assert_array_equal(ours, expected[f"buckets_{which}"])
     assert len(np.unique(ours)) > count // 2
 

@@ -118,7 +118,7 @@ class Kernel(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters."""
-        self.turned = KERNELS[self.config.kernels].turned
+        self.transposed = KERNELS[self.config.kernels].transposed
         self.kernel = self.matrix()
         if self.use_bias:
             self.bias = logical_axes.parameter(self, "bias", self._first_bias, (self.columns,))
@@ -126,7 +126,7 @@ class Kernel(nn.Module):
     def matrix(self) -> jax.Array:
         """The matrix, as kernels of products are stored."""
         init = _side_by_side(self.squares) if self.squares else nn.initializers.normal(self.rows**-0.5)
-        shape = (self.columns, self.rows) if self.turned else (self.rows, self.columns)
+        shape = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
         return logical_axes.parameter(self, "kernel", init, shape, self.dtype)
 
     def _first_bias(self, key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
@@ -138,7 +138,7 @@ class Kernel(nn.Module):
 
     def equation(self) -> str:
         """Of rows [B, rows] times `kernel`, as a loop takes it."""
-        return "bd,pd->bp" if self.turned else "bd,dp->bp"
+        return "bd,pd->bp" if self.transposed else "bd,dp->bp"
 
     def added(self) -> jax.Array | float:
         """The bias, or 0."""

@@ -148,17 +148,17 @@ class RecurrentDecoder(nn.Module):
         kept = Kept(states, self._unfed(x_BTD.shape[0]))
         return self._attending(x_BTD, begins, mask_TBS, self._source(memory), kept, deterministic)[0]
 
-    def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> Kept:
+    def init_cache(self, rows: int, capacity: int, ahead: int, dtype: str) -> Kept:
         """What is kept of no tokens yet; states take no more room for more tokens."""
         return Kept(self._zeros(rows), self._unfed(rows))
 
-    def hear(self, memory: CrossKV) -> Heard:
+    def project_memory(self, memory: CrossKV) -> Heard:
         """A memory as it is read, to be kept."""
         mask_BS = pair_mask(None, memory.segments_BS)[:, 0]
         return Heard(self._source(memory), mask_BS, self._first(memory.x_BSM, mask_BS))
 
     def extend(
-        self, x_BTD: jax.Array, kept: Kept, length_B: jax.Array, count_B: jax.Array, heard: Heard | None = None
+        self, x_BTD: jax.Array, kept: Kept, length_B: jax.Array, count_B: jax.Array, encoder_output: Heard | None = None
     ) -> tuple[jax.Array, Kept]:
         """What the head reads, [B, T, D], of tokens that follow those that were read, and what is kept now.
 
@@ -168,14 +168,16 @@ class RecurrentDecoder(nn.Module):
           length_B: how many those are.
           count_B: how many tokens of each row are real, at least 1; what it gives for the others means nothing, and
             they leave no trace in what is kept.
-          heard: as `hear` gives it, where the decoder crosses.
+          encoder_output: as `project_memory` gives it, where the decoder crosses.
         """
-        if heard is None:
+        if encoder_output is None:
             x_BTD, states = self._plain(x_BTD, None, kept.states, keeps=True)
             return x_BTD, Kept(cells.after(states, count_B), None)
-        states = tuple(map(partial(cells.begun, begins_B1=(length_B == 0)[:, None]), kept.states, heard.states))
-        mask_TBS = jnp.broadcast_to(heard.mask_BS, (x_BTD.shape[1], *heard.mask_BS.shape))
-        x_BTD, all_kept = self._attending(x_BTD, None, mask_TBS, heard.source, Kept(states, kept.fed_BD))
+        states = tuple(
+            map(partial(cells.begun, begins_B1=(length_B == 0)[:, None]), kept.states, encoder_output.states)
+        )
+        mask_TBS = jnp.broadcast_to(encoder_output.mask_BS, (x_BTD.shape[1], *encoder_output.mask_BS.shape))
+        x_BTD, all_kept = self._attending(x_BTD, None, mask_TBS, encoder_output.source, Kept(states, kept.fed_BD))
         return x_BTD, cells.after(all_kept, count_B)
 
     def _layers(self) -> list[Layer]:
@@ -287,7 +289,7 @@ class Recurrent(Model):
     """A language model of recurrent layers."""
 
     kind: ClassVar[str] = "decoder"
-    also_reads: ClassVar[tuple[str, ...]] = ("segments_BT", "perturbation_BTD")
+    extra_inputs: ClassVar[tuple[str, ...]] = ("segments_BT", "perturbation_BTD")
 
     def setup(self) -> None:
         """Declares the parts; what the decoder declares is the model's own."""
@@ -303,13 +305,13 @@ class Recurrent(Model):
         deterministic: bool = True,
     ) -> jax.Array:
         """What the layers make of tokens, [B, T, D]; arguments as of gptjax.models.gpt.GPT.features."""
-        return self.decoder(self.words.embed(ids_BT, perturbation_BTD), segments_BT, None, deterministic)
+        return self.decoder(self.embedder.embed(ids_BT, perturbation_BTD), segments_BT, None, deterministic)
 
     def extend(self, ids_BT: jax.Array, cache: Cache, count_B: jax.Array) -> tuple[jax.Array, Cache]:
         """What the head reads of tokens that follow those in the cache; as of gptjax.models.gpt.GPT.extend."""
-        x_BTD, kept = self.decoder.extend(self.words.embed(ids_BT), cache.layers, cache.length_B, count_B)
-        return self.words.asked(x_BTD), Cache(kept, cache.length_B + count_B)
+        x_BTD, kept = self.decoder.extend(self.embedder.embed(ids_BT), cache.layers, cache.length_B, count_B)
+        return self.embedder.pre_logits(x_BTD), Cache(kept, cache.length_B + count_B)
 
-    def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> Kept:
-        """What `extend` keeps, of no tokens yet; see gptjax.models.empty."""
-        return self.decoder.empty(rows, capacity, ahead, dtype)
+    def init_cache(self, rows: int, capacity: int, ahead: int, dtype: str) -> Kept:
+        """What `extend` keeps, of no tokens yet; see gptjax.models.init_cache."""
+        return self.decoder.init_cache(rows, capacity, ahead, dtype)

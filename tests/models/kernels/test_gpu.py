@@ -33,12 +33,12 @@ def on_gpu(monkeypatch):
         (dict(head_width=136), "up to 128, not 136"),
         (dict(positions="alibi"), "ALiBi"),
         (dict(dropout=0.1), "model.dropout"),
-        (dict(windows_known=False), "windows of different lengths"),
+        (dict(static_windows=False), "windows of different lengths"),
         (dict(packed=True), "packed documents"),
     ],
 )
 def test_each_refusal_says_why(on_gpu, changes, told):
-    why = gpu.refusal(**FITS | changes)
+    why = gpu.unsupported_reason(**FITS | changes)
     assert told in why and bool(told) == bool(why)
 
 
@@ -51,8 +51,8 @@ def test_the_oldest_device_bounds_the_heads_width(on_gpu, monkeypatch, capabilit
             self.compute_capability = capability
 
     monkeypatch.setattr(jax, "devices", lambda: [Device(capability) for capability in capabilities])
-    assert gpu.refusal(**FITS | dict(head_width=widest)) == ""
-    assert f"up to {widest}" in gpu.refusal(**FITS | dict(head_width=widest + 8))
+    assert gpu.unsupported_reason(**FITS | dict(head_width=widest)) == ""
+    assert f"up to {widest}" in gpu.unsupported_reason(**FITS | dict(head_width=widest + 8))
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="here is a GPU")
@@ -81,7 +81,7 @@ def test_the_plan_names_cudnn_or_what_keeps_it_away(on_gpu):
 @pytest.mark.parametrize("backend, expected", [("cpu", "cpu"), ("gpu", "gpu"), ("tpu", "tpu")])
 def test_each_platform_has_its_kernels(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert kernels.resolved("auto") == expected and kernels.resolved("plain") == "plain"
+    assert kernels.resolve_kernels("auto") == expected and kernels.resolve_kernels("plain") == "plain"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptjax.models.kernels import chunked_cross_entropy, reference
-from gptjax.models.kernels.chunked_cross_entropy import Slicing
+from gptjax.models.kernels.chunked_cross_entropy import Chunking
 
 
 def draw(seed, B, T, V, D=6):
@@ -61,10 +61,10 @@ def test_label_smoothing_vs_torch():
 @example(T=6, V=33, cap=0.0, smoothing=0.1, z=0.0, multiple=1, seed=1)
 def test_slices_vs_plain(T, V, cap, smoothing, z, multiple, seed):
     x, table, targets, weights = draw(seed, 2, T, V)
-    slicing = Slicing(logit_bytes=4 * V * 4, multiple=multiple)
+    chunking = Chunking(logit_bytes=4 * V * 4, multiple=multiple)
 
     def ours(x, table):
-        return chunked_cross_entropy.token_loss(x, table, targets, weights, cap, smoothing, z, slicing)
+        return chunked_cross_entropy.token_loss(x, table, targets, weights, cap, smoothing, z, chunking)
 
     def theirs(x, table):
         return reference.token_loss(x, table, targets, weights, cap, smoothing, z)

@@ -288,10 +288,10 @@ PIECES = ((1, 3, 2), (4, 1, 1), (1, 2, 3), (1, 1, 1))
 def test_reading_in_pieces_equals_reading_at_once(cell):
     model, params = language_model(cell)
     tokens = ids(3, 7)
-    found = in_pieces(model, params, tokens, models.empty(model, 3, 16, 8, "float32"), PIECES)
+    found = in_pieces(model, params, tokens, models.init_cache(model, 3, 16, 8, "float32"), PIECES)
     close(found, logits(model, params, tokens))
-    few, stored = models.for_few_rows(model, params)
-    close(in_pieces(few, stored, tokens, models.empty(few, 3, 16, 8, "float32"), PIECES), found)
+    few, stored = models.for_decoding(model, params)
+    close(in_pieces(few, stored, tokens, models.init_cache(few, 3, 16, 8, "float32"), PIECES), found)
 
 
 @pytest.mark.parametrize("encoder, decoder, attention", [*PAIRS, ("lstm", "transformer", "additive")])
@@ -303,7 +303,7 @@ def test_so_do_decoders_that_hear_a_source(encoder, decoder, attention):
         ids(3, 6, seed=1),
         (np.arange(6) < np.array([[6], [2], [4]])).astype(np.int32),
     )
-    cache = listened(model, params, source, of_source, models.empty(model, 3, 16, 8, "float32", 6))
+    cache = listened(model, params, source, of_source, models.init_cache(model, 3, 16, 8, "float32", 6))
     found = in_pieces(model, params, tokens, cache, PIECES)
     close(found, logits(model, params, tokens, source, of_source), 2e-5)
 
