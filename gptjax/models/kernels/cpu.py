@@ -278,14 +278,14 @@ def attention_plan(config: Any, dtype: str, packed: bool) -> str:
         return "plain: dropout of attention weights is drawn by JAX (model.dropout)"
     if not reference.static_windows(config):
         return "plain: scanned layers have windows of different lengths"
-    return "in blocks of queries, with a gradient of its own"
+    return "in blocks of queries, with a custom gradient"
 
 
 # XLA
 
 
 def compiler_options(dtype: str) -> dict[str, str]:
-    """The fastest options in experiments/bench: elementwise loops with AVX-512, and float32 products by Eigen instead of
+    """The fastest options in experiments/bench: elementwise loops with AVX-512, and float32 products by Eigen, not by
     YNNPACK, which keeps the reductions."""
     wide = {"xla_cpu_prefer_vector_width": "512"}
     if dtype != "float32":

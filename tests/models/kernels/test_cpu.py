@@ -151,7 +151,7 @@ def test_the_plan_tells_of_dropout():
         config = configs.resolve(tiny_config(model_kernels="cpu", **changes)).model
         return models.kernels.attention_plan(config, "float32", packed)
 
-    assert said() == said(packed=True) == "in blocks of queries, with a gradient of its own"
+    assert said() == said(packed=True) == "in blocks of queries, with a custom gradient"
     assert said(model_scan_layers=True, model_layers=2).startswith("in blocks")
     assert "different lengths" in said(model_scan_layers=True, model_windows="(4, 0)")
     assert said(model_dropout=0.1) == "plain: dropout of attention weights is drawn by JAX (model.dropout)"
