@@ -13,8 +13,8 @@ from gptjax.models.positions import (
     LearnedPositions,
     SinusoidalPositions,
     alibi_slopes,
-    segment_positions,
     rotation,
+    segment_positions,
 )
 
 ROTARY = dict(

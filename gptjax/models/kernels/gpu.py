@@ -67,18 +67,18 @@ def unsupported_reason(
     """
     widest = _widest_head()
     reasons = (
-        (jax.default_backend() != "gpu", "no GPU is here"),
+        (jax.default_backend() != "gpu", "no GPU is available"),
         (str(dtype) not in ("bfloat16", "float16"), f"cuDNN's attention takes bfloat16, not {dtype} (train.dtype)"),
         (
             head_width % 8 or head_width > widest,
             f"cuDNN's attention takes head widths of a multiple of 8 up to {widest}, not {head_width}",
         ),
-        (positions == "alibi", "ALiBi's biases would have to be held for each pair of tokens"),
+        (positions == "alibi", "ALiBi needs a bias for each pair of tokens"),
         (dropout, "dropout of attention weights is drawn by JAX (model.dropout)"),
         (not static_windows, "scanned layers have windows of different lengths"),
         # cuDNN takes a mask as a bias [B, 1, T, T]. JAX 0.10 requests its gradient too (jax-ml/jax#39512), for which
         # cuDNN holds [B, H, T, T] in memory, or, in some versions, has no plan; nor do all support windows with a bias.
-        (packed, "packed documents need a mask, whose gradient JAX asks of cuDNN too, and not every version has it"),
+        (packed, "packed documents need a mask, whose gradient JAX requests too, and not every cuDNN version has it"),
     )
     return next((why for refused, why in reasons if refused), "")
 

@@ -59,7 +59,7 @@ def test_the_oldest_device_bounds_the_heads_width(on_gpu, monkeypatch, capabilit
 def test_without_a_gpu_plain_attention_computes_and_the_plan_says_so():
     q = normal(np.random.default_rng(0), 1, 4, 2, 8, dtype="bfloat16")
     np.testing.assert_array_equal(gpu.attend(q, q, q, AttentionSpec()), reference.attend(q, q, q, AttentionSpec()))
-    assert plan() == "plain: no GPU is here"
+    assert plan() == "plain: no GPU is available"
 
 
 def plan(dtype="bfloat16", packed=False, **changes):
