@@ -10,7 +10,7 @@ from gptjax.interpret import changes
 def test_moves_by_hand():
     before = {"blocks": {"w": np.array([[3.0, 4.0], [0.0, 0.0]])}, "scale": np.array([1.0])}
     after = {"blocks": {"w": np.array([[4.0, -3.0], [0.0, 2.0]])}, "scale": np.array([1.5])}
-    found = changes.moves(before, after)
+    found = changes.parameter_changes(before, after)
     assert list(found) == ["block_0/w", "block_1/w", "scale"]
     assert found["block_0/w"] == (5.0, pytest.approx(np.sqrt(50)), 0.0)
     assert found["block_1/w"] == (0.0, 2.0, 0.0) and found["block_1/w"].ratio == np.inf
@@ -19,13 +19,13 @@ def test_moves_by_hand():
 
 
 def test_rows_that_moved():
-    found = changes.rows_moved(np.array([[3.0, 4], [1, 0]]), np.array([[3.0, 4], [1, 2]]))
+    found = changes.row_changes(np.array([[3.0, 4], [1, 0]]), np.array([[3.0, 4], [1, 2]]))
     assert found.tolist() == [0.0, 2.0]
 
 
 def test_checkpoints_of_a_run(trained):
     first, last = changes.steps(trained)
     assert (first, last) == (4, 8)
-    moved = changes.moves(gptjax.load(trained, first).params, gptjax.load(trained, last).params)
+    moved = changes.parameter_changes(gptjax.load(trained, first).params, gptjax.load(trained, last).params)
     assert all(0 < own.distance < own.before and own.cosine > 0.9 for own in moved.values())
     assert changes.steps(trained.parent) == []

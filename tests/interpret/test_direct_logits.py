@@ -21,7 +21,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_add_up_to_the_logit(kind):
     model, params = made(**KINDS[kind])
-    found = direct_logits.attributed(model, params, IDS, TOKENS)
+    found = direct_logits.attribution(model, params, IDS, TOKENS)
     logits_BTV = models.logits(model, params, IDS)
     expected = np.take_along_axis(np.asarray(logits_BTV), TOKENS[..., None], -1)[..., 0]
     np.testing.assert_allclose(sum(found.values()), expected, atol=2e-3, rtol=1e-3)
@@ -41,11 +41,11 @@ def test_a_head_has_what_it_writes():
     std = np.sqrt(kept["block_1"].var(-1, keepdims=True) + 1e-5)
     row = np.asarray(params["tokens"]["embedding"])[TOKENS] * np.asarray(params["final_norm"]["scale"])
     expected = ((written - written.mean(-1, keepdims=True)) / std * row).sum(-1)
-    found = direct_logits.attributed(model, params, IDS, TOKENS)["block_1/head_0"]
+    found = direct_logits.attribution(model, params, IDS, TOKENS)["block_1/head_0"]
     np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_norms_behind_sublayers_are_refused():
     model, params = made(model_norm_position="post")
     with pytest.raises(ConfigError, match="norms come before"):
-        direct_logits.parts(model, params, jnp.asarray(IDS))
+        direct_logits.components(model, params, jnp.asarray(IDS))

@@ -13,7 +13,7 @@ def test_integrated_gradients_are_complete():
     measure = measures.logit_difference(7, 9, position=5)
     other = sites.capture(model, params, IDS[::-1], "block_1.in")["block_1.in"]
     for site, baseline in (("tokens", 0.0), ("block_1.in", other)):
-        found = gradients.integrated(model, params, IDS, measure, site, baseline, steps=256)
+        found = gradients.integrated_gradients(model, params, IDS, measure, site, baseline, steps=256)
         whole = measure(sites.forward(model, params, IDS).logits_BTV)
         empty = measure(sites.forward(model, params, IDS, changes={site: jnp.asarray(baseline)}).logits_BTV)
         np.testing.assert_allclose(found.sum((1, 2)), whole - empty, atol=0.02 * np.abs(whole - empty).max())

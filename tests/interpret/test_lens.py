@@ -18,7 +18,7 @@ def test_the_lens_is_norm_and_head_of_the_stream():
     expected = [normed(x, {"scale": np.asarray(params["final_norm"]["scale"])}) @ table_VD.T for x in stream]
     found = lens.logit_lens(model, params, IDS)
     np.testing.assert_allclose(found, expected, atol=2e-3, rtol=2e-3)
-    best = lens.guesses(found[:, 0])
+    best = lens.top_predictions(found[:, 0])
     assert best.tokens_LT.tolist() == np.argmax([row[0] for row in expected], -1).tolist()
     assert best.probabilities_LT.shape == (3, 9)
 

@@ -28,10 +28,10 @@ def test_a_head_ablated_is_a_head_whose_rows_are_zero():
     out["kernel"] = out["kernel"].at[:8].set(0)
     expected = measured(models.logits(model, edited, IDS))
     np.testing.assert_allclose(lost_LHB[1, 0], expected - measured(models.logits(model, params, IDS)), **CLOSE)
-    changed = sites.forward(model, params, IDS, changes=ablation.without_heads(model, [(1, 0)])).logits_BTV
+    changed = sites.forward(model, params, IDS, changes=ablation.ablate_heads(model, [(1, 0)])).logits_BTV
     np.testing.assert_allclose(measured(changed), expected, **CLOSE)
     out["kernel"] = jnp.zeros_like(out["kernel"])
-    both = ablation.without_heads(model, [(1, 0), (1, 1)])
+    both = ablation.ablate_heads(model, [(1, 0), (1, 1)])
     changed = sites.forward(model, params, IDS, changes=both).logits_BTV
     np.testing.assert_allclose(changed, models.logits(model, edited, IDS), **CLOSE)
 
@@ -44,7 +44,7 @@ def test_a_layer_ablated_is_a_layer_that_writes_nothing():
     difference = measured(models.logits(model, edited, IDS)) - measured(models.logits(model, params, IDS))
     np.testing.assert_allclose(lost[0, 1], difference, **CLOSE)
     edited["block_0"]["attention"]["out"]["kernel"] *= 0
-    changed = sites.forward(model, params, IDS, changes=ablation.without_layers([0])).logits_BTV
+    changed = sites.forward(model, params, IDS, changes=ablation.ablate_layers([0])).logits_BTV
     np.testing.assert_allclose(changed, models.logits(model, edited, IDS), **CLOSE)
 
 
@@ -68,7 +68,7 @@ def test_a_patched_position_is_read_by_what_comes_after():
     whole, bad = measured(clean["logits"]), measured(corrupted["logits"])
     np.testing.assert_allclose(found[0, 3], whole, **CLOSE)  # there the texts differ
     np.testing.assert_allclose(found[0, 2], bad, **CLOSE)
-    np.testing.assert_allclose(patching.recovered(found[:, :, 0], bad[0], whole[0])[2, 8], 1, **CLOSE)
+    np.testing.assert_allclose(patching.recovered_fraction(found[:, :, 0], bad[0], whole[0])[2, 8], 1, **CLOSE)
 
 
 def test_a_patched_head_changes_the_stream_by_its_own_part():
@@ -86,7 +86,7 @@ def test_a_patched_head_changes_the_stream_by_its_own_part():
 def test_a_path_to_the_head_leaves_what_is_between_alone():
     model, params = made()
     clean, corrupted = written_out(params, IDS), written_out(params, OTHER)
-    found = patching.along_path(model, params, IDS, OTHER, (0, 1), ["final_norm.in"])
+    found = patching.path_patching(model, params, IDS, OTHER, (0, 1), ["final_norm.in"])
     moved = corrupted["block_0/attention/out.in"] - clean["block_0/attention/out.in"]
     moved[..., :8] = 0
     stream = clean["block_1"] + linear(moved, params["block_0"]["attention"]["out"])
@@ -97,7 +97,7 @@ def test_a_path_to_the_head_leaves_what_is_between_alone():
 def test_a_path_to_a_block_changes_what_it_reads_and_not_what_passes_by():
     model, params = made()
     clean, corrupted = written_out(params, IDS), written_out(params, OTHER)
-    found = patching.along_path(model, params, IDS, OTHER, "block_0/mlp", ["block_1/mlp_norm.in"])
+    found = patching.path_patching(model, params, IDS, OTHER, "block_0/mlp", ["block_1/mlp_norm.in"])
     stream = clean["block_1"] - clean["block_1/mlp"]
     read = stream + corrupted["block_0/mlp"] - clean["block_0/mlp"]
     up = linear(normed(read, params["block_1"]["mlp_norm"]), params["block_1"]["mlp"]["up"])
@@ -110,4 +110,4 @@ def test_a_path_to_a_block_changes_what_it_reads_and_not_what_passes_by():
 def test_a_receiver_that_is_nowhere_is_named():
     model, params = made()
     with pytest.raises(DataError, match="no site 'block_9.in'"):
-        patching.along_path(model, params, IDS, OTHER, (0, 1), ["final_norm.in", "block_9.in"])
+        patching.path_patching(model, params, IDS, OTHER, (0, 1), ["final_norm.in", "block_9.in"])

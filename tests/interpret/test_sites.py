@@ -41,7 +41,9 @@ def test_what_is_changed_is_what_a_changed_model_makes():
     for change in (0.0, lambda x: x * 0):
         changed = sites.forward(model, params, IDS, changes={"block_0/mlp": change}).logits_BTV
         np.testing.assert_allclose(changed, expected, atol=1e-4)
-    doubled = sites.forward(model, params, IDS, changes={"tokens": lambda x: 2 * x}, keep="tokens").kept["tokens"]
+    doubled = sites.forward(model, params, IDS, changes={"tokens": lambda x: 2 * x}, keep="tokens").activations[
+        "tokens"
+    ]
     np.testing.assert_allclose(doubled, 2 * params["tokens"]["embedding"][IDS], rtol=1e-6)
 
 

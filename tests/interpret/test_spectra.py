@@ -18,14 +18,14 @@ def test_singular_values_are_those_of_each_layer():
 
 
 def test_unit_arrays_have_a_mean_square_of_one():
-    found = spectra.unit({"a": np.array([[3.0, 4.0]]), "b": np.array([-2.0])})
+    found = spectra.normalize_rms({"a": np.array([[3.0, 4.0]]), "b": np.array([-2.0])})
     np.testing.assert_allclose(found["a"], np.array([[3, 4]]) / np.sqrt(12.5))
     assert found["b"].tolist() == [-1.0]
 
 
 def test_neighbours_point_the_same_way():
     table = np.array([[1, 0], [5, 0.5], [0, 1], [-1, 0], [0, 0]], np.float32)
-    ids, cosines = spectra.neighbours(table, [0, 3], k=2)
+    ids, cosines = spectra.neighbors(table, [0, 3], k=2)
     assert ids[0].tolist() == [1, 2] and ids[1, 0] in (2, 4)
     np.testing.assert_allclose(cosines[0], [5 / np.hypot(5, 0.5), 0], rtol=1e-6)
 

@@ -69,7 +69,7 @@ def trained(config, steps=3):
     step = jax.jit(train_step(objectives.loss(config, model), optimizer, mesh, 0))
     state = initial(model, optimizer, 0)
     for _ in range(steps):
-        state, said = step(state, coordinates.drawn_batch(config, 4))
+        state, said = step(state, coordinates.random_batch(config, 4))
     return state, said
 
 
