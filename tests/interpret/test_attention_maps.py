@@ -1,4 +1,4 @@
-"""Attention maps against attention written out, and what they are of windows, prefixes and packed rows."""
+"""Attention maps against attention in NumPy, with windows, prefixes and packed rows."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Pictures can be saved, and show the words and numbers they were given."""
+"""Figures can be saved, and show the given labels and values."""
 
 import io
 
@@ -12,9 +12,9 @@ WORDS = figures.token_labels(tokenizers.build("bytes", []), list(b"a cat\n"))
 
 
 def saved(figure):
-    kept = io.BytesIO()
-    figure.savefig(kept, format="png")
-    return len(kept.getvalue())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return len(buffer.getvalue())
 
 
 def test_words_can_be_seen():

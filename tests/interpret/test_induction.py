@@ -1,4 +1,4 @@
-"""The score of heads that are made by hand: one that is an induction head, one that reads evenly."""
+"""Induction scores of two constructed heads: an induction head, and uniform attention."""
 
 import jax
 import numpy as np

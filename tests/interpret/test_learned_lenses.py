@@ -1,4 +1,4 @@
-"""A tuned lens begins as the logit lens and comes nearer to the model; an autoencoder finds known directions."""
+"""A tuned lens starts as the logit lens and approaches the model; an autoencoder recovers known directions."""
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,15 @@ def test_the_tuned_lens_begins_as_the_logit_lens_and_comes_nearer():
     maps, losses_nL = tuned_lens.train(model, params, batches, learning_rate=5e-3)
     losses = np.asarray(losses_nL)
     assert (losses[-10:].mean(0) < 0.6 * losses[:3].mean(0)).all(), losses[[0, -1]]
-    found = tuned_lens.tuned_lens(model, params, maps, IDS)
+    result = tuned_lens.tuned_lens(model, params, maps, IDS)
     right = jax.nn.log_softmax(models.logits(model, params, IDS))
-    unseen = (jnp.exp(right) * (right - jax.nn.log_softmax(found))).sum(-1).mean((1, 2))
+    unseen = (jnp.exp(right) * (right - jax.nn.log_softmax(result))).sum(-1).mean((1, 2))
     before = (jnp.exp(right) * (right - jax.nn.log_softmax(lens.logit_lens(model, params, IDS)))).sum(-1).mean((1, 2))
     assert (unseen[:2] < before[:2]).all() and abs(float(unseen[2])) < 1e-4
 
 
 def test_known_directions_are_found():
-    """Vectors made of two of 20 directions in 16 dimensions: all of them are directions of the autoencoder's."""
+    """Recovers all 20 directions in 16 dimensions from vectors that are sums of two of them."""
     rng = np.random.default_rng(0)
     true_FD = rng.normal(size=(20, 16))
     true_FD /= np.linalg.norm(true_FD, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The cache: what is read piece by piece equals one forward pass, for every kind of attention of the family."""
+"""The cache: extending it piece by piece equals one forward pass, for every kind of attention of the family."""
 
 from functools import cache, partial
 
@@ -55,7 +55,7 @@ def made(kind):
 
 
 def read(kind, counts, ahead=AHEAD, cache=None):
-    """Logits of each row's tokens, and the cache, when each call reads the counts of a row of `counts`."""
+    """Logits of each row's tokens, and the cache, if each call extends it by a row of `counts`."""
     model, _, extend, ids_BT, _ = made(kind)
     B = len(counts[0])
     if cache is None:
@@ -88,7 +88,7 @@ def compared(kind, logits, begins=(0, 0, 0)):
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_uncached_forward(kind, record_property):
-    """Rows of different lengths, with different counts in each call, until rings of slots have wrapped many times."""
+    """Rows of different lengths, with different counts in each call, until the ring buffers have wrapped many times."""
     rng, counts, length_B = np.random.default_rng(1), [], np.zeros(3, int)
     while (length_B < T).any():
         # A row that has all of its tokens cannot stand still: calls are made of at least one token a row.
@@ -114,7 +114,7 @@ def test_any_chunking_gives_the_same(data):
 @given(st.data())
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_tokens_can_be_taken_back(data):
-    """After a piece of which only some tokens are kept, others may come in their place: what was there is not seen."""
+    """Discarded tokens of a piece can be overwritten, and are not attended to."""
     kind = data.draw(st.sampled_from(["windows", "grouped", "rotary"]))
     model, _, extend, _, _ = made(kind)
     cache = models.init_cache(model, 3, T, AHEAD, "float32")
@@ -152,7 +152,7 @@ def test_windows_take_no_more_memory_than_they_need():
 
 
 def test_rows_can_be_taken():
-    """Rows in another order, one of them twice, go on as those that they were taken from."""
+    """Rows taken in another order, one of them twice, continue as the original ones."""
     _, cache = read("windows", [[8, 3, 5], [2, 8, 8], [8, 8, 1]])
     rows = [2, 0, 2, 1]
     cache = caches.take_rows(cache, jnp.array(rows))
@@ -161,13 +161,13 @@ def test_rows_can_be_taken():
     assert begins.tolist() == [14, 18, 14, 19]
     piece_BT = np.array([ids_BT[row, begin : begin + AHEAD] for row, begin in zip(rows, begins, strict=True)])
     logits_BTV, _ = extend(piece_BT, cache, np.full(4, AHEAD, np.int32))
-    for row, begin, found in zip(rows, begins, np.asarray(logits_BTV), strict=True):
-        np.testing.assert_allclose(found, expected[row, begin : begin + AHEAD], atol=2e-5)
+    for row, begin, result in zip(rows, begins, np.asarray(logits_BTV), strict=True):
+        np.testing.assert_allclose(result, expected[row, begin : begin + AHEAD], atol=2e-5)
 
 
 @pytest.mark.parametrize("prompt", [1, 5, 16, 30])
 def test_a_row_read_alone_is_put_beside_others(prompt):
-    """A prompt is read in pieces that are longer than those of the batch, so with more slots for a window."""
+    """Prefill uses longer pieces than the batch, and so more slots for a window."""
     model, _, extend, ids_BT, _ = made("windows")
     single = models.init_cache(model, 1, T, 16, "float32")
     for begin in range(0, prompt, 16):

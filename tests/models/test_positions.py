@@ -1,4 +1,4 @@
-"""Kinds of position against the formulas of their papers, and transformers' scaled rotations."""
+"""Position encodings against the formulas of their papers, and scaled rotary embeddings against transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_sinusoidal_vs_reference(D):
 @settings(max_examples=10, deadline=None)
 @given(K=st.integers(1, 8).map(lambda half: 2 * half), T=st.integers(1, 9), seed=st.integers(0, 99))
 def test_rotary_vs_complex_numbers(K, T, seed):
-    """Columns i and i + K/2 are real and imaginary part of a number that is turned by p theta^(-2i/K)."""
+    """Columns i and i + K/2 are real and imaginary part of a number that is rotated by p theta^(-2i/K)."""
     x = np.random.default_rng(seed).normal(size=(2, T, 3, K)).astype("f")
     numbers = x[..., : K // 2] + 1j * x[..., K // 2 :]
     turned = numbers * np.exp(1j * np.arange(T)[:, None] * 10_000 ** (-2 * np.arange(K // 2) / K))[:, None]
@@ -74,8 +74,8 @@ def test_scaled_rotary_vs_transformers(scaling):
     config = LlamaConfig(
         hidden_size=64, num_attention_heads=2, head_dim=32, max_position_embeddings=512, rope_parameters=rope
     )
-    theirs, _ = ROPE_INIT_FUNCTIONS[scaling](config, device="cpu")
-    angles = np.arange(9)[:, None] * theirs.numpy()
+    reference_value, _ = ROPE_INIT_FUNCTIONS[scaling](config, device="cpu")
+    angles = np.arange(9)[:, None] * reference_value.numpy()
     got = rotation(config_of(32, theta=500.0, scaling=scaling, factor=6.0), jnp.arange(9))
     np.testing.assert_allclose(got.cos_TK, np.cos(angles), atol=1e-5)
     np.testing.assert_allclose(got.sin_TK, np.sin(angles), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The head's cross-entropy by slices against the plain formula, which JAX differentiates."""
+"""Chunked cross-entropy against the reference, which JAX differentiates."""
 
 import re
 
@@ -15,7 +15,7 @@ from gptjax.models.kernels.chunked_cross_entropy import Chunking
 
 
 def draw(seed, B, T, V, D=6, scale=1.0, dtype="float32"):
-    """What the head reads, its table, targets, and weights of which some are 0."""
+    """Hidden states, unembedding, targets, and weights of which some are 0."""
     rng = np.random.default_rng(seed)
     x, table = normal(rng, B, T, D, scale=scale, dtype=dtype), normal(rng, V, D)
     return x, table, jnp.asarray(rng.integers(0, V, (B, T))), jnp.asarray(rng.integers(0, 3, (B, T)), jnp.float32)
@@ -42,15 +42,15 @@ def test_cross_entropy_vs_reference(B, T, V, scale, cap, rows_at_once, multiple,
     x, table, targets, weights = draw(seed, B, T, V, scale=scale)
     chunking = Chunking(logit_bytes=4 * V * rows_at_once, multiple=multiple)
 
-    def ours(x, table):
+    def actual(x, table):
         return chunked_cross_entropy.cross_entropy(x, table, targets, weights, cap, chunking)
 
-    def theirs(x, table):
+    def expected(x, table):
         return reference.cross_entropy(x, table, targets, weights, cap)
 
-    compare(ours, theirs, x, table)
+    compare(actual, expected, x, table)
     # Without a gradient another program runs.
-    close(jax.jit(ours)(x, table), theirs(x, table), 1e-5)
+    close(jax.jit(actual)(x, table), expected(x, table), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
@@ -65,7 +65,7 @@ def test_the_kernels_own_slicing_vs_reference(name):
 
 
 def test_a_target_out_of_reach_of_a_wide_cap_has_the_plain_gradient():
-    """exp(logit - largest) of the target is 0 in float32, and its logit is at the cap all the same."""
+    """exp(logit - largest) of the target underflows to 0 in float32, while its logit is at the cap."""
     x, table = jnp.ones((1, 1, 1)), jnp.array([[-200.0], [200.0]])
     targets, weights = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
     for multiple in (1, 4):
@@ -89,11 +89,11 @@ def test_an_untied_table_and_a_gradient_of_either_alone():
 
         return [jax.jit(jax.grad(loss, argnums=argument))(x, kernel) for argument in (0, 1)]
 
-    for ours, theirs in zip(
+    for actual, expected in zip(
         both(chunked_cross_entropy.cross_entropy, Chunking(160, 1)), both(reference.cross_entropy), strict=True
     ):
-        assert ours.shape == theirs.shape
-        close(ours, theirs, 1e-4)
+        assert actual.shape == expected.shape
+        close(actual, expected, 1e-4)
 
 
 def test_a_gradient_is_times_what_comes_from_above():

@@ -1,4 +1,4 @@
-"""Products for few rows equal the plain ones, of matrices stored the other way round; so does a whole model."""
+"""Products with transposed kernels for decoding, and a whole model with them, against the reference."""
 
 import jax
 import jax.numpy as jnp

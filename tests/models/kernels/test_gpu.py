@@ -1,4 +1,4 @@
-"""Attention by cuDNN, on a machine that need not have it: when it is asked for, with what, and what is said if not."""
+"""Selection of cuDNN's attention, its arguments, and the reported reason for a fallback; runs without a GPU."""
 
 from functools import partial
 
@@ -19,12 +19,12 @@ FITS = dict(head_width=64, dtype="bfloat16", positions="rotary", dropout=0.0)
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """As if JAX had found a GPU."""
+    """Makes JAX report a GPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({}, ""),
         (dict(dtype=jnp.dtype("float16"), head_width=128, positions="learned"), ""),
@@ -37,9 +37,9 @@ def on_gpu(monkeypatch):
         (dict(packed=True), "packed documents"),
     ],
 )
-def test_each_refusal_says_why(on_gpu, changes, told):
+def test_each_refusal_says_why(on_gpu, changes, message):
     why = gpu.unsupported_reason(**FITS | changes)
-    assert told in why and bool(told) == bool(why)
+    assert message in why and bool(message) == bool(why)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_each_platform_has_its_kernels(monkeypatch, backend, expected):
 
 @pytest.fixture
 def calls(on_gpu, monkeypatch):
-    """What JAX's attention is called with; XLA computes what cuDNN would."""
+    """Records the arguments of JAX's attention, which XLA computes instead of cuDNN."""
     seen, attention = [], jax.nn.dot_product_attention
 
     def instead(q, k, v, **settings):
