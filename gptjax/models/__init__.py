@@ -173,11 +173,11 @@ def task_output(
     flat = {name: x.reshape(-1, *x.shape[ids.ndim - 1 :]) for name, x in inputs.items()}
     mask_BT = flat.get("segments_BT", jnp.ones_like(flat["ids_BT"])) > 0
 
-    def head(model: Any) -> jax.Array:
+    def run_task(model: Any) -> jax.Array:
         output: jax.Array = model.task(model.features(**flat, deterministic=dropout is None), mask_BT, dropout is None)
         return output
 
-    output: jax.Array = _apply(model, params, head, dropout)[0]
+    output: jax.Array = _apply(model, params, run_task, dropout)[0]
     return output.reshape(*ids.shape[:-1], *output.shape[1:])
 
 
