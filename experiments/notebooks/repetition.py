@@ -85,7 +85,7 @@ def trained(
     def some_steps(carry: tuple[Any, Any], keys: jax.Array) -> tuple[Any, Any]:
         return jax.lax.scan(step, carry, keys)[0]
 
-    ids_BT = induction.repeated(looks, 16, T // 2, V)
+    ids_BT = induction.repeated_tokens(looks, 16, T // 2, V)
     carry, found = (params, jax.jit(optimizer.init)(params)), []
     for done in range(0, steps + 1, every):
         found.append(looked(done, model, carry[0], ids_BT, looks))

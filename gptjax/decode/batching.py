@@ -78,8 +78,8 @@ def begun(of: Decoder, batch: Batch, C: int) -> Cache:
 
 def alone(of: Decoder, cache: Cache, row: int, C: int) -> Cache:
     """A cache of a single row that has heard what this row of another one has."""
-    heard = jax.tree.map(lambda x: x[row : row + 1], cache.heard)
-    return of.empty(1, C, prefill.longest_piece())._replace(heard=heard)
+    heard = jax.tree.map(lambda x: x[row : row + 1], cache.encoder_output)
+    return of.empty(1, C, prefill.longest_piece())._replace(encoder_output=heard)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -94,5 +94,5 @@ def side_by_side(of: Decoder, batch: Batch, C: int) -> Cache:
     for row, ids in enumerate(batch.prompts):
         if len(ids) > 1:
             single = prefill.prefill(of, ids[:-1], alone(of, cache, row, C))
-            cache = put(cache, jnp.asarray(row), single._replace(heard=None))
+            cache = put(cache, jnp.asarray(row), single._replace(encoder_output=None))
     return cache

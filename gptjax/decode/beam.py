@@ -19,7 +19,7 @@ from gptjax.config.errors import ConfigError
 from gptjax.decode.batching import Batch, batches, capacity, limits, side_by_side
 from gptjax.decode.prefill import Decoder, bucket
 from gptjax.models import cache as caches
-from gptjax.models.cache import Cache, taken
+from gptjax.models.cache import Cache, take_rows
 
 
 class Beams(NamedTuple):
@@ -210,12 +210,12 @@ def searched(model: nn.Module, params: Any, search: Search, limit_B: jax.Array, 
 
     def further(search: Search) -> Search:
         step, cache, token_N, state = search
-        x_N1D, table_VD, cache = models.extend(model, params, token_N[:, None], cache)
-        logprob_NV = jax.nn.log_softmax(models.next_logits(model, x_N1D[:, 0], table_VD))
+        x_N1D, unembedding_VD, cache = models.extend(model, params, token_N[:, None], cache)
+        logprob_NV = jax.nn.log_softmax(models.next_logits(model, x_N1D[:, 0], unembedding_VD))
         logprob_BGWV = logprob_NV.reshape(B, G, W, -1)
         each_row = jax.vmap(advanced_groups, in_axes=(0, 0, None, 0, None))
         state, parent_BGW, token_BGW = each_row(state, logprob_BGWV, step, limit_B, rules)
-        return Search(step + 1, taken(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state)
+        return Search(step + 1, take_rows(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state)
 
     return jax.lax.while_loop(goes_on, further, search)
 
@@ -294,7 +294,7 @@ def _capacity(batch: Batch, T: int) -> int:
 @partial(jax.jit, static_argnames=("groups", "width", "T"))
 def _started(cache: Cache, last_B: jax.Array, limit_B: jax.Array, groups: int, width: int, T: int) -> Search:
     beams, start = groups * width, begun(limit_B, groups, width, T)
-    return Search(jnp.zeros((), jnp.int32), caches.multiplied(cache, beams), jnp.repeat(last_B, beams), start)
+    return Search(jnp.zeros((), jnp.int32), caches.repeat_rows(cache, beams), jnp.repeat(last_B, beams), start)
 
 
 def _begun(of: Decoder, batch: Batch, settings: Beams, T: int) -> Search:
@@ -313,5 +313,5 @@ def _with_room(of: Decoder, batch: Batch, search: Search, T: int) -> Search:
     groups = search.groups
     groups = groups._replace(**{name: longer(getattr(groups, name)) for name in Group._fields if name.endswith("_WT")})
     layers = jax.eval_shape(lambda: of.empty(len(search.token_N), _capacity(batch, T), 1)).layers
-    cache = search.cache._replace(layers=caches.grown(search.cache.layers, layers))
+    cache = search.cache._replace(layers=caches.pad_to(search.cache.layers, layers))
     return search._replace(cache=cache, groups=groups)

@@ -18,7 +18,7 @@ from gptjax.decode import prefill
 from gptjax.decode.batching import Batch, alone, batches, begun, bucket, capacity, limits
 from gptjax.decode.prefill import Decoder
 from gptjax.models import cache as caches
-from gptjax.models.cache import Cache, taken
+from gptjax.models.cache import Cache, take_rows
 
 
 class Contrastive(NamedTuple):
@@ -91,7 +91,7 @@ def side_by_side(of: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
         single, h_CD = alone(of, cache, row, C), jnp.zeros((C, D))
         for ids_1T, n in prefill.pieces(ids[:-1], 0, longest):
             single, h_CD = extended(of.model, of.params, ids_1T, single, jnp.asarray(n), h_CD)
-        cache, h_BCD = _put(cache, h_BCD, jnp.asarray(row), single._replace(heard=None), h_CD)
+        cache, h_BCD = _put(cache, h_BCD, jnp.asarray(row), single._replace(encoder_output=None), h_CD)
     return cache, h_BCD
 
 
@@ -141,7 +141,7 @@ def searched(
     def further(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         step, s = carry
         read_B = s.cache.length_B[::k]
-        x_N1D, table_VD, cache = models.extend(model, params, s.token_Bk.reshape(B * k, 1), s.cache)
+        x_N1D, unembedding_VD, cache = models.extend(model, params, s.token_Bk.reshape(B * k, 1), s.cache)
         x_BkD = x_N1D.reshape(B, k, -1)
         h_BkD = direction(x_BkD[..., : s.h_BCD.shape[-1]])  # without the one that a head's bias is multiplied with
         best_B = chosen(jnp.exp(s.logprob_Bk), h_BkD, s.h_BCD, read_B, alpha)
@@ -150,10 +150,10 @@ def searched(
         slot_B = jnp.where(s.open_B & (step > 0), step - 1, T)
         length_B = jnp.where(s.open_B, step, s.length_B)
         ended_B = (token_B[:, None] == ends_E).any(-1) & (step > 0)
-        logprob_BV = jax.nn.log_softmax(models.next_logits(model, x_BkD[rows_B, best_B], table_VD))
+        logprob_BV = jax.nn.log_softmax(models.next_logits(model, x_BkD[rows_B, best_B], unembedding_VD))
         candidate_logprob_Bk, candidate_Bk = jax.lax.top_k(logprob_BV, k)
         return step + 1, State(
-            taken(cache, jnp.repeat(rows_B * k + best_B, k)),
+            take_rows(cache, jnp.repeat(rows_B * k + best_B, k)),
             s.h_BCD.at[rows_B, read_B].set(h_BkD[rows_B, best_B], mode="drop"),
             candidate_Bk,
             candidate_logprob_Bk,
@@ -164,7 +164,7 @@ def searched(
         )
 
     start = State(
-        caches.multiplied(cache, k),
+        caches.repeat_rows(cache, k),
         h_BCD,
         jnp.repeat(last_B[:, None], k, axis=1),
         jnp.zeros((B, k)),

@@ -37,7 +37,7 @@ class Speculation(NamedTuple):
 
     @property
     def ahead(self) -> int:
-        """What the caches of model and draft model must be made with, at least (gptjax.models.empty)."""
+        """What the caches of model and draft model must be made with, at least (gptjax.models.init_cache)."""
         return self.tokens + 1
 
     def check(self, has_draft: bool) -> None:
@@ -131,8 +131,10 @@ def drafted(
     """
     model: Any = plan.draft
 
-    def propose(x_BD: jax.Array, table_VD: jax.Array, history: History, n: Any) -> tuple[History, tuple[Any, Any]]:
-        logits_BV = models.next_logits(model, x_BD, table_VD)
+    def propose(
+        x_BD: jax.Array, unembedding_VD: jax.Array, history: History, n: Any
+    ) -> tuple[History, tuple[Any, Any]]:
+        logits_BV = models.next_logits(model, x_BD, unembedding_VD)
         logits_BV = processed(logits_BV, batched, history, plan.used, plan.ends)
         drawing_B = token_keys(keys_B, token_numbers(history, 1), PROPOSING)[:, 0]
         ids_B = sample(logits_BV, drawing_B, batched.temperature_B, plan.used)
@@ -143,14 +145,16 @@ def drafted(
     behind_B = jnp.clip(history.length_B - cache.length_B, 1, 2)
     places_B2 = cache.length_B[:, None] + jnp.arange(2)
     ids_B2 = jnp.take_along_axis(history.ids_BS, places_B2, 1, mode="clip")
-    x_B2D, table_VD, cache = models.extend(model, params, ids_B2, cache, behind_B)
+    x_B2D, unembedding_VD, cache = models.extend(model, params, ids_B2, cache, behind_B)
     x_BD = jnp.take_along_axis(x_B2D, (behind_B - 1)[:, None, None], 1)[:, 0]
-    history, first = propose(x_BD, table_VD, history, 0)
+    history, first = propose(x_BD, unembedding_VD, history, 0)
 
     def step(carry: tuple[Cache, History, jax.Array], n: jax.Array) -> tuple[Any, Any]:
         cache, history, ids_B = carry
-        x_B1D, table_VD, cache = models.extend(model, params, ids_B[:, None], cache, (n < most_B).astype(jnp.int32))
-        history, said = propose(x_B1D[:, 0], table_VD, history, n)
+        x_B1D, unembedding_VD, cache = models.extend(
+            model, params, ids_B[:, None], cache, (n < most_B).astype(jnp.int32)
+        )
+        history, said = propose(x_B1D[:, 0], unembedding_VD, history, n)
         return (cache, history, said[0]), said
 
     (cache, _, _), rest = jax.lax.scan(step, (cache, history, first[0]), jnp.arange(1, plan.generation.tokens))

@@ -262,12 +262,12 @@ class Engine:
         for known in self.remembered:
             if (known.speaker, known.source) != (speaker, source):
                 continue
-            heard = known.cache.heard
+            heard = known.cache.encoder_output
             if (serves := prefill.shared(known.ids, known.cache, ids)) > done:
                 cache, done = self._cut(known.cache, serves), serves
         if cache is None:
             cache = jax.device_put(of.empty(1, self.capacity, prefill.longest_piece()), self.device)
-            cache = cache._replace(heard=heard)
+            cache = cache._replace(encoder_output=heard)
         is_new = done < len(ids)
         if source and heard is None:
             cache, is_new = jax.device_put(prefill.encode_source(of, [source], cache), self.device), True

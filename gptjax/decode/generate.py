@@ -274,7 +274,7 @@ def prompt_of(of: Generator, prompt: str | tuple[int, ...], context: int) -> Pro
     Raises:
       ConfigError, DataError: there are none, too many, or some that the model does not have.
     """
-    config, ids = of.reader.model.config, models.readable(of.reader.model)
+    config, ids = of.reader.model.config, models.num_embeddings(of.reader.model)
     if not isinstance(prompt, str) and not all(0 <= token < ids for token in prompt):
         raise DataError(f"the prompt has ids that the model does not; they must lie in 0 to {ids - 1}")
     if of.reader.is_encoder_decoder:

@@ -24,19 +24,19 @@ SHORTEST = 16  # tokens of the shortest piece that a program is compiled for
 
 
 class Decoder(NamedTuple):
-    """A model that keeps what it reads, as gptjax.models.for_few_rows gives it."""
+    """A model that keeps what it reads, as gptjax.models.for_decoding gives it."""
 
     model: nn.Module
     params: Any
     dtype: str  # of keys and values
 
     def empty(self, rows: int, capacity: int, ahead: int, source: int = 0) -> Cache:
-        """A cache for that many rows; see gptjax.models.empty.
+        """A cache for that many rows; see gptjax.models.init_cache.
 
         Raises:
           ConfigError: there is not enough memory for it.
         """
-        make = partial(models.empty, self.model, rows, capacity, ahead, self.dtype, source)
+        make = partial(models.init_cache, self.model, rows, capacity, ahead, self.dtype, source)
         machine.check_cache(jax.eval_shape(make), rows, capacity)
         return make()
 
@@ -48,7 +48,7 @@ class Decoder(NamedTuple):
 
 def decoder(model: nn.Module, params: Any) -> Decoder:
     """A Reader of a model as gptjax.models.build gives it; keys and values are kept in its arithmetic's dtype."""
-    model, params = models.for_few_rows(model, params)
+    model, params = models.for_decoding(model, params)
     return Decoder(model, params, model.dtype)
 
 
@@ -139,7 +139,7 @@ def shared(read_ids: Sequence[int], cache: Cache, ids: Sequence[int]) -> int:
         return len(ids)
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(read_ids, ids, strict=False))
     common = sum(1 for _ in alike)
-    if not caches.goes_back(cache):
+    if not caches.can_crop(cache):
         return common if common == len(read_ids) and common % longest_piece() == 0 else 0
     if len(read_ids) > min(layer.k_BGSK.shape[2] for layer in cache.layers):
         return 0

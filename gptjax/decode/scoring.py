@@ -137,8 +137,8 @@ def _check(ids: Sequence[int], model: nn.Module, stride: int) -> None:
             f"a text to score has {len(ids)} tokens, more than the model's context of {config.context} and one; "
             "give a stride to read it in overlapping windows"
         )
-    if np.min(ids) < 0 or np.max(ids) >= models.readable(model):
-        raise DataError(f"ids must lie in 0 to {models.readable(model) - 1}")
+    if np.min(ids) < 0 or np.max(ids) >= models.num_embeddings(model):
+        raise DataError(f"ids must lie in 0 to {models.num_embeddings(model) - 1}")
     if len(ids) - 1 > config.context and np.max(ids) >= config.vocabulary:
         raise DataError("a text with a tuned prompt is longer than the model's context; windows would leave that out")
 
@@ -173,9 +173,9 @@ def score(
       cache: given up.
       count_B: how many of the T are real, at least 1.
     """
-    x_BTD, table_VD, cache = models.extend(model, params, ids_BT, cache, count_B)
+    x_BTD, unembedding_VD, cache = models.extend(model, params, ids_BT, cache, count_B)
     B, T, D = x_BTD.shape
-    logits_NV = models.next_logits(model, x_BTD.reshape(B * T, D), table_VD)
+    logits_NV = models.next_logits(model, x_BTD.reshape(B * T, D), unembedding_VD)
     targets_N = targets_BT.reshape(B * T)
     logprobs_N = sampling.logprobs(logits_NV, targets_N)
     said_N = (

@@ -225,8 +225,8 @@ def _read(
     """The model's logits_BTV after the newest id and after each proposal, and its cache with all of them."""
     newest_B1 = jnp.take_along_axis(history.ids_BS, jnp.maximum(history.length_B - 1, 0)[:, None], 1)
     ids_BT = jnp.concatenate([newest_B1, proposals.ids_Bk], 1)
-    x_BTD, table_VD, cache = models.extend(plan.target, params, ids_BT, cache, proposals.length_B + 1)
-    return models.next_logits(plan.target, x_BTD, table_VD), cache
+    x_BTD, unembedding_VD, cache = models.extend(plan.target, params, ids_BT, cache, proposals.length_B + 1)
+    return models.next_logits(plan.target, x_BTD, unembedding_VD), cache
 
 
 def _processed_along(

@@ -77,8 +77,8 @@ def read(
     """The speakers' logits for the next token of each row, [B, V], and their caches with what they read for it."""
     logits, extended = [], []
     for model, of_model, ids_B, cache in zip(program.models, params, state.next_MB, state.caches, strict=True):
-        x_B1D, table_VD, now = models.extend(model, of_model, ids_B[:, None], cache)
-        logits.append(models.next_logits(model, x_B1D[:, 0], table_VD))
+        x_B1D, unembedding_VD, now = models.extend(model, of_model, ids_B[:, None], cache)
+        logits.append(models.next_logits(model, x_B1D[:, 0], unembedding_VD))
         # A row that is over reads in place, so that it needs no program of its own, and gets no longer.
         extended.append(now._replace(length_B=jnp.where(state.active_B, now.length_B, cache.length_B)))
     return combined(logits, program.combine, weight_M), tuple(extended)

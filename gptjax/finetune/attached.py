@@ -115,8 +115,8 @@ def recurrent_kernel(attached: Attached, module: Kernel, call: Callable[..., Any
     kernel, (a_Dr, *others) = call(), (get_param(module, name) for name in LORA)
     if a_Dr is None:
         return kernel
-    changed_DF = merge_lora(attached.scale, kernel.T if module.turned else kernel, a_Dr, *others)
-    return changed_DF.T if module.turned else changed_DF
+    changed_DF = merge_lora(attached.scale, kernel.T if module.transposed else kernel, a_Dr, *others)
+    return changed_DF.T if module.transposed else changed_DF
 
 
 def expert_kernels(attached: Attached, module: ExpertLinear, call: Callable[..., Any], width: int) -> Any:
@@ -179,7 +179,7 @@ INTERCEPTORS: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {
     (Kernel, "matrix"): recurrent_kernel,
     (ExpertLinear, "__call__"): expert_kernels,
     (Attention, "__call__"): attention,
-    (Attention, "across"): cross_attention,
+    (Attention, "cross_attend"): cross_attention,
     (Attention, "spec"): spec,
     (MLP, "__call__"): mlp,
     (Experts, "__call__"): mlp,

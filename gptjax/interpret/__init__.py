@@ -8,7 +8,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """A module of this package, imported when it is asked for."""
+    """Imports a module of this package on first use."""
     from importlib import import_module, util
 
     if name.startswith("_") or util.find_spec(f"{__name__}.{name}") is None:

@@ -1,6 +1,5 @@
-"""The coordinate check of a parametrisation (arXiv 2203.03466, appendix D.1): how far activations move in the first
-steps, by the model's width. Where it is right they move as far at any width; else the largest models move too far, or
-not at all."""
+"""Coordinate check of a parametrization (arXiv 2203.03466, appendix D.1): the change of activations in the first steps,
+by the model's width. With a correct parametrization it does not depend on the width; otherwise it grows or vanishes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,56 +17,59 @@ from gptjax.runs.train_state import init_state
 from gptjax.training.step import train_step
 
 LOGITS = sites.LOGITS
-MOVING = r"block_\d+/(attention|mlp)"  # what adds to the stream
+SUBLAYERS = r"block_\d+/(attention|mlp)"
 
 
 def activations(model: nn.Module, params: Any, ids_BT: jax.Array) -> dict[str, np.ndarray]:
-    """What each attention and MLP gives, [B, T, D], by its path, and the logits."""
-    seen = sites.forward(model, params, ids_BT, MOVING)
-    return {name: np.asarray(x) for name, x in {LOGITS: seen.logits_BTV, **seen.kept}.items()}
+    """Outputs of each attention and MLP, [B, T, D], by path, and the logits."""
+    result = sites.forward(model, params, ids_BT, SUBLAYERS)
+    return {name: np.asarray(x) for name, x in {LOGITS: result.logits_BTV, **result.activations}.items()}
 
 
-def movements(config: ConfigDict, batch: Mapping[str, Any], steps: int) -> dict[str, list[float]]:
-    """How far activations are from what they were before the first step, root mean square, after each step.
+def activation_changes(config: ConfigDict, batch: Mapping[str, Any], steps: int) -> dict[str, list[float]]:
+    """Root mean square change of activations since initialization, by path, after each training step.
 
     Args:
       config: resolved, with a vocabulary; of a decoder or an encoder.
-      batch: what each step learns from, and what is looked at.
-      steps: to take.
+      batch: the batch of each step, on which activations are measured too.
+      steps: the number of steps.
     """
     model, optimizer, mesh = models.build(config.model), optim.optimizer(config), sharding.make_mesh(data=1)
     step = jax.jit(train_step(objectives.loss(config, model), optimizer, mesh, config.seed))
     state = jax.jit(lambda: init_state(model, optimizer, config.seed))()
     before = activations(model, state.params, batch["inputs_BT"])
-    found: dict[str, list[float]] = {name: [] for name in before}
+    changes: dict[str, list[float]] = {name: [] for name in before}
     for _ in range(steps):
         state, _ = step(state, dict(batch))
         for name, now in activations(model, state.params, batch["inputs_BT"]).items():
-            found[name].append(float(np.sqrt(np.mean((now - before[name]) ** 2))))
-    return found
+            changes[name].append(float(np.sqrt(np.mean((now - before[name]) ** 2))))
+    return changes
 
 
 def over_widths(config: ConfigDict, widths: Sequence[int], steps: int = 4, rows: int = 4) -> dict[str, np.ndarray]:
-    """`movements` by path, [width, step], of a recipe at several widths, on drawn ids.
+    """Runs `activation_changes` at several widths on random ids: arrays [width, step] by path.
 
     Args:
-      config: not resolved; its head_width stays, so that heads are added.
-      widths: multiples of it.
+      config: not resolved; its head_width is kept, and the number of heads grows.
+      widths: multiples of the head width.
+      steps: the number of training steps.
+      rows: B.
     """
     by_width = []
     for width in widths:
-        own = config.copy_and_resolve_references()
-        with own.unlocked():
-            own.model.update(width=width, heads=width // own.model.head_width, vocabulary=own.model.vocabulary or 256)
-        own = configs.resolve(own)
-        by_width.append(movements(own, drawn_batch(own, rows), steps))
+        wide = config.copy_and_resolve_references()
+        with wide.unlocked():
+            model = wide.model
+            model.update(width=width, heads=width // model.head_width, vocabulary=model.vocabulary or 256)
+        wide = configs.resolve(wide)
+        by_width.append(activation_changes(wide, random_batch(wide, rows), steps))
     return {name: np.array([one[name] for one in by_width]) for name in by_width[0]}
 
 
-def drawn_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
-    """Ids to learn by heart, always the same for a seed."""
-    drawn = np.random.default_rng(rng.integer(config.seed, "batches"))
-    ids = drawn.integers(0, config.model.vocabulary, (rows, config.data.context + 1)).astype(np.int32)
+def random_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
+    """A batch of random ids to overfit, deterministic by the config's seed."""
+    generator = np.random.default_rng(rng.integer(config.seed, "batches"))
+    ids = generator.integers(0, config.model.vocabulary, (rows, config.data.context + 1)).astype(np.int32)
     return {
         "inputs_BT": ids[:, :-1],
         "targets_BT": ids[:, 1:],
@@ -75,7 +77,7 @@ def drawn_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def slopes(widths: Sequence[int], moved: Mapping[str, np.ndarray], step: int = -1) -> dict[str, float]:
-    """By path the slope of log(movement) over log(width) after a step; 0 where the width changes nothing."""
+def slopes(widths: Sequence[int], changes: Mapping[str, np.ndarray], step: int = -1) -> dict[str, float]:
+    """Slope of log(change) over log(width) after a step, by path; 0 if the change does not depend on the width."""
     x = np.log(np.array(widths, float))
-    return {name: float(np.polyfit(x, np.log(values[:, step]), 1)[0]) for name, values in moved.items()}
+    return {name: float(np.polyfit(x, np.log(values[:, step]), 1)[0]) for name, values in changes.items()}

@@ -1,4 +1,4 @@
-"""Figures of what gptjax.interpret finds, each a matplotlib Figure to be shown or saved. Runs no model."""
+"""Figures of results of gptjax.interpret, each a matplotlib Figure to show or save. Runs no model."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,44 +7,44 @@ import numpy as np
 
 from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.data.tokenizers.tokenizers import Tokenizer
-from gptjax.interpret.lens import Guesses
+from gptjax.interpret.lens import Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 9.5  # inches, a notebook's
+WIDTH = 9.5  # inches, the width of a notebook
 SHADES, BOTH_WAYS = "viridis", "RdBu_r"
 
 
-def words(tokenizer: Tokenizer, ids_T: Any) -> list[str]:
-    """Tokens as axes show them: spaces and line breaks can be seen."""
-    shown = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+def token_labels(tokenizer: Tokenizer, ids_T: Any) -> list[str]:
+    """Labels of tokens for axes, with visible spaces and line breaks."""
+    symbols = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
-    def seen(c: str) -> str:
-        return shown.get(c, c if c.isprintable() else "·")
+    def visible(c: str) -> str:
+        return symbols.get(c, c if c.isprintable() else "·")
 
-    return ["".join(map(seen, decode_with_specials(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
+    return ["".join(map(visible, decode_with_specials(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
 
 
-def words_beside(tokenizer: Tokenizer, ids_T: Any, numbers_T: Any, form: str = ".2f") -> str:
-    """One line of tokens, each with its number."""
-    return "  ".join(f"{word} {x:{form}}" for word, x in zip(words(tokenizer, ids_T), numbers_T, strict=True))
+def labels_with_values(tokenizer: Tokenizer, ids_T: Any, values_T: Any, form: str = ".2f") -> str:
+    """Formats tokens in one line, each with its value."""
+    return "  ".join(f"{word} {x:{form}}" for word, x in zip(token_labels(tokenizer, ids_T), values_T, strict=True))
 
 
 def examples(tokenizer: Tokenizer, ids_BT: Any, rows: Any, positions: Any, before: int = 4) -> str:
-    """Places in texts on one line: each token in brackets, behind those before it; of one neuron's `Examples`."""
+    """Formats one neuron's `Examples` in one line: each token in brackets, after its preceding tokens."""
     ids_BT = np.asarray(ids_BT)
 
-    def place(row: int, position: int) -> str:
-        *led, last = words(tokenizer, ids_BT[row, max(position - before, 0) : position + 1])
-        return f"{''.join(led)}[{last}]"
+    def example(row: int, position: int) -> str:
+        *context, last = token_labels(tokenizer, ids_BT[row, max(position - before, 0) : position + 1])
+        return f"{''.join(context)}[{last}]"
 
-    return " | ".join(place(*at) for at in zip(rows, positions, strict=True))
+    return " | ".join(example(*index) for index in zip(rows, positions, strict=True))
 
 
 def attention(weights_HTT: Any, tokens: Sequence[str], title: str = "") -> "Figure":
-    """A heat map a head of one layer: what reads goes down, what is read goes across; shades from 0 to 1."""
+    """Heat maps of the attention weights of a layer, one per head: queries down, keys across, from 0 to 1."""
     weights = np.asarray(weights_HTT)
     across = min(len(weights), 4 if len(tokens) <= 12 else 2)
     down = -(-len(weights) // across)
@@ -57,8 +57,8 @@ def attention(weights_HTT: Any, tokens: Sequence[str], title: str = "") -> "Figu
         image = axes.imshow(weights[number], cmap=SHADES, vmin=0, vmax=1)
         axes.set_title(f"head {number}", fontsize=10)
         _ticks(axes, tokens if number % across == 0 else None, tokens, side)
-    panels[0].set_ylabel("reading token")
-    panels[0].set_xlabel("token that is read")
+    panels[0].set_ylabel("query token")
+    panels[0].set_xlabel("key token")
     figure.colorbar(image, ax=panels, shrink=0.8, label="attention weight")
     figure.suptitle(title)
     return figure
@@ -73,9 +73,9 @@ def grid(
     across: str = "position",
     most: float | None = None,
 ) -> "Figure":
-    """A heat map of numbers of both signs, white for 0: patches by site and position, heads by layer and number.
+    """Heat map of values of both signs, white for 0, such as patches by site and position.
 
-    `most` is the number of the darkest shade; None: the largest there is.
+    `most` is the absolute value of the darkest shade; None: the largest absolute value.
     """
     values = np.asarray(values)
     most = most or float(np.abs(values).max()) or 1.0
@@ -88,7 +88,10 @@ def grid(
 
 
 def heads(values_LH: Any, label: str, title: str = "", most: float | None = None) -> "Figure":
-    """A number for each head, such as its induction score, written into its cell; `most` as of `grid`."""
+    """Heat map of a value for each head, such as its induction score, with the values in the cells.
+
+    `most` is that of `grid`.
+    """
     values = np.asarray(values_LH)
     most = most or float(np.abs(values).max()) or 1.0
     names = [f"layer {i}" for i in range(len(values))], [f"{h}" for h in range(values.shape[1])]
@@ -98,32 +101,32 @@ def heads(values_LH: Any, label: str, title: str = "", most: float | None = None
     return figure
 
 
-def lens(found: Guesses, guessed: Sequence[Sequence[str]], tokens: Sequence[str], title: str = "") -> "Figure":
-    """The logit lens as a table: the likeliest next token by depth, the last layer at the top; shades: probability.
+def lens(predictions: Predictions, labels: Sequence[Sequence[str]], tokens: Sequence[str], title: str = "") -> "Figure":
+    """Table of the logit lens: the most likely next token by depth, last layer at the top, shaded by probability.
 
     Args:
-      found: as gptjax.interpret.lens.guesses gives it.
-      guessed: its tokens as words, [L, T].
-      tokens: that are read, T.
-      title: over the table.
+      predictions: from gptjax.interpret.lens.top_predictions.
+      labels: labels of its tokens, [L, T].
+      tokens: labels of the input tokens, T.
+      title: of the figure.
     """
-    shades = found.probabilities_LT[::-1]
+    shades = predictions.probabilities_LT[::-1]
     rows = ["embedding", *(f"block {i}" for i in range(len(shades) - 1))][::-1]
     figure, (axes,) = _panels(1, 1, 1.6 + 0.36 * len(rows))
     image = axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    _written(axes, list(guessed)[::-1], shades)
+    _written(axes, list(labels)[::-1], shades)
     _ticks(axes, rows, tokens, WIDTH)
-    axes.set(xlabel="token that is read", title=title)
-    figure.colorbar(image, ax=axes, label="probability of the likeliest")
+    axes.set(xlabel="input token", title=title)
+    figure.colorbar(image, ax=axes, label="probability of the most likely token")
     return figure
 
 
 def losses(nats_T: Any, tokens: Sequence[str], title: str = "") -> "Figure":
-    """How much each token of a text surprises, a bar each; `tokens` are those after the first."""
+    """Bar chart of the loss of each token of a text; `tokens` are those after the first."""
     figure, (axes,) = _panels(1, 1, 3.2)
     axes.bar(range(len(tokens)), np.asarray(nats_T), color="tab:blue")
     _names_across(axes, tokens, WIDTH)
-    axes.set(ylabel="loss (nats)", xlabel="token that comes next", title=title, xlim=(-0.6, len(tokens) - 0.4))
+    axes.set(ylabel="loss (nats)", xlabel="next token", title=title, xlim=(-0.6, len(tokens) - 0.4))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     return figure
@@ -132,10 +135,10 @@ def losses(nats_T: Any, tokens: Sequence[str], title: str = "") -> "Figure":
 def curves(
     lines: Mapping[str, tuple[Any, Any]], across: str, label: str, title: str = "", scale: str = "linear"
 ) -> "Figure":
-    """Lines of x and y by name; what has few points has dots. `scale`: of what is drawn upwards, linear or log."""
+    """Line plot of (x, y) by name, with markers for few points; `scale` of the y axis is linear or log."""
     figure, (axes,) = _panels(1, 1, 3.8)
-    for (name, (x, y)), colour in zip(lines.items(), colours(len(lines)), strict=True):
-        axes.plot(x, y, label=name, color=colour, linewidth=1.3, marker="o" if len(x) <= 30 else "", markersize=3.5)
+    for (name, (x, y)), color in zip(lines.items(), colors(len(lines)), strict=True):
+        axes.plot(x, y, label=name, color=color, linewidth=1.3, marker="o" if len(x) <= 30 else "", markersize=3.5)
     axes.set(xlabel=across, ylabel=label, title=title, yscale=scale)
     axes.grid(alpha=0.3)
     _names_beside(axes)
@@ -143,7 +146,7 @@ def curves(
 
 
 def bars(values: Mapping[str, float], label: str, title: str = "") -> "Figure":
-    """A bar across for each name, the first at the top, with its number beside it."""
+    """Horizontal bar chart by name, the first at the top, with the values beside the bars."""
     figure, (axes,) = _panels(1, 1, 1 + 0.22 * len(values))
     drawn = axes.barh(list(values), list(values.values()), color="tab:blue")
     axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
@@ -157,10 +160,10 @@ def bars(values: Mapping[str, float], label: str, title: str = "") -> "Figure":
 
 
 def spectra(values: Mapping[str, Any], title: str = "") -> "Figure":
-    """Singular values of each matrix, the largest first, both scales logarithmic."""
+    """Log-log plot of the singular values of each matrix, the largest first."""
     figure, (axes,) = _panels(1, 1, 4.2)
-    for (name, own), colour in zip(values.items(), colours(len(values)), strict=True):
-        axes.plot(np.arange(1, len(own) + 1), own, label=name, color=colour, linewidth=1.3)
+    for (name, singular), color in zip(values.items(), colors(len(values)), strict=True):
+        axes.plot(np.arange(1, len(singular) + 1), singular, label=name, color=color, linewidth=1.3)
     axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="singular value", title=title)
     axes.grid(alpha=0.3, which="both")
     _names_beside(axes)
@@ -168,23 +171,23 @@ def spectra(values: Mapping[str, Any], title: str = "") -> "Figure":
 
 
 def histogram(values: Mapping[str, Any], label: str = "value", title: str = "", bins: int = 80) -> "Figure":
-    """Densities of some arrays' numbers, one line each, between the outermost thousandths of all."""
+    """Histograms of arrays as densities, one line each, between the 0.1 % and 99.9 % quantiles of all values."""
     flat = {name: np.ravel(np.asarray(x)) for name, x in values.items()}
     low, high = np.quantile(np.concatenate(list(flat.values())), [0.001, 0.999])
     edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
     figure, (axes,) = _panels(1, 1, 3.8)
-    for (name, own), colour in zip(flat.items(), colours(len(flat)), strict=True):
-        counts, _ = np.histogram(own, edges)
-        density = counts / (own.size * np.diff(edges))
-        axes.stairs(density, edges, label=name, color=colour, linewidth=1.3)
+    for (name, x), color in zip(flat.items(), colors(len(flat)), strict=True):
+        counts, _ = np.histogram(x, edges)
+        density = counts / (x.size * np.diff(edges))
+        axes.stairs(density, edges, label=name, color=color, linewidth=1.3)
     axes.set(xlabel=label, ylabel="density", title=title)
     axes.grid(alpha=0.3)
     _names_beside(axes)
     return figure
 
 
-def colours(count: int) -> Any:
-    """For so many lines, [count, 4]: those that are easily told apart while there are enough of them."""
+def colors(count: int) -> Any:
+    """RGBA colors of `count` lines, [count, 4], from a qualitative color map if it has enough."""
     from matplotlib import colormaps
 
     if count <= 20:
@@ -200,7 +203,7 @@ def _panels(down: int, across: int, height: float) -> "tuple[Figure, list[Axes]]
 
 
 def _size(labels: Sequence[str], inches: float) -> float:
-    """Of letters that fit side by side on an axis of so many inches."""
+    """Font size at which labels fit side by side on an axis of the given length."""
     return float(np.clip(72 * inches / max(len(labels), 1) * 0.6, 4, 9))
 
 
@@ -226,5 +229,5 @@ def _written(axes: "Axes", cells: Sequence[Sequence[str]], shades: Any) -> None:
     size = _size(cells[0], WIDTH * 0.8)
     for y, row in enumerate(cells):
         for x, text in enumerate(row):
-            colour = "white" if abs(shades[y][x]) > 0.55 else "black"
-            axes.text(x, y, text[:8], ha="center", va="center", fontsize=size, color=colour)
+            color = "white" if abs(shades[y][x]) > 0.55 else "black"
+            axes.text(x, y, text[:8], ha="center", va="center", fontsize=size, color=color)

@@ -1,7 +1,7 @@
-"""Which tokens a measure owes to what: gradients with respect to what a site gives, of one pass or along a path.
+"""Gradient attribution of a measure to a site: gradient times input, and integrated gradients.
 
-Pure functions of (model, params, ids); a site's array is [B, T, D], "tokens" unless told otherwise. Values are per text
-and position; the sum over D is what most pictures show.
+Pure functions of (model, params, ids). The site's array is [B, T, D], by default that of "tokens"; figures usually show
+the sum over D.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ from gptjax.interpret.measures import Measure
 def gradient_times_input(
     model: nn.Module, params: Any, ids_BT: Any, measure: Measure, site: str = "tokens", **more: Any
 ) -> jax.Array:
-    """d measure / dx * x at a site, [B, T, D] (arXiv 1605.01713).
+    """Gradient of the measure times the activation at a site, [B, T, D] (arXiv 1605.01713).
 
     Raises:
-      DataError: no such site.
+      DataError: the model has no such site.
     """
 
     @jax.jit
@@ -31,7 +31,7 @@ def gradient_times_input(
     return attributed(params)
 
 
-def integrated(
+def integrated_gradients(
     model: nn.Module,
     params: Any,
     ids_BT: Any,
@@ -43,35 +43,35 @@ def integrated(
 ) -> jax.Array:
     """Integrated gradients at a site, [B, T, D] (arXiv 1703.01365 eq. 1), by the midpoint rule.
 
-    They add up to the measure less that of the baseline (proposition 1), as exactly as the steps are many.
+    Their sum approximates the measure minus that of the baseline (proposition 1), more closely with more steps.
 
     Args:
       model: as gptjax.models.build gives it.
       params: of the model.
       ids_BT: token ids.
       measure: of the logits; see gptjax.interpret.measures.
-      site: where the path begins and ends.
-      baseline: where it begins: an array [B, T, D], or what broadcasts to it; best not a vector of equal numbers,
-        whose layer norm is a jump.
-      steps: points on the way.
-      **more: what else the model reads, by name.
+      site: the site of the path.
+      baseline: the start of the path, an array that broadcasts to [B, T, D]; avoid vectors of equal values, at which
+        layer norm is discontinuous.
+      steps: points along the path.
+      **more: other inputs of the model, by name.
 
     Raises:
-      DataError: no such site.
+      DataError: the model has no such site.
     """
 
     @jax.jit
     def attributed(params: Any) -> jax.Array:
         x_BTD = sites.capture(model, params, ids_BT, site, **more)[site]
-        way_BTD = x_BTD - baseline
+        path_BTD = x_BTD - baseline
 
         def add(total_BTD: jax.Array, share: jax.Array) -> tuple[jax.Array, None]:
-            at = baseline + share * way_BTD
-            slope = jax.grad(lambda x: _measured(model, params, ids_BT, measure, site, x, more).sum())(at)
-            return total_BTD + slope / steps, None
+            x = baseline + share * path_BTD
+            gradient = jax.grad(lambda x: _measured(model, params, ids_BT, measure, site, x, more).sum())(x)
+            return total_BTD + gradient / steps, None
 
         shares = (jnp.arange(steps) + 0.5) / steps
-        return way_BTD * jax.lax.scan(add, jnp.zeros_like(x_BTD), shares)[0]
+        return path_BTD * jax.lax.scan(add, jnp.zeros_like(x_BTD), shares)[0]
 
     return attributed(params)
 

@@ -1,4 +1,4 @@
-"""What a neuron answers to: the places in some texts where it is largest. Pure functions."""
+"""Maximally activating examples of neurons. Pure functions."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from gptjax.interpret import sites
 
 
 class Examples(NamedTuple):
-    """Places where neurons are largest, the largest first; [neurons, k] each."""
+    """The top activations of neurons and their positions, largest first; [neurons, k] each."""
 
     values: np.ndarray
     rows: np.ndarray  # of ids_BT
@@ -21,19 +21,19 @@ class Examples(NamedTuple):
 def top_examples(
     model: nn.Module, params: Any, ids_BT: Any, site: str, neurons: Any, k: int = 10, **more: Any
 ) -> Examples:
-    """The k places where each neuron is largest.
+    """Finds the top k activations of each neuron.
 
     Args:
       model: as gptjax.models.build gives it.
       params: of the model.
-      ids_BT: texts that are searched.
-      site: whose columns neurons are: "block_0/mlp/down.in", or any other [B, T, ...].
+      ids_BT: the texts to search.
+      site: the site of the neurons, such as "block_0/mlp/down.in", [B, T, ...].
       neurons: their columns.
-      k: how many places, at most B * T.
-      **more: what else the model reads, by name.
+      k: number of activations, at most B * T.
+      **more: other inputs of the model, by name.
 
     Raises:
-      DataError: no such site.
+      DataError: the model has no such site.
     """
     columns = jnp.ravel(jnp.asarray(neurons))
 
@@ -46,8 +46,8 @@ def top_examples(
 
 
 def largest(x_BTF: Any, k: int = 10) -> Examples:
-    """The k places where each column is largest: neurons, or features that gptjax.interpret.sparse has encoded."""
+    """Finds the top k values of each column: neurons, or features encoded by gptjax.interpret.sparse."""
     x_BTF = jnp.asarray(x_BTF)
     _, T, F = x_BTF.shape
-    values, position_info = (np.asarray(x) for x in jax.lax.top_k(x_BTF.reshape(-1, F).T, k))
-    return Examples(values, position_info // T, position_info % T)
+    values, indices = (np.asarray(x) for x in jax.lax.top_k(x_BTF.reshape(-1, F).T, k))
+    return Examples(values, indices // T, indices % T)

@@ -1,17 +1,17 @@
-"""The one way into a forward pass: what each module reads and gives, by the module's path, to be kept or changed.
+"""Captures and changes the inputs and outputs of modules in a forward pass, by the path of the module.
 
-A site is a path of modules, such as "block_0/attention", for what the module gives, and the same with ".in" behind it
-for what it reads. Of use are, in a decoder or an encoder (an encoder-decoder has "encoder/" or "decoder/" before them):
+A site is a module path, such as "block_0/attention", for the module's output, or the path followed by ".in" for its
+input. Useful sites of a decoder or an encoder (those of an encoder-decoder begin with "encoder/" or "decoder/"):
 
     tokens                    the embedded tokens [B, T, D]
     block_0.in, block_0       the residual stream before and after a block [B, T, D]
-    block_0/attention         what attention adds to it; block_0/mlp likewise
-    block_0/attention/out.in  what the heads read, side by side [B, T, H * K]
+    block_0/attention         the output of attention; block_0/mlp likewise
+    block_0/attention/out.in  the concatenated heads [B, T, H * K]
     block_0/mlp/down.in       an MLP's neurons [B, T, F]
     logits                    [B, T, V]
 
-Where a module is called again, as an encoder-decoder's table of tokens is, its sites end in "#2", "#3", ...
-Pure functions of (model, params, ids); under `jax.jit`, what a change makes superfluous is not computed.
+Sites of a module that is called again, such as an encoder-decoder's token embedding, end in "#2", "#3", ...
+Pure functions of (model, params, ids); under `jax.jit`, computation that a change makes redundant is removed.
 """
 
 import difflib
@@ -30,15 +30,15 @@ from gptjax.models.model import Interceptor, Model
 
 Change = Callable[[jax.Array], jax.Array]
 
-METHODS = ("__call__", "across")  # each module has at most one of them that is called
+METHODS = ("__call__", "cross_attend")  # at most one of them is called per module
 LOGITS = "logits"
 
 
-class Seen(NamedTuple):
-    """What a forward pass gave, and what was kept of it by site, in the order of computation."""
+class ForwardResult(NamedTuple):
+    """Logits of a forward pass, and captured activations by site, in the order of computation."""
 
     logits_BTV: jax.Array
-    kept: dict[str, jax.Array]
+    activations: dict[str, jax.Array]
 
 
 def forward(
@@ -48,27 +48,27 @@ def forward(
     keep: str = "",
     changes: Mapping[str, Change | jax.Array] | None = None,
     **more: Any,
-) -> Seen:
-    """A forward pass without dropout, blocks one by one, in which sites are changed and kept; kept as changed.
+) -> ForwardResult:
+    """Runs a forward pass without dropout, with unrolled blocks, that changes and captures sites (after changes).
 
     Args:
-      model: as gptjax.models.build gives it.
+      model: from gptjax.models.build.
       params: of the model; layers may be stacked.
       ids_BT: token ids.
-      keep: a regular expression that a site's whole name matches, or the name; nothing for none.
-      changes: by site's name what it is to be instead, or a function of what it is.
-      **more: what else the model reads, by name.
+      keep: a regular expression that the full names of captured sites match; "" captures none.
+      changes: by site, its new value, or a function of its value.
+      **more: other inputs of the model, by name.
 
     Raises:
-      DataError: a changed site, or one to keep, that is nowhere in the model.
+      DataError: the model has no such site to change, or none that matches `keep`.
     """
-    model, params = models.unrolled(model, params)
-    kept: dict[str, jax.Array] = {}
+    model, params = models.unroll_layers(model, params)
+    activations: dict[str, jax.Array] = {}
     named: list[str] = []
     calls: Counter[str] = Counter()
     changes, pattern = changes or {}, re.compile(keep)
 
-    def at(site: str, x: jax.Array) -> jax.Array:
+    def visit(site: str, x: jax.Array) -> jax.Array:
         calls[site] += 1
         site = site if calls[site] == 1 else f"{site}#{calls[site]}"
         named.append(site)
@@ -76,70 +76,70 @@ def forward(
             change: Any = changes[site]
             x = change(x) if callable(change) else jnp.broadcast_to(jnp.asarray(change, x.dtype), x.shape)
         if keep and pattern.fullmatch(site):
-            kept[site] = x
+            activations[site] = x
         return x
 
-    watched: Any = model.clone(attached=watching(at, model.attached))  # type: ignore[attr-defined]
-    logits_BTV = watched.apply({"params": params}, jnp.asarray(ids_BT), **more)
-    missing = [site for site in changes if site not in named] + ([] if kept or not keep else [keep])
+    intercepted: Any = model.clone(attached=site_interceptor(visit, model.attached))  # type: ignore[attr-defined]
+    logits_BTV = intercepted.apply({"params": params}, jnp.asarray(ids_BT), **more)
+    missing = [site for site in changes if site not in named] + ([] if activations or not keep else [keep])
     if missing:
         near = difflib.get_close_matches(missing[0], named, n=3, cutoff=0)
-        raise DataError(f"no site {missing[0]!r} in this model; near it are {', '.join(near)}")
-    return Seen(logits_BTV, kept)
+        raise DataError(f"no site {missing[0]!r} in this model; similar ones are {', '.join(near)}")
+    return ForwardResult(logits_BTV, activations)
 
 
 def capture(model: nn.Module, params: Any, ids_BT: Any, keep: str, **more: Any) -> dict[str, jax.Array]:
-    """Intermediates by site; arguments and errors as of `forward`."""
-    return forward(model, params, ids_BT, keep, **more).kept
+    """Captures activations by site; arguments and errors are those of `forward`."""
+    return forward(model, params, ids_BT, keep, **more).activations
 
 
 def names(model: nn.Module, params: Any, ids_BT: Any, **more: Any) -> dict[str, tuple[int, ...]]:
-    """All sites and their shapes, in the order of computation; nothing is computed."""
+    """All sites and their shapes, in the order of computation, by `jax.eval_shape`."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(params: Any) -> None:
-        kept = capture(model, params, ids_BT, ".*", **more)
-        shapes.update({site: x.shape for site, x in kept.items()})
+    def record(params: Any) -> None:
+        activations = capture(model, params, ids_BT, ".*", **more)
+        shapes.update({site: x.shape for site, x in activations.items()})
 
-    jax.eval_shape(note, params)
+    jax.eval_shape(record, params)
     return shapes
 
 
 def stream(model: nn.Module, params: Any, ids_BT: Any, **more: Any) -> jax.Array:
     """The residual stream before the first block and after each, [L + 1, B, T, D], of a decoder or an encoder."""
-    kept = capture(model, params, ids_BT, r"block_0\.in|block_\d+", **more)
-    layers = len(kept) - 1
-    return jnp.stack([kept["block_0.in"], *(kept[f"block_{i}"] for i in range(layers))])
+    activations = capture(model, params, ids_BT, r"block_0\.in|block_\d+", **more)
+    layers = len(activations) - 1
+    return jnp.stack([activations["block_0.in"], *(activations[f"block_{i}"] for i in range(layers))])
 
 
-def watching(at: Callable[[str, jax.Array], jax.Array], within: Interceptor | None) -> Interceptor:
-    """An interceptor that asks `at(site, array)` for what each module is to read and to give, around another one."""
+def site_interceptor(visit: Callable[[str, jax.Array], jax.Array], inner: Interceptor | None) -> Interceptor:
+    """An interceptor that replaces inputs and outputs of modules by `visit(site, array)`, around an inner one."""
 
-    def look(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         def run(*args: Any) -> Any:
-            return call(*args, **kwargs) if within is None else within(call, args, kwargs, context)
+            return call(*args, **kwargs) if inner is None else inner(call, args, kwargs, context)
 
         site = site_of(context.module)
         if context.method_name not in METHODS or not site:
             return run(*args)
         if args and site != LOGITS:
-            args = (with_first(args[0], lambda x: at(f"{site}.in", x)), *args[1:])
-        return with_first(run(*args), lambda x: at(site, x))
+            args = (map_first_array(args[0], lambda x: visit(f"{site}.in", x)), *args[1:])
+        return map_first_array(run(*args), lambda x: visit(site, x))
 
-    return look
+    return intercept
 
 
 def site_of(module: nn.Module) -> str:
-    """Its path; nothing of a module that has its owner's."""
+    """The site of a module: its path, or "" for a module that shares the model's scope."""
     path = "/".join(module.path)
     return LOGITS if isinstance(module, Model) and not path else path
 
 
-def with_first(given: Any, change: Change) -> Any:
-    """What a module reads or gives, with the first array of floats in it changed: of a Stream, x_BTD."""
-    leaves, tree = jax.tree.flatten(given)
+def map_first_array(value: Any, change: Change) -> Any:
+    """Changes the first floating-point array of a module's input or output, such as x_BTD of a ResidualStream."""
+    leaves, tree = jax.tree.flatten(value)
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
             leaves[number] = change(leaf)
             return jax.tree.unflatten(tree, leaves)
-    return given
+    return value

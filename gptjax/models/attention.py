@@ -1,4 +1,4 @@
-"""Attention: each position reads from its own sequence, or from another one. No mesh axis here."""
+"""Self-attention and cross-attention. Names no mesh axis."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,25 +11,25 @@ from gptjax.models import cache, logical_axes
 from gptjax.models.cache import LayerCache
 from gptjax.models.kernels import KERNELS, reference
 from gptjax.models.kernels.reference import AttentionSpec, Relative
-from gptjax.models.layers import Dropout, Linear, RMSNorm, is_off, residual_std
+from gptjax.models.layers import Dropout, Linear, RMSNorm, is_zero, residual_std
 from gptjax.models.positions import PositionInfo
 
 
 class CrossKV(NamedTuple):
-    """What an encoder made of a source; or, for a layer that reads it, its keys and values."""
+    """Output of an encoder, or the keys and values that a cross-attention layer projects it to."""
 
     x_BSM: Any  # [B, S, M], or a LayerCache
-    segments_BS: jax.Array  # which pair each token is of, int32; 0 for padding
+    segments_BS: jax.Array  # pair number of each token, int32; 0 for padding
 
 
 class Attention(nn.Module):
-    """Attention with fused projections: of a sequence to itself, or to the tokens of a `Memory`.
+    """Attention with fused projections: self-attention, or cross-attention to a `CrossKV`.
 
     Attributes:
       config: `config.model`; reads heads, kv_heads, head_width, biases, qk_norm, attention_scale, value_residual.
       dtype: of the arithmetic.
-      causal: whether a token reads only itself and those before it.
-      crosses: whether it reads a memory, by `across`.
+      causal: True if a token attends only to itself and earlier tokens.
+      crosses: True for cross-attention, by `cross_attend`.
     """
 
     config: Any
@@ -63,31 +63,34 @@ class Attention(nn.Module):
         first_layer: bool | jax.Array,
         first_v_BTGK: jax.Array | None,
         deterministic: bool,
-        kept: LayerCache | None = None,
+        layer_cache: LayerCache | None = None,
     ) -> tuple[jax.Array, jax.Array | None, LayerCache | None]:
-        """What each position read, [B, T, D]; the first layer's values, to be handed to the next layer; the cache.
+        """Computes self-attention.
 
         Args:
-          x_BTD: the normalised residual stream.
-          places: where its tokens stand.
-          window: how far a token looks back, itself included; 0 for all the way.
-          first_layer: whether this is it.
-          first_v_BTGK: the first layer's values, where `config.value_residual` mixes them in; else None.
-          deterministic: False drops out.
-          kept: keys and values of the tokens before, if any are kept; these are added.
+          x_BTD: the normalized residual stream.
+          position_info: positions and segments of its tokens.
+          window: the number of keys that a query attends to, its own included; 0 for all.
+          first_layer: True in the first layer.
+          first_v_BTGK: the first layer's values, which `config.value_residual` mixes in; else None.
+          deterministic: False applies dropout.
+          layer_cache: keys and values of earlier tokens, if they are cached; those of x_BTD are added.
+
+        Returns:
+          The output [B, T, D], the first layer's values for the next layer, and the updated cache.
         """
         c = self.config
         B, T, _ = x_BTD.shape
         H, G, K = c.heads, c.kv_heads, c.head_width
         J = H // G
-        # Key head by key head: its J queries, its keys, its values; so that heads can be divided among devices.
+        # Grouped by key head (its J queries, its keys, its values), so that heads can be sharded.
         qkv = logical_axes.constrain(self.qkv(x_BTD).reshape(B, T, G, J + 2, K), "BTG__")
         q, k, v = qkv[..., :J, :].reshape(B, T, H, K), qkv[..., J, :], qkv[..., J + 1, :]
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if position_info.rotation:
-            q, k = position_info.rotation.turn(q), position_info.rotation.turn(k)
-        if first_v_BTGK is not None:  # arXiv 2410.17897 eq. 7, the two shares adding up to one
+            q, k = position_info.rotation.apply(q), position_info.rotation.apply(k)
+        if first_v_BTGK is not None:  # arXiv 2410.17897 eq. 7, with coefficients that sum to one
             first_v_BTGK = jnp.where(first_layer, v, first_v_BTGK)
             share = self.first_value_share
             v = ((1 - share) * v + share * first_v_BTGK).astype(v.dtype)
@@ -97,22 +100,22 @@ class Attention(nn.Module):
             logical_axes.constrain(v, "BTGK"),
         )
         spec = self.spec(position_info, window, deterministic)
-        if kept is None and self.is_mutable_collection("attention"):  # for pictures
-            self.sow("attention", "weights_BHTT", reference.self_weights(q, k, spec))
-        if kept is None:
+        if layer_cache is None and self.is_mutable_collection("attention"):  # for gptjax.interpret
+            self.sow("attention", "weights_BHTT", reference.self_attention_weights(q, k, spec))
+        if layer_cache is None:
             mixed_BTHK = KERNELS[c.kernels].attend(q, k, v, spec)
         else:
-            kept = cache.written(kept, k, v, position_info.positions, position_info.count_B)
-            mixed_BTHK = cache.attend(q, kept, position_info.positions, position_info.count_B, spec)
-        return self._written(mixed_BTHK), first_v_BTGK, kept
+            layer_cache = cache.write(layer_cache, k, v, position_info.positions, position_info.count_B)
+            mixed_BTHK = cache.attend(q, layer_cache, position_info.positions, position_info.count_B, spec)
+        return self._project_out(mixed_BTHK), first_v_BTGK, layer_cache
 
     def spec(self, position_info: PositionInfo, window: int | jax.Array, deterministic: bool) -> AttentionSpec:
-        """What a sequence's attention to itself depends on; arguments as of the call."""
+        """The `AttentionSpec` of self-attention; arguments are those of `__call__`."""
         c = self.config
         relative = (
             None if position_info.relative_RH is None else Relative(position_info.relative_RH, c.relative.longest)
         )
-        drop = self._drop(deterministic)
+        drop = self._dropout(deterministic)
         return AttentionSpec(
             window,
             c.attention_scale,
@@ -124,17 +127,17 @@ class Attention(nn.Module):
             relative,
         )
 
-    def across(
+    def cross_attend(
         self, x_BTD: jax.Array, segments_BT: jax.Array | None, memory: CrossKV, deterministic: bool
     ) -> jax.Array:
-        """What each position read of a memory, [B, T, D].
+        """Computes cross-attention to a memory, [B, T, D].
 
         Args:
-          x_BTD: the normalised residual stream.
-          segments_BT: which pair each token is of; None: of the first.
-          memory: of the encoder, or of this layer as `remembered` gives it; where it has fewer rows, as many rows of x
-            after one another read each of them.
-          deterministic: False drops out.
+          x_BTD: the normalized residual stream.
+          segments_BT: pair number of each token; None: pair 1.
+          memory: the encoder output, or its projection by `project_memory`; if it has fewer rows than x_BTD, each of
+            them serves equally many consecutive rows.
+          deterministic: False applies dropout.
         """
         c = self.config
         B, T, _ = x_BTD.shape
@@ -142,18 +145,18 @@ class Attention(nn.Module):
         q_BTHK = self.q(x_BTD).reshape(sources, B // sources * T, c.heads, c.head_width)
         if c.qk_norm:
             q_BTHK = self.q_norm(q_BTHK)
-        k_BGSK, v_BGSK = memory.x_BSM if isinstance(memory.x_BSM, LayerCache) else self.remembered(memory).x_BSM
+        k_BGSK, v_BGSK = memory.x_BSM if isinstance(memory.x_BSM, LayerCache) else self.project_memory(memory).x_BSM
         k_BSGK, v_BSGK = (x.swapaxes(1, 2).astype(q_BTHK.dtype) for x in (k_BGSK, v_BGSK))
         mask_BTS = reference.pair_mask(segments_BT, memory.segments_BS)
-        if self.is_mutable_collection("attention"):  # for pictures
-            weights = reference.attention_weights(q_BTHK, k_BSGK, mask_BTS, c.attention_scale)
+        if self.is_mutable_collection("attention"):  # for gptjax.interpret
+            weights = reference.cross_attention_weights(q_BTHK, k_BSGK, mask_BTS, c.attention_scale)
             self.sow("attention", "weights_BHTS", weights)
-        drop = self._drop(deterministic)
-        mixed = reference.across(q_BTHK, k_BSGK, v_BSGK, mask_BTS, c.attention_scale, drop)
-        return self._written(mixed.reshape(B, T, c.heads, c.head_width))
+        drop = self._dropout(deterministic)
+        mixed = reference.cross_attend(q_BTHK, k_BSGK, v_BSGK, mask_BTS, c.attention_scale, drop)
+        return self._project_out(mixed.reshape(B, T, c.heads, c.head_width))
 
-    def remembered(self, memory: CrossKV) -> CrossKV:
-        """The memory as this layer reads it: keys and values, made once."""
+    def project_memory(self, memory: CrossKV) -> CrossKV:
+        """Projects a memory to the keys and values of this layer."""
         c = self.config
         B, S, _ = memory.x_BSM.shape
         kv = logical_axes.constrain(self.kv(memory.x_BSM).reshape(B, S, c.kv_heads, 2, c.head_width), "BSG__")
@@ -162,10 +165,10 @@ class Attention(nn.Module):
             k_BSGK = self.k_norm(k_BSGK)
         return CrossKV(LayerCache(k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)), memory.segments_BS)
 
-    def _drop(self, deterministic: bool) -> Any:
-        return partial(self.drop, deterministic=False) if not (deterministic or is_off(self.config.dropout)) else None
+    def _dropout(self, deterministic: bool) -> Any:
+        return partial(self.drop, deterministic=False) if not (deterministic or is_zero(self.config.dropout)) else None
 
-    def _written(self, mixed_BTHK: jax.Array) -> jax.Array:
+    def _project_out(self, mixed_BTHK: jax.Array) -> jax.Array:
         B, T, H, K = mixed_BTHK.shape
         mixed = logical_axes.constrain(mixed_BTHK.reshape(B, T, H * K), "BTH")
         return logical_axes.constrain(self.out(mixed), "BTD")

@@ -1,4 +1,4 @@
-"""The two ends of every model: token ids to vectors, and vectors to what makes logits. No block is known here."""
+"""Token embedding and unembedding, the first and the last layer of every model. Independent of blocks."""
 
 from typing import Any
 
@@ -9,18 +9,21 @@ from flax import linen as nn
 from gptjax.models import logical_axes, parametrization
 from gptjax.models.layers import Head, TokenEmbedding
 
-NEVER = -1e9  # a logit's bias that keeps its id out
+SUPPRESSED_BIAS = -1e9  # of a logit whose token is suppressed
 
 
 def suppress(params: Any, config: Any) -> Any:
-    """The parameters of a model with a head bias, so changed that it never says an id of `config.suppress_tokens`."""
+    """Suppresses `config.suppress_tokens` by the head bias, which the model must have; returns the new parameters."""
     if not config.suppress_tokens:
         return params
-    return {**params, "head_bias": jnp.asarray(params["head_bias"]).at[jnp.array(config.suppress_tokens)].set(NEVER)}
+    return {
+        **params,
+        "head_bias": jnp.asarray(params["head_bias"]).at[jnp.array(config.suppress_tokens)].set(SUPPRESSED_BIAS),
+    }
 
 
 class Embedder(nn.Module):
-    """The table of tokens, and the head's rows: the same table where the head is tied.
+    """Token embedding and head; with a tied head both are the same matrix.
 
     Attributes:
       config: `config.model`; reads vocabulary, width, embedding_scale, tied_head, head_bias, logit_scale.
@@ -31,7 +34,7 @@ class Embedder(nn.Module):
     dtype: str
 
     def setup(self) -> None:
-        """Declares the tables, under the names that the parameters have."""
+        """Declares the submodules, whose attributes name the parameters."""
         c = self.config
         self.tokens = TokenEmbedding(c.vocabulary, c.width, c.init_std, self.dtype)
         if not c.tied_head:
@@ -40,22 +43,22 @@ class Embedder(nn.Module):
             self.head_bias = logical_axes.parameter(self, "head_bias", nn.initializers.zeros, (c.vocabulary,))
 
     def embed(self, ids_BT: jax.Array, perturbation_BTD: jax.Array | None = None) -> jax.Array:
-        """Tokens as vectors [B, T, D], times `embedding_scale`, and what is added to them, if anything is."""
+        """Embeds token ids, [B, T, D]: times `embedding_scale`, plus a perturbation if there is one."""
         x_BTD, scale = self.tokens(ids_BT), self.config.embedding_scale
         if scale != 1:
             x_BTD = x_BTD * jnp.asarray(scale, x_BTD.dtype)
         return x_BTD if perturbation_BTD is None else x_BTD + perturbation_BTD.astype(x_BTD.dtype)
 
-    def table(self) -> jax.Array:
-        """The head's rows, one a token, [V, D]; with a bias, its column too, [V, D + 1]."""
-        table_VD = self.tokens.table() if self.config.tied_head else self.head.table()
+    def unembedding(self) -> jax.Array:
+        """The unembedding matrix, one row per token, [V, D]; with a bias [V, D + 1], the bias as last column."""
+        unembedding_VD = self.tokens.unembedding() if self.config.tied_head else self.head.unembedding()
         if not self.config.head_bias:
-            return table_VD
-        return jnp.concatenate([table_VD, self.head_bias.astype(table_VD.dtype)[:, None]], axis=1)
+            return unembedding_VD
+        return jnp.concatenate([unembedding_VD, self.head_bias.astype(unembedding_VD.dtype)[:, None]], axis=1)
 
-    def asked(self, x_BTD: jax.Array) -> jax.Array:
-        """What the table is multiplied with: x times `logit_scale`, and with a bias, a one for its column."""
-        scale = self.config.logit_scale * parametrization.multiplier(self.config)
+    def pre_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Scales x by `logit_scale`; with a head bias, appends a column of ones, which multiplies the bias."""
+        scale = self.config.logit_scale * parametrization.output_multiplier(self.config)
         if scale != 1:
             x_BTD = x_BTD * jnp.asarray(scale, x_BTD.dtype)
         if not self.config.head_bias:

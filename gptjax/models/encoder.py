@@ -1,6 +1,6 @@
-"""Encoders in the manner of BERT (arXiv 1810.04805): every token reads the whole text, before it and after it.
+"""Bidirectional encoders such as BERT (arXiv 1810.04805): every token attends to the whole text.
 
-Knows nothing of text, losses or devices. Its blocks are those of gptjax.models.transformer.
+Independent of text, losses and devices. Its blocks are those of gptjax.models.transformer.
 """
 
 from typing import ClassVar
@@ -16,13 +16,13 @@ from gptjax.models.transformer import Transformer
 
 
 class Encoder(Model):
-    """Its logits are of the token at each position, which may be masked."""
+    """A bidirectional Transformer; its logits predict the token at each position, which may be masked."""
 
     kind: ClassVar[str] = "encoder"
-    also_reads: ClassVar[tuple[str, ...]] = ("segments_BT", "types_BT", "perturbation_BTD")
+    extra_inputs: ClassVar[tuple[str, ...]] = ("segments_BT", "types_BT", "perturbation_BTD")
 
     def setup(self) -> None:
-        """Declares the parts; what the trunk declares is the model's own."""
+        """Declares the submodules; the Transformer shares the model's scope."""
         c = self.config
         super().setup()
         self.transformer = Transformer(c, self.dtype, causal=False)
@@ -42,27 +42,27 @@ class Encoder(Model):
         perturbation_BTD: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """What the trunk makes of tokens, [B, T, D].
+        """Output of the last block, [B, T, D].
 
         Args:
-          ids_BT: token ids, T at most `config.context` where positions are learned.
-          segments_BT: the number of each token's text, int32, in runs of equal ones, 0 for padding; each text is read
-            as if it were alone. None: a row is one text.
-          types_BT: which of `config.types` kinds each token is of, such as a first and a second sentence; None: 0.
+          ids_BT: token ids, T at most `config.context` with learned positions.
+          segments_BT: text number of each token, int32, in contiguous runs, 0 for padding; tokens attend only within
+            their text, and positions restart in each. None: a row is one text.
+          types_BT: token type ids below `config.types`, such as first and second sentence; None: 0.
           perturbation_BTD: added to the embedded tokens.
-          deterministic: False drops out, and needs `rngs={"dropout": key}`.
+          deterministic: False applies dropout, and needs `rngs={"dropout": key}`.
 
         Raises:
-          ValueError: T is more than the positions there are.
+          ValueError: T exceeds the number of learned positions.
         """
-        x_BTD = self.words.embed(ids_BT, perturbation_BTD)
+        x_BTD = self.embedder.embed(ids_BT, perturbation_BTD)
         if self.config.types:
             types_BT = jnp.zeros_like(ids_BT) if types_BT is None else types_BT
             x_BTD += self.types_nD.astype(x_BTD.dtype)[types_BT]
         return self.transformer(x_BTD, segments_BT, None, deterministic)
 
-    def asked(self, x_BTD: jax.Array) -> jax.Array:
-        """What the head reads of features, [B, T, D]."""
-        if self.config.head_transform:  # BERT's: one more layer before the table
+    def pre_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Hidden states that the unembedding multiplies, [B, T, D], from the output of the last block."""
+        if self.config.head_transform:  # BERT's: one more layer before the unembedding
             x_BTD = self.transform_norm(ACTIVATIONS[self.config.activation](self.transform(x_BTD)))
-        return self.words.asked(x_BTD)
+        return self.embedder.pre_logits(x_BTD)

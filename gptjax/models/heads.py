@@ -1,6 +1,6 @@
-"""Task heads: what a trunk read, turned into answers about a text, a token, a span or a choice.
+"""Task heads: classification, regression, multiple choice, tagging, spans and text embeddings, on any model.
 
-A head goes on any trunk. Nothing here knows labels' names or losses.
+Independent of the names of labels and of losses.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from gptjax.models import logical_axes, parametrization
 from gptjax.models.layers import Dropout, Linear
 
 
-def first(x_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
+def first(x_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
     """The first token, [B, D]."""
     return x_BTD[:, 0]
 
 
-def last(x_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """The last real token, [B, D]: the one that has read the whole text where attention is causal."""
+def last(x_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    """The last token that is not padding, [B, D]: the one that attends to the whole text under a causal mask."""
     T = x_BTD.shape[1]
-    at_B = jnp.max(jnp.where(real_BT, jnp.arange(T), 0), axis=1)
-    return jnp.take_along_axis(x_BTD, at_B[:, None, None], axis=1)[:, 0]
+    index_B = jnp.max(jnp.where(mask_BT, jnp.arange(T), 0), axis=1)
+    return jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)[:, 0]
 
 
-def mean(x_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """The mean of the real tokens, [B, D]."""
-    weights_BT1 = real_BT.astype(jnp.float32)[..., None]
+def mean(x_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    """The mean of the tokens that are not padding, [B, D]."""
+    weights_BT1 = mask_BT.astype(jnp.float32)[..., None]
     return (x_BTD * weights_BT1).sum(1) / jnp.maximum(weights_BT1.sum(1), 1)
 
 
@@ -36,16 +36,16 @@ POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "first": first,
     "last": last,
     "mean": mean,
-    "pooler": first,  # through a layer of its own with a tanh, as BERT has it
+    "pooler": first,  # followed by a linear layer and tanh, as in BERT
 }
 
 
 class Head(NamedTuple):
-    """A kind of answer."""
+    """Output of a kind of task."""
 
-    pools: bool  # one answer a row, not one a token
-    outputs: int | None  # numbers of an answer; None: `config.labels`, 0: the pooled vector itself
-    squeezes: bool = False  # a single number of an answer has no axis
+    pools: bool  # one output per row, not one per token
+    outputs: int | None  # features of an output; None: `config.labels`, 0: the pooled vector itself
+    squeezes: bool = False  # drops the axis of a single feature
 
 
 HEADS: dict[str, Head] = {
@@ -60,7 +60,7 @@ HEADS: dict[str, Head] = {
 
 
 class TaskHead(nn.Module):
-    """What a trunk read, [B, T, D], to answers, float32; dropout before the product, as BERT has it.
+    """Maps features [B, T, D] to the output of a task, float32; dropout precedes the product, as in BERT.
 
     Attributes:
       config: `config.model`; reads task, labels, pooling, dropout, width, init_std.
@@ -71,20 +71,20 @@ class TaskHead(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array, deterministic: bool = True) -> jax.Array:
-        """[B, labels], [B, T, labels], [B, T, 2], [B] or [B, D]; `real_BT` is True where a token is no padding."""
+    def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array, deterministic: bool = True) -> jax.Array:
+        """[B, labels], [B, T, labels], [B, T, 2], [B] or [B, D]; `mask_BT` is False for padding."""
         c = self.config
-        head, answer = HEADS[c.task], x_BTD
+        head, y = HEADS[c.task], x_BTD
         if head.pools:
-            answer = POOLINGS[c.pooling](x_BTD, real_BT)
+            y = POOLINGS[c.pooling](x_BTD, mask_BT)
             if c.pooling == "pooler":
                 pooler = Linear(c.width, True, c.init_std, self.dtype, c.kernels, name="pooler")
-                answer = jnp.tanh(pooler(answer))
+                y = jnp.tanh(pooler(y))
         if head.outputs == 0:
-            return answer.astype(jnp.float32)
-        answer = Dropout(c.dropout)(answer * parametrization.multiplier(c), deterministic)
+            return y.astype(jnp.float32)
+        y = Dropout(c.dropout)(y * parametrization.output_multiplier(c), deterministic)
         shape = c.width, head.outputs or c.labels
         kernel = logical_axes.parameter(self, "kernel", nn.initializers.normal(c.init_std), shape)
         bias = logical_axes.parameter(self, "bias", nn.initializers.zeros, shape[1:])
-        answer = jnp.dot(answer.astype(jnp.float32), kernel) + bias
-        return answer[..., 0] if head.squeezes else answer
+        y = jnp.dot(y.astype(jnp.float32), kernel) + bias
+        return y[..., 0] if head.squeezes else y

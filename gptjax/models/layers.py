@@ -1,6 +1,6 @@
-"""The pieces that every model is made of: matrix product, norms, activations, the embedding of tokens.
+"""Basic layers: linear layer, norms, activations, dropout, token embedding.
 
-Each is a pure function or a small Linen module; a config picks among them by name from the dictionaries below.
+Each is a pure function or a small Linen module; a config selects them by name from the dictionaries below.
 Parameters are float32 and cast to the compute dtype where they are used.
 """
 
@@ -30,24 +30,24 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 
-# Of gated MLPs: the activation of one product, which a second is multiplied with (arXiv 2002.05202 section 2).
+# Gated MLPs: the activation of the gate's product, which multiplies a second one (arXiv 2002.05202 section 2).
 GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swiglu": ACTIVATIONS["silu"],
     "geglu": ACTIVATIONS["gelu"],
-    "geglu_tanh": gelu_tanh,  # T5 1.1's
+    "geglu_tanh": gelu_tanh,  # T5 1.1
 }
 
-# Standard deviation at first of the products that write to the residual stream.
+# Initial standard deviation of the kernels that write to the residual stream.
 RESIDUAL_INITS: dict[str, Callable[[float, int], float]] = {
     "plain": lambda std, layers: std,
-    # So that the stream does not grow with depth (GPT-2, "Language Models are Unsupervised Multitask Learners", 2.3).
+    # Keeps the stream from growing with depth (GPT-2, "Language Models are Unsupervised Multitask Learners", 2.3).
     "scaled": lambda std, layers: std / math.sqrt(2 * layers),
-    "zero": lambda std, layers: 0.0,  # each block begins as the identity
+    "zero": lambda std, layers: 0.0,  # each block is initialized to the identity
 }
 
 
 def residual_std(config: Any) -> float:
-    """The standard deviation that `config.residual_init` (of `config.model`) gives."""
+    """Initial standard deviation of residual projections under `config.residual_init` (of `config.model`)."""
     return RESIDUAL_INITS[config.residual_init](config.init_std, config.base_layers or config.layers)
 
 
@@ -63,7 +63,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernels, shape = KERNELS[self.kernels], (x.shape[-1], self.features)
-        shape = shape[::-1] if kernels.turned else shape
+        shape = shape[::-1] if kernels.transposed else shape
         kernel = logical_axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
         y = kernels.product(x, kernel, self.dtype, self.dtype)
         if self.use_bias:
@@ -71,27 +71,27 @@ class Linear(nn.Module):
         return y
 
 
-def is_off(rate: Any) -> bool:
-    """Whether a rate is known to be 0 before the program runs; a traced one, which another run may have, never is."""
+def is_zero(rate: Any) -> bool:
+    """Returns True if a rate is 0 at trace time; a traced rate never is."""
     return not isinstance(rate, jax.core.Tracer) and not rate
 
 
 class Dropout(nn.Module):
-    """Sets a share of x to 0, and scales the rest so that its mean stays (arXiv 1207.0580); the rate may be traced."""
+    """Dropout (arXiv 1207.0580): zeroes elements of x at random and rescales the others; the rate may be traced."""
 
     rate: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        if deterministic or is_off(self.rate):
+        if deterministic or is_zero(self.rate):
             return x
         keep = 1 - self.rate
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
-        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(mask, x / jnp.asarray(keep, x.dtype), 0)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis (arXiv 1607.06450, eq. 4), statistics in float32."""
+    """Layer normalization over the last axis (arXiv 1607.06450, eq. 4), statistics in float32."""
 
     use_bias: bool = True
     epsilon: float = 1e-5
@@ -107,9 +107,9 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / root mean square of x * scale over the last axis (arXiv 1910.07467, eq. 4); it never has a bias."""
+    """Root mean square normalization over the last axis, without a bias (arXiv 1910.07467, eq. 4)."""
 
-    use_bias: bool = False  # not used: norms are made alike
+    use_bias: bool = False  # unused; all norms have the same constructor
     epsilon: float = 1e-5
     kernels: str = "plain"
 
@@ -124,7 +124,7 @@ NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
 class TokenEmbedding(nn.Module):
-    """A table of one row per token: looked up on the way in and, when tied, multiplied with on the way out."""
+    """Token embedding of one row per token, and with a tied head the unembedding too."""
 
     vocabulary: int
     width: int
@@ -132,20 +132,20 @@ class TokenEmbedding(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
-        """Declares the table E_VD."""
+        """Declares the embedding [V, D]."""
         init, shape = nn.initializers.normal(self.init_std), (self.vocabulary, self.width)
         self.embedding_VD = logical_axes.parameter(self, "embedding", init, shape, self.dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         return logical_axes.embedding_lookup(self.embedding_VD, ids_BT).astype(self.dtype)
 
-    def table(self) -> jax.Array:
-        """What a tied head multiplies with, [V, D]; float32, or in `dtype` where it was gathered."""
+    def unembedding(self) -> jax.Array:
+        """The unembedding of a tied head, [V, D]; float32, or `dtype` where it was gathered."""
         return self.embedding_VD
 
 
 class Head(nn.Module):
-    """An untied head's own matrix."""
+    """Unembedding of an untied head."""
 
     vocabulary: int
     width: int
@@ -156,9 +156,9 @@ class Head(nn.Module):
     def setup(self) -> None:
         """Declares the kernel [D, V]."""
         init, shape = nn.initializers.normal(self.init_std), (self.width, self.vocabulary)
-        shape = shape[::-1] if KERNELS[self.kernels].turned else shape
+        shape = shape[::-1] if KERNELS[self.kernels].transposed else shape
         self.kernel = logical_axes.parameter(self, "kernel", init, shape, self.dtype)
 
-    def table(self) -> jax.Array:
-        """The matrix as a tied head's, [V, D]."""
-        return self.kernel if KERNELS[self.kernels].turned else self.kernel.T
+    def unembedding(self) -> jax.Array:
+        """The unembedding, [V, D], the transposed kernel."""
+        return self.kernel if KERNELS[self.kernels].transposed else self.kernel.T

@@ -1,8 +1,8 @@
-"""Names of axes: by them modules say which of an array's axes may be divided among devices. Names no mesh axis itself.
+"""Logical axis names, by which modules declare how arrays may be sharded. Names no mesh axis.
 
-Axes have the letters of gptjax.models, and `_` where one is never divided. A caller that has several devices traces the
-model within `placed`: each device then sees its own rows of a batch (XLA's manual partitioning), while axes inside a
-row are divided by XLA's partitioner as `constrain` asks. Elsewhere nothing here does anything.
+Axes have the letters of gptjax.models, and `_` for an axis that is never sharded. With several devices the model is
+traced within `use_layout`: each device then sees its own rows of a batch (manual partitioning), while axes inside a row
+are partitioned by XLA under the constraints of `constrain`. Without a layout the functions of this module do nothing.
 """
 
 import math
@@ -19,9 +19,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-Table = Mapping[str, tuple[str, ...]]  # axes of a mesh by letter; a letter that is absent is never divided
+AxisRules = Mapping[str, tuple[str, ...]]  # mesh axes by letter; a letter without an entry is never sharded
 
-# The axes of each parameter, by the end of its path. Experts' have E in front, stacked layers' L.
+# The axes of each parameter, by the end of its path. Those of experts have a leading E, stacked layers a leading L.
 PARAMETERS = (
     (r"tokens/embedding", "VD"),
     (r"positions/embedding", "_D"),
@@ -35,53 +35,53 @@ PARAMETERS = (
     (r"down/kernel", "FD"),
     (r"(out|down)/bias", "D"),
     (r"router/kernel", "D_"),
-    (r"(input|state|feed|query|key|mix|readout|begin)/kernel", "D_"),  # of recurrent layers
+    (r"(input|state|feed|query|key|mix|readout|begin)/kernel", "D_"),  # recurrent layers
     (r"head/kernel", "DV"),
 )
 
 
 class Layout(NamedTuple):
-    """How arrays lie on the devices of a mesh."""
+    """The sharding of arrays over the devices of a mesh."""
 
     mesh: Mesh
-    stored: Table  # of parameters, and of what optimizers keep of them
-    computed: Table  # of everything else, parameters on their way through a product too
+    stored: AxisRules  # of parameters and optimizer state
+    computed: AxisRules  # of everything else, including parameters gathered for a product
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The mesh axes that divide the rows of a batch."""
+        """The mesh axes that shard the rows of a batch."""
         return tuple(axis for axis in self.computed["B"] if self.mesh.shape[axis] > 1)
 
     @property
     def inner(self) -> tuple[str, ...]:
-        """The mesh axes that divide what is inside a row."""
-        of_rows = self.computed["B"]
-        return tuple(axis for axis in self.mesh.axis_names if axis not in of_rows and self.mesh.shape[axis] > 1)
+        """The mesh axes that shard axes inside a row."""
+        batch_axes = self.computed["B"]
+        return tuple(axis for axis in self.mesh.axis_names if axis not in batch_axes and self.mesh.shape[axis] > 1)
 
     @property
     def others(self) -> tuple[str, ...]:
-        """The mesh axes besides `rows`, those of one device too."""
+        """The mesh axes besides `rows`, including those of size one."""
         return tuple(axis for axis in self.mesh.axis_names if axis not in self.rows)
 
-    def is_divided(self, mesh_axes: Sequence[str]) -> bool:
-        """Whether one of these axes of the mesh has several devices."""
+    def is_sharded(self, mesh_axes: Sequence[str]) -> bool:
+        """Returns True if one of the given mesh axes has several devices."""
         return self.devices(mesh_axes) > 1
 
-    def spec(self, letters: str, shape: Sequence[int], table: Table, among: Sequence[str]) -> P:
-        """Where an array goes, along some axes of the mesh; what these do not divide evenly stays whole."""
+    def spec(self, letters: str, shape: Sequence[int], table: AxisRules, among: Sequence[str]) -> P:
+        """The `PartitionSpec` of an array over some mesh axes; an axis that does not divide evenly is not sharded."""
 
-        def divided(letter: str, size: int) -> tuple[str, ...] | None:
-            wanted = tuple(axis for axis in table.get(letter, ()) if axis in among)
-            return wanted if wanted and size % self.devices(wanted) == 0 else None
+        def mesh_axes(letter: str, size: int) -> tuple[str, ...] | None:
+            axes = tuple(axis for axis in table.get(letter, ()) if axis in among)
+            return axes if axes and size % self.devices(axes) == 0 else None
 
-        return P(*map(divided, letters, shape))
+        return P(*map(mesh_axes, letters, shape))
 
     def devices(self, mesh_axes: Sequence[str]) -> int:
-        """How many devices, along these axes of the mesh, an axis would be divided among."""
+        """The number of devices along the given mesh axes."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
 
     def parts(self, letter: str, size: int) -> int:
-        """In how many parts devices have an axis of that size, of what is computed."""
+        """The number of shards of a computed axis of the given size."""
         devices = self.devices(self.computed[letter])
         return devices if size % devices == 0 else 1
 
@@ -93,14 +93,14 @@ class Layout(NamedTuple):
         out: tuple[str, Sequence[int]] | None = None,
         among: Sequence[str] | None = None,
     ) -> Any:
-        """`f` of what each device has of the arrays, axes inside a row included: so collectives leave those alone.
+        """Applies `f` to the local shards of arrays, axes inside a row included (`jax.shard_map`).
 
         Args:
-          f: of as many arrays.
-          letters: the axes of each argument, a tree like them.
+          f: a function of the arrays.
+          letters: the axes of each argument, a tree of the same structure.
           arrays: its arguments.
-          out: (letters, shape) of what it gives; None: as of its first argument.
-          among: the mesh axes, besides `rows`, along which arrays are a device's own; None: those inside a row.
+          out: (letters, shape) of its result; None: those of its first argument.
+          among: the mesh axes to map over, besides `rows`; None: those inside a row.
         """
         axes = self.inner if among is None else among
         if not axes:
@@ -110,30 +110,30 @@ class Layout(NamedTuple):
             return self.spec(letters, array.shape, self.computed, axes)
 
         specs = jax.tree.map(spec, letters, arrays)
-        there = self.spec(out[0], out[1], self.computed, axes) if out else specs[0]
-        return jax.shard_map(f, in_specs=specs, out_specs=there, axis_names=set(axes), check_vma=False)(*arrays)
+        out_specs = self.spec(out[0], out[1], self.computed, axes) if out else specs[0]
+        return jax.shard_map(f, in_specs=specs, out_specs=out_specs, axis_names=set(axes), check_vma=False)(*arrays)
 
 
-_placed: ContextVar[Layout | None] = ContextVar("placed", default=None)
+_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
 @contextmanager
-def placed(layout: Layout) -> Iterator[None]:
-    """What is traced in the block, within a `jax.shard_map` over `layout.rows` (if any), lies as `layout` says."""
-    before = _placed.set(layout)
+def use_layout(layout: Layout) -> Iterator[None]:
+    """Shards arrays as `layout` says in code traced within this context, in a `jax.shard_map` over `layout.rows`."""
+    before = _layout.set(layout)
     try:
         yield
     finally:
-        _placed.reset(before)
+        _layout.reset(before)
 
 
 def current() -> Layout | None:
-    """The layout of the innermost `placed`, or None."""
-    return _placed.get()
+    """Returns the layout of the innermost `use_layout`, or None."""
+    return _layout.get()
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """The array, with axes inside a row divided as their names say."""
+    """Constrains the sharding of axes inside a row by their names."""
     layout = current()
     if layout is None or not layout.inner:
         return x
@@ -141,35 +141,35 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 
 
 def embedding_lookup(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """table_VD[ids_BT], [B, T, D]; where devices divide the words among them, each adds those that it has."""
+    """Looks up table_VD[ids_BT], [B, T, D]; with a sharded vocabulary the devices' partial results are summed."""
     layout = current()
     if layout is None or not layout.inner:
         return table_VD[ids_BT]
     (V, D), among = table_VD.shape, layout.computed["V"]
 
-    def own(table_vD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    def local(table_vD: jax.Array, ids_BT: jax.Array) -> jax.Array:
         v = table_vD.shape[0]
         if v == V:
             return table_vD[ids_BT]
         ids_BT = ids_BT - v * jax.lax.axis_index(among)
-        here = (ids_BT >= 0) & (ids_BT < v)
-        return jax.lax.psum(jnp.where(here[..., None], table_vD[jnp.clip(ids_BT, 0, v - 1)], 0), among)
+        is_local = (ids_BT >= 0) & (ids_BT < v)
+        return jax.lax.psum(jnp.where(is_local[..., None], table_vD[jnp.clip(ids_BT, 0, v - 1)], 0), among)
 
-    return layout.per_device(own, ("VD", "BT"), table_VD, ids_BT, out=("BTD", (*ids_BT.shape, D)))
+    return layout.per_device(local, ("VD", "BT"), table_VD, ids_BT, out=("BTD", (*ids_BT.shape, D)))
 
 
-def mean_of_rows(x: jax.Array) -> jax.Array:
-    """The mean over the devices that have rows of their own, each with as many."""
+def batch_mean(x: jax.Array) -> jax.Array:
+    """The mean over the devices that shard the rows of a batch."""
     layout = current()
     return jax.lax.pmean(x, layout.rows) if layout and layout.rows else x
 
 
-def of_parameter(path: Sequence[str], ndim: int) -> str:
-    """The axes of a parameter by the path of its modules and its name, or of something in an optimizer by the same.
+def parameter_axes(path: Sequence[str], ndim: int) -> str:
+    """The axes of a parameter, or of optimizer state of the same path.
 
     Args:
-      path: ("block_0", "mlp", "up", "kernel").
-      ndim: of the array; where the parameter of that name has other axes, none of them is divided.
+      path: such as ("block_0", "mlp", "up", "kernel").
+      ndim: of the array; if it differs from the parameter's, no axis is sharded.
     """
     stacked = "blocks" in path and ndim > 0
     return "L" + _of_one_layer(path, ndim - 1) if stacked else _of_one_layer(path, ndim)
@@ -184,48 +184,51 @@ def _of_one_layer(path: Sequence[str], ndim: int) -> str:
 def parameter(
     module: nn.Module, name: str, init: Callable[..., jax.Array], shape: tuple[int, ...], dtype: str | None = None
 ) -> jax.Array:
-    """A parameter of a module, as a product reads it: whole but for what products themselves divide.
+    """Declares a parameter of a module, and gathers it for products, except for axes that products shard themselves.
 
-    On several devices it is gathered where it is used, in the dtype of the arithmetic, and its gradient is summed up to
-    where it is stored (arXiv 1910.02054, section 5.3): over rows in float32, over what is inside a row by the product.
+    On several devices it is all-gathered where it is used, in the dtype of the arithmetic, and its gradient is
+    reduce-scattered to where it is stored (arXiv 1910.02054, section 5.3): over rows in float32, over axes inside a row
+    by the product.
 
     Args:
-      module: whose it is.
+      module: the module that owns it.
       name: within the module.
-      init: `(key, shape, dtype) -> values` at first.
-      shape: of the whole.
-      dtype: of the arithmetic that reads it; None: float32, which it is stored in.
+      init: initializer, `(key, shape, dtype) -> values`.
+      shape: of the whole parameter.
+      dtype: of the arithmetic; None: float32, in which it is stored.
     """
     layout = current()
     if layout is None:
         return module.param(name, init, shape, jnp.float32)
-    value: jax.Array = module.get_variable("params", name)  # which has a part of the shape that Linen would insist on
+    value: jax.Array = module.get_variable("params", name)  # a shard, whose shape Linen would reject
     letters = _of_one_layer((*module.path, name), len(shape))
     for axis, letter in enumerate(letters):
-        apart = set(layout.stored.get(letter, ())) - set(layout.computed.get(letter, ()))
+        gathered = set(layout.stored.get(letter, ())) - set(layout.computed.get(letter, ()))
         for mesh_axis in layout.mesh.axis_names:
-            if mesh_axis in apart and layout.is_divided((mesh_axis,)):
+            if mesh_axis in gathered and layout.is_sharded((mesh_axis,)):
                 gather = partial(jax.lax.all_gather, axis_name=mesh_axis, axis=axis, tiled=True)
                 scatter = partial(jax.lax.psum_scatter, axis_name=mesh_axis, scatter_dimension=axis, tiled=True)
-                moves = (partial(layout.per_device, move, (letters,)) for move in (gather, scatter))
-                value = _gathered(value, *moves, dtype or "float32")
+                collectives = (partial(layout.per_device, f, (letters,)) for f in (gather, scatter))
+                value = _gather(value, *collectives, dtype or "float32")
     return constrain(value, letters)
 
 
-Move = Callable[[jax.Array], jax.Array]
+Collective = Callable[[jax.Array], jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> jax.Array:
+def _gather(parameter: jax.Array, gather: Collective, scatter: Collective, dtype: str) -> jax.Array:
     return _forward(parameter, gather, scatter, dtype)[0]
 
 
-def _forward(parameter: jax.Array, gather: Move, scatter: Move, dtype: str) -> tuple[jax.Array, None]:
+def _forward(parameter: jax.Array, gather: Collective, scatter: Collective, dtype: str) -> tuple[jax.Array, None]:
     return gather(parameter.astype(dtype)), None
 
 
-def _backward(gather: Move, scatter: Move, dtype: str, saved: None, gradient: jax.Array) -> tuple[jax.Array]:
+def _backward(
+    gather: Collective, scatter: Collective, dtype: str, saved: None, gradient: jax.Array
+) -> tuple[jax.Array]:
     return (scatter(gradient.astype(jnp.float32)),)
 
 
-_gathered.defvjp(_forward, _backward)
+_gather.defvjp(_forward, _backward)

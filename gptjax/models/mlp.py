@@ -1,7 +1,7 @@
-"""The position-wise part of a block, dense or a mixture of experts: x_BTD in, [B, T, D] out, no position sees another.
+"""Position-wise feed-forward layers, dense or a mixture of experts: x_BTD in, [B, T, D] out.
 
-A mixture of experts sends each token to a few of E MLPs. No expert has a capacity and no token is dropped: tokens are
-sorted by expert and each expert's run of rows is one product of a ragged one.
+A mixture of experts routes each token to k of E MLPs. Experts have no capacity limit and no token is dropped: tokens
+are sorted by expert, and each product of all experts is one ragged matrix product.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def feed_forward(x: jax.Array, config: Any, product: Callable[[str, int, float],
 
 
 class MLP(nn.Module):
-    """One MLP for every token; `config` is `config.model`."""
+    """Dense MLP; `config` is `config.model`."""
 
     config: Any
     dtype: str
@@ -53,7 +53,7 @@ class MLP(nn.Module):
 
 
 class ExpertLinear(nn.Module):
-    """The parameters of one linear layer of each expert."""
+    """Parameters of one linear layer of all experts."""
 
     experts: int
     features: int
@@ -63,7 +63,7 @@ class ExpertLinear(nn.Module):
 
     @nn.compact
     def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
-        """kernel_EDF and bias_EF for inputs of D = `width`; None for a bias where there is none."""
+        """Returns kernel_EDF and bias_EF for inputs of D = `width`; the bias is None without `use_bias`."""
         shape = (self.experts, width, self.features)
         kernel_EDF = logical_axes.parameter(self, "kernel", nn.initializers.normal(self.init_std), shape, self.dtype)
         if not self.use_bias:
@@ -72,62 +72,70 @@ class ExpertLinear(nn.Module):
 
 
 def route(scores_NE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k experts of each token, best first, and their shares: a softmax over those k (arXiv 1701.06538 eq. 3-5).
+    """Selects the top k experts of each token and their weights, a softmax over those k (arXiv 1701.06538 eq. 3-5).
 
     Args:
       scores_NE: the router's logits, float32.
       k: experts per token.
 
     Returns:
-      share_Nk, which adds up to one per token, and expert_Nk.
+      weight_Nk, which sums to one per token, and expert_Nk, best first.
     """
     best_Nk, expert_Nk = jax.lax.top_k(scores_NE, k)
     return jax.nn.softmax(best_Nk, axis=-1), expert_Nk
 
 
 def load_balance(scores_NE: jax.Array, expert_Nk: jax.Array) -> jax.Array:
-    """E * sum over experts of (share of choices) * (mean probability) (arXiv 2101.03961 eq. 4): 1 if even, E at worst.
+    """Load balancing loss: E * sum over experts of (fraction of tokens) * (mean probability) (arXiv 2101.03961 eq. 4).
+
+    1 for a uniform assignment, E at worst.
 
     Args:
       scores_NE: the router's logits.
-      expert_Nk: what was chosen.
+      expert_Nk: the selected experts.
     """
     E = scores_NE.shape[-1]
-    chosen_E = jax.nn.one_hot(expert_Nk, E).mean(range(expert_Nk.ndim))
-    likely_E = jax.nn.softmax(scores_NE, axis=-1).mean(range(scores_NE.ndim - 1))
-    return E * jnp.sum(logical_axes.mean_of_rows(chosen_E) * logical_axes.mean_of_rows(likely_E))
+    fraction_E = jax.nn.one_hot(expert_Nk, E).mean(range(expert_Nk.ndim))
+    probability_E = jax.nn.softmax(scores_NE, axis=-1).mean(range(scores_NE.ndim - 1))
+    return E * jnp.sum(logical_axes.batch_mean(fraction_E) * logical_axes.batch_mean(probability_E))
 
 
 def router_z(scores_NE: jax.Array) -> jax.Array:
-    """Mean over tokens of (log of the sum of exp(logits))^2 (arXiv 2202.08906 eq. 5), which keeps logits small."""
-    return logical_axes.mean_of_rows(jnp.mean(jax.nn.logsumexp(scores_NE, axis=-1) ** 2))
+    """Router z-loss: mean over tokens of logsumexp(logits)^2, which keeps logits small (arXiv 2202.08906 eq. 5)."""
+    return logical_axes.batch_mean(jnp.mean(jax.nn.logsumexp(scores_NE, axis=-1) ** 2))
 
 
-Weights = dict[str, tuple[jax.Array, jax.Array | None]]  # of each linear layer of some experts, by its name
+ExpertParams = dict[str, tuple[jax.Array, jax.Array | None]]  # kernel and bias of each linear layer, by its name
 
 
-def through_experts(
-    x_BTD: jax.Array, expert_BTk: jax.Array, share_BTk: jax.Array, weights: Weights, config: Any, first: Any, add: Any
+def apply_experts(
+    x_BTD: jax.Array,
+    expert_BTk: jax.Array,
+    weight_BTk: jax.Array,
+    params: ExpertParams,
+    config: Any,
+    first: Any,
+    add: Any,
 ) -> jax.Array:
-    """Each token through those of its experts that are here, added up by their shares: [B, T, D].
+    """Applies the local experts to their tokens and sums the outputs by routing weight: [B, T, D].
 
     Args:
       x_BTD: tokens.
-      expert_BTk, share_BTk: as `route` gives them.
-      weights: of the experts that are here.
+      expert_BTk, weight_BTk: from `route`.
+      params: of the local experts.
       config: `config.model`.
-      first: the number of the first expert that is here.
-      add: completes the products whose kernels are here with a part of their rows only.
+      first: the number of the first local expert.
+      add: sums partial products over devices that shard the rows of the down projection.
     """
-    D, k, E = x_BTD.shape[-1], config.experts_per_token, weights["up"][0].shape[0]
-    x_ND, expert_M, share_M1 = x_BTD.reshape(-1, D), expert_BTk.reshape(-1) - first, share_BTk.reshape(-1, 1)
-    # One row per choice, M = N * k, sorted by expert; those of experts that are elsewhere come last.
+    D, k, E = x_BTD.shape[-1], config.experts_per_token, params["up"][0].shape[0]
+    x_ND, expert_M, weight_M1 = x_BTD.reshape(-1, D), expert_BTk.reshape(-1) - first, weight_BTk.reshape(-1, 1)
+    # One row per choice, M = N * k, sorted by expert; those of experts on other devices come last.
     expert_M = jnp.where((expert_M >= 0) & (expert_M < E), expert_M, E)
     order = jnp.argsort(expert_M)
     sizes_E = jnp.bincount(expert_M, length=E + 1)[:E]
 
     def product(name: str, features: int, std: float) -> Product:
-        kernel_EDF, bias_EF = weights[name]
+        kernel_EDF, bias_EF = params[name]
 
         def rows(x_MD: jax.Array) -> jax.Array:
             y_MF = KERNELS[config.kernels].ragged_product(x_MD, kernel_EDF.astype(x_MD.dtype), sizes_E)
@@ -138,40 +146,40 @@ def through_experts(
 
     sorted_y = feed_forward(x_ND[order // k], config, product)
     y_MD = sorted_y[jnp.argsort(order)]
-    y_MD = jnp.where(expert_M[:, None] < E, y_MD * share_M1.astype(y_MD.dtype), 0)
+    y_MD = jnp.where(expert_M[:, None] < E, y_MD * weight_M1.astype(y_MD.dtype), 0)
     return y_MD.reshape(-1, k, D).sum(1).reshape(x_BTD.shape)
 
 
-def divided_among_devices(
-    layout: logical_axes.Layout, x: Any, expert: Any, share: Any, weights: Weights, config: Any
+def apply_experts_sharded(
+    layout: logical_axes.Layout, x: Any, expert: Any, weight: Any, params: ExpertParams, config: Any
 ) -> Any:
-    """`through_experts` on several devices: each sorts the tokens that it has, so that no sort crosses devices.
+    """`apply_experts` on several devices, each sorting its own tokens, so that no sort crosses devices.
 
-    Devices that divide experts among them bring their tokens together, take each through the experts that they have,
-    and give each device the sums of its own tokens: no token is dropped, however uneven the choices are.
+    With expert parallelism devices all-gather their tokens, apply their own experts, and reduce-scatter the sums: no
+    token is dropped, however uneven the routing is.
     """
     (among,), columns = layout.computed["E"], layout.computed["F"]
-    apart, narrow = layout.is_divided((among,)), layout.is_divided(columns)
+    experts_sharded, columns_sharded = layout.is_sharded((among,)), layout.is_sharded(columns)
 
-    def own(x: Any, expert: Any, share: Any, weights: Weights) -> jax.Array:
-        add = partial(jax.lax.psum, axis_name=columns) if narrow else lambda y: y
-        if not apart:
-            return through_experts(x, expert, share, weights, config, 0, add)
-        x, expert, share = (jax.lax.all_gather(a, among, tiled=True) for a in (x, expert, share))
-        first = jax.lax.axis_index(among) * weights["up"][0].shape[0]
-        y_BTD = through_experts(x, expert, share, weights, config, first, add)
+    def local(x: Any, expert: Any, weight: Any, params: ExpertParams) -> jax.Array:
+        add = partial(jax.lax.psum, axis_name=columns) if columns_sharded else lambda y: y
+        if not experts_sharded:
+            return apply_experts(x, expert, weight, params, config, 0, add)
+        x, expert, weight = (jax.lax.all_gather(a, among, tiled=True) for a in (x, expert, weight))
+        first = jax.lax.axis_index(among) * params["up"][0].shape[0]
+        y_BTD = apply_experts(x, expert, weight, params, config, first, add)
         return jax.lax.psum_scatter(y_BTD, among, tiled=True)
 
     bias = config.use_bias
-    out, back = ("EDF", "EF" if bias else None), ("EFD", "ED" if bias else None)
-    letters = {name: back if name == "down" else out for name in weights}
-    return layout.per_device(own, ("BTD", "BT_", "BT_", letters), x, expert, share, weights)
+    up, down = ("EDF", "EF" if bias else None), ("EFD", "ED" if bias else None)
+    letters = {name: down if name == "down" else up for name in params}
+    return layout.per_device(local, ("BTD", "BT_", "BT_", letters), x, expert, weight, params)
 
 
 class Experts(nn.Module):
-    """A mixture of experts; `config` is `config.model`, with a router in float32.
+    """A mixture of experts with a float32 router; `config` is `config.model`.
 
-    Its losses go to the collection "losses", each times its factor of the config, and their bare values to "metrics".
+    Sows its losses into the collection "losses", each times its factor of the config, and their values into "metrics".
     """
 
     config: Any
@@ -181,8 +189,8 @@ class Experts(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
         scores_BTE = Linear(c.experts, use_bias=False, init_std=c.init_std, name="router")(x_BTD)
-        scores_BTE = scores_BTE * parametrization.multiplier(c)
-        share_BTk, expert_BTk = route(scores_BTE, c.experts_per_token)
+        scores_BTE = scores_BTE * parametrization.output_multiplier(c)
+        weight_BTk, expert_BTk = route(scores_BTE, c.experts_per_token)
         self._record("load_balance", load_balance(scores_BTE, expert_BTk), c.load_balance_loss)
         self._record("router_z", router_z(scores_BTE), c.router_z_loss)
         D, F = x_BTD.shape[-1], c.mlp_width
@@ -190,14 +198,14 @@ class Experts(nn.Module):
         def linear(name: str, width: int, features: int, std: float) -> tuple[jax.Array, jax.Array | None]:
             return ExpertLinear(c.experts, features, c.use_bias, std, self.dtype, name=name)(width)
 
-        weights = {"up": linear("up", D, F, c.init_std)}
+        params = {"up": linear("up", D, F, c.init_std)}
         if c.activation in GATES:
-            weights["gate"] = linear("gate", D, F, c.init_std)
-        weights["down"] = linear("down", F, D, residual_std(c))
+            params["gate"] = linear("gate", D, F, c.init_std)
+        params["down"] = linear("down", F, D, residual_std(c))
         layout = logical_axes.current()
         if layout is None:
-            return through_experts(x_BTD, expert_BTk, share_BTk, weights, c, 0, lambda y: y)
-        return divided_among_devices(layout, x_BTD, expert_BTk, share_BTk, weights, c)
+            return apply_experts(x_BTD, expert_BTk, weight_BTk, params, c, 0, lambda y: y)
+        return apply_experts_sharded(layout, x_BTD, expert_BTk, weight_BTk, params, c)
 
     def _record(self, name: str, value: jax.Array, factor: float) -> None:
         add, zero = (lambda old, new: old + new), lambda: jnp.zeros(())

@@ -1,7 +1,7 @@
-"""How a model's numbers change with width and depth, so that what is right for a small one is right for a large one.
+"""Scaling of initial values and learning rates with width and depth, so that hyperparameters transfer across sizes.
 
-The maximal-update parametrisation (arXiv 2203.03466, Table 8) as one table by groups of parameters, relative to a
-base shape, at which it is the standard one to the bit. Knows no optimizer and no module; values may be traced.
+The maximal update parametrization (muP; arXiv 2203.03466, Table 8) as one table by groups of parameters, relative to a
+base shape, at which it is bitwise the standard one. Independent of optimizers and modules; values may be traced.
 """
 
 import math
@@ -10,23 +10,24 @@ from typing import Any, NamedTuple
 
 import jax
 
-# Which group a parameter is of, by the first pattern that its path has: what of its axes grows with the width.
+# The group of a parameter, by the first pattern that matches its path: which of its axes grow with the width.
 GROUPS = (
     (r"(^|/)(head|router|task)/kernel$", "output"),  # D of [D, V], [D, E] and [D, labels]
     (r"(^|/)kernel$", "hidden"),  # both: D, H * K, G * K and F, of which each grows as the width does
-    (r"", "input"),  # the last one: tables of tokens, positions and types; norms and biases, whose input is a 1
+    (r"", "input"),  # the last one: embeddings of tokens, positions and types; norms and biases, whose input is a 1
 )
 
 
 class Exponents(NamedTuple):
-    """The powers of width / base_width that a group's numbers are multiplied with.
+    """Exponents of width / base_width by which a group's values are scaled.
 
     Attributes:
-      std: the standard deviation at first.
-      rate: the learning rate of an optimizer whose steps have a size of their own, such as Adam.
-      orthogonal_rate: of one whose steps are orthogonal matrices times sqrt(larger side), such as Muon: their spectral
-        norm is to be as large at any width (arXiv 2310.17813, condition 1).
-      multiplier: the product.
+      std: exponent of the initial standard deviation.
+      rate: exponent of the learning rate of an optimizer with normalized updates, such as Adam.
+      orthogonal_rate: exponent of the learning rate of an optimizer whose updates are orthogonal matrices times
+        sqrt(larger side), such as Muon; their spectral norm is to be the same at any width (arXiv 2310.17813,
+        condition 1).
+      multiplier: exponent of the factor of the product.
     """
 
     std: float = 0.0
@@ -35,8 +36,8 @@ class Exponents(NamedTuple):
     multiplier: float = 0.0
 
 
-# arXiv 2203.03466, Table 8, "Adam LR"; std is the root of its "Init. Var.". A tied head is an input table whose product
-# has the output's multiplier.
+# arXiv 2203.03466, Table 8, "Adam LR"; std is the root of its "Init. Var.". A tied head is an input embedding whose
+# product has the output's multiplier.
 TABLE: dict[str, Exponents] = {
     "input": Exponents(),
     "output": Exponents(multiplier=-1.0),
@@ -46,59 +47,59 @@ TABLE: dict[str, Exponents] = {
 PARAMETRIZATIONS = ("standard", "mup")
 
 
-def growth(config: Any) -> float:
-    """width / base_width, 1 in the standard parametrisation; `config` is `config.model`."""
+def width_multiplier(config: Any) -> float:
+    """width / base_width, 1 in the standard parametrization; `config` is `config.model`."""
     return float(config.width / config.base_width) if config.parametrization == "mup" else 1.0
 
 
 def depth_factor(config: Any) -> float:
-    """sqrt(base_layers / layers), which residual branches and their learning rates get (arXiv 2310.02244, Table 1)."""
+    """sqrt(base_layers / layers), the factor of residual branches and of their rates (arXiv 2310.02244, Table 1)."""
     return math.sqrt(config.base_layers / config.layers) if config.base_layers else 1.0
 
 
-def multiplier(config: Any) -> float:
-    """What a product that makes logits, scores or labels is multiplied with."""
-    return growth(config) ** TABLE["output"].multiplier
+def output_multiplier(config: Any) -> float:
+    """Factor of the products that compute logits, router scores or task outputs."""
+    return width_multiplier(config) ** TABLE["output"].multiplier
 
 
 def group(path: str) -> str:
-    """The group of a parameter, "block_0/mlp/up/kernel"."""
+    """The group of a parameter, by its path, such as "block_0/mlp/up/kernel"."""
     return next(name for pattern, name in GROUPS if re.search(pattern, path))
 
 
-def drawn(params: Any, config: Any) -> Any:
-    """First parameters as the parametrisation has them, of those drawn as the standard one has them."""
-    by = growth(config)
-    if by == 1:
+def scale_init(params: Any, config: Any) -> Any:
+    """Scales parameters initialized in the standard parametrization to that of `config`."""
+    width = width_multiplier(config)
+    if width == 1:
         return params
 
-    def scaled(path: Any, leaf: jax.Array) -> jax.Array:
-        power = TABLE[group(_joined(path))].std
-        return leaf * by**power if power else leaf
+    def scale(path: Any, leaf: jax.Array) -> jax.Array:
+        exponent = TABLE[group(_join(path))].std
+        return leaf * width**exponent if exponent else leaf
 
-    return jax.tree_util.tree_map_with_path(scaled, params)
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def rate_factors(params: Any, config: Any, orthogonal: bool = False) -> Any | None:
-    """What each parameter's learning rate is multiplied with; None where it is 1 for all.
+def learning_rate_multipliers(params: Any, config: Any, orthogonal: bool = False) -> Any | None:
+    """Factors of the learning rate by parameter; None if all are 1.
 
     Args:
-      params: or a part of them, or their shapes.
+      params: parameters, a part of them, or their shapes.
       config: `config.model`.
-      orthogonal: of an optimizer whose steps are orthogonal matrices.
+      orthogonal: True for an optimizer whose updates are orthogonal matrices.
     """
-    by, deep = growth(config), depth_factor(config)
-    if by == 1 and deep == 1:
+    width, depth = width_multiplier(config), depth_factor(config)
+    if width == 1 and depth == 1:
         return None
 
     def factor(path: Any, leaf: Any) -> float:
-        name = _joined(path)
-        own = TABLE[group(name)]
+        name = _join(path)
+        exponents = TABLE[group(name)]
         hidden = group(name) == "hidden"
-        return by ** (own.orthogonal_rate if orthogonal else own.rate) * (deep if hidden else 1.0)
+        return width ** (exponents.orthogonal_rate if orthogonal else exponents.rate) * (depth if hidden else 1.0)
 
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def _joined(path: Any) -> str:
+def _join(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,6 +1,6 @@
-"""How a model knows where a token stands: vectors added to embeddings, queries and keys turned, or scores lowered.
+"""Position encodings: vectors added to embeddings, rotations of queries and keys, or biases of attention scores.
 
-Pure functions of positions and of `config.model`; no layer and no cache is known here.
+Pure functions of positions and of `config.model`, independent of layers and caches.
 """
 
 import math
@@ -16,22 +16,25 @@ from flax import linen as nn
 from gptjax.models import logical_axes
 
 
-def restarting(segments_BT: jax.Array) -> jax.Array:
-    """positions_BT that begin at 0 in each run of equal segments."""
+def segment_positions(segments_BT: jax.Array) -> jax.Array:
+    """positions_BT that restart at 0 in each segment, a run of equal numbers."""
     index_T = jnp.arange(segments_BT.shape[1])
     begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index_T - jax.lax.cummax(jnp.where(begins_BT, index_T, 0), axis=1)
 
 
-def rows_at(table_SD: jax.Array, positions: jax.Array | None, T: int) -> jax.Array:
-    """A table's rows at these positions; where they are None its first T, by a slice, which is cheaper."""
+def take_rows(table_SD: jax.Array, positions: jax.Array | None, T: int) -> jax.Array:
+    """Rows of a table at the given positions; None takes the first T by a slice, which is cheaper."""
     return table_SD[:T] if positions is None else table_SD[positions]
 
 
 class LearnedPositions(nn.Module):
-    """One trained vector per position, added to the token embeddings x_BTD.
+    """Learned position embeddings, added to the token embeddings x_BTD.
 
-    The positions are [T] or [B, T], below T or `config.context`; None for 0, 1, ..., T - 1. So for SinusoidalPositions.
+    Positions are [T] or [B, T], below `config.context`; None for 0, 1, ..., T - 1.
+
+    Raises:
+      ValueError: T exceeds `config.context`.
     """
 
     config: Any
@@ -44,13 +47,14 @@ class LearnedPositions(nn.Module):
             raise ValueError(f"{T} tokens are more than the {context} learned positions")
         init = nn.initializers.normal(self.config.init_std)
         table_SD = logical_axes.parameter(self, "embedding", init, (context, D))
-        return x_BTD + rows_at(table_SD, positions, T).astype(x_BTD.dtype)
+        return x_BTD + take_rows(table_SD, positions, T).astype(x_BTD.dtype)
 
 
 class SinusoidalPositions(nn.Module):
-    """PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos of the same, added (arXiv 1706.03762 section 3.5).
+    """Sinusoidal position encodings, added to the token embeddings x_BTD (arXiv 1706.03762 section 3.5).
 
-    `halves`: all sines first, then all cosines.
+    PE(p, 2i) = sin(p / 10000^(2i/D)) and PE(p, 2i+1) = cos of the same; with `halves`, all sines precede all cosines.
+    Positions are as in LearnedPositions.
     """
 
     config: Any
@@ -63,30 +67,30 @@ class SinusoidalPositions(nn.Module):
         table_SD = np.where(np.arange(D) % 2 == 0, np.sin(angles_SD), np.cos(angles_SD))
         if self.halves:
             table_SD = np.concatenate([table_SD[:, ::2], table_SD[:, 1::2]], axis=1)
-        return x_BTD + rows_at(jnp.asarray(table_SD, x_BTD.dtype), positions, T)
+        return x_BTD + take_rows(jnp.asarray(table_SD, x_BTD.dtype), positions, T)
 
 
 def unscaled(frequencies: np.ndarray, config: Any) -> np.ndarray:
-    """Frequencies as they are."""
+    """Returns the frequencies unchanged."""
     return frequencies
 
 
 def linear_scaling(frequencies: np.ndarray, config: Any) -> np.ndarray:
-    """Positions `factor` times closer together (arXiv 2306.15595 eq. 3)."""
+    """Divides frequencies by `factor` (position interpolation, arXiv 2306.15595 eq. 3)."""
     return frequencies / config.factor
 
 
 def llama3_scaling(frequencies: np.ndarray, config: Any) -> np.ndarray:
-    """Llama 3.1's: wavelengths longer than a share of the original context are stretched, short ones are kept.
+    """Scales frequencies as Llama 3.1 does: low frequencies are divided by `factor`, high ones are unchanged.
 
-    A wave that fits `high_frequency_factor` times or more into `original_context` is kept, one that fits
-    `low_frequency_factor` times or less is stretched by `factor`, with a straight line between (Meta's reference
-    code of Llama 3.1, `apply_scaling`).
+    Frequencies with at least `high_frequency_factor` periods in `original_context` are unchanged, those with at most
+    `low_frequency_factor` are divided by `factor`, with linear interpolation between (`apply_scaling` in Meta's
+    reference code of Llama 3.1).
     """
-    fits = config.original_context * frequencies / (2 * math.pi)
+    periods = config.original_context * frequencies / (2 * math.pi)
     low, high = config.low_frequency_factor, config.high_frequency_factor
-    kept = np.clip((fits - low) / (high - low), 0, 1)
-    return kept * frequencies + (1 - kept) * frequencies / config.factor
+    smooth = np.clip((periods - low) / (high - low), 0, 1)
+    return smooth * frequencies + (1 - smooth) * frequencies / config.factor
 
 
 ROTARY_SCALINGS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
@@ -97,17 +101,17 @@ ROTARY_SCALINGS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
 
 
 class Rotation(NamedTuple):
-    """The angles of rotary positions, float32; K counts the columns of a head, turned in pairs (i, i + K/2)."""
+    """Cosines and sines of rotary position embeddings, float32, for pairs (i, i + K/2) of a head's K columns."""
 
-    cos_TK: jax.Array  # K/2 columns, as of sin; with B in front where positions have it
+    cos_TK: jax.Array  # K/2 columns, as in sin_TK; with a leading B if positions have it
     sin_TK: jax.Array
 
-    def turn(self, x_BTHK: jax.Array) -> jax.Array:
-        """Queries or keys turned by their positions (arXiv 2104.09864 eq. 34, in the halves' order of GPT-NeoX)."""
+    def apply(self, x_BTHK: jax.Array) -> jax.Array:
+        """Rotates queries or keys by their positions (arXiv 2104.09864 eq. 34, with GPT-NeoX's pairs of halves)."""
         cos, sin = self.cos_TK[..., None, :], self.sin_TK[..., None, :]
         first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-        turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-        return turned.astype(x_BTHK.dtype)
+        rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return rotated.astype(x_BTHK.dtype)
 
 
 def rotation(config: Any, positions: jax.Array) -> Rotation:
@@ -123,10 +127,10 @@ def rotation(config: Any, positions: jax.Array) -> Rotation:
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
-    """How much each head's scores fall per token of distance, float32 [H] (arXiv 2108.12409 section 3).
+    """Slopes of ALiBi, float32 [H] (arXiv 2108.12409 section 3).
 
-    2^(-8/H), 2^(-16/H), ... for a power of two; else those of the power of two below, then every other one of the
-    power above, as the paper's code has it.
+    2^(-8/H), 2^(-16/H), ... for a power of two; otherwise those of the next lower power of two, then every other one
+    of the next higher power, as in the paper's code.
     """
 
     def geometric(n: int) -> np.ndarray:
@@ -137,7 +141,7 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 
 class RelativePositions(nn.Module):
-    """What each bucket of distances adds to each head's scores, [R, H], one table for all layers (arXiv 1910.10683)."""
+    """Relative position biases by bucket and head, [R, H], shared by all layers (arXiv 1910.10683)."""
 
     config: Any
 
@@ -149,8 +153,8 @@ class RelativePositions(nn.Module):
 
 
 class Scheme(NamedTuple):
-    """A kind of position: a module added to embeddings, a rotation of queries and keys, slopes of scores, a table of
-    what distances add to scores, or none."""
+    """A position encoding: a module added to embeddings, a rotation of queries and keys, ALiBi slopes, relative biases,
+    or none."""
 
     add: Callable[[Any], nn.Module] | None = None
     rotate: Callable[[Any, jax.Array], Rotation] | None = None
@@ -170,22 +174,22 @@ POSITIONS: dict[str, Scheme] = {
 
 
 class PositionInfo(NamedTuple):
-    """Where the tokens of a forward pass stand, as attention needs it."""
+    """Positions and segments of the tokens of a forward pass, as attention needs them."""
 
-    positions: jax.Array  # [T], or [B, T] where each row has its own
+    positions: jax.Array  # [T], or [B, T] if rows differ
     rotation: Rotation | None
     slopes_H: jax.Array | None
-    segments_BT: jax.Array | None  # which document each token is of; None: a row is one
-    count_B: Any = None  # [B] how many of a row's tokens are real, where they go on from a cache
-    bidirectional_BT: jax.Array | None = None  # 1: tokens that are read from before, too; None: none is
-    relative_RH: jax.Array | None = None  # what distances add to scores
+    segments_BT: jax.Array | None  # document number of each token; None: a row is one document
+    count_B: Any = None  # [B], the number of valid tokens of each row, when they extend a cache
+    bidirectional_BT: jax.Array | None = None  # 1: earlier tokens attend to it as well; None: causal throughout
+    relative_RH: jax.Array | None = None  # relative position biases
 
 
 def position_info(
     config: Any, positions: jax.Array, segments_BT: jax.Array | None = None, count_B: jax.Array | None = None
 ) -> PositionInfo:
-    """What `config.positions` (of `config.model`) makes of these positions in these documents."""
+    """Computes the `PositionInfo` of `config.positions` (of `config.model`)."""
     scheme = POSITIONS[config.positions]
-    turning = scheme.rotate and scheme.rotate(config, positions)
+    rotate = scheme.rotate and scheme.rotate(config, positions)
     slopes_H = scheme.slopes and jnp.asarray(scheme.slopes(config.heads))
-    return PositionInfo(positions, turning, slopes_H, segments_BT, count_B)
+    return PositionInfo(positions, rotate, slopes_H, segments_BT, count_B)

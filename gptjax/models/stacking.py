@@ -1,6 +1,6 @@
-"""Two layouts of one model's parameters: a folder per block, or all blocks of a trunk stacked on a leading axis L.
+"""Two layouts of a model's parameters: a folder per block, or all blocks stacked along a leading axis L.
 
-`config.model.scan_layers` decides which a model reads; these turn one into the other, bit for bit.
+`config.model.scan_layers` selects the layout; these functions convert one into the other, bit for bit.
 """
 
 import re
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def stack(params: dict[str, Any]) -> dict[str, Any]:
-    """{"block_0": ..., "block_1": ..., rest} -> {"blocks": leaves [L, ...], rest}, in each folder that has blocks."""
+    """Stacks blocks: {"block_0": ..., "block_1": ..., rest} -> {"blocks": leaves [L, ...], rest}, at any depth."""
     names = sorted((n for n in params if re.fullmatch(r"block_\d+", n)), key=lambda n: int(n.removeprefix("block_")))
     rest = {n: stack(value) if isinstance(value, dict) else value for n, value in params.items() if n not in names}
     if not names:
@@ -20,7 +20,7 @@ def stack(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def unstack(params: dict[str, Any]) -> dict[str, Any]:
-    """The other way round."""
+    """Inverse of `stack`."""
     rest = {n: unstack(value) if isinstance(value, dict) else value for n, value in params.items() if n != "blocks"}
     if "blocks" not in params:
         return rest

@@ -1,7 +1,7 @@
-"""A stack of Transformer blocks: of a decoder, of an encoder, or of a decoder that reads an encoder's memory.
+"""A stack of Transformer blocks: a decoder, an encoder, or a decoder with cross-attention.
 
-Embedded tokens in, what a head reads out. Knows no tokens, no text, no losses. The parts of a block come from
-dictionaries by name, so that a new norm, activation, MLP or kind of position is one more entry in one of them.
+Maps embedded tokens to hidden states; independent of tokens, text and losses. The parts of a block come from
+dictionaries by name: a new norm, activation, MLP or position encoding is one more entry in one of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,55 +12,52 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import cache, logical_axes
+from gptjax.models import logical_axes
 from gptjax.models.attention import Attention, CrossKV
-from gptjax.models.cache import LayerCache
+from gptjax.models.cache import LayerCache, init_layers
 from gptjax.models.layers import NORMS, Dropout
 from gptjax.models.mlp import MLPS
 from gptjax.models.parametrization import depth_factor
-from gptjax.models.positions import POSITIONS, PositionInfo, position_info, restarting
+from gptjax.models.positions import POSITIONS, PositionInfo, position_info, segment_positions
 
 Sublayer = Callable[[jax.Array], jax.Array]
 
-# How a sublayer f and its norm join the residual stream x.
+# Combinations of the residual stream x with a sublayer f and its norm.
 RESIDUALS: dict[str, Callable[[jax.Array, Sublayer, Sublayer], jax.Array]] = {
     "pre": lambda x, f, norm: x + f(norm(x)),  # arXiv 2002.04745
     "post": lambda x, f, norm: norm(x + f(x)),  # arXiv 1706.03762 section 3.1
 }
 
-# What a block's backward pass finds saved of its forward pass; the rest is computed again.
+# Rematerialization policies: what the forward pass of a block saves for its backward pass.
 REMATS: dict[str, Any] = {
-    "none": None,  # everything is saved
+    "none": None,  # saves everything
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the products with parameters
 }
 
 
 class ResidualStream(NamedTuple):
-    """What goes from block to block."""
+    """The state that blocks pass on."""
 
     x_BTD: jax.Array
-    first_v_BTGK: jax.Array | None  # the first layer's values, with `config.value_residual`
+    first_v_BTGK: jax.Array | None  # values of the first layer, with `config.value_residual`
 
 
 class Layer(NamedTuple):
-    """What differs between blocks besides their parameters."""
+    """Inputs of a block that differ between layers."""
 
     number: int | jax.Array
-    window: int | jax.Array  # 0: all the way back
-    kept: LayerCache | None = None  # keys and values of the tokens before, where they are kept
-    memory: CrossKV | None = None  # the encoder's, as this layer reads it, where it is kept
+    window: int | jax.Array  # 0: unlimited
+    cache: LayerCache | None = None  # keys and values of earlier tokens, if cached
+    memory: CrossKV | None = None  # the encoder output, projected by this layer, if cached
 
 
 class Block(nn.Module):
-    """Attention, reading of a memory where there is one, MLP, each added to the residual stream.
-
-    A Stream in, a Stream and what is kept out.
-    """
+    """Self-attention, optional cross-attention and MLP, each added to the residual stream."""
 
     config: Any
     dtype: str
-    window: int | None = None  # where it is known before the program runs; else Layer's, and kernels may be slower
+    window: int | None = None  # None: that of Layer, known only at run time, which may select slower kernels
     causal: bool = True
     crosses: bool = False
 
@@ -82,44 +79,44 @@ class Block(nn.Module):
         deterministic: bool,
         memory: CrossKV | None = None,
     ) -> tuple[ResidualStream, Any]:
-        """The stream after this block, and its cache."""
+        """Returns the residual stream after this block, and the layer's cache."""
         add, deep = RESIDUALS[self.config.norm_position], depth_factor(self.config)
-        first_v, kept = stream.first_v_BTGK, layer.kept
+        first_v, cache = stream.first_v_BTGK, layer.cache
         window = layer.window if self.window is None else self.window
 
         def branch(y: jax.Array) -> jax.Array:
             return self.drop(y if deep == 1 else y * jnp.asarray(deep, y.dtype), deterministic=deterministic)
 
-        def read(x: jax.Array) -> jax.Array:
-            nonlocal first_v, kept
-            mixed, first_v, kept = self.attention(
-                x, position_info, window, layer.number == 0, first_v, deterministic, kept
+        def attend(x: jax.Array) -> jax.Array:
+            nonlocal first_v, cache
+            mixed, first_v, cache = self.attention(
+                x, position_info, window, layer.number == 0, first_v, deterministic, cache
             )
             return branch(mixed)
 
-        def listen(x: jax.Array) -> jax.Array:
-            heard: Any = layer.memory or memory
-            return branch(self.cross.across(x, position_info.segments_BT, heard, deterministic))
+        def cross_attend(x: jax.Array) -> jax.Array:
+            source: Any = layer.memory or memory
+            return branch(self.cross.cross_attend(x, position_info.segments_BT, source, deterministic))
 
-        x_BTD = logical_axes.constrain(add(stream.x_BTD, read, self.attention_norm), "BTD")
+        x_BTD = logical_axes.constrain(add(stream.x_BTD, attend, self.attention_norm), "BTD")
         if self.crosses:
-            x_BTD = logical_axes.constrain(add(x_BTD, listen, self.cross_norm), "BTD")
+            x_BTD = logical_axes.constrain(add(x_BTD, cross_attend, self.cross_norm), "BTD")
         x_BTD = logical_axes.constrain(add(x_BTD, lambda x: branch(self.mlp(x)), self.mlp_norm), "BTD")
-        return ResidualStream(x_BTD, first_v), kept
+        return ResidualStream(x_BTD, first_v), cache
 
-    def remembered(self, memory: CrossKV) -> CrossKV:
-        """The encoder's memory as this block reads it."""
-        return self.cross.remembered(memory)
+    def project_memory(self, memory: CrossKV) -> CrossKV:
+        """Projects the encoder output to the keys and values of this block."""
+        return self.cross.project_memory(memory)
 
 
 class Transformer(nn.Module):
-    """Positions, blocks and the norm at their end: embedded tokens [B, T, D] -> what a head reads, [B, T, D].
+    """Position encoding, blocks and final norm: embedded tokens [B, T, D] -> hidden states [B, T, D].
 
     Attributes:
-      config: `config.model` of a run; configs/base.py gives each key's meaning.
-      dtype: of the arithmetic, by name; norms' statistics and softmax are float32 whatever it is.
-      causal: whether a token reads only itself and those before it.
-      crosses: whether it reads a memory too.
+      config: `config.model` of a run; configs/base.py documents each key.
+      dtype: of the arithmetic, by name; statistics of norms and softmax are always float32.
+      causal: True if a token attends only to itself and earlier tokens.
+      crosses: True if blocks have cross-attention.
     """
 
     config: Any
@@ -128,7 +125,7 @@ class Transformer(nn.Module):
     crosses: bool = False
 
     def setup(self) -> None:
-        """Declares the parts, under the names that the parameters have."""
+        """Declares the submodules, whose attributes name the parameters."""
         c = self.config
         scheme = POSITIONS[c.positions]
         if scheme.add is not None:
@@ -165,93 +162,96 @@ class Transformer(nn.Module):
         deterministic: bool = True,
         bidirectional_BT: jax.Array | None = None,
     ) -> jax.Array:
-        """What the head reads, [B, T, D].
+        """Hidden states after the final norm, [B, T, D].
 
         Args:
-          x_BTD: embedded tokens, T at most `config.context` where positions are learned.
-          segments_BT: the number of each token's document, int32, in runs of equal ones, 0 for padding; each document
-            is read as if it were alone. None: a row is one document.
-          memory: what to read besides; a document reads what has its number there.
-          deterministic: False drops out, and needs `rngs={"dropout": key}`.
-          bidirectional_BT: 1 for tokens of its own that are read from before, too; None: as the trunk is.
+          x_BTD: embedded tokens, T at most `config.context` with learned positions.
+          segments_BT: document number of each token, int32, in contiguous runs, 0 for padding; tokens attend only
+            within their document, and positions restart in each. None: a row is one document.
+          memory: the encoder output; a document attends to the source of its number.
+          deterministic: False applies dropout, and needs `rngs={"dropout": key}`.
+          bidirectional_BT: 1 for tokens that earlier tokens attend to as well; None: as `causal` says.
 
         Raises:
-          ValueError: T is more than the positions there are.
+          ValueError: T exceeds the number of learned positions.
         """
-        positions_BT = None if segments_BT is None else restarting(segments_BT)
-        x_BTD = self._begun(x_BTD, positions_BT, deterministic)
+        positions_BT = None if segments_BT is None else segment_positions(segments_BT)
+        x_BTD = self._embed(x_BTD, positions_BT, deterministic)
         positions = jnp.arange(x_BTD.shape[1]) if positions_BT is None else positions_BT
-        at = self._at(positions)._replace(segments_BT=segments_BT, bidirectional_BT=bidirectional_BT)
+        info = self._position_info(positions)._replace(segments_BT=segments_BT, bidirectional_BT=bidirectional_BT)
         layers = [Layer(i, self._window(i)) for i in range(self.config.layers)]
-        return self._final(self._through_blocks(x_BTD, at, deterministic, layers, memory)[0])
+        return self._normalize(self._through_blocks(x_BTD, info, deterministic, layers, memory)[0])
 
-    def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> tuple[LayerCache, ...]:
-        """Keys and values of no token yet, by layer; see gptjax.models.cache.slots."""
-        return cache.empty_layers(self.config, rows, capacity, ahead, dtype)
+    def init_cache(self, rows: int, capacity: int, ahead: int, dtype: str) -> tuple[LayerCache, ...]:
+        """Initializes empty caches by layer; see gptjax.models.cache.num_slots."""
+        return init_layers(self.config, rows, capacity, ahead, dtype)
 
-    def hear(self, memory: CrossKV) -> tuple[CrossKV, ...]:
-        """A memory as each layer reads it, to be kept."""
-        return tuple(getattr(self, f"block_{i}").remembered(memory) for i in range(self.config.layers))
+    def project_memory(self, memory: CrossKV) -> tuple[CrossKV, ...]:
+        """Projects the encoder output to the keys and values of each layer."""
+        return tuple(getattr(self, f"block_{i}").project_memory(memory) for i in range(self.config.layers))
 
     def extend(
         self,
         x_BTD: jax.Array,
-        kept: Sequence[LayerCache],
+        cache: Sequence[LayerCache],
         length_B: jax.Array,
         count_B: jax.Array,
-        heard: Sequence[CrossKV] | None = None,
+        encoder_output: Sequence[CrossKV] | None = None,
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
-        """What the head reads, [B, T, D], of tokens that follow those that were kept, and all that is kept now.
+        """Runs the blocks on tokens that follow those in the caches.
 
         Args:
           x_BTD: embedded tokens, at most as many as the cache's `ahead`.
-          kept: of the tokens before; rows may have different numbers of them.
-          length_B: how many those are.
-          count_B: how many tokens of each row are real, at least 1; what it gives for the others means nothing.
-          heard: as `hear` gives it, where the trunk reads a memory.
+          cache: of earlier tokens, by layer; rows may have different lengths.
+          length_B: the number of earlier tokens of each row.
+          count_B: the number of valid tokens of each row, at least 1; the output for the others is undefined.
+          encoder_output: from `project_memory`, if blocks have cross-attention.
+
+        Returns:
+          Hidden states after the final norm, [B, T, D], and the updated caches.
 
         Raises:
-          ValueError: layers are scanned; see gptjax.models.unrolled.
+          ValueError: layers are scanned; see gptjax.models.unroll_layers.
         """
         if self.config.scan_layers:
-            raise ValueError("scanned layers cannot keep what they read; unroll them first")
+            raise ValueError("scanned layers have no cache; unroll them first")
         positions_BT = length_B[:, None] + jnp.arange(x_BTD.shape[1])
-        x_BTD = self._begun(x_BTD, positions_BT, True)
-        at = self._at(positions_BT)._replace(count_B=count_B)
-        memories = heard or (None,) * len(kept)
-        layers = [Layer(i, self._window(i), kept[i], memories[i]) for i in range(len(kept))]
-        x_BTD, now = self._through_blocks(x_BTD, at, True, layers, None)
-        return self._final(x_BTD), now
+        x_BTD = self._embed(x_BTD, positions_BT, True)
+        info = self._position_info(positions_BT)._replace(count_B=count_B)
+        memories = encoder_output or (None,) * len(cache)
+        layers = [Layer(i, self._window(i), cache[i], memories[i]) for i in range(len(cache))]
+        x_BTD, extended = self._through_blocks(x_BTD, info, True, layers, None)
+        return self._normalize(x_BTD), extended
 
     def _window(self, layer: int) -> int:
         windows: Sequence[int] = self.config.windows
         return windows[layer % len(windows)]
 
-    def _begun(self, x_BTD: jax.Array, positions_BT: jax.Array | None, deterministic: bool) -> jax.Array:
+    def _embed(self, x_BTD: jax.Array, positions_BT: jax.Array | None, deterministic: bool) -> jax.Array:
         if POSITIONS[self.config.positions].add is not None:
             x_BTD = self.positions(x_BTD, positions_BT)
         if self.config.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
         return logical_axes.constrain(self.drop(x_BTD, deterministic=deterministic), "BTD")
 
-    def _at(self, positions: jax.Array) -> PositionInfo:
+    def _position_info(self, positions: jax.Array) -> PositionInfo:
         relative = POSITIONS[self.config.positions].relative
         return position_info(self.config, positions)._replace(relative_RH=self.relative() if relative else None)
 
     def _through_blocks(
-        self, x_BTD: jax.Array, at: PositionInfo, deterministic: bool, layers: Sequence[Layer], memory: CrossKV | None
+        self, x_BTD: jax.Array, info: PositionInfo, deterministic: bool, layers: Sequence[Layer], memory: CrossKV | None
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         c = self.config
         B, T, _ = x_BTD.shape
         first_v = jnp.zeros((B, T, c.kv_heads, c.head_width), x_BTD.dtype) if c.value_residual else None
-        stream, now = ResidualStream(x_BTD, first_v), []
+        stream, caches = ResidualStream(x_BTD, first_v), []
         if c.scan_layers:
             stacked = Layer(jnp.arange(c.layers), jnp.array([layer.window for layer in layers]))
-            return self.blocks(stream, stacked, at, deterministic, memory)[0].x_BTD, ()
+            return self.blocks(stream, stacked, info, deterministic, memory)[0].x_BTD, ()
         for layer in layers:
-            stream, kept = getattr(self, f"block_{layer.number}")(stream, layer, at, deterministic, memory)
-            now.append(kept)
-        return stream.x_BTD, tuple(now)
+            stream, cache = getattr(self, f"block_{layer.number}")(stream, layer, info, deterministic, memory)
+            caches.append(cache)
+        return stream.x_BTD, tuple(caches)
 
-    def _final(self, x_BTD: jax.Array) -> jax.Array:
+    def _normalize(self, x_BTD: jax.Array) -> jax.Array:
         return self.final_norm(x_BTD) if self.config.norm_position == "pre" else x_BTD

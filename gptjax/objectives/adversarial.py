@@ -35,7 +35,7 @@ def adversarial(loss: Loss, model: nn.Module, options: Any) -> Loss:
         return loss
 
     def total(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        name, shape = models.perturbed(model, batch)
+        name, shape = models.perturbation_spec(model, batch)
 
         def perturbed_loss(shift: jax.Array, params: Any) -> jax.Array:
             return loss(params, {**batch, name: shift}, rng)[0]

@@ -33,7 +33,7 @@ def contrastive(model: nn.Module, options: Any) -> Loss:
             other |= {"inputs_BT": batch["source_BS"], "segments_BT": batch["source_segments_BS"]}
         keys = (None, None) if rng is None else jax.random.split(rng)
         first, second = (
-            models.answer(model, params, models.reads(model, one), key)
+            models.task_output(model, params, models.select_inputs(model, one), key)
             for one, key in zip((batch, other), keys, strict=True)
         )
         nats, hits = info_nce(first, second, batch["weights_B"], options.temperature)

@@ -28,11 +28,14 @@ def distillation(model: nn.Module, options: Any) -> Loss:
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        output, weights_BT = models.forward(model, params, models.reads(model, batch), dropout=rng), batch["weights_BT"]
+        output, weights_BT = (
+            models.forward(model, params, models.select_inputs(model, batch), dropout=rng),
+            batch["weights_BT"],
+        )
         text_loss, metrics = tokens.loss_and_metrics(model, options, output, batch["targets_BT"], weights_BT)
         if TEACHER not in batch:
             return text_loss, metrics
-        student_BTV = models.next_logits(model, output.x_BTD, output.table_VD)
+        student_BTV = models.next_logits(model, output.x_BTD, output.unembedding_VD)
         kl = divergence(student_BTV, batch[TEACHER], weights_BT, options.teacher_temperature)
         share = options.teacher_share
         return share * kl + (1 - share) * text_loss, metrics | {"divergence": kl}

@@ -19,11 +19,11 @@ def multi_token(model: nn.Module, options: Any) -> Loss:
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        output = models.forward(model, params, models.reads(model, batch), dropout=rng)
+        output = models.forward(model, params, models.select_inputs(model, batch), dropout=rng)
         targets, weights, segments = batch["targets_BT"], batch["weights_BT"], batch.get("segments_BT")
         total, metrics = tokens.loss_and_metrics(model, options, output, targets, weights)
         ahead = jnp.zeros(())
-        for distance, x_BTD in enumerate(output.ahead_nBTD, 1):
+        for distance, x_BTD in enumerate(output.mtp_nBTD, 1):
             later = output._replace(x_BTD=x_BTD)
             shifted = shift_targets(targets, weights, segments, distance)
             loss = tokens.cross_entropy(model, options, later, *shifted)

@@ -54,14 +54,14 @@ def regression(model: nn.Module, options: Any) -> Loss:
 
 def _task_loss(model: nn.Module, loss_of_output: Callable[[jax.Array, Any], LossAndMetrics]) -> Loss:
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> LossAndMetrics:
-        return loss_of_output(models.answer(model, params, model_inputs(model, batch), rng), batch)
+        return loss_of_output(models.task_output(model, params, model_inputs(model, batch), rng), batch)
 
     return loss
 
 
 def model_inputs(model: nn.Module, batch: Any) -> dict[str, Any]:
     """Selects a model's inputs of a batch; an encoder-decoder reads the text at both ends (arXiv 1910.13461, 3.1)."""
-    inputs = models.reads(model, batch)
+    inputs = models.select_inputs(model, batch)
     if models.kind(model) == "seq2seq" and "source_BS" not in inputs:
         real = batch.get("segments_BT", jnp.ones_like(batch["inputs_BT"]))
         inputs |= {"source_BS": batch["inputs_BT"], "source_segments_BS": real}

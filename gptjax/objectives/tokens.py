@@ -24,7 +24,7 @@ def token_prediction(model: nn.Module, options: Any = None) -> Loss:
     """
 
     def loss(params: Any, batch: Any, rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        output = models.forward(model, params, models.reads(model, batch), dropout=rng)
+        output = models.forward(model, params, models.select_inputs(model, batch), dropout=rng)
         return loss_and_metrics(model, options, output, batch["targets_BT"], batch["weights_BT"])
 
     return loss

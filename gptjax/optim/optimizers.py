@@ -13,8 +13,8 @@ import optax
 from optax import contrib
 
 from gptjax.core import rng
-from gptjax.models.layers import is_off
-from gptjax.models.parametrization import rate_factors
+from gptjax.models.layers import is_zero
+from gptjax.models.parametrization import learning_rate_multipliers
 from gptjax.optim.averaging import with_ema
 from gptjax.optim.schedules import Schedule, schedule
 from gptjax.optim.update_rules import with_update_rules
@@ -62,7 +62,7 @@ def scale_by_width(config: Any, orthogonal: bool = False) -> optax.GradientTrans
     """
 
     def scaled(updates: Any, params: Any = None) -> Any:
-        factors = rate_factors(updates, config.model, orthogonal)
+        factors = learning_rate_multipliers(updates, config.model, orthogonal)
         return updates if factors is None else jax.tree.map(lambda factor, u: factor * u, factors, updates)
 
     return optax.stateless(scaled)
@@ -190,6 +190,6 @@ def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
     Its `update` takes `obj_fn`, the step's loss as a function of the parameters; only "sophia" needs it.
     """
     clip = config.optimizer.clip_norm
-    clipping = optax.identity() if is_off(clip) else optax.clip_by_global_norm(clip)
+    clipping = optax.identity() if is_zero(clip) else optax.clip_by_global_norm(clip)
     whole = with_update_rules(config, optax.chain(clipping, OPTIMIZERS[config.optimizer.name](config)))
     return with_ema(whole, config.optimizer.ema) if config.optimizer.ema else whole

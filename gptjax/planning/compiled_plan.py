@@ -88,7 +88,7 @@ def program(config: ConfigDict, chip: Chip) -> Program:
     divided = sharding.sharded_dimensions(mesh)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.kernels = kernels.resolved(config.model.kernels, divided, chip.platform)
+        config.model.kernels = kernels.resolve_kernels(config.model.kernels, divided, chip.platform)
     config.lock()
     dtype = config.train.dtype
     if dtype == "bfloat16" and chip.platform != jax.default_backend() == "cpu":

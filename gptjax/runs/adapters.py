@@ -83,7 +83,7 @@ def load(base: "Run", folder: str | Path) -> "Run":
     try:
         adapted = attach_adapter(base, tuned, facts["finetune"], facts["model"])
         model: Any = adapted.model
-        jax.eval_shape(lambda params: model.apply({"params": params}, **models.example(model)), adapted.params)
+        jax.eval_shape(lambda params: model.apply({"params": params}, **models.dummy_inputs(model)), adapted.params)
     except (KeyError, TypeError, ValueError, AttributeError, FlaxError) as error:  # the facts do not fit the arrays
         why = str(error).strip().splitlines()[0][:200]
         raise DataError(f"the adapter {folder} is damaged, or belongs to another model than it says: {why}") from error

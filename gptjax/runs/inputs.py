@@ -15,14 +15,14 @@ def checked(model: nn.Module, given: Sequence[Any], by_name: Mapping[str, Any]) 
 
     Args:
       model: as gptjax.models.build gives it.
-      given: in order: ids_BT, then what `also_reads` of the model lists.
+      given: in order: ids_BT, then what `extra_inputs` of the model lists.
       by_name: others of these. An encoder-decoder's `source_segments_BS` may be left out: all ones.
 
     Raises:
       DataError: one that is missing, too many or unknown, not whole numbers, of another shape than it should have,
         longer than the context, or ids or types out of range.
     """
-    names = ("ids_BT", *(name for name in model.also_reads if not name.startswith("perturbation")))  # type: ignore[attr-defined]
+    names = ("ids_BT", *(name for name in model.extra_inputs if not name.startswith("perturbation")))  # type: ignore[attr-defined]
     kind = models.kind(model)
     if len(given) > len(names):
         raise DataError(f"{len(given)} arrays are more than models of kind {kind} read: {', '.join(names)}")
@@ -57,7 +57,7 @@ def _check(model: nn.Module, name: str, array: np.ndarray, found: Mapping[str, n
         raise DataError(f"{name} has {len(array)} rows, and ids_BT {len(found['ids_BT'])}")
     if array.shape[1] > config.context:
         raise DataError(f"{array.shape[1]} tokens are more than the model's context of {config.context}")
-    ids = models.readable(model)
+    ids = models.num_embeddings(model)
     limits = {"ids": ids, "source": ids, "types": max(config.types, 1), "ahead": 2}
     highest = limits.get(what, np.iinfo(np.int32).max) - 1
     if array.size and not (0 <= array.min() and array.max() <= highest):

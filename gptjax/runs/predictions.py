@@ -68,7 +68,7 @@ def predictions(of: "Run", records: Sequence[Mapping[str, Any]]) -> list[Predict
 
 def said(model: Any, params: Any, batch: Any) -> jax.Array:
     """The head's answers about a batch; see gptjax.models.heads."""
-    return models.answer(model, params, model_inputs(model, batch))
+    return models.task_output(model, params, model_inputs(model, batch))
 
 
 def in_words(answers: Any, batch: Any, config: Any, tokenizer: Tokenizer) -> list[Prediction]:

@@ -114,7 +114,7 @@ class Run:
 
     @cached_property
     def _answer(self) -> Any:
-        return jax.jit(partial(models.answer, self.model))
+        return jax.jit(partial(models.task_output, self.model))
 
     @cached_property
     def generator(self) -> decoding.Generator:

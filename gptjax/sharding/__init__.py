@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax.models.logical_axes import Layout, of_parameter, placed
+from gptjax.models.logical_axes import Layout, parameter_axes, use_layout
 
 LossFn = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -66,7 +66,7 @@ def layout(mesh: Mesh) -> Layout:
 def sharded_dimensions(mesh: Mesh) -> set[str]:
     """Returns the dimensions that are sharded besides rows: "sequences", and the columns of "products"."""
     axes = {"sequences": COMPUTED["T"], "products": COMPUTED["F"]}
-    return {name for name, mesh_axes in axes.items() if layout(mesh).is_divided(mesh_axes)}
+    return {name for name, mesh_axes in axes.items() if layout(mesh).is_sharded(mesh_axes)}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
@@ -112,7 +112,7 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 def _param_specs(rules: Layout, tree: Any, mesh_axes: Sequence[str]) -> Any:
     def leaf_spec(path: Any, leaf: Any) -> P:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return rules.spec(of_parameter(names, len(leaf.shape)), leaf.shape, rules.stored, mesh_axes)
+        return rules.spec(parameter_axes(names, len(leaf.shape)), leaf.shape, rules.stored, mesh_axes)
 
     return jax.tree_util.tree_map_with_path(leaf_spec, tree)
 
@@ -133,12 +133,12 @@ def shard_rows(objective: LossFn, mesh: Mesh) -> LossFn:
 
     def local(params: Any, batch: Any, rng: jax.Array | None) -> Any:
         local_rng = None if rng is None else jax.random.fold_in(rng, jax.lax.axis_index(rules.rows))
-        with placed(rules):
+        with use_layout(rules):
             return jax.lax.psum(objective(params, batch, local_rng), rules.rows)
 
     def sharded(params: Any, batch: Any, rng: jax.Array | None) -> Any:
         if not rules.rows:  # XLA's partitioner takes no sum over one device
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), placed(rules):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), use_layout(rules):
                 return objective(params, batch, rng)
         # check_vma=False: JAX's check of varying axes rejects loops over constants.
         return jax.shard_map(

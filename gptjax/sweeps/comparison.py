@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptjax.core.console import Rows, aligned
-from gptjax.interpret.figures import colours
+from gptjax.interpret.figures import colors
 from gptjax.sweeps import runs_table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def curves(groups: Sequence[runs_table.Group], measure: str) -> "Figure":
-    """Plots held-out measures over each axis in its own panel, with a colour per group."""
+    """Plots held-out measures over each axis in its own panel, with a color per group."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained", dpi=100)
@@ -25,12 +25,12 @@ def curves(groups: Sequence[runs_table.Group], measure: str) -> "Figure":
     values = np.concatenate([run.columns[f"val/{measure}"] for group in groups for run in group.runs])
     values = values[~np.isnan(values)]
     for axes, (axis, label) in zip(panels.flat, runs_table.AXES.items(), strict=True):
-        for group, colour in zip(groups, colours(len(groups)), strict=True):
+        for group, color in zip(groups, colors(len(groups)), strict=True):
             for i, run in enumerate(group.runs):
                 mask = run.has_measure(measure)
                 x, y = run.columns[axis][mask], run.columns[f"val/{measure}"][mask]
                 name = f"{group.name} ({len(group.runs)} runs)" if len(group.runs) > 1 else group.name
-                axes.plot(x, y, color=colour, marker="o", markersize=2.5, linewidth=1, label="" if i else name)
+                axes.plot(x, y, color=color, marker="o", markersize=2.5, linewidth=1, label="" if i else name)
         axes.set(xlabel=label, xlim=(0, None))
         axes.grid(alpha=0.3)
     least, middle, most = np.min(values), np.median(values), np.max(values)

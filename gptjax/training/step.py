@@ -15,7 +15,7 @@ from gptjax.finetune import methods
 from gptjax.finetune.paths import union
 from gptjax.finetune.quantization import dequantize
 from gptjax.models import kernels
-from gptjax.models.layers import is_off
+from gptjax.models.layers import is_zero
 from gptjax.objectives import normalize_weights
 from gptjax.objectives.objective import Loss
 from gptjax.optim import skip_step as guards
@@ -145,18 +145,18 @@ def train_step(
 
 def twice_differentiable(config: ConfigDict, objective: Loss, mesh: Mesh) -> Loss:
     """Returns the objective with kernels whose gradients can be differentiated again, on this mesh."""
-    name = kernels.resolved(config.model.kernels, sharding.sharded_dimensions(mesh))
-    if name not in kernels.TWICE:
+    name = kernels.resolve_kernels(config.model.kernels, sharding.sharded_dimensions(mesh))
+    if name not in kernels.TWICE_DIFFERENTIABLE:
         return objective
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.kernels = kernels.TWICE[name]
+        config.model.kernels = kernels.TWICE_DIFFERENTIABLE[name]
     return objectives.loss(config, methods.build_model(config))
 
 
 def uses_dropout(config: ConfigDict) -> bool:
     """Returns True if a step of this config draws dropout masks, for the model or for fine-tuning's additions."""
-    return not (is_off(config.model.dropout) and is_off(config.finetune.dropout))
+    return not (is_zero(config.model.dropout) and is_zero(config.finetune.dropout))
 
 
 def make_train_step(

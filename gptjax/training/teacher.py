@@ -46,8 +46,8 @@ def make_teacher_fn(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> Tea
     params = jax.device_put(teacher.params, sharding.replicated(mesh))
 
     def teacher_logits(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        output = models.forward(teacher.model, params, models.reads(teacher.model, batch))
-        logits_BTV = models.next_logits(teacher.model, output.x_BTD, output.table_VD)
+        output = models.forward(teacher.model, params, models.select_inputs(teacher.model, batch))
+        logits_BTV = models.next_logits(teacher.model, output.x_BTD, output.unembedding_VD)
         return jax.lax.with_sharding_constraint(
             logits_BTV, sharding.batch_shardings(mesh, {TEACHER: logits_BTV})[TEACHER]
         )

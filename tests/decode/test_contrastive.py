@@ -29,7 +29,7 @@ def uncached(of, context=42):
     @jax.jit
     def both(ids_BT):
         said = models.forward(of.model, of.params, {"ids_BT": ids_BT})
-        return said.x_BTD, jax.nn.log_softmax(models.next_logits(of.model, said.x_BTD, said.table_VD))
+        return said.x_BTD, jax.nn.log_softmax(models.next_logits(of.model, said.x_BTD, said.unembedding_VD))
 
     def forward(texts):
         ids_BT = np.zeros((6, context), np.int32)

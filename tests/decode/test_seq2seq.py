@@ -196,9 +196,9 @@ def test_nothing_is_compiled_for_other_sources():
 def test_what_is_heard_is_kept_in_the_dtype_that_is_wanted():
     of = made()
     narrow = decoding.keeping(of.generator, GenerationConfig(cache_dtype="bfloat16"))[0].reader
-    kept = prefill.encode_source(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).heard
+    kept = prefill.encode_source(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).encoder_output
     assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16", "int32"}
-    room = narrow.empty(1, 8, 1, 16).heard
+    room = narrow.empty(1, 8, 1, 16).encoder_output
     assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == jax.tree.map(lambda x: (x.shape, x.dtype), room)
     wide, rough = (answers(of, [request("a man", max_tokens=1)], cache_dtype=d)[0] for d in ("", "bfloat16"))
     assert 0 < abs(wide.logprobs[0] - rough.logprobs[0]) < 0.1

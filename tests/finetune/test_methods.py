@@ -97,8 +97,8 @@ def test_cached_decoding_with_additions(name, method):
         return
     params, read = paths.union(frozen, stirred(tuned)), texts(plain)
     whole = models.logits(model, params, **read)
-    few, own = models.for_few_rows(model, params)
-    cache = models.empty(few, 2, 16, 4, "float32")
+    few, own = models.for_decoding(model, params)
+    cache = models.init_cache(few, 2, 16, 4, "float32")
     if models.kind(model) == "seq2seq":
         cache = models.encode_source(few, own, read["source_BS"], read["source_segments_BS"], cache)
     for start in (0, 4, 8):

@@ -96,8 +96,8 @@ def test_cached_decoding_reads_the_prompt(name):
     params, model, _, _ = built(name)
     read = read_by(model)
     whole, ids = models.logits(model, params, **read), read["ids_BT"]
-    few, own = models.for_few_rows(model, params)
-    cache = models.empty(few, 2, 16, 2, "float32")
+    few, own = models.for_decoding(model, params)
+    cache = models.init_cache(few, 2, 16, 2, "float32")
     if name == "seq2seq":
         cache = models.encode_source(few, own, read["source_BS"], read["source_segments_BS"], cache)
     for start in range(0, ids.shape[1], 2):

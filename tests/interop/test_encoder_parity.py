@@ -26,7 +26,7 @@ def check(folder, label):
     if "logits" in found:
         said["logits"] = jax.jit(lambda p: models.logits(model, p, **read))(params)
     if "answers" in found:
-        said["answers"] = jax.jit(lambda p: models.answer(model, p, read))(params)
+        said["answers"] = jax.jit(lambda p: models.task_output(model, p, read))(params)
     # What is said of padding means nothing.
     real = read.get("segments_BT", np.ones_like(read["ids_BT"])) > 0
     for name, ours in said.items():

@@ -314,7 +314,7 @@ def test_padding_and_packed_texts_do_not_change_what_is_said_of_a_text(tmp_path)
 
 def test_an_id_that_is_never_said_is_none_of_what_decoding_reads(tmp_path):
     run = random_run(tmp_path, **RUNS["MarianMTModel"])
-    _, params = models.for_few_rows(run.model, run.params)
+    _, params = models.for_decoding(run.model, run.params)
     assert np.argmin(params["head_bias"]) == 7 and params["head_bias"][7] < -1e8 < params["head_bias"][8]
     assert run.params["head_bias"][7] > -10
     with pytest.raises(ConfigError, match=r"model.suppress_tokens is \(7,\); it needs model.head_bias"):

@@ -1,4 +1,4 @@
-"""Attention maps against attention written out, and what they are of windows, prefixes and packed rows."""
+"""Attention maps against attention in NumPy, with windows, prefixes and packed rows."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +31,8 @@ def test_windows_segments_and_encoders_show_in_the_maps():
 def test_a_prefix_takes_its_part():
     q, k = np.random.default_rng(0).normal(size=(2, 1, 4, 2, 8)).astype("f")
     prefix = reference.Prefix(jnp.ones((3, 2, 8)), jnp.ones((3, 2, 8)))
-    weights = reference.self_weights(q, k, reference.AttentionSpec(prefix=prefix))
-    alone = reference.self_weights(q, k, reference.AttentionSpec())
+    weights = reference.self_attention_weights(q, k, reference.AttentionSpec(prefix=prefix))
+    alone = reference.self_attention_weights(q, k, reference.AttentionSpec())
     assert (weights.sum(-1) < 1).all()
     np.testing.assert_allclose(weights / weights.sum(-1, keepdims=True), alone, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""A logit's parts add up to it, and a head's is what it writes, normed and multiplied, by hand."""
+"""Contributions sum to the logit, and a head's equals its output, normalized and multiplied, in NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +21,11 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_add_up_to_the_logit(kind):
     model, params = made(**KINDS[kind])
-    found = direct_logits.attributed(model, params, IDS, TOKENS)
+    result = direct_logits.attribution(model, params, IDS, TOKENS)
     logits_BTV = models.logits(model, params, IDS)
     expected = np.take_along_axis(np.asarray(logits_BTV), TOKENS[..., None], -1)[..., 0]
-    np.testing.assert_allclose(sum(found.values()), expected, atol=2e-3, rtol=1e-3)
-    assert list(found) == [
+    np.testing.assert_allclose(sum(result.values()), expected, atol=2e-3, rtol=1e-3)
+    assert list(result) == [
         "embedding",
         *[f"block_{i}/{part}" for i in range(2) for part in ("head_0", "head_1", "attention", "mlp")],
         "biases",
@@ -34,18 +34,19 @@ def test_the_parts_add_up_to_the_logit(kind):
 
 def test_a_head_has_what_it_writes():
     model, params = made()
-    kept = written_out(params, IDS)
+    activations = written_out(params, IDS)
     written = (
-        kept["block_1/attention/out.in"][..., :8] @ np.asarray(params["block_1"]["attention"]["out"]["kernel"])[:8]
+        activations["block_1/attention/out.in"][..., :8]
+        @ np.asarray(params["block_1"]["attention"]["out"]["kernel"])[:8]
     )
-    std = np.sqrt(kept["block_1"].var(-1, keepdims=True) + 1e-5)
+    std = np.sqrt(activations["block_1"].var(-1, keepdims=True) + 1e-5)
     row = np.asarray(params["tokens"]["embedding"])[TOKENS] * np.asarray(params["final_norm"]["scale"])
     expected = ((written - written.mean(-1, keepdims=True)) / std * row).sum(-1)
-    found = direct_logits.attributed(model, params, IDS, TOKENS)["block_1/head_0"]
-    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
+    result = direct_logits.attribution(model, params, IDS, TOKENS)["block_1/head_0"]
+    np.testing.assert_allclose(result, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_norms_behind_sublayers_are_refused():
     model, params = made(model_norm_position="post")
     with pytest.raises(ConfigError, match="norms come before"):
-        direct_logits.parts(model, params, jnp.asarray(IDS))
+        direct_logits.components(model, params, jnp.asarray(IDS))

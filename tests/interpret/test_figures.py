@@ -1,4 +1,4 @@
-"""Pictures can be saved, and show the words and numbers they were given."""
+"""Figures can be saved, and show the given labels and values."""
 
 import io
 
@@ -6,20 +6,20 @@ import numpy as np
 
 from gptjax.data.tokenizers import tokenizers
 from gptjax.interpret import figures
-from gptjax.interpret.lens import Guesses
+from gptjax.interpret.lens import Predictions
 
-WORDS = figures.words(tokenizers.build("bytes", []), list(b"a cat\n"))
+WORDS = figures.token_labels(tokenizers.build("bytes", []), list(b"a cat\n"))
 
 
 def saved(figure):
-    kept = io.BytesIO()
-    figure.savefig(kept, format="png")
-    return len(kept.getvalue())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return len(buffer.getvalue())
 
 
 def test_words_can_be_seen():
     assert WORDS == ["a", "␣", "c", "a", "t", "⏎"]
-    shown = figures.words_beside(tokenizers.build("bytes", []), list(b"a b"), [0.5, 1, 2], ".1f")
+    shown = figures.labels_with_values(tokenizers.build("bytes", []), list(b"a b"), [0.5, 1, 2], ".1f")
     assert shown == "a 0.5  ␣ 1.0  b 2.0"
 
 
@@ -36,7 +36,7 @@ def test_each_picture_is_drawn_with_labels():
         figures.attention(rng.random((6, T, T)), WORDS, "layer 0"),
         figures.grid(table - 0.5, ["a", "b", "c"], WORDS, "measure"),
         figures.heads(table, "score"),
-        figures.lens(Guesses(np.zeros((3, T), int), table), [WORDS] * 3, WORDS),
+        figures.lens(Predictions(np.zeros((3, T), int), table), [WORDS] * 3, WORDS),
         figures.losses(table[0], WORDS),
         figures.curves({"one": ([1, 2], [3.0, 4.0]), "two": ([1], [2.0])}, "step", "loss", scale="log"),
         figures.bars({"one": 0.25, "two": -1.0}, "share"),

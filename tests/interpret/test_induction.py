@@ -1,4 +1,4 @@
-"""The score of heads that are made by hand: one that is an induction head, one that reads evenly."""
+"""Induction scores of two constructed heads: an induction head, and uniform attention."""
 
 import jax
 import numpy as np
@@ -12,11 +12,11 @@ def test_a_head_that_reads_what_followed_scores_one():
     for t in range(4, T):
         maps[0, :, 0, t, t - 3] = 1
     maps[0, :, 1] = np.tri(T) / np.arange(1, T + 1)[:, None]
-    np.testing.assert_allclose(induction.from_maps(maps)[0], [1, np.mean(1 / np.arange(5, 9))])
+    np.testing.assert_allclose(induction.scores_from_maps(maps)[0], [1, np.mean(1 / np.arange(5, 9))])
 
 
 def test_texts_are_said_twice_and_a_random_model_hardly_knows():
-    ids_BT = induction.repeated(jax.random.key(0), 3, 5, 257)
+    ids_BT = induction.repeated_tokens(jax.random.key(0), 3, 5, 257)
     np.testing.assert_array_equal(ids_BT[:, :5], ids_BT[:, 5:])
     assert len(set(np.ravel(ids_BT[:, :5]).tolist())) > 10
     model, params = made()

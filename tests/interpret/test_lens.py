@@ -1,4 +1,4 @@
-"""The logit lens against a norm and a product written out; per-token loss against the objective's."""
+"""The logit lens against a norm and a product in NumPy; per-token loss against the objective's."""
 
 import jax
 import numpy as np
@@ -13,12 +13,12 @@ from gptjax.objectives.causal import causal
 
 def test_the_lens_is_norm_and_head_of_the_stream():
     model, params = made()
-    kept, table_VD = written_out(params, IDS), np.asarray(params["tokens"]["embedding"])
-    stream = [kept[name] for name in ("block_0.in", "block_0", "block_1")]
+    activations, table_VD = written_out(params, IDS), np.asarray(params["tokens"]["embedding"])
+    stream = [activations[name] for name in ("block_0.in", "block_0", "block_1")]
     expected = [normed(x, {"scale": np.asarray(params["final_norm"]["scale"])}) @ table_VD.T for x in stream]
-    found = lens.logit_lens(model, params, IDS)
-    np.testing.assert_allclose(found, expected, atol=2e-3, rtol=2e-3)
-    best = lens.guesses(found[:, 0])
+    result = lens.logit_lens(model, params, IDS)
+    np.testing.assert_allclose(result, expected, atol=2e-3, rtol=2e-3)
+    best = lens.top_predictions(result[:, 0])
     assert best.tokens_LT.tolist() == np.argmax([row[0] for row in expected], -1).tolist()
     assert best.probabilities_LT.shape == (3, 9)
 
@@ -36,9 +36,9 @@ def test_the_last_is_what_the_model_says(changes):
 def test_token_losses_add_up_to_the_objective():
     model, params = made()
     batch = {"inputs_BT": IDS[:, :-1], "targets_BT": IDS[:, 1:], "weights_BT": np.ones((2, 8), "f")}
-    found = lens.token_loss(model, params, IDS)
-    assert found.shape == (2, 8)
-    np.testing.assert_allclose(found.sum(), causal(model)(params, batch, None)[0], rtol=1e-5)
+    result = lens.token_loss(model, params, IDS)
+    assert result.shape == (2, 8)
+    np.testing.assert_allclose(result.sum(), causal(model)(params, batch, None)[0], rtol=1e-5)
 
 
 def test_what_has_no_blocks_is_refused():

@@ -1,4 +1,4 @@
-"""What is kept and changed at sites, against a two-layer model written out."""
+"""Capturing and changing sites, against a two-layer model in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,16 @@ from gptjax.models.stacking import stack
 def test_every_site_is_what_the_formulas_give(scanned):
     model, params = made(model_scan_layers=scanned)
     plain = made()[1]
-    kept = sites.capture(model, stack(plain) if scanned else params, IDS, ".*")
+    captured = sites.capture(model, stack(plain) if scanned else params, IDS, ".*")
     for name, expected in written_out(plain, IDS).items():
         if "weights" not in name:
-            np.testing.assert_allclose(kept[name], expected, atol=2e-3, rtol=2e-3, err_msg=name)
+            np.testing.assert_allclose(captured[name], expected, atol=2e-3, rtol=2e-3, err_msg=name)
 
 
 def test_a_pattern_keeps_what_it_names_and_the_stream_is_in_order():
     model, params = made()
-    kept = sites.capture(model, params, IDS, r"block_\d+/mlp")
-    assert list(kept) == ["block_0/mlp", "block_1/mlp"]
+    captured = sites.capture(model, params, IDS, r"block_\d+/mlp")
+    assert list(captured) == ["block_0/mlp", "block_1/mlp"]
     expected = written_out(params, IDS)
     stream = [expected[name] for name in ("block_0.in", "block_0", "block_1")]
     np.testing.assert_allclose(sites.stream(model, params, IDS), stream, atol=2e-3, rtol=2e-3)
@@ -41,7 +41,9 @@ def test_what_is_changed_is_what_a_changed_model_makes():
     for change in (0.0, lambda x: x * 0):
         changed = sites.forward(model, params, IDS, changes={"block_0/mlp": change}).logits_BTV
         np.testing.assert_allclose(changed, expected, atol=1e-4)
-    doubled = sites.forward(model, params, IDS, changes={"tokens": lambda x: 2 * x}, keep="tokens").kept["tokens"]
+    doubled = sites.forward(model, params, IDS, changes={"tokens": lambda x: 2 * x}, keep="tokens").activations[
+        "tokens"
+    ]
     np.testing.assert_allclose(doubled, 2 * params["tokens"]["embedding"][IDS], rtol=1e-6)
 
 
@@ -52,8 +54,10 @@ def test_what_is_attached_is_seen_from_outside():
         given = call(*args, **kwargs)
         return given + 1 if context.module.path == ("block_0", "mlp") else given
 
-    kept = sites.capture(model.clone(attached=attached), params, IDS, "block_0/mlp")
-    np.testing.assert_allclose(kept["block_0/mlp"], written_out(params, IDS)["block_0/mlp"] + 1, atol=2e-3, rtol=2e-3)
+    captured = sites.capture(model.clone(attached=attached), params, IDS, "block_0/mlp")
+    np.testing.assert_allclose(
+        captured["block_0/mlp"], written_out(params, IDS)["block_0/mlp"] + 1, atol=2e-3, rtol=2e-3
+    )
 
 
 def test_a_table_that_is_read_twice_has_two_sites():

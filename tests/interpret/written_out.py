@@ -1,4 +1,4 @@
-"""A tiny decoder and its forward pass written out in NumPy, which tests of gptjax.interpret compare with."""
+"""A tiny decoder and its forward pass in NumPy, the reference for tests of gptjax.interpret."""
 
 from functools import cache
 
@@ -41,25 +41,25 @@ def linear(x, of):
 def written_out(params, ids_BT):
     """The tiny recipe's forward pass: its sites, and attention weights by layer."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    found, (B, T), H, K = {}, ids_BT.shape, 2, 8
-    found["tokens"] = params["tokens"]["embedding"][ids_BT]
-    x = found["tokens"] + params["positions"]["embedding"][:T]
+    activations, (B, T), H, K = {}, ids_BT.shape, 2, 8
+    activations["tokens"] = params["tokens"]["embedding"][ids_BT]
+    x = activations["tokens"] + params["positions"]["embedding"][:T]
     for i in range(2):
         of = params[f"block_{i}"]
-        found[f"block_{i}.in"] = x
+        activations[f"block_{i}.in"] = x
         qkv = linear(normed(x, of["attention_norm"]), of["attention"]["qkv"]).reshape(B, T, H, 3, K)
         q, k, v = np.moveaxis(qkv, 3, 0)
         scores = np.where(np.tri(T, dtype=bool), np.einsum("bthk,bshk->bhts", q, k) / np.sqrt(K), -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        found[f"weights_{i}"] = weights / weights.sum(-1, keepdims=True)
-        heads = np.einsum("bhts,bshk->bthk", found[f"weights_{i}"], v).reshape(B, T, H * K)
-        found[f"block_{i}/attention/out.in"] = heads
-        found[f"block_{i}/attention"] = linear(heads, of["attention"]["out"])
-        x = x + found[f"block_{i}/attention"]
+        activations[f"weights_{i}"] = weights / weights.sum(-1, keepdims=True)
+        heads = np.einsum("bhts,bshk->bthk", activations[f"weights_{i}"], v).reshape(B, T, H * K)
+        activations[f"block_{i}/attention/out.in"] = heads
+        activations[f"block_{i}/attention"] = linear(heads, of["attention"]["out"])
+        x = x + activations[f"block_{i}/attention"]
         up = linear(normed(x, of["mlp_norm"]), of["mlp"]["up"])
-        found[f"block_{i}/mlp/down.in"] = np.asarray(jax.nn.gelu(jnp.asarray(up), approximate=True))
-        found[f"block_{i}/mlp"] = linear(found[f"block_{i}/mlp/down.in"], of["mlp"]["down"])
-        x = x + found[f"block_{i}/mlp"]
-        found[f"block_{i}"] = x
-    found["logits"] = normed(x, params["final_norm"]) @ params["tokens"]["embedding"].T
-    return found
+        activations[f"block_{i}/mlp/down.in"] = np.asarray(jax.nn.gelu(jnp.asarray(up), approximate=True))
+        activations[f"block_{i}/mlp"] = linear(activations[f"block_{i}/mlp/down.in"], of["mlp"]["down"])
+        x = x + activations[f"block_{i}/mlp"]
+        activations[f"block_{i}"] = x
+    activations["logits"] = normed(x, params["final_norm"]) @ params["tokens"]["embedding"].T
+    return activations

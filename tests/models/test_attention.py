@@ -9,7 +9,7 @@ from gptjax.models.kernels.reference import masked_attend, visible
 
 
 def reference(q_BTHK, k_BSGK, v_BSGK, mask_TS, scale, bias_HTS):
-    """One query and head at a time, softmax written out."""
+    """Attention of one query and head at a time, with an explicit softmax."""
     B, T, H, K = q_BTHK.shape
     share = H // k_BSGK.shape[2]
     out = np.zeros((B, T, H, K))

@@ -1,4 +1,4 @@
-"""The cache: what is read piece by piece equals one forward pass, for every kind of attention of the family."""
+"""The cache: extending it piece by piece equals one forward pass, for every kind of attention of the family."""
 
 from functools import cache, partial
 
@@ -44,22 +44,22 @@ def made(kind):
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     ids_BT = np.random.default_rng(0).integers(0, V, (3, T)).astype(np.int32)
     logits_BTV = np.asarray(jax.jit(partial(models.logits, model))(params, ids_BT))
-    model, params = models.unrolled(model, params)
+    model, params = models.unroll_layers(model, params)
 
     @jax.jit
     def extend(ids_BT, cache, count_B):
-        x_BTD, table_VD, cache = models.extend(model, params, ids_BT, cache, count_B)
-        return models.next_logits(model, x_BTD, table_VD), cache
+        x_BTD, unembedding_VD, cache = models.extend(model, params, ids_BT, cache, count_B)
+        return models.next_logits(model, x_BTD, unembedding_VD), cache
 
     return model, params, extend, ids_BT, logits_BTV
 
 
 def read(kind, counts, ahead=AHEAD, cache=None):
-    """Logits of each row's tokens, and the cache, when each call reads the counts of a row of `counts`."""
+    """Logits of each row's tokens, and the cache, if each call extends it by a row of `counts`."""
     model, _, extend, ids_BT, _ = made(kind)
     B = len(counts[0])
     if cache is None:
-        cache = models.empty(model, B, T, ahead, "float32")
+        cache = models.init_cache(model, B, T, ahead, "float32")
     logits = [[] for _ in range(B)]
     for count_B in counts:
         begin_B = np.asarray(cache.length_B)
@@ -88,7 +88,7 @@ def compared(kind, logits, begins=(0, 0, 0)):
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_uncached_forward(kind, record_property):
-    """Rows of different lengths, with different counts in each call, until rings of slots have wrapped many times."""
+    """Rows of different lengths, with different counts in each call, until the ring buffers have wrapped many times."""
     rng, counts, length_B = np.random.default_rng(1), [], np.zeros(3, int)
     while (length_B < T).any():
         # A row that has all of its tokens cannot stand still: calls are made of at least one token a row.
@@ -114,10 +114,10 @@ def test_any_chunking_gives_the_same(data):
 @given(st.data())
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_tokens_can_be_taken_back(data):
-    """After a piece of which only some tokens are kept, others may come in their place: what was there is not seen."""
+    """Discarded tokens of a piece can be overwritten, and are not attended to."""
     kind = data.draw(st.sampled_from(["windows", "grouped", "rotary"]))
     model, _, extend, _, _ = made(kind)
-    cache = models.empty(model, 3, T, AHEAD, "float32")
+    cache = models.init_cache(model, 3, T, AHEAD, "float32")
     logits = [[] for _ in range(3)]
     for _ in range(data.draw(st.integers(1, 6))):
         kept_B = data.draw(st.lists(st.integers(0, AHEAD), min_size=3, max_size=3))
@@ -138,7 +138,7 @@ def test_tokens_can_be_taken_back(data):
 
 def test_windows_take_no_more_memory_than_they_need():
     model = made("windows")[0]
-    cache = models.empty(model, 2, T, AHEAD, "bfloat16")
+    cache = models.init_cache(model, 2, T, AHEAD, "bfloat16")
     assert [layer.k_BGSK.shape for layer in cache.layers] == [(2, 4, S, 4) for S in (3 + AHEAD - 1, T, 7 + AHEAD - 1)]
     assert cache.layers[0].v_BGSK.dtype == jnp.bfloat16
     # One slot fewer, and a token that can still be read is written over.
@@ -147,29 +147,29 @@ def test_windows_take_no_more_memory_than_they_need():
     counts = [[AHEAD] * 2] * 4
     with pytest.raises(AssertionError):
         compared("windows", read("windows", counts, cache=small)[0])
-    whole = models.empty(model, 2, T, AHEAD, "float32")
+    whole = models.init_cache(model, 2, T, AHEAD, "float32")
     compared("windows", read("windows", counts, cache=whole)[0])
 
 
 def test_rows_can_be_taken():
-    """Rows in another order, one of them twice, go on as those that they were taken from."""
+    """Rows taken in another order, one of them twice, continue as the original ones."""
     _, cache = read("windows", [[8, 3, 5], [2, 8, 8], [8, 8, 1]])
     rows = [2, 0, 2, 1]
-    cache = caches.taken(cache, jnp.array(rows))
+    cache = caches.take_rows(cache, jnp.array(rows))
     _, _, extend, ids_BT, expected = made("windows")
     begins = np.asarray(cache.length_B)
     assert begins.tolist() == [14, 18, 14, 19]
     piece_BT = np.array([ids_BT[row, begin : begin + AHEAD] for row, begin in zip(rows, begins, strict=True)])
     logits_BTV, _ = extend(piece_BT, cache, np.full(4, AHEAD, np.int32))
-    for row, begin, found in zip(rows, begins, np.asarray(logits_BTV), strict=True):
-        np.testing.assert_allclose(found, expected[row, begin : begin + AHEAD], atol=2e-5)
+    for row, begin, result in zip(rows, begins, np.asarray(logits_BTV), strict=True):
+        np.testing.assert_allclose(result, expected[row, begin : begin + AHEAD], atol=2e-5)
 
 
 @pytest.mark.parametrize("prompt", [1, 5, 16, 30])
 def test_a_row_read_alone_is_put_beside_others(prompt):
-    """A prompt is read in pieces that are longer than those of the batch, so with more slots for a window."""
+    """Prefill uses longer pieces than the batch, and so more slots for a window."""
     model, _, extend, ids_BT, _ = made("windows")
-    single = models.empty(model, 1, T, 16, "float32")
+    single = models.init_cache(model, 1, T, 16, "float32")
     for begin in range(0, prompt, 16):
         n = min(16, prompt - begin)
         piece_1T = np.zeros((1, 16), np.int32)
@@ -188,6 +188,6 @@ def test_a_row_read_alone_is_put_beside_others(prompt):
 def test_scanned_layers_are_told_to_be_unrolled():
     model = models.build(tiny_config(**BASE | KINDS["scanned"]).model)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    cache = models.empty(model, 1, T, 1, "float32")
+    cache = models.init_cache(model, 1, T, 1, "float32")
     with pytest.raises(ValueError, match="unroll them first"):
         models.extend(model, params, np.zeros((1, 1), np.int32), cache)

@@ -1,4 +1,4 @@
-"""The decoder as a whole: what it may see, what it knows at first, what it can learn, how large it is."""
+"""The decoder as a whole: causality, loss at initialization, learning, number of parameters."""
 
 import functools
 import math
@@ -18,13 +18,13 @@ from gptjax.objectives.causal import causal
 
 
 def initialised(vocabulary=257, dtype="float32", **changes):
-    """A model and the parameters that it begins with."""
+    """A model and its initial parameters."""
     model, _ = build(vocabulary, dtype, **changes)
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def build(vocabulary=257, dtype="float32", **changes):
-    """A model and parameters of the usual sizes, drawn by NumPy, which compiles nothing."""
+    """A model with parameters of the usual scale, drawn by NumPy, which compiles nothing."""
     model = models.build(configs.with_vocabulary(tiny_config(**changes), vocabulary).model, dtype)
     rng = np.random.default_rng(0)
     centre = {"scale": 1.0, "first_value_share": 0.5}
@@ -35,7 +35,7 @@ def build(vocabulary=257, dtype="float32", **changes):
     return model, jax.tree_util.tree_map_with_path(draw, models.shapes(model))
 
 
-def said(model, params, ids):
+def logits_of(model, params, ids):
     return jax.jit(functools.partial(models.logits, model))(params, ids)
 
 
@@ -89,8 +89,8 @@ def test_a_new_model_knows_nothing(member):
         model, params = initialised(vocabulary, **MEMBERS[member], model_width=64)
         ids = jax.random.randint(jax.random.key(1), (8, 16), 0, vocabulary)
         targets = jax.random.randint(jax.random.key(2), (8, 16), 0, vocabulary)
-        said = models.forward(model, params, {"ids_BT": ids})
-        loss = models.cross_entropy(model, said, targets, jnp.full((8, 16), 1 / 128))
+        logits_of = models.forward(model, params, {"ids_BT": ids})
+        loss = models.cross_entropy(model, logits_of, targets, jnp.full((8, 16), 1 / 128))
         assert abs(float(loss) / math.log(vocabulary) - 1) < 0.02
 
 
@@ -146,7 +146,7 @@ def test_recipes_have_the_published_number_of_parameters(recipe, count, toleranc
 
 
 def loss_and_gradients(params, layout=lambda params: params, **changes):
-    """Of one batch, and the program that computes them; gradients in the layout of `params`."""
+    """Loss and gradients of one batch, in the layout of `params`, and the program that computes them."""
     model, _ = build(**changes, model_kernels="plain")  # others scan and compute again of their own accord
     ids = np.random.default_rng(0).integers(0, 257, (2, 17))
     batch = {"inputs_BT": ids[:, :-1], "targets_BT": ids[:, 1:], "weights_BT": np.ones((2, 16), "f")}
@@ -208,12 +208,12 @@ def test_stacking_blocks_and_back_is_bit_exact():
 @pytest.mark.parametrize("windows, reach", [((3,), 4), ((4, 2), 4), ((1, 1), 0), ((2, 0), 99)])
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_windows_bound_how_far_a_layer_reaches(windows, reach, scan_layers):
-    """Two layers reach back by (window - 1) each."""
+    """The receptive field of two layers is 2 * (window - 1)."""
     changes = dict(model_positions="rotary", model_windows=str(windows), model_scan_layers=scan_layers)
     model, params = build(**changes)
     ids = jax.random.randint(jax.random.key(1), (1, 12), 0, 257)
     changed = jnp.concatenate([ids, jnp.stack([ids[0].at[t].add(1) for t in range(11)])])
-    last = np.asarray(said(model, params, changed))[:, 11]
+    last = np.asarray(logits_of(model, params, changed))[:, 11]
     seen = [not np.array_equal(last[0], other) for other in last[1:]]
     assert seen == [11 - t <= reach for t in range(11)]
 
@@ -223,7 +223,7 @@ def test_positions_matter_unless_there_are_none():
     for positions in ("learned", "sinusoidal", "rotary", "alibi", "none"):
         # One layer: more of them tell positions even without, because each query sees what is before it alone.
         model, params = build(model_positions=positions, model_layers=1)
-        differ = float(jnp.abs(said(model, params, ids) - said(model, params, swapped))[0, -1].max())
+        differ = float(jnp.abs(logits_of(model, params, ids) - logits_of(model, params, swapped))[0, -1].max())
         assert (differ > 1e-6) == (positions != "none"), positions
 
 
@@ -233,7 +233,7 @@ def test_zero_initialised_blocks_begin_as_the_identity():
     x = params["tokens"]["embedding"][ids]
     x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
     expected = 15 * jnp.tanh(x @ params["head"]["kernel"] / 15)
-    np.testing.assert_allclose(said(model, params, ids), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits_of(model, params, ids), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_capped_logits_stay_below_the_cap_and_keep_their_order():
@@ -241,13 +241,13 @@ def test_capped_logits_stay_below_the_cap_and_keep_their_order():
     params["head"]["kernel"] = 20 * params["head"]["kernel"]
     capped, _ = build(model_tied_head=False, model_logit_softcap=5.0)
     ids = jnp.arange(8)[None]
-    free, held = said(plain, params, ids), said(capped, params, ids)
+    free, held = logits_of(plain, params, ids), logits_of(capped, params, ids)
     np.testing.assert_allclose(held, 5 * np.tanh(free / 5), rtol=1e-4)
     assert float(jnp.abs(free).max()) > 5 >= float(jnp.abs(held).max())
 
 
 def test_the_value_residual_mixes_in_the_first_layers_values():
-    """With a share of 0 there is none; with 1 the later layers' own values do not count."""
+    """A coefficient of 0 disables the value residual; with 1 later layers use the first layer's values alone."""
     changes = dict(model_value_residual=True)
     model, params = build(**changes)
     plain, without = build()
@@ -263,12 +263,12 @@ def test_the_value_residual_mixes_in_the_first_layers_values():
         attention = {k: v for k, v in params[f"block_{i}"]["attention"].items() if k != "first_value_share"}
         none[f"block_{i}"] = params[f"block_{i}"] | {"attention": attention}
     assert jax.tree.structure(none) == jax.tree.structure(without)
-    np.testing.assert_allclose(said(model, with_share(params, 0.0), ids), said(plain, none, ids), atol=1e-6)
+    np.testing.assert_allclose(logits_of(model, with_share(params, 0.0), ids), logits_of(plain, none, ids), atol=1e-6)
     whole = with_share(params, 1.0)
     kernel = whole["block_1"]["attention"]["qkv"]["kernel"]
     whole["block_1"]["attention"]["qkv"]["kernel"] = kernel.reshape(16, 2, 3, 8).at[:, :, 2].set(9.0).reshape(16, 48)
-    np.testing.assert_allclose(said(model, whole, ids), said(model, with_share(params, 1.0), ids), atol=1e-6)
-    assert not np.allclose(said(model, params, ids), said(plain, none, ids), atol=1e-6)
+    np.testing.assert_allclose(logits_of(model, whole, ids), logits_of(model, with_share(params, 1.0), ids), atol=1e-6)
+    assert not np.allclose(logits_of(model, params, ids), logits_of(plain, none, ids), atol=1e-6)
 
 
 def test_projections_to_the_residual_stream_start_smaller():
@@ -284,7 +284,7 @@ def test_bfloat16_is_close_to_float32_and_gives_float32_logits(member):
     model, params = build(**MEMBERS[member], model_width=64)
     low, _ = build(**MEMBERS[member], model_width=64, dtype="bfloat16")
     ids = jnp.arange(16)[None]
-    exact, rounded = said(model, params, ids), said(low, params, ids)
+    exact, rounded = logits_of(model, params, ids), logits_of(low, params, ids)
     assert rounded.dtype == jnp.float32
     assert 0 < float(jnp.abs(exact - rounded).max()) < 0.05 * float(jnp.abs(exact).max())
 

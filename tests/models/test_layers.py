@@ -56,12 +56,12 @@ def test_a_tied_embedding_looks_up_in_the_heads_own_table():
     ids = np.array([[1, 10, 0]])
     x = model.apply(params, ids)
     np.testing.assert_array_equal(x, table[ids])
-    np.testing.assert_array_equal(model.apply(params, method="table"), table)
+    np.testing.assert_array_equal(model.apply(params, method="unembedding"), table)
 
 
 def test_an_untied_head_gives_a_row_a_token():
     kernel = np.random.default_rng(0).normal(size=(4, 11)).astype("f")
-    np.testing.assert_array_equal(Head(11, 4).apply({"params": {"kernel": kernel}}, method="table"), kernel.T)
+    np.testing.assert_array_equal(Head(11, 4).apply({"params": {"kernel": kernel}}, method="unembedding"), kernel.T)
 
 
 def test_capped_logits_vs_reference():

@@ -19,12 +19,12 @@ def config_of(**changes):
     return tiny_config(model_kernels="plain", **{f"model_{key}": value for key, value in changes.items()}).model
 
 
-def said(module, params, x):
+def output(module, params, x):
     return module.apply({"params": params}, jnp.asarray(x))
 
 
 def drawn(module, x, seed=1):
-    """Parameters of a module, none of them as simple as zeros."""
+    """Random parameters of a module, none of them zeros."""
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), x)["params"]
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32), shapes)
@@ -48,7 +48,7 @@ def test_mlp_vs_reference(activation, use_bias):
     module = MLP(config_of(activation=activation, use_bias=use_bias, mlp_width=11), "float32")
     params = drawn(module, x)
     assert params["down"]["kernel"].shape == (11, 16)
-    np.testing.assert_allclose(said(module, params, x), dense(params, x, activation), atol=1e-4)
+    np.testing.assert_allclose(output(module, params, x), dense(params, x, activation), atol=1e-4)
 
 
 @settings(max_examples=3, deadline=None)
@@ -61,7 +61,7 @@ def test_mlp_vs_reference(activation, use_bias):
     seed=st.integers(0, 99),
 )
 def test_experts_vs_a_loop(E, k, tokens, activation, use_bias, seed):
-    """Each token through its k best experts, one after the other, weighted by a softmax over their logits."""
+    """Applies each token's top k experts one by one, weighted by a softmax over their logits."""
     k = min(k, E)
     x = np.random.default_rng(seed).normal(size=(1, tokens, 16)).astype("f")
     c = config_of(experts=E, experts_per_token=k, activation=activation, use_bias=use_bias, mlp_width=5)
@@ -79,7 +79,7 @@ def test_experts_vs_a_loop(E, k, tokens, activation, use_bias, seed):
                 if name != "router"
             }
             expected[0, t] += share * dense(own, token, activation)
-    np.testing.assert_allclose(said(module, params, x), expected, atol=1e-4)
+    np.testing.assert_allclose(output(module, params, x), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("k", [1, 3, 4])
@@ -91,12 +91,12 @@ def test_equal_experts_equal_the_dense_mlp(k):
     same = jax.tree.map(lambda p: jnp.stack([p] * 4), params) | {"router": drawn(mixture, x)["router"]}
 
     def outcome(module, params):
-        return jax.value_and_grad(lambda x: jnp.sin(said(module, params, x)).sum())(jnp.asarray(x))
+        return jax.value_and_grad(lambda x: jnp.sin(output(module, params, x)).sum())(jnp.asarray(x))
 
     (y, dx), (their_y, their_dx) = outcome(one, params), outcome(mixture, same)
     np.testing.assert_allclose(y, their_y, rtol=1e-5)
     np.testing.assert_allclose(dx, their_dx, atol=1e-5)
-    np.testing.assert_allclose(said(one, params, x), said(mixture, same, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output(one, params, x), output(mixture, same, x), rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=4, deadline=None)
@@ -127,6 +127,6 @@ def test_the_losses_are_given_out_with_their_factors():
     x = np.random.default_rng(0).normal(size=(1, 5, 16)).astype("f")
     module = Experts(config_of(experts=4, load_balance_loss=0.5, router_z_loss=0.25), "float32")
     params = drawn(module, x)
-    _, said = module.apply({"params": params}, jnp.asarray(x), mutable=["losses", "metrics"])
-    assert float(said["losses"]["load_balance"]) == pytest.approx(0.5 * float(said["metrics"]["load_balance"]))
-    assert float(said["losses"]["router_z"]) == pytest.approx(0.25 * float(said["metrics"]["router_z"]))
+    _, output = module.apply({"params": params}, jnp.asarray(x), mutable=["losses", "metrics"])
+    assert float(output["losses"]["load_balance"]) == pytest.approx(0.5 * float(output["metrics"]["load_balance"]))
+    assert float(output["losses"]["router_z"]) == pytest.approx(0.25 * float(output["metrics"]["router_z"]))

@@ -1,4 +1,4 @@
-"""muP against the paper's Table 8, against the standard parametrisation at its base, and by the coordinate check."""
+"""muP against the paper's Table 8, against the standard parametrization at its base, and by the coordinate check."""
 
 import math
 
@@ -20,7 +20,7 @@ MUP = dict(model_parametrization="mup", model_base__width=16, model_base__head__
 
 
 def named(changes):
-    """Keys as conftest's `overrides` takes them."""
+    """Converts keys to the arguments of conftest's `overrides`."""
     return {key.replace("__", "_"): value for key, value in changes.items()}
 
 
@@ -46,7 +46,7 @@ def test_table_8(name, n):
 
 
 def test_each_parameter_is_in_the_group_of_its_axes():
-    """What of a parameter's axes grows, by the letters that models give them, decides its group."""
+    """The group of a parameter depends on which of its axes, by their letters, grow with the width."""
     grows = set("DFHG")
     for flags in (
         dict(model_tied__head=False, model_use__bias=True, model_qk__norm=True, model_mlp="experts"),
@@ -55,7 +55,7 @@ def test_each_parameter_is_in_the_group_of_its_axes():
         config = config_of(**flags)
         for path, leaf in jax.tree_util.tree_leaves_with_path(models.shapes(models.build(config.model))):
             names = [key.key for key in path]
-            letters = logical_axes.of_parameter(names, leaf.ndim).replace("E", "")
+            letters = logical_axes.parameter_axes(names, leaf.ndim).replace("E", "")
             if names[-1] == "kernel":
                 first, last = (letter in grows for letter in letters[-2:])
                 expected = {(True, True): "hidden", (True, False): "output"}[first, last]
@@ -69,8 +69,8 @@ def trained(config, steps=3):
     step = jax.jit(train_step(objectives.loss(config, model), optimizer, mesh, 0))
     state = init_state(model, optimizer, 0)
     for _ in range(steps):
-        state, said = step(state, coordinates.drawn_batch(config, 4))
-    return state, said
+        state, output = step(state, coordinates.random_batch(config, 4))
+    return state, output
 
 
 @pytest.mark.slow
@@ -80,13 +80,13 @@ def test_at_the_base_it_is_the_standard_one_to_the_bit(name):
     if name == "schedule_free":
         flags["schedule_name"] = "constant"
     plain, base = config_of(**flags), config_of(**flags, **MUP, model_base__layers=2)
-    (state, said), (other, also) = trained(plain), trained(base)
-    assert float(said["loss"]) == float(also["loss"])
+    (state, output), (other, also) = trained(plain), trained(base)
+    assert float(output["loss"]) == float(also["loss"])
     jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
 
 
 def test_first_numbers_and_rates_at_four_times_the_base():
-    """Standard deviations and one Adam step's sizes, group by group, and decay, which stays as it is."""
+    """Standard deviations and sizes of an Adam step by group; weight decay is unchanged."""
     wide = dict(model_width=64, model_heads=8, model_tied__head=False, schedule_warmup__steps=0)
     steps = dict(optimizer_clip__norm=0, optimizer_weight__decay=0, schedule_name="constant", **wide)
     plain, wider = config_of(**steps), config_of(**steps, **MUP)
@@ -109,7 +109,7 @@ def test_first_numbers_and_rates_at_four_times_the_base():
 
 
 def test_multipliers_of_logits_attention_and_depth():
-    """Halves of what the standard model would give, where only the multipliers differ."""
+    """Outputs are half of the standard model's if only the multipliers differ."""
     config = config_of(model_width=32, model_heads=2, model_tied__head=False, **MUP)
     assert config.model.attention_scale == pytest.approx(math.sqrt(8) / 16)
     standard = configs.ConfigDict(config.model).copy_and_resolve_references()
@@ -144,7 +144,7 @@ def test_activations_move_as_far_at_any_width_and_under_the_standard_one_do_not(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         (dict(model_parametrization="mup", model_base__width=8), "needs model.base_head_width"),
         (dict(model_base__width=8), "model.base_width is for model.parametrization=mup"),
@@ -154,6 +154,6 @@ def test_activations_move_as_far_at_any_width_and_under_the_standard_one_do_not(
         (dict(model_base__layers=0), "must be at least 1"),
     ],
 )
-def test_impossible(changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_impossible(changes, output):
+    with pytest.raises(ConfigError, match=output):
         setup.check(config_of(**changes))

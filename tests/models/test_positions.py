@@ -1,4 +1,4 @@
-"""Kinds of position against the formulas of their papers, and transformers' scaled rotations."""
+"""Position encodings against the formulas of their papers, and scaled rotary embeddings against transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gptjax.models.positions import POSITIONS, LearnedPositions, SinusoidalPositions, alibi_slopes, restarting, rotation
+from gptjax.models.positions import (
+    POSITIONS,
+    LearnedPositions,
+    SinusoidalPositions,
+    alibi_slopes,
+    rotation,
+    segment_positions,
+)
 
 ROTARY = dict(
     theta=10_000.0, scaling="none", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,
@@ -34,12 +41,12 @@ def test_sinusoidal_vs_reference(D):
 @settings(max_examples=10, deadline=None)
 @given(K=st.integers(1, 8).map(lambda half: 2 * half), T=st.integers(1, 9), seed=st.integers(0, 99))
 def test_rotary_vs_complex_numbers(K, T, seed):
-    """Columns i and i + K/2 are real and imaginary part of a number that is turned by p theta^(-2i/K)."""
+    """Columns i and i + K/2 are real and imaginary part of a number that is rotated by p theta^(-2i/K)."""
     x = np.random.default_rng(seed).normal(size=(2, T, 3, K)).astype("f")
     numbers = x[..., : K // 2] + 1j * x[..., K // 2 :]
     turned = numbers * np.exp(1j * np.arange(T)[:, None] * 10_000 ** (-2 * np.arange(K // 2) / K))[:, None]
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    got = rotation(config_of(K), jnp.arange(T)).turn(jnp.asarray(x))
+    got = rotation(config_of(K), jnp.arange(T)).apply(jnp.asarray(x))
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -50,7 +57,7 @@ def test_rotary_products_depend_on_distance_alone(shift, distance, seed):
 
     def product(p):
         at = [rotation(config_of(8), jnp.array([position])) for position in (p + distance, p)]
-        return float((at[0].turn(jnp.asarray(q)) * at[1].turn(jnp.asarray(k))).sum())
+        return float((at[0].apply(jnp.asarray(q)) * at[1].apply(jnp.asarray(k))).sum())
 
     assert product(shift) == pytest.approx(product(0), abs=2e-4)
 
@@ -67,8 +74,8 @@ def test_scaled_rotary_vs_transformers(scaling):
     config = LlamaConfig(
         hidden_size=64, num_attention_heads=2, head_dim=32, max_position_embeddings=512, rope_parameters=rope
     )
-    theirs, _ = ROPE_INIT_FUNCTIONS[scaling](config, device="cpu")
-    angles = np.arange(9)[:, None] * theirs.numpy()
+    reference_value, _ = ROPE_INIT_FUNCTIONS[scaling](config, device="cpu")
+    angles = np.arange(9)[:, None] * reference_value.numpy()
     got = rotation(config_of(32, theta=500.0, scaling=scaling, factor=6.0), jnp.arange(9))
     np.testing.assert_allclose(got.cos_TK, np.cos(angles), atol=1e-5)
     np.testing.assert_allclose(got.sin_TK, np.sin(angles), atol=1e-5)
@@ -83,7 +90,7 @@ def test_positions_restart_in_each_document(T, documents, seed):
     expected = np.zeros_like(segments)
     for b, t in np.ndindex(2, T):
         expected[b, t] = expected[b, t - 1] + 1 if t and segments[b, t] == segments[b, t - 1] else 0
-    np.testing.assert_array_equal(restarting(segments), expected)
+    np.testing.assert_array_equal(segment_positions(segments), expected)
 
 
 def test_rows_may_have_positions_of_their_own():
@@ -94,7 +101,7 @@ def test_rows_may_have_positions_of_their_own():
     for module, params in ((learned, drawn), (SinusoidalPositions(ConfigDict(dict(context=5))), {})):
         table = np.asarray(module.apply(params, 0 * x))[0]
         np.testing.assert_array_equal(module.apply(params, x, positions), x + table[positions])
-    turn = jax.jit(lambda positions: rotation(config_of(8), positions).turn(x[:, :, None]))
+    turn = jax.jit(lambda positions: rotation(config_of(8), positions).apply(x[:, :, None]))
     turned = turn(positions)
     for row, own in enumerate(positions):
         np.testing.assert_array_equal(turned[row], turn(own)[row])

@@ -30,19 +30,19 @@ CASES = [(positions, dict(model_kernels=kernels)) for positions in POSITIONS for
 
 
 def lengths(member):
-    """Of the documents of two rows; padding fills them up."""
+    """Lengths of the documents of two rows; the rest of a row is padding."""
     return ((50, 60, 30), (100, 1, 40)) if member == "long" else ((5, 1, 7), (3, 6, 2))
 
 
 def position_info(member="rotary"):
-    """Row, number and positions of each document."""
+    """The row, number and positions of each document."""
     for row, documents in enumerate(lengths(member)):
         for number, (n, end) in enumerate(zip(documents, np.cumsum(documents).tolist(), strict=True), 1):
             yield row, number, slice(end - n, end)
 
 
 def batches(member="rotary"):
-    """Rows of packed documents, and the same documents one a row without segments."""
+    """Rows of packed documents, and the same documents one per row without segments."""
     rng, T = np.random.default_rng(0), 150 if member == "long" else 16
 
     def empty(rows):
@@ -62,9 +62,9 @@ def batches(member="rotary"):
 def logits_and_gradients(model, params, batch):
     @functools.partial(jax.grad, has_aux=True)
     def gradients_and_logits(params):
-        said = models.forward(model, params, models.reads(model, batch))
-        logits = unembed(said.x_BTD, said.table_VD, model.config.logit_softcap)
-        return models.cross_entropy(model, said, batch["targets_BT"], batch["weights_BT"]), logits
+        output = models.forward(model, params, models.select_inputs(model, batch))
+        logits = unembed(output.x_BTD, output.unembedding_VD, model.config.logit_softcap)
+        return models.cross_entropy(model, output, batch["targets_BT"], batch["weights_BT"]), logits
 
     gradients, logits = jax.device_get(jax.jit(gradients_and_logits)(params))
     return logits, gradients
@@ -72,7 +72,7 @@ def logits_and_gradients(model, params, batch):
 
 @functools.cache
 def each_alone(member):
-    """Parameters, logits and gradients; what pads a document is behind it, and changes nothing."""
+    """Parameters, logits and gradients; padding follows a document and does not affect it."""
     model, params = build(**MEMBERS[member], model_kernels="plain")
     return params, *logits_and_gradients(model, params, batches(member)[1])
 
@@ -90,8 +90,8 @@ def test_packed_documents_equal_each_alone(member, changes):
     jax.tree.map(functools.partial(close, tolerance=1e-4), gradients, layout(expected_gradients))
 
 
-def close(ours, theirs, tolerance):
-    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+def close(actual, reference_value, tolerance):
+    np.testing.assert_allclose(actual, reference_value, rtol=tolerance, atol=tolerance * np.abs(reference_value).max())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_changed_token_changes_its_own_document_alone(member, kernels, dtype, 
     key = jax.random.key(0) if dropout else None
 
     def x_BTD(ids):
-        return models.forward(model, params, models.reads(model, batch | {"inputs_BT": ids}), dropout=key).x_BTD
+        return models.forward(model, params, models.select_inputs(model, batch | {"inputs_BT": ids}), dropout=key).x_BTD
 
     read = jax.jit(x_BTD)
     before = np.asarray(read(batch["inputs_BT"]), "f")

@@ -14,8 +14,8 @@ from conftest import ROOT, tiny_config
 from gptjax.interop import bart, convert_run
 from gptjax.interop.weight_mapping import norm
 from gptjax.models.attention import CrossKV
-from gptjax.models.kernels import resolved
-from gptjax.models.kernels.reference import bucket_of
+from gptjax.models.kernels import resolve_kernels
+from gptjax.models.kernels.reference import relative_position_bucket
 from gptjax.models.positions import SinusoidalPositions
 from gptjax.models.transformer import Transformer
 
@@ -25,7 +25,7 @@ import make_trunk
 
 @pytest.fixture(scope="module", params=["live", "golden"])
 def expected(request):
-    """What torch and transformers compute, by name."""
+    """Arrays computed by PyTorch and transformers, by name."""
     if request.param == "golden":
         return dict(np.load(make_trunk.FILE))
     pytest.importorskip("torch", reason="the parity extra is not installed")
@@ -37,19 +37,19 @@ def trunk_of(decoder, norm_first, activation):
     config = tiny_config(
         model_layers=make_trunk.L, model_heads=make_trunk.H, model_width=make_trunk.D, model_mlp_width=make_trunk.F,
         model_positions="none", model_use_bias=True, model_norm_position="pre" if norm_first else "post",
-        model_activation=activation, model_kernels=resolved("auto"),
+        model_activation=activation, model_kernels=resolve_kernels("auto"),
     ).model  # fmt: skip
     return Transformer(config, causal=decoder, crosses=decoder), config
 
 
-def from_torch(config, found, decoder):
-    """A trunk's parameters from torch's: names of BART's layers, which are torch's under other ones."""
+def from_torch(config, result, decoder):
+    """Parameters of a Transformer from PyTorch's, by the names of BART's layers."""
     today = {
         "out_proj": "out_proj", "encoder_attn.": "multihead_attn.", "encoder_attn_layer_norm": "norm2",
         "self_attn_layer_norm": "norm1", "final_layer_norm": "norm3" if decoder else "norm2", "fc": "linear",
     }  # fmt: skip
-    given = dict(found)
-    for key, array in found.items():  # three projections in one
+    given = dict(result)
+    for key, array in result.items():  # three projections in one
         if "in_proj" in key:
             leaf = key.rsplit("in_proj_", 1)[1]
             for part, piece in zip("qkv", np.split(array, 3), strict=True):
@@ -59,8 +59,8 @@ def from_torch(config, found, decoder):
     tree = {}
     for tensor in tensors:
         names = tensor.theirs
-        for theirs, torchs in today.items():
-            names = [name.replace(theirs, torchs) for name in names]
+        for reference_value, torchs in today.items():
+            names = [name.replace(reference_value, torchs) for name in names]
         *folders, leaf = tensor.ours.split("/")
         at = tree
         for folder in folders:
@@ -72,9 +72,9 @@ def from_torch(config, found, decoder):
 @pytest.mark.parametrize("case", make_trunk.CASES, ids=lambda case: make_trunk.name(*case))
 def test_layers_vs_torch(case, expected):
     prefix = make_trunk.name(*case) + "/"
-    found = {key.removeprefix(prefix): array for key, array in expected.items() if key.startswith(prefix)}
+    result = {key.removeprefix(prefix): array for key, array in expected.items() if key.startswith(prefix)}
     transformer, config = trunk_of(*case)
-    torchs = {key.removeprefix("params/"): array for key, array in found.items() if key.startswith("params/")}
+    torchs = {key.removeprefix("params/"): array for key, array in result.items() if key.startswith("params/")}
     params = from_torch(config, torchs, case[0])
     real_BT, real_BS = (
         ~make_trunk.padding(lengths, longest)
@@ -82,26 +82,26 @@ def test_layers_vs_torch(case, expected):
     )
 
     @jax.jit
-    def ours(params, x, memory):
-        heard = CrossKV(memory, jnp.asarray(real_BS, jnp.int32)) if case[0] else None
-        return transformer.apply({"params": params}, x, jnp.asarray(real_BT, jnp.int32), heard)
+    def actual(params, x, memory):
+        source = CrossKV(memory, jnp.asarray(real_BS, jnp.int32)) if case[0] else None
+        return transformer.apply({"params": params}, x, jnp.asarray(real_BT, jnp.int32), source)
 
-    y = np.asarray(ours(params, found["x"], found["memory"]))
-    error = np.abs(y - found["y"])[real_BT].max()
-    assert np.abs(found["y"][real_BT]).max() > 0.5 and error < 1e-5
+    y = np.asarray(actual(params, result["x"], result["memory"]))
+    error = np.abs(y - result["y"])[real_BT].max()
+    assert np.abs(result["y"][real_BT]).max() > 0.5 and error < 1e-5
     print(f"\n{prefix[:-1]}: within {error:.1e}")
 
 
 @pytest.mark.parametrize("which", range(len(make_trunk.BUCKETS)))
 def test_buckets_of_distances_vs_t5(which, expected):
     count, longest, causal = make_trunk.BUCKETS[which]
-    ours = jax.jit(lambda d: bucket_of(d, count, longest, causal))(jnp.asarray(make_trunk.distances()))
-    np.testing.assert_array_equal(ours, expected[f"buckets_{which}"])
-    assert len(np.unique(ours)) > count // 2
+    actual = jax.jit(lambda d: relative_position_bucket(d, count, longest, causal))(jnp.asarray(make_trunk.distances()))
+    np.testing.assert_array_equal(actual, expected[f"buckets_{which}"])
+    assert len(np.unique(actual)) > count // 2
 
 
 @pytest.mark.parametrize("width", [8, 7])
 def test_sinusoids_in_halves_vs_marian(width, expected):
     table = expected[f"sinusoids_{width}"]
-    ours = SinusoidalPositions(None, halves=True).apply({}, jnp.zeros((1, len(table), width)))[0]
-    np.testing.assert_allclose(ours, table, atol=1e-6)
+    actual = SinusoidalPositions(None, halves=True).apply({}, jnp.zeros((1, len(table), width)))[0]
+    np.testing.assert_allclose(actual, table, atol=1e-6)

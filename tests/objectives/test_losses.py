@@ -21,12 +21,12 @@ class Model:
     class config:
         kernels, logit_softcap = "plain", 0.0
 
-    also_reads = ()
+    extra_inputs = ()
 
 
 @pytest.fixture
 def heads(monkeypatch):
-    """A model whose forward pass returns its parameters: x_BTD, table_VD and the inputs of later heads."""
+    """A model whose forward pass returns its parameters: x_BTD, unembedding_VD and the inputs of later heads."""
 
     def forward(model, params, reads, dropout=None):
         return models.Output(params["x"], params["table"], jnp.float32(0.5), {"told": jnp.float32(2)}, params["ahead"])

@@ -53,7 +53,7 @@ def test_loss_of_a_model_vs_reference(name, kind, changes):
     batch = batch_of(name, **changes)
     loss = jax.jit(OBJECTIVES[name].loss(model, options()))
     found, metrics = loss(params, batch, None)
-    read = models.reads(model, batch)
+    read = models.select_inputs(model, batch)
     logits = np.asarray(jax.jit(lambda params: models.logits(model, params, **read))(params))
     weights = batch["weights_BT"]
     expected = (nats(logits, batch["targets_BT"]) * weights).sum()
@@ -176,7 +176,7 @@ def reference_shift(gradient, shape, epsilon, steps):
 def test_attack_vs_reference(kind, name, attack, steps):
     model, params = built(kind)
     batch = normalize_weights(batch_of(name))
-    key, shape = models.perturbed(model, batch)
+    key, shape = models.perturbation_spec(model, batch)
     plain = OBJECTIVES[name].loss(model, options())
     chosen = options(adversarial=attack, epsilon=0.7, adversarial_steps=3)
     loss = jax.jit(jax.value_and_grad(adversarial(plain, model, chosen), has_aux=True))

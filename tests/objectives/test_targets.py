@@ -17,10 +17,10 @@ E = 0.1
 def drawn(B=2, T=6, V=11, D=4, seed=0):
     """x, table, targets, weights of some positions, one of weight 0."""
     rng = np.random.default_rng(seed)
-    x_BTD, table_VD = rng.normal(size=(B, T, D)).astype("f"), rng.normal(size=(V, D)).astype("f")
+    x_BTD, unembedding_VD = rng.normal(size=(B, T, D)).astype("f"), rng.normal(size=(V, D)).astype("f")
     weights_BT = rng.uniform(0.1, 2, (B, T)).astype("f")
     weights_BT[0, 2] = 0
-    return x_BTD, table_VD, rng.integers(0, V, (B, T)), weights_BT
+    return x_BTD, unembedding_VD, rng.integers(0, V, (B, T)), weights_BT
 
 
 def reference(logits_BTV, targets_BT, weights_BT, smoothed):
@@ -77,8 +77,8 @@ def test_smoothing_affects_the_loss_only():
     batch = batch_of()
     with config.unlocked():
         config.objective.label_smoothing = E
-    said = models.forward(model, params, models.reads(model, batch))
-    logits = np.asarray(said.x_BTD) @ np.asarray(said.table_VD).T
+    said = models.forward(model, params, models.select_inputs(model, batch))
+    logits = np.asarray(said.x_BTD) @ np.asarray(said.unembedding_VD).T
     loss, metrics = jax.jit(OBJECTIVES["seq2seq"].loss(model, config.objective))(params, batch, None)
     np.testing.assert_allclose(loss, reference(logits, batch["targets_BT"], batch["weights_BT"], E), rtol=1e-5)
     np.testing.assert_allclose(

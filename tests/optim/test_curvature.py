@@ -72,7 +72,7 @@ def test_sophia_uses_cudnn_attention_for_the_gradient_only(monkeypatch):
         return jax.pure_callback(lambda x: x, x, x)
 
     once.defvjp(lambda x: (once(x), None), lambda saved, dy: (jax.pure_callback(lambda dy: dy, dy, dy),))
-    monkeypatch.setattr(gpu, "refusal", lambda *given: "")
+    monkeypatch.setattr(gpu, "unsupported_reason", lambda *given: "")
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
     config = tiny_config(model_kernels="gpu", optimizer_name="sophia", train_dtype="bfloat16")
     config = configs.with_vocabulary(config, 257)

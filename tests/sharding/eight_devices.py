@@ -83,7 +83,7 @@ def attends_as_cudnn(q, k, v, *, implementation, **settings):
 
 
 attention, jax.nn.dot_product_attention = jax.nn.dot_product_attention, attends_as_cudnn
-gpu.refusal = lambda *of: ""  # float32 neither
+gpu.unsupported_reason = lambda *of: ""  # float32 neither
 
 
 def trained(changes, sizes):

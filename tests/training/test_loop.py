@@ -99,7 +99,7 @@ def test_a_source_too_long_for_the_sample_is_refused_before_training(tmp_path, t
 @pytest.mark.parametrize(
     "changes, told",
     [
-        (dict(model_kernels="cpu"), "in blocks of queries, with a gradient of its own"),
+        (dict(model_kernels="cpu"), "in blocks of queries, with a custom gradient"),
         (
             dict(model_kernels="cpu", model_dropout=0.1),
             "plain: dropout of attention weights is drawn by JAX (model.dropout)",

@@ -1,7 +1,7 @@
-"""The hot parts of a model, as plain formulas and as the same formulas made fast for one platform.
+"""The performance-critical operations of a model: reference formulas, and implementations tuned for a platform.
 
-`KERNELS[config.kernels]` gives a model all of them. The plain ones are the reference: whatever else is here equals
-them, and falls back to them where it does not apply. Nothing here holds parameters or knows a model.
+`KERNELS[config.kernels]` selects the implementations. All of them compute what the reference does, and fall back to it
+where they do not apply. Independent of parameters and models.
 """
 
 import os
@@ -15,7 +15,7 @@ from gptjax.models.kernels.reference import Elementwise
 
 
 class Kernels(NamedTuple):
-    """One way to compute each hot part; gptjax.models.kernels.reference says what each gives."""
+    """One implementation of each operation, documented in gptjax.models.kernels.reference."""
 
     product: Callable[[jax.Array, jax.Array, str, str], jax.Array]
     normalize: Callable[[jax.Array, jax.Array, float, bool], jax.Array]
@@ -23,14 +23,14 @@ class Kernels(NamedTuple):
     attend: Callable[..., jax.Array]
     cross_entropy: Callable[..., jax.Array]
     token_loss: Callable[..., reference.TokenLoss]
-    attention_plan: Callable[..., str]  # what computes attention, and why not something faster: for a person
-    compiler_options: Callable[[str], dict[str, str]]  # of XLA, for a train step in that dtype
+    attention_plan: Callable[..., str]  # one line on what computes attention, and why nothing faster does
+    compiler_options: Callable[[str], dict[str, str]]  # of XLA, for a train step in a dtype
     unembed: Callable[..., jax.Array] = reference.unembed
     ragged_product: Callable[..., jax.Array] = reference.ragged_product
-    turned: bool = False  # whether kernels of products are stored [out, in]
+    transposed: bool = False  # True if the kernels of products are stored [out, in]
 
 
-PLAIN = Kernels(
+REFERENCE = Kernels(
     product=reference.product,
     normalize=reference.normalize,
     activate=reference.activate,
@@ -42,7 +42,7 @@ PLAIN = Kernels(
 )
 
 KERNELS: dict[str, Kernels] = {
-    "plain": PLAIN,
+    "plain": REFERENCE,
     "cpu": Kernels(
         product=cpu.product,
         normalize=cpu.normalize,
@@ -53,35 +53,35 @@ KERNELS: dict[str, Kernels] = {
         attention_plan=cpu.attention_plan,
         compiler_options=cpu.compiler_options,
     ),
-    "gpu": PLAIN._replace(
+    "gpu": REFERENCE._replace(
         attend=gpu.attend,
         cross_entropy=gpu.cross_entropy,
         token_loss=gpu.token_loss,
         attention_plan=gpu.attention_plan,
     ),
-    "tpu": PLAIN._replace(ragged_product=tpu.ragged_product),
+    "tpu": REFERENCE._replace(ragged_product=tpu.ragged_product),
 }
-KERNELS["cpu_few"] = KERNELS["cpu"]._replace(product=cpu_decode.product, unembed=cpu_decode.unembed, turned=True)
+KERNELS["cpu_decode"] = KERNELS["cpu"]._replace(product=cpu_decode.product, unembed=cpu_decode.unembed, transposed=True)
 
-# What a gradient that is differentiated again is computed with, where a platform's own kernels give only one.
-TWICE = {"gpu": "plain", "tpu": "plain"}
+# Replacements for kernels whose gradient cannot be differentiated again.
+TWICE_DIFFERENTIABLE = {"gpu": "plain", "tpu": "plain"}
 
-FOR_FEW_ROWS = {"cpu": "cpu_few"}  # what a model that was built for training reads a few rows with
+FOR_DECODING = {"cpu": "cpu_decode"}  # the decoding kernels of models built for training
 
 
-def resolved(name: str, divided: Collection[str] = (), platform: str = "") -> str:
-    """The name itself, or for "auto" the kernels that are fastest on the platform that JAX runs on.
+def resolve_kernels(name: str, sharded: Collection[str] = (), platform: str = "") -> str:
+    """Returns `name`, or for "auto" the fastest kernels of the platform.
 
     Args:
       name: of KERNELS, or "auto".
-      divided: what is divided among devices, besides rows: "sequences", "products".
-      platform: another one, for a program that is planned and not run.
+      sharded: what is sharded over devices besides rows: "sequences", "products".
+      platform: the platform; "" is JAX's default backend.
     """
     if name != "auto":
         return name
-    # Those of CPUs join and slice axes that are divided, which XLA would bring together first.
+    # CPU kernels concatenate and slice sharded axes, which XLA would gather first.
     backend = platform or jax.default_backend()
-    return "plain" if backend not in KERNELS or (backend == "cpu" and divided) else backend
+    return "plain" if backend not in KERNELS or (backend == "cpu" and sharded) else backend
 
 
 def attention_plan(config: Any, dtype: str, packed: bool = False) -> str:
@@ -95,6 +95,6 @@ def attention_plan(config: Any, dtype: str, packed: bool = False) -> str:
 
 
 def compiler_options(config: Any, dtype: str) -> dict[str, str]:
-    """What XLA is told for a train step of `config` (`config.model`), but for what a user's own XLA_FLAGS name."""
-    wanted = KERNELS[resolved(config.kernels)].compiler_options(dtype)
-    return {name: value for name, value in wanted.items() if name not in os.environ.get("XLA_FLAGS", "")}
+    """XLA compiler options for a train step of `config` (`config.model`), except those set in XLA_FLAGS."""
+    options = KERNELS[resolve_kernels(config.kernels)].compiler_options(dtype)
+    return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}

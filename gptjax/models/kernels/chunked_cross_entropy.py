@@ -1,7 +1,7 @@
-"""Cross-entropy of a head whose logits never exist whole: a slice of the sequence at a time, gradient included.
+"""Cross-entropy, and its gradient, computed in chunks of the sequence, so that the logits are never held in full.
 
-The gradient of softmax and cross-entropy needs nothing that comes after the loss, so each slice's logits are made, used
-for the loss and for the gradients of the head's input and table, and forgotten; nothing is computed twice.
+The gradient of softmax and cross-entropy depends on nothing after the loss: each chunk's logits are used for the loss
+and for the gradients of hidden states and unembedding, and then discarded; nothing is recomputed.
 """
 
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from gptjax.models.kernels import reference
 from gptjax.models.kernels.reference import TokenLoss, softcap
 
 
-class Slicing(NamedTuple):
-    """How a platform likes its slices."""
+class Chunking(NamedTuple):
+    """Chunk size and matrix product of a platform."""
 
-    logit_bytes: int  # float32 logits that exist at once, at most
-    multiple: int  # rows that are added to the table, in the program only, to make its length a multiple of this
-    dot: Callable[..., jax.Array] = reference.dot  # or a faster one
+    logit_bytes: int  # the maximum size of a chunk's float32 logits
+    multiple: int  # the unembedding is padded, within the program, to a multiple of this many rows
+    dot: Callable[..., jax.Array] = reference.dot
 
 
-def slices(B: int, T: int, V: int, logit_bytes: int) -> int:
-    """The least divisor of T that keeps float32 logits [B, T / divisor, V] within so many bytes; T where none does."""
+def num_chunks(B: int, T: int, V: int, logit_bytes: int) -> int:
+    """The least divisor of T that keeps float32 logits [B, T / divisor, V] within `logit_bytes`; T if none does."""
     return next((n for n in range(1, T + 1) if T % n == 0 and 4 * B * T * V <= n * logit_bytes), T)
 
 
-class Asked(NamedTuple):
-    """What is asked of the logits besides cross-entropy; see gptjax.models.kernels.reference.token_loss."""
+class LossOptions(NamedTuple):
+    """Options of the loss; see gptjax.models.kernels.reference.token_loss."""
 
     cap: float = 0.0
     smoothing: float = 0.0
@@ -38,115 +38,124 @@ class Asked(NamedTuple):
 
 def cross_entropy(
     x_BTD: jax.Array,
-    table_VD: jax.Array,
+    unembedding_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     cap: float,
-    slicing: Slicing,
+    chunking: Chunking,
 ) -> jax.Array:
-    """As gptjax.models.kernels.reference.cross_entropy."""
-    return _token_loss(x_BTD, table_VD, targets_BT, weights_BT, Asked(cap), slicing)[0]
+    """Same as gptjax.models.kernels.reference.cross_entropy, in chunks."""
+    return _token_loss(x_BTD, unembedding_VD, targets_BT, weights_BT, LossOptions(cap), chunking)[0]
 
 
 def token_loss(
     x_BTD: jax.Array,
-    table_VD: jax.Array,
+    unembedding_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     cap: float,
     smoothing: float,
     z_loss: float,
-    slicing: Slicing,
+    chunking: Chunking,
 ) -> TokenLoss:
-    """As gptjax.models.kernels.reference.token_loss."""
-    asked = Asked(cap, smoothing, z_loss)
-    loss, nats, hits = _token_loss(x_BTD, table_VD, targets_BT, weights_BT, asked, slicing)
+    """Same as gptjax.models.kernels.reference.token_loss, in chunks."""
+    options = LossOptions(cap, smoothing, z_loss)
+    loss, nats, hits = _token_loss(x_BTD, unembedding_VD, targets_BT, weights_BT, options, chunking)
     return TokenLoss(loss, jax.lax.stop_gradient(nats), jax.lax.stop_gradient(hits))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _token_loss(
     x_BTD: jax.Array,
-    table_VD: jax.Array,
+    unembedding_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
-    asked: Asked,
-    slicing: Slicing,
+    options: LossOptions,
+    chunking: Chunking,
 ) -> TokenLoss:
-    table = _prepared(table_VD, x_BTD.dtype, slicing)
-    pieces = _pieces(x_BTD, targets_BT, weights_BT, table_VD.shape[0], slicing)
-    sums = jax.lax.map(lambda piece: _sums(piece, table, table_VD.shape[0], asked, slicing)[0], pieces)
+    unembedding_PD = _pad_unembedding(unembedding_VD, x_BTD.dtype, chunking)
+    chunks = _chunks(x_BTD, targets_BT, weights_BT, unembedding_VD.shape[0], chunking)
+    sums = jax.lax.map(
+        lambda chunk: _sums(chunk, unembedding_PD, unembedding_VD.shape[0], options, chunking)[0], chunks
+    )
     return jax.tree.map(jnp.sum, sums)
 
 
-def _prepared(table_VD: jax.Array, dtype: Any, slicing: Slicing) -> jax.Array:
-    return jnp.pad(table_VD.astype(dtype), ((0, -table_VD.shape[0] % slicing.multiple), (0, 0)))
+def _pad_unembedding(unembedding_VD: jax.Array, dtype: Any, chunking: Chunking) -> jax.Array:
+    return jnp.pad(unembedding_VD.astype(dtype), ((0, -unembedding_VD.shape[0] % chunking.multiple), (0, 0)))
 
 
-def _pieces(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, V: int, slicing: Slicing) -> Any:
+def _chunks(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, V: int, chunking: Chunking) -> Any:
     B, T, _ = x_BTD.shape
-    n = slices(B, T, V, slicing.logit_bytes)
-    # Along T, so that rows stay on the devices that have them.
+    n = num_chunks(B, T, V, chunking.logit_bytes)
+    # Along T, so that rows stay on their devices.
     return jax.tree.map(lambda x: x.reshape(B, n, T // n, *x.shape[2:]).swapaxes(0, 1), (x_BTD, targets_BT, weights_BT))
 
 
-def _sums(piece: Any, table_PD: jax.Array, V: int, asked: Asked, slicing: Slicing) -> tuple[TokenLoss, Any]:
-    x_BtD, targets_Bt, weights_Bt = piece
+def _sums(
+    chunk: Any, unembedding_PD: jax.Array, V: int, options: LossOptions, chunking: Chunking
+) -> tuple[TokenLoss, Any]:
+    x_BtD, targets_Bt, weights_Bt = chunk
     x_ND, targets_N, weights_N = x_BtD.reshape(-1, x_BtD.shape[-1]), targets_Bt.reshape(-1), weights_Bt.reshape(-1)
     with jax.named_scope("head"):
-        logits_NP = slicing.dot(x_ND, table_PD, turn_y=True)
-    logits_NP = softcap(logits_NP, asked.cap)
-    of_all_N = logits_NP.sum(-1) / V if asked.smoothing else 0.0  # rows that were added to the table have logits of 0
-    if table_PD.shape[0] > V:
-        logits_NP = jnp.where(jnp.arange(table_PD.shape[0]) < V, logits_NP, -jnp.inf)
+        logits_NP = chunking.dot(x_ND, unembedding_PD, transpose_y=True)
+    logits_NP = softcap(logits_NP, options.cap)
+    mean_N = logits_NP.sum(-1) / V if options.smoothing else 0.0  # logits of padding are 0
+    if unembedding_PD.shape[0] > V:
+        logits_NP = jnp.where(jnp.arange(unembedding_PD.shape[0]) < V, logits_NP, -jnp.inf)
     top_N1 = logits_NP.max(-1, keepdims=True)
     e_NP = jnp.exp(logits_NP - top_N1)
     sum_N = e_NP.sum(-1)
-    chosen_N = jnp.take_along_axis(logits_NP, targets_N[:, None], axis=-1)[:, 0]
+    target_logit_N = jnp.take_along_axis(logits_NP, targets_N[:, None], axis=-1)[:, 0]
     log_sum_N = jnp.log(sum_N) + top_N1[:, 0]
-    nats = loss = jnp.sum((log_sum_N - chosen_N) * weights_N)
-    if asked.smoothing:
-        loss += asked.smoothing * jnp.sum((chosen_N - of_all_N) * weights_N)
-    if asked.z_loss:
-        loss += asked.z_loss * jnp.sum(log_sum_N**2 * weights_N)
-    hits = jnp.sum((chosen_N >= top_N1[:, 0]) * weights_N)
+    nats = loss = jnp.sum((log_sum_N - target_logit_N) * weights_N)
+    if options.smoothing:
+        loss += options.smoothing * jnp.sum((target_logit_N - mean_N) * weights_N)
+    if options.z_loss:
+        loss += options.z_loss * jnp.sum(log_sum_N**2 * weights_N)
+    hits = jnp.sum((target_logit_N >= top_N1[:, 0]) * weights_N)
     return TokenLoss(loss, nats, hits), (x_ND, logits_NP, e_NP, sum_N, log_sum_N, targets_N, weights_N)
 
 
 def _forward(
-    x_BTD: Any, table_VD: Any, targets_BT: Any, weights_BT: Any, asked: Asked, slicing: Slicing
+    x_BTD: Any, unembedding_VD: Any, targets_BT: Any, weights_BT: Any, options: LossOptions, chunking: Chunking
 ) -> tuple[TokenLoss, Any]:
-    V, cap = table_VD.shape[0], asked.cap
-    table_PD = _prepared(table_VD, x_BTD.dtype, slicing)
+    V, cap = unembedding_VD.shape[0], options.cap
+    unembedding_PD = _pad_unembedding(unembedding_VD, x_BTD.dtype, chunking)
 
-    def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
-        sums, dtable_PD = total
-        more, saved = _sums(piece, table_PD, V, asked, slicing)
+    def add(carry: Any, chunk: Any) -> tuple[Any, jax.Array]:
+        sums, dunembedding_PD = carry
+        added, saved = _sums(chunk, unembedding_PD, V, options, chunking)
         x_ND, logits_NP, e_NP, sum_N, log_sum_N, targets_N, weights_N = saved
-        hit_NP = jnp.arange(table_PD.shape[0]) == targets_N[:, None]
-        share_N = weights_N / sum_N * (1 + 2 * asked.z_loss * log_sum_N if asked.z_loss else 1)
-        dlogits_NP = e_NP * share_N[:, None] - jnp.where(hit_NP, (1 - asked.smoothing) * weights_N[:, None], 0.0)
-        if asked.smoothing:
-            dlogits_NP -= asked.smoothing / V * weights_N[:, None]
+        is_target_NP = jnp.arange(unembedding_PD.shape[0]) == targets_N[:, None]
+        scale_N = weights_N / sum_N * (1 + 2 * options.z_loss * log_sum_N if options.z_loss else 1)
+        dlogits_NP = e_NP * scale_N[:, None] - jnp.where(
+            is_target_NP, (1 - options.smoothing) * weights_N[:, None], 0.0
+        )
+        if options.smoothing:
+            dlogits_NP -= options.smoothing / V * weights_N[:, None]
         if cap:
-            dlogits_NP *= 1 - jnp.where(jnp.isfinite(logits_NP), logits_NP / cap, 0.0) ** 2  # -inf: added rows
-        dlogits_NP = dlogits_NP.astype(table_PD.dtype)
+            dlogits_NP *= 1 - jnp.where(jnp.isfinite(logits_NP), logits_NP / cap, 0.0) ** 2  # -inf: padding
+        dlogits_NP = dlogits_NP.astype(unembedding_PD.dtype)
         with jax.named_scope("head"):
-            dx_ND = slicing.dot(dlogits_NP, table_PD).astype(x_ND.dtype)
-            dtable_PD += slicing.dot(dlogits_NP, x_ND, turn_x=True)
-        return (jax.tree.map(jnp.add, sums, more), dtable_PD), dx_ND.reshape(piece[0].shape)
+            dx_ND = chunking.dot(dlogits_NP, unembedding_PD).astype(x_ND.dtype)
+            dunembedding_PD += chunking.dot(dlogits_NP, x_ND, transpose_x=True)
+        return (jax.tree.map(jnp.add, sums, added), dunembedding_PD), dx_ND.reshape(chunk[0].shape)
 
-    zero = TokenLoss(*[jnp.zeros(())] * 3), jnp.zeros(table_PD.shape, jnp.float32)
-    pieces = _pieces(x_BTD, targets_BT, weights_BT, V, slicing)
-    (sums, dtable_PD), dx_nBtD = jax.lax.scan(add, zero, pieces)
-    return sums, (dx_nBtD.swapaxes(0, 1).reshape(x_BTD.shape), dtable_PD[:V].astype(table_VD.dtype))
+    zero = TokenLoss(*[jnp.zeros(())] * 3), jnp.zeros(unembedding_PD.shape, jnp.float32)
+    chunks = _chunks(x_BTD, targets_BT, weights_BT, V, chunking)
+    (sums, dunembedding_PD), dx_nBtD = jax.lax.scan(add, zero, chunks)
+    return sums, (dx_nBtD.swapaxes(0, 1).reshape(x_BTD.shape), dunembedding_PD[:V].astype(unembedding_VD.dtype))
 
 
-def _backward(asked: Asked, slicing: Slicing, saved: Any, dsums: TokenLoss) -> tuple[jax.Array, jax.Array, None, None]:
-    # Else XLA on CPU merges what others do to a gradient, such as turning it, into a bfloat16 product and cannot run.
-    dx_BTD, dtable_VD = jax.lax.optimization_barrier(saved)
+def _backward(
+    options: LossOptions, chunking: Chunking, saved: Any, dsums: TokenLoss
+) -> tuple[jax.Array, jax.Array, None, None]:
+    # Without the barrier XLA on CPU fuses later operations, such as a transposition, into a bfloat16 product that it
+    # cannot run.
+    dx_BTD, dunembedding_VD = jax.lax.optimization_barrier(saved)
     dloss = dsums.loss
-    return (dx_BTD * dloss).astype(dx_BTD.dtype), (dtable_VD * dloss).astype(dtable_VD.dtype), None, None
+    return (dx_BTD * dloss).astype(dx_BTD.dtype), (dunembedding_VD * dloss).astype(dunembedding_VD.dtype), None, None
 
 
 _token_loss.defvjp(_forward, _backward)

@@ -1,8 +1,8 @@
-"""Attention of recurrent decoders: which tokens of a source each step reads, and how that goes into the next one.
+"""Attention of recurrent decoders to a source.
 
-Additive (arXiv 1409.0473): the state before a step is the query, and what it reads goes into the step. Multiplicative
-(arXiv 1508.04025): the state after it is the query, and what comes of both goes into the next step ("input feeding",
-section 3.3). In either the query is the last layer's, and the first layer is fed.
+Additive (arXiv 1409.0473): the query is the state before a step, and the context vector is an input of the step.
+Multiplicative (arXiv 1508.04025): the query is the state after a step, and the attentional hidden state is an input of
+the next step ("input feeding", section 3.3). The query is the last layer's state, and the first layer is fed.
 """
 
 from collections.abc import Callable
@@ -19,26 +19,26 @@ from gptjax.models.recurrent.scan import Product
 
 
 class Source(NamedTuple):
-    """A source as a decoder's steps read it."""
+    """Keys and values of a source."""
 
     values_BSM: jax.Array
     keys_BSD: jax.Array  # float32
 
 
-# (product, constants, h_BD, mask_BS) -> what is fed, and the weights [B, S]
-Read = Callable[[Product, Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (product, constants, h_BD, mask_BS) -> the fed vector, and the attention weights [B, S]
+AttentionStep = Callable[[Product, Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-class Inside(NamedTuple):
-    """What of an attention is in a loop.
+class LoopPart(NamedTuple):
+    """The part of an attention that runs in the decoder's loop.
 
     Attributes:
-      read: of each step.
+      attend: computes attention in each step.
       equations, operands: of its products, see gptjax.models.recurrent.scan.
-      constants: what else it reads there.
+      constants: other inputs of every step.
     """
 
-    read: Read
+    attend: AttentionStep
     equations: dict[str, str]
     operands: dict[str, jax.Array]
     constants: Any
@@ -47,8 +47,8 @@ class Inside(NamedTuple):
 class Additive(nn.Module):
     """Score v . tanh(W s + U h) of the state s before a step and the source's h (arXiv 1409.0473 appendix A.1.2).
 
-    What is read goes into the step. The head reads the maximum of each two columns of a product with the state after
-    the step, the embedded token and what was read (appendix A.2.2; there with the state before the step).
+    The context vector is an input of the step. The output is a maxout over pairs of columns of a product with the state
+    after the step, the embedded token and the context vector (appendix A.2.2; there with the state before the step).
 
     Attributes:
       config: `config.model`; reads width, kernels.
@@ -60,7 +60,7 @@ class Additive(nn.Module):
     dtype: str
     memory: int
 
-    before: ClassVar[bool] = True  # whether the state before the step is the query
+    before: ClassVar[bool] = True  # True if the query is the state before the step
 
     def setup(self) -> None:
         """Declares the parameters."""
@@ -71,29 +71,31 @@ class Additive(nn.Module):
         self.readout = Kernel(c, self.dtype, 2 * D + M, 2 * D)
 
     @staticmethod
-    def feeds(width: int, memory: int) -> int:
-        """Columns of what the first layer is fed."""
+    def fed_width(width: int, memory: int) -> int:
+        """Columns of the vector that is fed to the first layer."""
         return memory
 
-    def inside(self, source: Source) -> Inside:
-        """What of it a loop has."""
+    def loop_part(self, source: Source) -> LoopPart:
+        """Returns the part that runs in the decoder's loop."""
         equations = {"query": self.query.equation(), "values": "bs,bsm->bm"}
         operands = {"query": self.query.kernel, "values": source.values_BSM}
 
-        def read(product: Product, constants: Any, h_BD: jax.Array, mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def attend(
+            product: Product, constants: Any, h_BD: jax.Array, mask_BS: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             keys_BSD, score_D = constants
-            weights_BS = shares(scores(product("query", h_BD), keys_BSD, score_D), mask_BS)
+            weights_BS = masked_softmax(scores(product("query", h_BD), keys_BSD, score_D), mask_BS)
             return product("values", weights_BS), weights_BS
 
-        return Inside(read, equations, operands, (source.keys_BSD, self.score))
+        return LoopPart(attend, equations, operands, (source.keys_BSD, self.score))
 
-    def finished(self, x_TBD: jax.Array, h_TBD: jax.Array, read_TBM: jax.Array) -> jax.Array:
-        """What the head reads, [T, B, D], of embedded tokens, states and what was read."""
-        pairs = self.readout(jnp.concatenate([h_TBD, x_TBD, read_TBM], axis=-1))
+    def output(self, x_TBD: jax.Array, h_TBD: jax.Array, context_TBM: jax.Array) -> jax.Array:
+        """The decoder's output, [T, B, D], from embedded tokens, states and context vectors."""
+        pairs = self.readout(jnp.concatenate([h_TBD, x_TBD, context_TBM], axis=-1))
         return pairs.reshape(*pairs.shape[:-1], -1, 2).max(-1)
 
 
-# Computed again in the backward pass: saving S times D numbers a step takes longer.
+# Rematerialized: saving S times D numbers per step takes longer.
 @partial(jax.checkpoint, prevent_cse=False)
 def scores(query_BD: jax.Array, keys_BSD: jax.Array, score_D: jax.Array) -> jax.Array:
     """v . tanh(query + key), [B, S]."""
@@ -103,7 +105,8 @@ def scores(query_BD: jax.Array, keys_BSD: jax.Array, score_D: jax.Array) -> jax.
 class Multiplicative(nn.Module):
     """Score h . W h_s of the state h after a step and the source's h_s (arXiv 1508.04025 eq. 8, "general").
 
-    What is read, c, makes tanh(W [c; h]) (eq. 5), which both the next step and the head read. As Additive otherwise.
+    The attentional hidden state tanh(W [c; h]) of the context vector c (eq. 5) is an input of the next step, and the
+    output. Otherwise as Additive.
     """
 
     config: Any
@@ -119,29 +122,31 @@ class Multiplicative(nn.Module):
         self.mix = Kernel(c, self.dtype, M + D, D)
 
     @staticmethod
-    def feeds(width: int, memory: int) -> int:
-        """Columns of what the first layer is fed."""
+    def fed_width(width: int, memory: int) -> int:
+        """Columns of the vector that is fed to the first layer."""
         return width
 
-    def inside(self, source: Source) -> Inside:
-        """What of it a loop has."""
+    def loop_part(self, source: Source) -> LoopPart:
+        """Returns the part that runs in the decoder's loop."""
         equations = {"keys": "bd,bsd->bs", "values": "bs,bsm->bm", "mix": self.mix.equation()}
         operands = {"keys": source.keys_BSD, "values": source.values_BSM, "mix": self.mix.kernel}
 
-        def read(product: Product, constants: Any, h_BD: jax.Array, mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-            weights_BS = shares(product("keys", h_BD), mask_BS)
-            read_BM = product("values", weights_BS)
-            return jnp.tanh(product("mix", jnp.concatenate([read_BM, h_BD], axis=-1))), weights_BS
+        def attend(
+            product: Product, constants: Any, h_BD: jax.Array, mask_BS: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            weights_BS = masked_softmax(product("keys", h_BD), mask_BS)
+            context_BM = product("values", weights_BS)
+            return jnp.tanh(product("mix", jnp.concatenate([context_BM, h_BD], axis=-1))), weights_BS
 
-        return Inside(read, equations, operands, None)
+        return LoopPart(attend, equations, operands, None)
 
-    def finished(self, x_TBD: jax.Array, h_TBD: jax.Array, read_TBD: jax.Array) -> jax.Array:
-        """What the head reads: what was made of it in the loop."""
-        return read_TBD
+    def output(self, x_TBD: jax.Array, h_TBD: jax.Array, context_TBD: jax.Array) -> jax.Array:
+        """The decoder's output: the attentional hidden states of the loop."""
+        return context_TBD
 
 
-def shares(scores_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
-    """The softmax of scores where the mask is True, and 0 elsewhere."""
+def masked_softmax(scores_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """Softmax over the scores where the mask is True, 0 elsewhere."""
     return jax.nn.softmax(jnp.where(mask_BS, scores_BS, -jnp.inf), axis=-1)
 
 

@@ -1,8 +1,8 @@
-"""Recurrent layers: how a step's state follows from its input and the state before.
+"""Recurrent cells and layers.
 
 The formulas, the order of the gates and the two biases are those of `torch.nn.RNN`, `GRU` and `LSTM`: a cell reads
-`inputs = W_i x + b_i` and `states = W_h h + b_h`, each P columns wide, gate after gate; in what follows `.` multiplies
-element by element, and h' is the state after h. States are float32. Knows no tokens, no attention and no losses.
+`inputs = W_i x + b_i` and `states = W_h h + b_h`, each of P columns, gate after gate. Below, `.` is the elementwise
+product, and h' is the state after h. States are float32. Independent of tokens, attention and losses.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from gptjax.models import logical_axes
 from gptjax.models.kernels import KERNELS
 from gptjax.models.recurrent.scan import Loop, Product, scan
 
-State = tuple[jax.Array, ...]  # h_BD, which is what a layer gives, and whatever else goes on to the next step
+State = tuple[jax.Array, ...]  # h_BD, the layer's output, and other arrays carried to the next step
 
 
 class Cell(NamedTuple):
-    """One kind of cell.
+    """A recurrent cell.
 
     Attributes:
       gates: P / D.
-      parts: arrays of its state.
-      sums: whether it reads nothing but inputs + states.
-      step: (inputs_BP, or 0.0 where the other holds their sum, states_BP, state) -> the next state.
+      parts: number of arrays of its state.
+      sums: True if it depends only on inputs + states.
+      step: (inputs_BP, states_BP, state) -> next state; inputs_BP is 0.0 if states_BP is the sum of both.
     """
 
     gates: int
@@ -43,8 +43,8 @@ def rnn(inputs_BP: Any, states_BP: jax.Array, state: State) -> State:
 def gru(inputs_BP: jax.Array, states_BP: jax.Array, state: State) -> State:
     """h' = (1 - z) . n + z . h, with gates r, z, n in this order (arXiv 1406.1078 section 2.3).
 
-    r and z are the sigmoid of their columns' sums, n = tanh(inputs_n + r . states_n): r after the product, as in torch
-    and cuDNN, where the paper has it before.
+    r and z are the sigmoid of inputs + states, n = tanh(inputs_n + r . states_n): r multiplies after the product, as in
+    PyTorch and cuDNN, and not before it, as in the paper.
     """
     (h_BD,) = state
     inputs_r, inputs_z, inputs_n = jnp.split(inputs_BP, 3, axis=-1)
@@ -57,7 +57,7 @@ def gru(inputs_BP: jax.Array, states_BP: jax.Array, state: State) -> State:
 def lstm(inputs_BP: Any, states_BP: jax.Array, state: State) -> State:
     """c' = f . c + i . g and h' = o . tanh(c'), with gates i, f, g, o in this order.
 
-    g is the tanh, the others are the sigmoid of their columns' sums (Hochreiter & Schmidhuber 1997, "Long short-term
+    g is the tanh, the others are the sigmoid of inputs + states (Hochreiter & Schmidhuber 1997, "Long short-term
     memory", with the forget gate of Gers et al. 2000, "Learning to forget").
     """
     return _lstm(inputs_BP + states_BP, state[1])
@@ -77,7 +77,7 @@ def _lstm_forward(sums_BP: jax.Array, c_BD: jax.Array) -> tuple[State, Any]:
 
 
 def _lstm_backward(saved: Any, dstate: State) -> State:
-    """Of six arrays a step that JAX would save eleven of."""
+    """Gradient from six saved arrays per step, where JAX would save eleven."""
     i, f, g, o, c_BD, squashed_BD = saved
     dh_BD, dc_BD = dstate
     dc_BD = dc_BD + dh_BD * o * (1 - squashed_BD**2)
@@ -96,16 +96,16 @@ CELLS: dict[str, Cell] = {
 
 
 class Kernel(nn.Module):
-    """A matrix that multiplies before or within a loop: [rows, columns], and a bias where there is one.
+    """A matrix [rows, columns] that multiplies before or within a loop, with an optional bias.
 
     Attributes:
       config: `config.model`; reads kernels.
       dtype: of the arithmetic.
-      rows, columns: at first normal with a standard deviation of 1 / sqrt(rows): no norm makes up for small inputs.
-      use_bias: whether there is a bias, 0 at first.
-      ones: first and last column, plus one, of those whose bias is 1 at first.
-      squares: where it is not 0: how many orthogonal matrices it is at first, side by side, so that neither states nor
-        gradients grow or vanish at once (arXiv 1312.6120; of arXiv 1409.0473 appendix B.1).
+      rows, columns: shape; initialized normal with standard deviation 1 / sqrt(rows), since no norm rescales the input.
+      use_bias: True for a bias, initialized to 0.
+      ones: range of columns whose bias is initialized to 1.
+      squares: if not 0, the number of orthogonal matrices, side by side, that it is initialized to, so that neither
+        states nor gradients explode or vanish (arXiv 1312.6120; arXiv 1409.0473 appendix B.1).
     """
 
     config: Any
@@ -118,15 +118,15 @@ class Kernel(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters."""
-        self.turned = KERNELS[self.config.kernels].turned
+        self.transposed = KERNELS[self.config.kernels].transposed
         self.kernel = self.matrix()
         if self.use_bias:
             self.bias = logical_axes.parameter(self, "bias", self._first_bias, (self.columns,))
 
     def matrix(self) -> jax.Array:
-        """The matrix, as kernels of products are stored."""
-        init = _side_by_side(self.squares) if self.squares else nn.initializers.normal(self.rows**-0.5)
-        shape = (self.columns, self.rows) if self.turned else (self.rows, self.columns)
+        """Declares the matrix, in the layout of the product's kernels."""
+        init = _orthogonal_blocks(self.squares) if self.squares else nn.initializers.normal(self.rows**-0.5)
+        shape = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
         return logical_axes.parameter(self, "kernel", init, shape, self.dtype)
 
     def _first_bias(self, key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
@@ -137,15 +137,15 @@ class Kernel(nn.Module):
         return KERNELS[self.config.kernels].product(x, self.kernel, self.dtype, "float32")
 
     def equation(self) -> str:
-        """Of rows [B, rows] times `kernel`, as a loop takes it."""
-        return "bd,pd->bp" if self.turned else "bd,dp->bp"
+        """The `jnp.einsum` subscripts of [B, rows] times `kernel`; see gptjax.models.recurrent.scan.Loop."""
+        return "bd,pd->bp" if self.transposed else "bd,dp->bp"
 
-    def added(self) -> jax.Array | float:
-        """The bias, or 0."""
+    def bias_or_zero(self) -> jax.Array | float:
+        """The bias, or 0.0 if there is none."""
         return self.bias if self.use_bias else 0.0
 
 
-def _side_by_side(squares: int) -> Callable[..., jax.Array]:
+def _orthogonal_blocks(squares: int) -> Callable[..., jax.Array]:
     def init(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
         square = nn.initializers.orthogonal()
         D, along = min(shape), int(shape[1] >= shape[0])
@@ -155,90 +155,95 @@ def _side_by_side(squares: int) -> Callable[..., jax.Array]:
 
 
 class Layer(nn.Module):
-    """One layer in one direction.
+    """A recurrent layer in one direction.
 
     Attributes:
       config: `config.model`; reads width, use_bias, kernels.
       dtype: of the products.
       cell: of CELLS.
-      reads: columns of what it reads.
-      feeds: columns of what an attention gives it besides; 0: nothing.
+      input_width: columns of the input.
+      fed_width: columns of the attention's output that is fed to it; 0 for none.
     """
 
     config: Any
     dtype: str
     cell: str
-    reads: int
-    feeds: int = 0
+    input_width: int
+    fed_width: int = 0
 
     def setup(self) -> None:
         """Declares the parameters."""
         c, gates = self.config, CELLS[self.cell].gates
         P = gates * c.width
-        # An LSTM forgets little at first (Gers et al. 2000; Jozefowicz et al. 2015, section 2.2).
+        # Initializes the forget gate's bias to 1 (Gers et al. 2000; Jozefowicz et al. 2015, section 2.2).
         forget = (c.width, 2 * c.width) if self.cell == "lstm" else (0, 0)
-        self.input = Kernel(c, self.dtype, self.reads, P, c.use_bias, forget)
+        self.input = Kernel(c, self.dtype, self.input_width, P, c.use_bias, forget)
         self.state = Kernel(c, self.dtype, c.width, P, c.use_bias, squares=gates)
-        if self.feeds:
-            self.feed = Kernel(c, self.dtype, self.feeds, P)
+        if self.fed_width:
+            self.feed = Kernel(c, self.dtype, self.fed_width, P)
 
     def __call__(
-        self, x_TBD: jax.Array, begins_TB1: jax.Array | None, state: State, reverse: bool = False, keeps: bool = False
+        self,
+        x_TBD: jax.Array,
+        resets_TB1: jax.Array | None,
+        state: State,
+        reverse: bool = False,
+        keep_all: bool = False,
     ) -> State:
-        """The state after each step, time first; the first part of it, [T, B, width], is what the layer gives.
+        """Returns the state after each step, time first; its first part, [T, B, width], is the layer's output.
 
         Args:
-          x_TBD: what it reads; the products with it are made before the loop, all at once.
-          begins_TB1: True where the state is 0 before; None: nowhere.
-          state: before the first step, or in reverse before the last.
-          reverse: whether it reads backwards.
-          keeps: whether it gives all parts of the state, not the first alone.
+          x_TBD: the input; its products are computed before the loop, for all steps at once.
+          resets_TB1: True where the state is reset to 0 before the step; None: nowhere.
+          state: before the first step, or before the last one in reverse.
+          reverse: True to run from the last step to the first.
+          keep_all: True returns all parts of the state, not only the first.
         """
         cell = CELLS[self.cell]
         inputs_TBP = self.input(x_TBD) + self.outer_bias()
         addends = {"state": inputs_TBP} if cell.sums else {}
-        xs = (begins_TB1, None if cell.sums else inputs_TBP)
+        xs = (resets_TB1, None if cell.sums else inputs_TBP)
 
         def step(product: Product, bias: Any, state: State, x: Any) -> tuple[State, State]:
-            begins_B1, inputs_BP = x
-            if begins_B1 is not None:
-                state = begun(state, 0.0, begins_B1)
+            resets_B1, inputs_BP = x
+            if resets_B1 is not None:
+                state = reset(state, 0.0, resets_B1)
             states_BP = product("state", state[0]) + bias
             state = cell.step(0.0 if inputs_BP is None else inputs_BP, states_BP, state)
-            return state, state if keeps else state[:1]
+            return state, state if keep_all else state[:1]
 
         loop = Loop(step, {"state": self.state.equation()}, self.dtype, reverse)
         states: State = scan(loop, {"state": self.state.kernel}, addends, self.inner_bias(), state, xs)[1]
         return states
 
     def outer_bias(self) -> jax.Array | float:
-        """What is added to the inputs: their bias, and the states' too where the cell reads only the sum of both."""
-        return self.input.added() + (self.state.added() if CELLS[self.cell].sums else 0.0)
+        """Bias of the inputs, plus that of the states if the cell depends only on their sum."""
+        return self.input.bias_or_zero() + (self.state.bias_or_zero() if CELLS[self.cell].sums else 0.0)
 
     def inner_bias(self) -> jax.Array | float:
-        """What is added to the states' product."""
-        return 0.0 if CELLS[self.cell].sums else self.state.added()
+        """Bias of the states' product within the loop."""
+        return 0.0 if CELLS[self.cell].sums else self.state.bias_or_zero()
 
 
 def zeros(cell: str, rows: int, width: int) -> State:
-    """The state before anything was read."""
+    """The initial state, zeros."""
     return tuple(jnp.zeros((rows, width), jnp.float32) for _ in range(CELLS[cell].parts))
 
 
-def begun(state: State, first: State | float, begins_B1: jax.Array) -> State:
-    """The state, but that it is `first` in rows where something begins."""
+def reset(state: State, first: State | float, resets_B1: jax.Array) -> State:
+    """Resets the state to `first` in rows where `resets_B1` is True."""
     if not isinstance(first, tuple):
-        return tuple(jnp.where(begins_B1, first, old) for old in state)
-    return tuple(jnp.where(begins_B1, new, old) for new, old in zip(first, state, strict=True))
+        return tuple(jnp.where(resets_B1, first, old) for old in state)
+    return tuple(jnp.where(resets_B1, new, old) for new, old in zip(first, state, strict=True))
 
 
-def beginnings(segments_BT: jax.Array, reverse: bool = False) -> jax.Array:
-    """begins_TB1: where a run of equal segments begins; in reverse, where it ends."""
+def segment_starts(segments_BT: jax.Array, reverse: bool = False) -> jax.Array:
+    """resets_TB1: True at the first token of each segment; in reverse, at the last one."""
     borders_Bt = segments_BT[:, 1:] != segments_BT[:, :-1]
     at_edge = (0, 1) if reverse else (1, 0)
     return jnp.pad(borders_Bt, ((0, 0), at_edge), constant_values=True).T[..., None]
 
 
-def after(states: Any, count_B: jax.Array) -> Any:
-    """States [T, B, ...], each after so many tokens of its row, at least 1: [B, ...]."""
+def select_steps(states: Any, count_B: jax.Array) -> Any:
+    """Selects from states [T, B, ...] each row's state after `count_B` tokens, at least 1: [B, ...]."""
     return jax.tree.map(lambda part: part[count_B - 1, jnp.arange(part.shape[1])], states)

@@ -1,7 +1,7 @@
-"""Recurrent models: an encoder, a decoder that may read an encoder's memory, and a language model of its own.
+"""Recurrent models: an encoder, a decoder with optional attention to a source, and a language model.
 
-Knows nothing of text, losses or devices. A state never passes from one segment of a row to another; padding is a
-segment like any other. Layers and attention are in cells.py and alignment.py; both loops are those of loops.py.
+Independent of text, losses and devices. States never cross segments of a row; padding is a segment like any other.
+Layers are in cells.py, attention in attention.py, and the loop in scan.py.
 """
 
 from functools import partial
@@ -17,17 +17,17 @@ from gptjax.models.kernels.reference import pair_mask
 from gptjax.models.layers import Dropout
 from gptjax.models.model import Model
 from gptjax.models.recurrent import cells
-from gptjax.models.recurrent.attention import ATTENTIONS, Read, Source
+from gptjax.models.recurrent.attention import ATTENTIONS, AttentionStep, Source
 from gptjax.models.recurrent.cells import CELLS, Kernel, Layer, State
 from gptjax.models.recurrent.scan import Loop, Product, scan
 
-Begins = tuple[jax.Array, tuple[State, ...]]  # begins_TB1, and each layer's state where something begins
+Resets = tuple[jax.Array, tuple[State, ...]]  # resets_TB1, and each layer's state after a reset
 
 
 class RecurrentEncoder(nn.Module):
-    """Embedded tokens [B, S, D] -> [B, S, M]; M is 2D where it reads in both directions, the forward one's first.
+    """Recurrent encoder: embedded tokens [B, S, D] -> [B, S, M]; M is 2D if bidirectional, forward columns first.
 
-    Each layer reads both directions of the one below, as `torch.nn.LSTM(bidirectional=True)` has it.
+    The input of each layer is both directions of the layer below, as in `torch.nn.LSTM(bidirectional=True)`.
 
     Attributes:
       config: `config.model`; reads encoder_layers, bidirectional, width, dropout, use_bias, kernels.
@@ -40,65 +40,65 @@ class RecurrentEncoder(nn.Module):
     cell: str
 
     def setup(self) -> None:
-        """Declares the layers: `forward_0` reads from the first token on, `backward_0` from the last."""
+        """Declares the layers: `forward_0` runs from the first token, `backward_0` from the last."""
         c = self.config
-        self.ways = ("forward", "backward") if c.bidirectional else ("forward",)
+        self.directions = ("forward", "backward") if c.bidirectional else ("forward",)
         for i in range(c.encoder_layers):
-            for way in self.ways:
-                reads = c.width * (len(self.ways) if i else 1)
-                setattr(self, f"{way}_{i}", Layer(c, self.dtype, self.cell, reads))
+            for direction in self.directions:
+                input_width = c.width * (len(self.directions) if i else 1)
+                setattr(self, f"{direction}_{i}", Layer(c, self.dtype, self.cell, input_width))
         self.drop = Dropout(c.dropout)
 
     def __call__(self, x_BSD: jax.Array, segments_BS: jax.Array, deterministic: bool = True) -> jax.Array:
-        """What the decoder reads; dropout is of what each layer reads and of what the last one gives (1409.2329)."""
-        first = cells.zeros(self.cell, x_BSD.shape[0], self.config.width)
+        """The encoder output, [B, S, M]; dropout applies to each layer's input and to the output (arXiv 1409.2329)."""
+        initial = cells.zeros(self.cell, x_BSD.shape[0], self.config.width)
         x_SBD = x_BSD.swapaxes(0, 1)
-        begins = [cells.beginnings(segments_BS, way == "backward") for way in self.ways]
+        resets = [cells.segment_starts(segments_BS, direction == "backward") for direction in self.directions]
         for i in range(self.config.encoder_layers):
             x_SBD = self.drop(x_SBD.astype(self.dtype), deterministic=deterministic)
-            given = [
-                getattr(self, f"{way}_{i}")(x_SBD, begins_SB1, first, way == "backward")[0]
-                for way, begins_SB1 in zip(self.ways, begins, strict=True)
+            outputs = [
+                getattr(self, f"{direction}_{i}")(x_SBD, resets_SB1, initial, direction == "backward")[0]
+                for direction, resets_SB1 in zip(self.directions, resets, strict=True)
             ]
-            x_SBD = jnp.concatenate(given, axis=-1)
+            x_SBD = jnp.concatenate(outputs, axis=-1)
         return self.drop(x_SBD.swapaxes(0, 1).astype(x_BSD.dtype), deterministic=deterministic)
 
 
-class Kept(NamedTuple):
-    """What a decoder knows of the tokens that it has read, float32."""
+class DecoderState(NamedTuple):
+    """State of a decoder, float32."""
 
-    states: tuple[State, ...]  # of each layer
-    fed_BD: jax.Array | None  # what the next step is fed of a source, where the one before made it
+    states: tuple[State, ...]  # by layer
+    fed_BD: jax.Array | None  # the vector fed to the next step, with input feeding
 
 
-class Heard(NamedTuple):
-    """A source as a decoder reads it token by token."""
+class ProjectedSource(NamedTuple):
+    """Encoder output, projected for a decoder's cache."""
 
     source: Source
     mask_BS: jax.Array
-    states: tuple[State, ...]  # before the first token
+    states: tuple[State, ...]  # initial states
 
 
 def memory_width(config: Any) -> int:
-    """M, the columns of what the encoder of `config.model` gives."""
-    both_ways = config.encoder in CELLS and config.bidirectional
+    """M, the width of the encoder output of `config.model`."""
+    bidirectional = config.encoder in CELLS and config.bidirectional
     width: int = config.width
-    return 2 * width if both_ways else width
+    return 2 * width if bidirectional else width
 
 
 class RecurrentDecoder(nn.Module):
-    """Embedded tokens [B, T, D] -> what a head reads, [B, T, D]; where it crosses, with attention to a memory.
+    """Recurrent decoder: embedded tokens [B, T, D] -> hidden states [B, T, D], with optional attention to a source.
 
-    Without a memory states begin as 0. With one, each part of each layer's state begins as tanh(W m), m the mean of
-    what the encoder made of the segment's source: arXiv 1409.0473 has the backward state at its first word instead,
-    which only a bidirectional encoder has.
+    Without a source the initial states are 0. With one, each part of each layer's initial state is tanh(W m), m being
+    the mean of the encoder output over the segment's source: arXiv 1409.0473 takes the backward state at the first
+    word instead, which only a bidirectional encoder has.
 
     Attributes:
-      config: `config.model`; reads layers, width, dropout, use_bias, kernels; of memories encoder,
+      config: `config.model`; reads layers, width, dropout, use_bias, kernels; with a source also encoder,
         bidirectional and attention.
       dtype: of the products.
       cell: of gptjax.models.recurrent.cells.CELLS.
-      crosses: whether it reads a memory.
+      crosses: True if it attends to a source.
     """
 
     config: Any
@@ -107,15 +107,15 @@ class RecurrentDecoder(nn.Module):
     crosses: bool = False
 
     def setup(self) -> None:
-        """Declares the layers, and what reads the memory."""
-        c, feeds = self.config, 0
+        """Declares the layers and the attention."""
+        c, fed_width = self.config, 0
         if self.crosses:
             M = memory_width(c)
             self.attention = ATTENTIONS[c.attention](c, self.dtype, M)
             self.begin = Kernel(c, self.dtype, M, c.layers * CELLS[self.cell].parts * c.width)
-            feeds = ATTENTIONS[c.attention].feeds(c.width, M)
+            fed_width = ATTENTIONS[c.attention].fed_width(c.width, M)
         for i in range(c.layers):
-            setattr(self, f"layer_{i}", Layer(c, self.dtype, self.cell, c.width, 0 if i else feeds))
+            setattr(self, f"layer_{i}", Layer(c, self.dtype, self.cell, c.width, 0 if i else fed_width))
         self.drop = Dropout(c.dropout)
 
     def __call__(
@@ -125,58 +125,70 @@ class RecurrentDecoder(nn.Module):
         memory: CrossKV | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """What the head reads, [B, T, D].
+        """Hidden states of the last layer, [B, T, D].
 
         Args:
           x_BTD: embedded tokens.
-          segments_BT: the number of each token's document, int32, in runs of equal ones, 0 for padding; each document
-            is read as if it were alone. None: a row is one document.
-          memory: what to read besides; a document reads what has its number there.
-          deterministic: False drops out, and needs `rngs={"dropout": key}`.
+          segments_BT: document number of each token, int32, in contiguous runs, 0 for padding; states are reset at the
+            start of each document. None: a row is one document.
+          memory: the encoder output; a document attends to the source of its number.
+          deterministic: False applies dropout, and needs `rngs={"dropout": key}`.
         """
         if memory is None:
-            begins_TB1 = None if segments_BT is None else cells.beginnings(segments_BT)
-            return self._plain(x_BTD, begins_TB1, self._zeros(x_BTD.shape[0]), deterministic)[0]
+            resets_TB1 = None if segments_BT is None else cells.segment_starts(segments_BT)
+            return self._layer_by_layer(x_BTD, resets_TB1, self._zeros(x_BTD.shape[0]), deterministic)[0]
         mask_BTS = pair_mask(segments_BT, memory.segments_BS)
         mask_TBS = jnp.broadcast_to(mask_BTS, (*x_BTD.shape[:2], mask_BTS.shape[2])).swapaxes(0, 1)
-        begins: Begins | None = None
+        resets: Resets | None = None
         if segments_BT is None:
-            states = self._first(memory.x_BSM, mask_BTS[:, 0])
+            states = self._initial_states(memory.x_BSM, mask_BTS[:, 0])
         else:
-            firsts = jax.vmap(self._first, (None, 0))(memory.x_BSM, mask_TBS)
-            begins, states = (cells.beginnings(segments_BT), firsts), self._zeros(x_BTD.shape[0])
-        kept = Kept(states, self._unfed(x_BTD.shape[0]))
-        return self._attending(x_BTD, begins, mask_TBS, self._source(memory), kept, deterministic)[0]
+            initial_states = jax.vmap(self._initial_states, (None, 0))(memory.x_BSM, mask_TBS)
+            resets, states = (cells.segment_starts(segments_BT), initial_states), self._zeros(x_BTD.shape[0])
+        state = DecoderState(states, self._initial_fed(x_BTD.shape[0]))
+        return self._step_by_step(x_BTD, resets, mask_TBS, self._source(memory), state, deterministic)[0]
 
-    def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> Kept:
-        """What is kept of no tokens yet; states take no more room for more tokens."""
-        return Kept(self._zeros(rows), self._unfed(rows))
+    def init_cache(self, rows: int, capacity: int, ahead: int, dtype: str) -> DecoderState:
+        """The initial state; its size does not depend on the number of tokens."""
+        return DecoderState(self._zeros(rows), self._initial_fed(rows))
 
-    def hear(self, memory: CrossKV) -> Heard:
-        """A memory as it is read, to be kept."""
+    def project_memory(self, memory: CrossKV) -> ProjectedSource:
+        """Projects the encoder output for the decoder's cache."""
         mask_BS = pair_mask(None, memory.segments_BS)[:, 0]
-        return Heard(self._source(memory), mask_BS, self._first(memory.x_BSM, mask_BS))
+        return ProjectedSource(self._source(memory), mask_BS, self._initial_states(memory.x_BSM, mask_BS))
 
     def extend(
-        self, x_BTD: jax.Array, kept: Kept, length_B: jax.Array, count_B: jax.Array, heard: Heard | None = None
-    ) -> tuple[jax.Array, Kept]:
-        """What the head reads, [B, T, D], of tokens that follow those that were read, and what is kept now.
+        self,
+        x_BTD: jax.Array,
+        state: DecoderState,
+        length_B: jax.Array,
+        count_B: jax.Array,
+        encoder_output: ProjectedSource | None = None,
+    ) -> tuple[jax.Array, DecoderState]:
+        """Runs the decoder on tokens that follow those of a state.
 
         Args:
           x_BTD: embedded tokens.
-          kept: of the tokens before.
-          length_B: how many those are.
-          count_B: how many tokens of each row are real, at least 1; what it gives for the others means nothing, and
-            they leave no trace in what is kept.
-          heard: as `hear` gives it, where the decoder crosses.
+          state: after the earlier tokens.
+          length_B: the number of earlier tokens of each row.
+          count_B: the number of valid tokens of each row, at least 1; the output for the others is undefined, and they
+            do not affect the state.
+          encoder_output: from `project_memory`, if the decoder attends to a source.
+
+        Returns:
+          Hidden states of the last layer, [B, T, D], and the updated state.
         """
-        if heard is None:
-            x_BTD, states = self._plain(x_BTD, None, kept.states, keeps=True)
-            return x_BTD, Kept(cells.after(states, count_B), None)
-        states = tuple(map(partial(cells.begun, begins_B1=(length_B == 0)[:, None]), kept.states, heard.states))
-        mask_TBS = jnp.broadcast_to(heard.mask_BS, (x_BTD.shape[1], *heard.mask_BS.shape))
-        x_BTD, all_kept = self._attending(x_BTD, None, mask_TBS, heard.source, Kept(states, kept.fed_BD))
-        return x_BTD, cells.after(all_kept, count_B)
+        if encoder_output is None:
+            x_BTD, states = self._layer_by_layer(x_BTD, None, state.states, keep_all=True)
+            return x_BTD, DecoderState(cells.select_steps(states, count_B), None)
+        states = tuple(
+            map(partial(cells.reset, resets_B1=(length_B == 0)[:, None]), state.states, encoder_output.states)
+        )
+        mask_TBS = jnp.broadcast_to(encoder_output.mask_BS, (x_BTD.shape[1], *encoder_output.mask_BS.shape))
+        x_BTD, all_states = self._step_by_step(
+            x_BTD, None, mask_TBS, encoder_output.source, DecoderState(states, state.fed_BD)
+        )
+        return x_BTD, cells.select_steps(all_states, count_B)
 
     def _layers(self) -> list[Layer]:
         return [getattr(self, f"layer_{i}") for i in range(self.config.layers)]
@@ -184,113 +196,115 @@ class RecurrentDecoder(nn.Module):
     def _zeros(self, rows: int) -> tuple[State, ...]:
         return tuple(cells.zeros(self.cell, rows, self.config.width) for _ in range(self.config.layers))
 
-    def _unfed(self, rows: int) -> jax.Array | None:
-        """What the first step is fed."""
-        keeps = self.crosses and not ATTENTIONS[self.config.attention].before
-        return jnp.zeros((rows, self.config.width), jnp.float32) if keeps else None
+    def _initial_fed(self, rows: int) -> jax.Array | None:
+        """The vector fed to the first step."""
+        feeds = self.crosses and not ATTENTIONS[self.config.attention].before
+        return jnp.zeros((rows, self.config.width), jnp.float32) if feeds else None
 
     def _source(self, memory: CrossKV) -> Source:
         values_BSM = memory.x_BSM.astype(self.dtype)
         return Source(values_BSM, self.attention.key(values_BSM))
 
-    def _first(self, x_BSM: jax.Array, mask_BS: jax.Array) -> tuple[State, ...]:
-        """The states before a segment whose source the mask shows."""
-        shares_BS = mask_BS / mask_BS.sum(-1, keepdims=True)
-        mean_BM = jnp.einsum("bs,bsm->bm", shares_BS.astype(self.dtype), x_BSM.astype(self.dtype))
+    def _initial_states(self, x_BSM: jax.Array, mask_BS: jax.Array) -> tuple[State, ...]:
+        """Initial states of a segment, whose source the mask selects."""
+        weights_BS = mask_BS / mask_BS.sum(-1, keepdims=True)
+        mean_BM = jnp.einsum("bs,bsm->bm", weights_BS.astype(self.dtype), x_BSM.astype(self.dtype))
         parts = jnp.split(jnp.tanh(self.begin(mean_BM)), self.config.layers * CELLS[self.cell].parts, axis=-1)
         return tuple(zip(*[iter(parts)] * CELLS[self.cell].parts, strict=True))
 
-    def _plain(
+    def _layer_by_layer(
         self,
         x_BTD: jax.Array,
-        begins_TB1: jax.Array | None,
+        resets_TB1: jax.Array | None,
         states: tuple[State, ...],
         deterministic: bool = True,
-        keeps: bool = False,
+        keep_all: bool = False,
     ) -> tuple[jax.Array, tuple[State, ...]]:
-        """Layer after layer: what the head reads, and each layer's states after each step, whole where it `keeps`."""
+        """Runs layer by layer: returns hidden states, and each layer's states by step (all parts with `keep_all`)."""
         drop = partial(self.drop, deterministic=deterministic)
         x_TBD, all_states = x_BTD.swapaxes(0, 1), []
         for layer, state in zip(self._layers(), states, strict=True):
-            now = layer(drop(x_TBD.astype(self.dtype)), begins_TB1, state, keeps=keeps)
-            x_TBD = now[0]
-            all_states.append(now)
+            updated = layer(drop(x_TBD.astype(self.dtype)), resets_TB1, state, keep_all=keep_all)
+            x_TBD = updated[0]
+            all_states.append(updated)
         return drop(x_TBD.swapaxes(0, 1).astype(x_BTD.dtype)), tuple(all_states)
 
-    def _attending(
+    def _step_by_step(
         self,
         x_BTD: jax.Array,
-        begins: Begins | None,
+        resets: Resets | None,
         mask_TBS: jax.Array,
         source: Source,
-        kept: Kept,
+        state: DecoderState,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, Kept]:
-        """Step after step through all layers: what the head reads, and what is kept after each step, time first."""
+    ) -> tuple[jax.Array, DecoderState]:
+        """Runs all layers step by step: returns hidden states, and the decoder's state after each step, time first."""
         c = self.config
         drop = partial(self.drop, deterministic=deterministic)
-        layers, inside = self._layers(), self.attention.inside(source)
+        layers, part = self._layers(), self.attention.loop_part(source)
         x_TBD = drop(x_BTD.swapaxes(0, 1).astype(self.dtype))
-        equations, operands, biases = dict(inside.equations), dict(inside.operands), []
+        equations, operands, biases = dict(part.equations), dict(part.operands), []
         for i, layer in enumerate(layers):
-            read = layer.feed if i == 0 else layer.input
-            equations |= {f"state_{i}": layer.state.equation(), f"input_{i}": read.equation()}
-            operands |= {f"state_{i}": layer.state.kernel, f"input_{i}": read.kernel}
+            kernel = layer.feed if i == 0 else layer.input
+            equations |= {f"state_{i}": layer.state.equation(), f"input_{i}": kernel.equation()}
+            operands |= {f"state_{i}": layer.state.kernel, f"input_{i}": kernel.kernel}
             biases.append((0.0 if i == 0 else layer.outer_bias(), layer.inner_bias()))
         drops = None
         if c.dropout and not deterministic:
             drops = [drop(jnp.ones((*mask_TBS.shape[:2], c.width))) for _ in layers[1:]]
         addends = {"input_0": layers[0].input(x_TBD) + layers[0].outer_bias()}
-        step = partial(_attending_step, CELLS[self.cell], inside.read, self.attention.before)
-        constants, xs = (inside.constants, biases), (begins, mask_TBS, drops)
-        _, given = scan(Loop(step, equations, self.dtype), operands, addends, constants, kept, xs)
-        if self.is_mutable_collection("attention"):  # for pictures
-            self.sow("attention", "weights_BHTS", given.weights_BS.swapaxes(0, 1)[:, None])
-        x_TBD = self.attention.finished(x_TBD, given.kept.states[-1][0], given.read)
-        return drop(x_TBD.swapaxes(0, 1).astype(x_BTD.dtype)), given.kept
+        step = partial(_attending_step, CELLS[self.cell], part.attend, self.attention.before)
+        constants, xs = (part.constants, biases), (resets, mask_TBS, drops)
+        _, outputs = scan(Loop(step, equations, self.dtype), operands, addends, constants, state, xs)
+        if self.is_mutable_collection("attention"):  # for gptjax.interpret
+            self.sow("attention", "weights_BHTS", outputs.weights_BS.swapaxes(0, 1)[:, None])
+        x_TBD = self.attention.output(x_TBD, outputs.state.states[-1][0], outputs.fed)
+        return drop(x_TBD.swapaxes(0, 1).astype(x_BTD.dtype)), outputs.state
 
 
-class Given(NamedTuple):
-    """What a step of an attending decoder gives."""
+class StepOutput(NamedTuple):
+    """Output of a step of a decoder with attention."""
 
-    kept: Kept
-    read: jax.Array  # what the attention gives, [B, M] or [B, D]
+    state: DecoderState
+    fed: jax.Array  # the attention's output, [B, M] or [B, D]
     weights_BS: jax.Array
 
 
 def _attending_step(
-    cell: cells.Cell, read: Read, before: bool, product: Product, constants: Any, kept: Kept, x: Any
-) -> tuple[Kept, Given]:
-    of_attention, biases = constants
-    begins, mask_BS, drops = x
-    states, fed_BD = kept
-    if begins is not None:
-        begins_B1, firsts = begins
-        states = tuple(cells.begun(state, first, begins_B1) for state, first in zip(states, firsts, strict=True))
-        fed_BD = None if fed_BD is None else jnp.where(begins_B1, 0.0, fed_BD)
+    cell: cells.Cell, attend: AttentionStep, before: bool, product: Product, constants: Any, carry: DecoderState, x: Any
+) -> tuple[DecoderState, StepOutput]:
+    attention_constants, biases = constants
+    resets, mask_BS, drops = x
+    states, fed_BD = carry
+    if resets is not None:
+        resets_B1, initial_states = resets
+        states = tuple(
+            cells.reset(state, first, resets_B1) for state, first in zip(states, initial_states, strict=True)
+        )
+        fed_BD = None if fed_BD is None else jnp.where(resets_B1, 0.0, fed_BD)
     fed: Any = fed_BD
     if before:
-        fed, weights_BS = read(product, of_attention, states[-1][0], mask_BS)
-    now: list[State] = []
+        fed, weights_BS = attend(product, attention_constants, states[-1][0], mask_BS)
+    updated: list[State] = []
     for i, state in enumerate(states):
-        x_BD = fed if i == 0 else now[-1][0] if drops is None else now[-1][0] * drops[i - 1]
-        of_input, of_state = biases[i]
-        inputs_BP, states_BP = product(f"input_{i}", x_BD) + of_input, product(f"state_{i}", state[0]) + of_state
-        now.append(cell.step(inputs_BP, states_BP, state))
+        x_BD = fed if i == 0 else updated[-1][0] if drops is None else updated[-1][0] * drops[i - 1]
+        input_bias, state_bias = biases[i]
+        inputs_BP, states_BP = product(f"input_{i}", x_BD) + input_bias, product(f"state_{i}", state[0]) + state_bias
+        updated.append(cell.step(inputs_BP, states_BP, state))
     if before:
-        return Kept(tuple(now), None), Given(Kept(tuple(now), None), fed, weights_BS)
-    mixed, weights_BS = read(product, of_attention, now[-1][0], mask_BS)
-    return Kept(tuple(now), mixed), Given(Kept(tuple(now), mixed), mixed, weights_BS)
+        return DecoderState(tuple(updated), None), StepOutput(DecoderState(tuple(updated), None), fed, weights_BS)
+    mixed, weights_BS = attend(product, attention_constants, updated[-1][0], mask_BS)
+    return DecoderState(tuple(updated), mixed), StepOutput(DecoderState(tuple(updated), mixed), mixed, weights_BS)
 
 
 class Recurrent(Model):
     """A language model of recurrent layers."""
 
     kind: ClassVar[str] = "decoder"
-    also_reads: ClassVar[tuple[str, ...]] = ("segments_BT", "perturbation_BTD")
+    extra_inputs: ClassVar[tuple[str, ...]] = ("segments_BT", "perturbation_BTD")
 
     def setup(self) -> None:
-        """Declares the parts; what the decoder declares is the model's own."""
+        """Declares the submodules; the decoder shares the model's scope."""
         super().setup()
         self.decoder = RecurrentDecoder(self.config, self.dtype, self.config.cell)
         nn.share_scope(self, self.decoder)
@@ -302,14 +316,14 @@ class Recurrent(Model):
         perturbation_BTD: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """What the layers make of tokens, [B, T, D]; arguments as of gptjax.models.gpt.GPT.features."""
-        return self.decoder(self.words.embed(ids_BT, perturbation_BTD), segments_BT, None, deterministic)
+        """Output of the last layer, [B, T, D]; arguments are those of gptjax.models.gpt.GPT.features."""
+        return self.decoder(self.embedder.embed(ids_BT, perturbation_BTD), segments_BT, None, deterministic)
 
     def extend(self, ids_BT: jax.Array, cache: Cache, count_B: jax.Array) -> tuple[jax.Array, Cache]:
-        """What the head reads of tokens that follow those in the cache; as of gptjax.models.gpt.GPT.extend."""
-        x_BTD, kept = self.decoder.extend(self.words.embed(ids_BT), cache.layers, cache.length_B, count_B)
-        return self.words.asked(x_BTD), Cache(kept, cache.length_B + count_B)
+        """Runs the model on tokens that follow those in the cache; see gptjax.models.gpt.GPT.extend."""
+        x_BTD, state = self.decoder.extend(self.embedder.embed(ids_BT), cache.layers, cache.length_B, count_B)
+        return self.embedder.pre_logits(x_BTD), Cache(state, cache.length_B + count_B)
 
-    def empty(self, rows: int, capacity: int, ahead: int, dtype: str) -> Kept:
-        """What `extend` keeps, of no tokens yet; see gptjax.models.empty."""
-        return self.decoder.empty(rows, capacity, ahead, dtype)
+    def init_cache(self, rows: int, capacity: int, ahead: int, dtype: str) -> DecoderState:
+        """An empty cache; see gptjax.models.init_cache."""
+        return self.decoder.init_cache(rows, capacity, ahead, dtype)

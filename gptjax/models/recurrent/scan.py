@@ -1,7 +1,7 @@
-"""A scan for recurrences: what multiplies the state at every step gets its gradient by one product after the loop.
+"""A scan for recurrences that computes the gradients of its matrices by one product each after the loop.
 
-`jax.lax.scan` alone adds up an operand's gradient step by step: as many small products, each followed by a pass over
-the whole sum. Nothing here holds parameters or knows a model.
+`jax.lax.scan` accumulates such a gradient step by step: one small product per step, each followed by a pass over the
+whole sum. Independent of parameters and models.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,15 +15,15 @@ Product = Callable[[str, jax.Array], jax.Array]
 
 
 class Loop(NamedTuple):
-    """What a scan does; static.
+    """Static description of a scan.
 
     Attributes:
-      step: `(product, constants, carry, x) -> (carry, y)`. `product(name, a)`, once a name in every step, is `a` times
-        the operand of that name, and what is to be added to it in this step.
-      equations: of each operand as `jnp.einsum` takes it, `a` first, such as {"state": "bd,dp->bp"}; rows are b, and
-        each axis of the operand is in `a` or in what comes out.
-      dtype: of the products' operands; they are summed up in float32.
-      reverse: whether it goes from the last step to the first.
+      step: `(product, constants, carry, x) -> (carry, y)`. `product(name, a)`, called once per name in every step,
+        multiplies `a` by the operand of that name and adds the step's addend.
+      equations: `jnp.einsum` subscripts by operand, `a` first, such as {"state": "bd,dp->bp"}; rows are b, and each
+        axis of the operand is in `a` or in the result.
+      dtype: of the products' operands; accumulation is in float32.
+      reverse: True to run from the last step to the first.
     """
 
     step: Callable[[Product, Any, Any, Any], tuple[Any, Any]]
@@ -34,42 +34,42 @@ class Loop(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan(loop: Loop, operands: Any, addends: Any, constants: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """The last carry, and each step's y, as `jax.lax.scan` gives them.
+    """Runs a loop and returns the last carry and the stacked outputs, as `jax.lax.scan` does.
 
     Args:
-      loop: what is done.
-      operands: of its products by name, float32 or the loop's dtype, as their gradients are; exactly the loop's.
-      addends: what is added to a product in each step, by name, float32, time first; names may be missing.
-      constants: what else every step reads.
-      carry: at first.
-      xs: what else each step reads, time first.
+      loop: the step and its products.
+      operands: matrices of the products by name, float32 or the loop's dtype, which their gradients share.
+      addends: arrays added to a product in each step, by name, float32, time first; optional for each name.
+      constants: other inputs of every step.
+      carry: the initial carry.
+      xs: other inputs of each step, time first.
     """
     return _run(loop, operands, addends, constants, carry, xs, {})[0]
 
 
 def _run(loop: Loop, operands: Any, addends: Any, constants: Any, carry: Any, xs: Any, taps: Any) -> tuple[Any, Any]:
-    """What `scan` gives, and what the products of each step read."""
+    """Returns the results of `scan`, and the inputs `a` of the products of each step."""
     cast = {name: operands[name].astype(loop.dtype) for name in loop.equations}
 
-    def body(carry: Any, given: Any) -> tuple[Any, Any]:
-        x, addend, tap = given
-        reads = {}
+    def body(carry: Any, step_inputs: Any) -> tuple[Any, Any]:
+        x, addend, tap = step_inputs
+        inputs = {}
 
         def product(name: str, a: jax.Array) -> jax.Array:
-            reads[name] = a = a.astype(loop.dtype)
+            inputs[name] = a = a.astype(loop.dtype)
             added = name in addend
             return _product(loop.equations[name], added, a, cast[name], addend[name] if added else tap.get(name))
 
         carry, y = loop.step(product, constants, carry, x)
-        return carry, (y, reads)
+        return carry, (y, inputs)
 
-    carry, (ys, reads) = jax.lax.scan(body, carry, (xs, addends, taps), reverse=loop.reverse)
-    return (carry, ys), reads
+    carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, addends, taps), reverse=loop.reverse)
+    return (carry, ys), inputs
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(equation: str, added: bool, a: jax.Array, operand: jax.Array, other: jax.Array | None) -> jax.Array:
-    """The product, and `other` where it is to be added. What would be the operand's gradient is made of `other`'s."""
+    """The product, plus `other` if it is added. The operand's gradient is computed later, from that of `other`."""
     return _product_forward(equation, added, a, operand, other)[0]
 
 
@@ -79,8 +79,8 @@ def _product_forward(equation: str, added: bool, a: Any, operand: Any, other: An
 
 
 def _product_backward(equation: str, added: bool, operand: jax.Array, dy: jax.Array) -> tuple[Any, ...]:
-    of_a, of_operand, of_y = _axes(equation)
-    da = jnp.einsum(f"{of_y},{of_operand}->{of_a}", dy.astype(operand.dtype), operand)
+    axes_a, axes_operand, axes_y = _axes(equation)
+    da = jnp.einsum(f"{axes_y},{axes_operand}->{axes_a}", dy.astype(operand.dtype), operand)
     return da, None, dy
 
 
@@ -88,35 +88,35 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _axes(equation: str) -> tuple[str, str, str]:
-    """("bd", "dp", "bp") of "bd,dp->bp"."""
-    reads, gives = equation.split("->")
-    of_a, of_operand = reads.split(",")
-    return of_a, of_operand, gives
+    """Splits "bd,dp->bp" into ("bd", "dp", "bp")."""
+    inputs, axes_y = equation.split("->")
+    axes_a, axes_operand = inputs.split(",")
+    return axes_a, axes_operand, axes_y
 
 
 def _forward(loop: Loop, operands: Any, addends: Any, constants: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
     T, B = len(jax.tree.leaves((addends, xs))[0]), len(jax.tree.leaves(carry)[0])
 
     def tap(name: str) -> jax.Array:
-        _, of_operand, of_y = _axes(loop.equations[name])
-        sizes = {"b": B} | dict(zip(of_operand, operands[name].shape, strict=True))
-        return jnp.zeros((T, *(sizes[axis] for axis in of_y)), jnp.float32)
+        _, axes_operand, axes_y = _axes(loop.equations[name])
+        sizes = {"b": B} | dict(zip(axes_operand, operands[name].shape, strict=True))
+        return jnp.zeros((T, *(sizes[axis] for axis in axes_y)), jnp.float32)
 
     taps = {name: tap(name) for name in loop.equations if name not in addends}
     run = partial(_run, loop, operands)
-    said, pull, reads = jax.vjp(run, addends, constants, carry, xs, taps, has_aux=True)
-    return said, (pull, reads, operands)
+    outputs, vjp, inputs = jax.vjp(run, addends, constants, carry, xs, taps, has_aux=True)
+    return outputs, (vjp, inputs, operands)
 
 
-def _backward(loop: Loop, saved: Any, dsaid: Any) -> tuple[Any, ...]:
-    pull, reads, operands = saved
+def _backward(loop: Loop, saved: Any, doutputs: Any) -> tuple[Any, ...]:
+    vjp, inputs, operands = saved
     doperands = {}
-    daddends, dconstants, dcarry, dxs, dtaps = pull(dsaid)
+    daddends, dconstants, dcarry, dxs, dtaps = vjp(doutputs)
     for name, equation in loop.equations.items():
-        of_a, of_operand, of_y = _axes(equation)
+        axes_a, axes_operand, axes_y = _axes(equation)
         dy = (daddends | dtaps)[name].astype(loop.dtype)
-        over_all = f"t{of_a},t{of_y}->{of_operand}"
-        gradient = jnp.einsum(over_all, reads[name], dy, preferred_element_type=jnp.float32)
+        over_time = f"t{axes_a},t{axes_y}->{axes_operand}"
+        gradient = jnp.einsum(over_time, inputs[name], dy, preferred_element_type=jnp.float32)
         doperands[name] = gradient.astype(operands[name].dtype)
     return doperands, daddends, dconstants, dcarry, dxs
 

@@ -1,12 +1,12 @@
-"""What the tests of kernels share: one function against another, values and gradients."""
+"""Compares a kernel with its reference: values and gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def compare(ours, plain, *arguments, seed=0, value=1e-5, gradient=1e-4):
-    """Values within 1e-5 and gradients of a random projection within 1e-4, relative to the largest of each.
+def compare(actual, plain, *arguments, seed=0, value=1e-5, gradient=1e-4):
+    """Asserts that values agree within 1e-5 and gradients of a random projection within 1e-4, relative to the largest.
 
     A gradient that is nothing but rounding counts as a hundredth of the largest of all.
     """
@@ -19,7 +19,7 @@ def compare(ours, plain, *arguments, seed=0, value=1e-5, gradient=1e-4):
     def run(f):
         return jax.jit(lambda *given: both(f, *given))(arguments, dy)
 
-    (y, grads), (their_y, their_grads) = run(ours), run(plain)
+    (y, grads), (their_y, their_grads) = run(actual), run(plain)
     assert y.shape == their_y.shape and y.dtype == their_y.dtype
     close(y, their_y, value)
     least = max(float(jnp.abs(their).max()) for their in their_grads) / 100
@@ -28,12 +28,12 @@ def compare(ours, plain, *arguments, seed=0, value=1e-5, gradient=1e-4):
         close(own, their, gradient, least)
 
 
-def close(ours, theirs, tolerance, least=1e-30):
-    """Within the tolerance of the largest, or of `least` where that is more."""
-    ours, theirs = np.asarray(ours, "f"), np.asarray(theirs, "f")
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(np.abs(theirs).max(), least))
+def close(actual, expected, tolerance, least=1e-30):
+    """Asserts agreement within the tolerance times the largest value, or times `least` if that is more."""
+    actual, expected = np.asarray(actual, "f"), np.asarray(expected, "f")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), least))
 
 
 def normal(rng, *shape, scale=1.0, dtype="float32"):
-    """Normal numbers of NumPy's."""
+    """Normal random numbers by NumPy."""
     return jnp.asarray(scale * rng.normal(size=shape), dtype)

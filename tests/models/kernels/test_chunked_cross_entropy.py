@@ -1,4 +1,4 @@
-"""The head's cross-entropy by slices against the plain formula, which JAX differentiates."""
+"""Chunked cross-entropy against the reference, which JAX differentiates."""
 
 import re
 
@@ -11,11 +11,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gptjax.models.kernels import KERNELS, chunked_cross_entropy, reference
-from gptjax.models.kernels.chunked_cross_entropy import Slicing
+from gptjax.models.kernels.chunked_cross_entropy import Chunking
 
 
 def draw(seed, B, T, V, D=6, scale=1.0, dtype="float32"):
-    """What the head reads, its table, targets, and weights of which some are 0."""
+    """Hidden states, unembedding, targets, and weights of which some are 0."""
     rng = np.random.default_rng(seed)
     x, table = normal(rng, B, T, D, scale=scale, dtype=dtype), normal(rng, V, D)
     return x, table, jnp.asarray(rng.integers(0, V, (B, T))), jnp.asarray(rng.integers(0, 3, (B, T)), jnp.float32)
@@ -40,17 +40,17 @@ def test_cross_entropy_vs_reference(B, T, V, scale, cap, rows_at_once, multiple,
     # Far beyond a cap its derivative, 1 - tanh^2, is a difference of equal numbers: rounding, in either formula.
     assume(not cap or scale < 30.0)
     x, table, targets, weights = draw(seed, B, T, V, scale=scale)
-    slicing = Slicing(logit_bytes=4 * V * rows_at_once, multiple=multiple)
+    chunking = Chunking(logit_bytes=4 * V * rows_at_once, multiple=multiple)
 
-    def ours(x, table):
-        return chunked_cross_entropy.cross_entropy(x, table, targets, weights, cap, slicing)
+    def actual(x, table):
+        return chunked_cross_entropy.cross_entropy(x, table, targets, weights, cap, chunking)
 
-    def theirs(x, table):
+    def expected(x, table):
         return reference.cross_entropy(x, table, targets, weights, cap)
 
-    compare(ours, theirs, x, table)
+    compare(actual, expected, x, table)
     # Without a gradient another program runs.
-    close(jax.jit(ours)(x, table), theirs(x, table), 1e-5)
+    close(jax.jit(actual)(x, table), expected(x, table), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
@@ -65,13 +65,13 @@ def test_the_kernels_own_slicing_vs_reference(name):
 
 
 def test_a_target_out_of_reach_of_a_wide_cap_has_the_plain_gradient():
-    """exp(logit - largest) of the target is 0 in float32, and its logit is at the cap all the same."""
+    """exp(logit - largest) of the target underflows to 0 in float32, while its logit is at the cap."""
     x, table = jnp.ones((1, 1, 1)), jnp.array([[-200.0], [200.0]])
     targets, weights = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
     for multiple in (1, 4):
         compare(
             lambda x, table, m=multiple: chunked_cross_entropy.cross_entropy(
-                x, table, targets, weights, 100.0, Slicing(99, m)
+                x, table, targets, weights, 100.0, Chunking(99, m)
             ),
             lambda x, table: reference.cross_entropy(x, table, targets, weights, 100.0),
             x,
@@ -89,17 +89,17 @@ def test_an_untied_table_and_a_gradient_of_either_alone():
 
         return [jax.jit(jax.grad(loss, argnums=argument))(x, kernel) for argument in (0, 1)]
 
-    for ours, theirs in zip(
-        both(chunked_cross_entropy.cross_entropy, Slicing(160, 1)), both(reference.cross_entropy), strict=True
+    for actual, expected in zip(
+        both(chunked_cross_entropy.cross_entropy, Chunking(160, 1)), both(reference.cross_entropy), strict=True
     ):
-        assert ours.shape == theirs.shape
-        close(ours, theirs, 1e-4)
+        assert actual.shape == expected.shape
+        close(actual, expected, 1e-4)
 
 
 def test_a_gradient_is_times_what_comes_from_above():
     x, table, targets, weights = draw(0, 2, 6, 20)
     compare(
-        lambda x, table: chunked_cross_entropy.cross_entropy(x, table, targets, weights, 0.0, Slicing(160, 1)) ** 2,
+        lambda x, table: chunked_cross_entropy.cross_entropy(x, table, targets, weights, 0.0, Chunking(160, 1)) ** 2,
         lambda x, table: reference.cross_entropy(x, table, targets, weights, 0.0) ** 2,
         x,
         table,
@@ -110,7 +110,7 @@ def test_bfloat16_is_close_to_float32():
     x, table, targets, weights = draw(0, 2, 6, 40, D=16, dtype="bfloat16")
     value, (dx, dtable) = jax.jit(
         jax.value_and_grad(
-            lambda *xs: chunked_cross_entropy.cross_entropy(*xs, 0.0, Slicing(2 * 2 * 40 * 4, 16)), argnums=(0, 1)
+            lambda *xs: chunked_cross_entropy.cross_entropy(*xs, 0.0, Chunking(2 * 2 * 40 * 4, 16)), argnums=(0, 1)
         )
     )(x, table, targets, weights)
     exact, (their_dx, their_dtable) = jax.value_and_grad(reference.cross_entropy, argnums=(0, 1))(
@@ -123,13 +123,13 @@ def test_bfloat16_is_close_to_float32():
 
 
 def test_slices_are_few_and_fit():
-    assert chunked_cross_entropy.slices(2, 12, 10, 4 * 2 * 12 * 10) == 1
-    assert chunked_cross_entropy.slices(2, 12, 10, 4 * 2 * 12 * 10 - 1) == 2
+    assert chunked_cross_entropy.num_chunks(2, 12, 10, 4 * 2 * 12 * 10) == 1
+    assert chunked_cross_entropy.num_chunks(2, 12, 10, 4 * 2 * 12 * 10 - 1) == 2
     assert (
-        chunked_cross_entropy.slices(2, 12, 10, 4 * 2 * 5 * 10) == 3
+        chunked_cross_entropy.num_chunks(2, 12, 10, 4 * 2 * 5 * 10) == 3
     )  # the least divisor of 12 that leaves 5 tokens or fewer
-    assert chunked_cross_entropy.slices(2, 13, 10, 4 * 2 * 12 * 10) == 13
-    assert chunked_cross_entropy.slices(2, 12, 10, 1) == 12  # none fits
+    assert chunked_cross_entropy.num_chunks(2, 13, 10, 4 * 2 * 12 * 10) == 13
+    assert chunked_cross_entropy.num_chunks(2, 12, 10, 1) == 12  # none fits
 
 
 def test_the_logits_never_exist_whole():
@@ -142,7 +142,7 @@ def test_the_logits_never_exist_whole():
     whole = program(lambda x, table: reference.cross_entropy(x, table, targets, weights, 0.0))
     sliced = program(
         lambda x, table: chunked_cross_entropy.cross_entropy(
-            x, table, targets, weights, 0.0, Slicing(4 * B * V * T // 16, 1)
+            x, table, targets, weights, 0.0, Chunking(4 * B * V * T // 16, 1)
         )
     )
     logits = 4 * B * T * V

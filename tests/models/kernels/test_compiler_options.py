@@ -1,4 +1,4 @@
-"""What XLA is told for a train step: by platform and dtype, never over a user's own flags, and nothing it refuses."""
+"""XLA options of a train step: by platform and dtype, never overriding XLA_FLAGS, and accepted by XLA."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_xla_takes_them(dtype):
 
 
 def test_float32_products_are_left_to_eigen():
-    """Also where a product is fused with the reshaping of what it gives."""
+    """Also if a product is fused with a reshape of its result."""
     given = kernels.KERNELS["cpu"].compiler_options("float32")
     product = jax.jit(lambda x, w: (x @ w).reshape(4, 16, 32), compiler_options=given)
     text = product.lower(jnp.ones((64, 16)), jnp.ones((16, 32))).compile().as_text()

@@ -1,4 +1,4 @@
-"""Kernels for CPU against the plain formulas, which JAX differentiates."""
+"""Kernels for CPU against the reference implementations, which JAX differentiates."""
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ from gptjax.training import loop
 def test_standardise_vs_reference(D, rows, scale, centre, seed):
     rng = np.random.default_rng(seed)
     x, gain = normal(rng, 2, rows, D, scale=scale) + scale, normal(rng, D)
-    ours, theirs = (lambda x, gain, f=f: f(x, gain, 1e-5, centre) for f in (cpu.normalize, reference.normalize))
-    compare(ours, theirs, x, gain)
+    actual, expected = (lambda x, gain, f=f: f(x, gain, 1e-5, centre) for f in (cpu.normalize, reference.normalize))
+    compare(actual, expected, x, gain)
 
 
 def test_activations_are_the_functions_themselves():
@@ -110,9 +110,9 @@ def test_attention_in_bfloat16_vs_reference_in_float32():
         out, pull = jax.vjp(lambda *given: f(*given, causal), *arguments)
         return out, *pull(out)
 
-    ours = jax.jit(lambda *given: gradients(cpu.attend, *given))(*low)
+    actual = jax.jit(lambda *given: gradients(cpu.attend, *given))(*low)
     exact = jax.jit(lambda *given: gradients(reference.attend, *given))(*(x.astype("float32") for x in low))
-    for mine, their in zip(ours, exact, strict=True):
+    for mine, their in zip(actual, exact, strict=True):
         assert mine.dtype == jnp.bfloat16
         close(mine, their, 0.03)
 
@@ -147,14 +147,14 @@ def test_what_blocks_cannot_is_computed_plainly(causal):
 
 
 def test_the_plan_tells_of_dropout():
-    def said(packed=False, **changes):
+    def output(packed=False, **changes):
         config = configs.resolve(tiny_config(model_kernels="cpu", **changes)).model
         return models.kernels.attention_plan(config, "float32", packed)
 
-    assert said() == said(packed=True) == "in blocks of queries, with a gradient of its own"
-    assert said(model_scan_layers=True, model_layers=2).startswith("in blocks")
-    assert "different lengths" in said(model_scan_layers=True, model_windows="(4, 0)")
-    assert said(model_dropout=0.1) == "plain: dropout of attention weights is drawn by JAX (model.dropout)"
+    assert output() == output(packed=True) == "in blocks of queries, with a custom gradient"
+    assert output(model_scan_layers=True, model_layers=2).startswith("in blocks")
+    assert "different lengths" in output(model_scan_layers=True, model_windows="(4, 0)")
+    assert output(model_dropout=0.1) == "plain: dropout of attention weights is drawn by JAX (model.dropout)"
 
 
 MODERN = dict(

@@ -1,4 +1,4 @@
-"""Products for few rows equal the plain ones, of matrices stored the other way round; so does a whole model."""
+"""Products with transposed kernels for decoding, and a whole model with them, against the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,10 @@ def test_a_model_stored_for_few_rows_says_the_same(changes):
     ids_BT = np.random.default_rng(0).integers(0, 50, (2, 7))
     params = model.init(jax.random.key(0), jnp.asarray(ids_BT))["params"]
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
-    turned, stored = models.for_few_rows(model, jax.tree.map(np.asarray, params))
+    turned, stored = models.for_decoding(model, jax.tree.map(np.asarray, params))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(stored))
     wanted = config.train.dtype == "float32"
-    assert KERNELS[turned.config.kernels].turned == wanted
+    assert KERNELS[turned.config.kernels].transposed == wanted
     F, D = stored["block_0"]["attention"]["qkv"]["kernel"].shape
     assert (F > D) == wanted
     expected = models.logits(model, params, ids_BT)
@@ -57,4 +57,4 @@ def test_a_model_stored_for_few_rows_says_the_same(changes):
 
 def test_a_config_cannot_ask_for_them():
     with pytest.raises(configs.ConfigError, match=r"model\.kernels"):
-        checks.check(tiny_config(model_kernels="cpu_few"), models.CHOICES)
+        checks.check(tiny_config(model_kernels="cpu_decode"), models.CHOICES)

@@ -1,4 +1,4 @@
-"""Attention by cuDNN, on a machine that need not have it: when it is asked for, with what, and what is said if not."""
+"""Selection of cuDNN's attention, its arguments, and the reported reason for a fallback; runs without a GPU."""
 
 from functools import partial
 
@@ -19,12 +19,12 @@ FITS = dict(head_width=64, dtype="bfloat16", positions="rotary", dropout=0.0)
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """As if JAX had found a GPU."""
+    """Makes JAX report a GPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({}, ""),
         (dict(dtype=jnp.dtype("float16"), head_width=128, positions="learned"), ""),
@@ -33,13 +33,13 @@ def on_gpu(monkeypatch):
         (dict(head_width=136), "up to 128, not 136"),
         (dict(positions="alibi"), "ALiBi"),
         (dict(dropout=0.1), "model.dropout"),
-        (dict(windows_known=False), "windows of different lengths"),
+        (dict(static_windows=False), "windows of different lengths"),
         (dict(packed=True), "packed documents"),
     ],
 )
-def test_each_refusal_says_why(on_gpu, changes, told):
-    why = gpu.refusal(**FITS | changes)
-    assert told in why and bool(told) == bool(why)
+def test_each_refusal_says_why(on_gpu, changes, message):
+    why = gpu.unsupported_reason(**FITS | changes)
+    assert message in why and bool(message) == bool(why)
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,15 @@ def test_the_oldest_device_bounds_the_heads_width(on_gpu, monkeypatch, capabilit
             self.compute_capability = capability
 
     monkeypatch.setattr(jax, "devices", lambda: [Device(capability) for capability in capabilities])
-    assert gpu.refusal(**FITS | dict(head_width=widest)) == ""
-    assert f"up to {widest}" in gpu.refusal(**FITS | dict(head_width=widest + 8))
+    assert gpu.unsupported_reason(**FITS | dict(head_width=widest)) == ""
+    assert f"up to {widest}" in gpu.unsupported_reason(**FITS | dict(head_width=widest + 8))
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="here is a GPU")
 def test_without_a_gpu_plain_attention_computes_and_the_plan_says_so():
     q = normal(np.random.default_rng(0), 1, 4, 2, 8, dtype="bfloat16")
     np.testing.assert_array_equal(gpu.attend(q, q, q, AttentionSpec()), reference.attend(q, q, q, AttentionSpec()))
-    assert plan() == "plain: no GPU is here"
+    assert plan() == "plain: no GPU is available"
 
 
 def plan(dtype="bfloat16", packed=False, **changes):
@@ -81,12 +81,12 @@ def test_the_plan_names_cudnn_or_what_keeps_it_away(on_gpu):
 @pytest.mark.parametrize("backend, expected", [("cpu", "cpu"), ("gpu", "gpu"), ("tpu", "tpu")])
 def test_each_platform_has_its_kernels(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert kernels.resolved("auto") == expected and kernels.resolved("plain") == "plain"
+    assert kernels.resolve_kernels("auto") == expected and kernels.resolve_kernels("plain") == "plain"
 
 
 @pytest.fixture
 def calls(on_gpu, monkeypatch):
-    """What JAX's attention is called with; XLA computes what cuDNN would."""
+    """Records the arguments of JAX's attention, which XLA computes instead of cuDNN."""
     seen, attention = [], jax.nn.dot_product_attention
 
     def instead(q, k, v, **settings):

@@ -1,4 +1,4 @@
-"""Cross-entropy with label smoothing and z-loss: the plain formula against NumPy and PyTorch, slices against it."""
+"""Label smoothing and z-loss: the reference against NumPy and PyTorch, the chunked loss against the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptjax.models.kernels import chunked_cross_entropy, reference
-from gptjax.models.kernels.chunked_cross_entropy import Slicing
+from gptjax.models.kernels.chunked_cross_entropy import Chunking
 
 
 def draw(seed, B, T, V, D=6):
@@ -19,7 +19,7 @@ def draw(seed, B, T, V, D=6):
 
 
 def in_numpy(x, table, targets, weights, smoothing, z):
-    """Written out in float64: cross-entropy with (1 - s) one-hot + s / V, and z log^2 Z."""
+    """Explicit float64 formula: cross-entropy with (1 - s) one-hot + s / V, and z log^2 Z."""
     logits = np.asarray(x, np.float64) @ np.asarray(table, np.float64).T
     log_z = np.log(np.exp(logits).sum(-1))
     V = logits.shape[-1]
@@ -61,17 +61,17 @@ def test_label_smoothing_vs_torch():
 @example(T=6, V=33, cap=0.0, smoothing=0.1, z=0.0, multiple=1, seed=1)
 def test_slices_vs_plain(T, V, cap, smoothing, z, multiple, seed):
     x, table, targets, weights = draw(seed, 2, T, V)
-    slicing = Slicing(logit_bytes=4 * V * 4, multiple=multiple)
+    chunking = Chunking(logit_bytes=4 * V * 4, multiple=multiple)
 
-    def ours(x, table):
-        return chunked_cross_entropy.token_loss(x, table, targets, weights, cap, smoothing, z, slicing)
+    def actual(x, table):
+        return chunked_cross_entropy.token_loss(x, table, targets, weights, cap, smoothing, z, chunking)
 
-    def theirs(x, table):
+    def reference_value(x, table):
         return reference.token_loss(x, table, targets, weights, cap, smoothing, z)
 
-    compare(lambda *given: ours(*given).loss, lambda *given: theirs(*given).loss, x, table)
-    np.testing.assert_allclose(jax.jit(ours)(x, table), theirs(x, table), rtol=1e-5, atol=1e-5)
+    compare(lambda *given: actual(*given).loss, lambda *given: reference_value(*given).loss, x, table)
+    np.testing.assert_allclose(jax.jit(actual)(x, table), reference_value(x, table), rtol=1e-5, atol=1e-5)
     # What is only told has no gradient, in either.
-    for which in (ours, theirs):
-        told = jax.grad(lambda x, which=which: which(x, table).nats + which(x, table).hits)(x)
-        assert not np.any(told)
+    for which in (actual, reference_value):
+        message = jax.grad(lambda x, which=which: which(x, table).nats + which(x, table).hits)(x)
+        assert not np.any(message)

@@ -1,4 +1,4 @@
-"""The grouped product of TPUs against JAX's, and the tiles that it asks for."""
+"""The ragged product of TPUs against JAX's, and its tiling."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from gptjax.models.kernels import reference, tpu
 @pytest.mark.parametrize("D, F", [(128, 256), (24, 40)], ids=["tiled", "no tile divides it"])
 def test_values_and_gradients_are_plain_ones(D, F):
     rng, sizes = np.random.default_rng(0), jnp.array([100, 0, 60, 40])
-    ours, theirs = (lambda x, w, f=f: f(x, w, sizes) for f in (tpu.ragged_product, reference.ragged_product))
-    compare(ours, theirs, normal(rng, 256, D), normal(rng, 4, D, F))
+    actual, expected = (lambda x, w, f=f: f(x, w, sizes) for f in (tpu.ragged_product, reference.ragged_product))
+    compare(actual, expected, normal(rng, 256, D), normal(rng, 4, D, F))
 
 
 @pytest.mark.parametrize(
-    "M, K, N, dtype, told",
+    "M, K, N, dtype, message",
     [
         (65536, 768, 3072, "bfloat16", "512,768,1024"),
         (65536, 768, 3072, "float32", "512,384,512"),
@@ -26,5 +26,5 @@ def test_values_and_gradients_are_plain_ones(D, F):
         (512, 100, 128, "bfloat16", None),
     ],
 )
-def test_tiles_divide_the_product(M, K, N, dtype, told):
-    assert tpu.tiling(jax.ShapeDtypeStruct((M, K), dtype), N).get("ragged_dot_tiling") == told
+def test_tiles_divide_the_product(M, K, N, dtype, message):
+    assert tpu.tiling(jax.ShapeDtypeStruct((M, K), dtype), N).get("ragged_dot_tiling") == message

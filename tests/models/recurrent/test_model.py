@@ -1,4 +1,4 @@
-"""Recurrent models: against torch, live and golden, and NumPy; segments, padding, causality, reading by token."""
+"""Recurrent models against PyTorch, live and golden, and NumPy; segments, padding, causality, cached decoding."""
 
 import functools
 import sys
@@ -24,13 +24,13 @@ PAIRS += [("rnn", "lstm", "multiplicative")]
 
 logits = jax.jit(models.logits, static_argnums=0)
 extend = jax.jit(models.extend, static_argnums=0)
-listened = jax.jit(models.encode_source, static_argnums=0)
+encode_source = jax.jit(models.encode_source, static_argnums=0)
 forward = jax.jit(models.forward, static_argnums=0)
 
 
 @functools.cache
 def build(**changes):
-    """A tiny model whose parameters, biases too, are so large that everything shows."""
+    """A tiny model with parameters, including biases, large enough that each affects the output."""
     config = configs.with_vocabulary(tiny_config(**dict(model_use_bias=True) | changes), V)
     model = models.build(config.model)
     rng, shapes = np.random.default_rng(0), models.shapes(model)
@@ -58,7 +58,7 @@ def close(got, wanted, atol=1e-5):
 
 
 def of_torch(arrays, layers):
-    """Torch's names as a RecurrentEncoder's parameters, of weights or of their gradients."""
+    """Parameters, or gradients, of a RecurrentEncoder from PyTorch's by name."""
 
     def layer(ending, d):
         parts = {"input": "ih", "state": "hh"}
@@ -91,8 +91,8 @@ def check_parity(kind, both_ways, arrays, layers):
         y = encoder.apply({"params": params}, x, segments)
         return (y**2).sum() / 2, y
 
-    found = jax.jit(jax.grad(half_of_squares, argnums=(0, 1), has_aux=True))
-    (dparams, dx), y = found(params, arrays["x"])
+    result = jax.jit(jax.grad(half_of_squares, argnums=(0, 1), has_aux=True))
+    (dparams, dx), y = result(params, arrays["x"])
     close(y, arrays["y"])
     close(dx, arrays["dx"], 5e-5)
     jax.tree.map(lambda a, b: close(a, b, 5e-5), dparams, wanted)
@@ -138,11 +138,11 @@ def lstm(total, c):
 
 
 def parts_of(model, params, source):
-    """Parameters as float64, the source as the encoder gives it, and embedded tokens by id."""
+    """Decoder parameters as float64, the encoder output, and the token embedding."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
     def encode(model):
-        return model.encoded(source[None], jnp.ones((1, len(source)), jnp.int32)).x_BSM
+        return model.encode(source[None], jnp.ones((1, len(source)), jnp.int32)).x_BSM
 
     encoded = jax.jit(lambda params: model.apply({"params": params}, method=encode))(params)
     return p["decoder"], np.asarray(encoded, np.float64)[0], p["tokens"]["embedding"]
@@ -150,9 +150,9 @@ def parts_of(model, params, source):
 
 @functools.partial(jax.jit, static_argnums=0)
 def attending(model, params, *given):
-    """What the head reads, and the attention's weights [B, T, S]."""
-    x_BTD, said = model.apply({"params": params}, *given, method="features", mutable=["attention"])
-    return x_BTD, said["attention"]["decoder"]["weights_BHTS"][0][:, 0]
+    """Hidden states, and attention weights [B, T, S]."""
+    x_BTD, output = model.apply({"params": params}, *given, method="features", mutable=["attention"])
+    return x_BTD, output["attention"]["decoder"]["weights_BHTS"][0][:, 0]
 
 
 def test_additive_attention_equals_a_numpy_reference():
@@ -172,9 +172,9 @@ def test_additive_attention_equals_a_numpy_reference():
         s = gru(inputs, s @ layer["state"]["kernel"] + layer["state"]["bias"], s)
         pairs = np.concatenate([s, e, c]) @ attention["readout"]["kernel"]
         wanted.append(pairs.reshape(-1, 2).max(-1))
-    got, found = attending(model, params, target[None], source[None], np.ones((1, 7), np.int32))
+    got, result = attending(model, params, target[None], source[None], np.ones((1, 7), np.int32))
     close(got[0], wanted)
-    close(found[0], weights)
+    close(result[0], weights)
     assert np.ptp(weights, axis=0).max() > 0.02  # the steps do not all read alike
 
 
@@ -197,9 +197,9 @@ def test_multiplicative_attention_equals_a_numpy_reference():
         weights.append(softmax(h_S @ attention["key"]["kernel"] @ h1))
         fed = np.tanh(np.concatenate([weights[-1] @ h_S, h1]) @ attention["mix"]["kernel"])
         wanted.append(fed)
-    got, found = attending(model, params, target[None], source[None], np.ones((1, 7), np.int32))
+    got, result = attending(model, params, target[None], source[None], np.ones((1, 7), np.int32))
     close(got[0], wanted)
-    close(found[0], weights)
+    close(result[0], weights)
     assert np.ptp(weights, axis=0).max() > 0.02
 
 
@@ -241,8 +241,8 @@ def test_packed_pairs_are_read_as_if_alone_and_padding_does_nothing(encoder, dec
     @jax.jit
     @jax.grad
     def of_first(shift_BSD):
-        said = model.apply({"params": params}, target, source, of_source, segments, shift_BSD, method="features")
-        return (said[0, :4] ** 2).sum()
+        output = model.apply({"params": params}, target, source, of_source, segments, shift_BSD, method="features")
+        return (output[0, :4] ** 2).sum()
 
     of_tokens = np.abs(of_first(jnp.zeros((1, 8, 16)))[0]).sum(-1)
     assert (of_tokens[:3] > 0).all() and not of_tokens[3:].any()
@@ -266,19 +266,19 @@ def test_no_token_reads_a_later_one(cell):
 
 
 def in_pieces(model, params, tokens, cache, pieces):
-    """Logits of rows that read their tokens in pieces of their own lengths, [B, T, V]; 0 where they read fewer."""
+    """Logits of rows that extend a cache by pieces of different lengths, [B, T, V]; 0 after a row's last token."""
     B, T = tokens.shape
-    done, found = np.zeros(B, int), np.zeros((B, T, V), "f")
+    done, result = np.zeros(B, int), np.zeros((B, T, V), "f")
     for counts in np.asarray(pieces):
         width = counts.max() + 1  # the last one is no token of any row
         piece = np.stack([np.resize(row[at : at + n], width) for row, at, n in zip(tokens, done, counts, strict=True)])
         x, table, cache = extend(model, params, piece.astype(np.int32), cache, jnp.asarray(counts))
-        said = models.next_logits(model, x, table)
+        output = models.next_logits(model, x, table)
         for b, n in enumerate(counts):
-            found[b, done[b] : done[b] + n] = said[b, :n]
+            result[b, done[b] : done[b] + n] = output[b, :n]
         done += counts
     assert np.array_equal(cache.length_B, done)
-    return found
+    return result
 
 
 PIECES = ((1, 3, 2), (4, 1, 1), (1, 2, 3), (1, 1, 1))
@@ -288,10 +288,10 @@ PIECES = ((1, 3, 2), (4, 1, 1), (1, 2, 3), (1, 1, 1))
 def test_reading_in_pieces_equals_reading_at_once(cell):
     model, params = language_model(cell)
     tokens = ids(3, 7)
-    found = in_pieces(model, params, tokens, models.empty(model, 3, 16, 8, "float32"), PIECES)
-    close(found, logits(model, params, tokens))
-    few, stored = models.for_few_rows(model, params)
-    close(in_pieces(few, stored, tokens, models.empty(few, 3, 16, 8, "float32"), PIECES), found)
+    result = in_pieces(model, params, tokens, models.init_cache(model, 3, 16, 8, "float32"), PIECES)
+    close(result, logits(model, params, tokens))
+    few, stored = models.for_decoding(model, params)
+    close(in_pieces(few, stored, tokens, models.init_cache(few, 3, 16, 8, "float32"), PIECES), result)
 
 
 @pytest.mark.parametrize("encoder, decoder, attention", [*PAIRS, ("lstm", "transformer", "additive")])
@@ -303,9 +303,9 @@ def test_so_do_decoders_that_hear_a_source(encoder, decoder, attention):
         ids(3, 6, seed=1),
         (np.arange(6) < np.array([[6], [2], [4]])).astype(np.int32),
     )
-    cache = listened(model, params, source, of_source, models.empty(model, 3, 16, 8, "float32", 6))
-    found = in_pieces(model, params, tokens, cache, PIECES)
-    close(found, logits(model, params, tokens, source, of_source), 2e-5)
+    cache = encode_source(model, params, source, of_source, models.init_cache(model, 3, 16, 8, "float32", 6))
+    result = in_pieces(model, params, tokens, cache, PIECES)
+    close(result, logits(model, params, tokens, source, of_source), 2e-5)
 
 
 # Dropout, kinds of numbers, and commands
@@ -345,8 +345,8 @@ def test_trains_writes_and_is_evaluated_by_the_commands(call, call_train, tmp_pa
     flags = dict(model_arch="recurrent", model_cell="gru", data_path=text_file, optimizer_learning_rate=1e-2)
     done = call_train(tmp_path / "run", "--json", **flags, train_steps=24)
     assert done.code == 0, done.err
-    said = call(evaluate, f"--workdir={tmp_path / 'run'}", "--json")
-    assert said.code == 0 and '"loss"' in said.out
+    output = call(evaluate, f"--workdir={tmp_path / 'run'}", "--json")
+    assert output.code == 0 and '"loss"' in output.out
     ask = f"--workdir={tmp_path / 'run'}", "--prompt=the model", "--max_tokens=20", "--slide"
     once, again = call(generate, *ask), call(generate, *ask)
     assert (once.code, once.out) == (0, again.out)

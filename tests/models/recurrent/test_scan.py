@@ -1,4 +1,4 @@
-"""The scan with gradients made after its loop: what it gives, and every gradient, as of `jax.lax.scan` alone."""
+"""The scan with gradients computed after its loop against `jax.lax.scan`: results and all gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ EQUATIONS = {"kernel": "bd,dp->bp", "turned": "bd,pd->bp", "rows": "bd,bsd->bs"}
 
 
 def step(product, constants, carry, x):
-    """Each kind of product; one gets an addend, two get none, and one of those is of the step's input."""
+    """A step with each kind of product: one with an addend, two without, one of these on the step's input."""
     read = jnp.tanh(product("kernel", carry) + product("turned", x) * constants)
     return jnp.sin(read[:, :D] + x), (read, product("rows", carry))
 
@@ -39,18 +39,18 @@ def arrays():
     return operands, {"kernel": others[0]}, *others[1:]
 
 
-def total(said):
-    return sum(jnp.sum(jnp.cos(leaf + i)) for i, leaf in enumerate(jax.tree.leaves(said)))
+def total(output):
+    return sum(jnp.sum(jnp.cos(leaf + i)) for i, leaf in enumerate(jax.tree.leaves(output)))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_equals_a_plain_scan_and_so_do_all_gradients(reverse):
     loop = Loop(step, EQUATIONS, "float32", reverse)
-    mine, theirs = jax.jit(lambda given: (scan(loop, *given), by_lax(*given, reverse)))(arrays())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mine, theirs)
+    mine, expected = jax.jit(lambda given: (scan(loop, *given), by_lax(*given, reverse)))(arrays())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mine, expected)
     mine = jax.jit(jax.grad(lambda given: total(scan(loop, *given))))(arrays())
-    theirs = jax.jit(jax.grad(lambda given: total(by_lax(*given, reverse))))(arrays())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), mine, theirs)
+    expected = jax.jit(jax.grad(lambda given: total(by_lax(*given, reverse))))(arrays())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), mine, expected)
 
 
 @pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])
@@ -65,8 +65,8 @@ def test_so_do_second_derivatives(order):
         return jax.grad(lambda given: optax.tree.vdot(gradient(given), along))(given)
 
     mine = jax.jit(lambda: second(lambda given: scan(Loop(step, EQUATIONS, "float32"), *given)))()
-    theirs = jax.jit(lambda: second(lambda given: by_lax(*given, False)))()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4, rtol=1e-4), mine, theirs)
+    expected = jax.jit(lambda: second(lambda given: by_lax(*given, False)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4, rtol=1e-4), mine, expected)
 
 
 def test_an_operand_of_the_loops_dtype_gets_a_gradient_of_it():
@@ -86,7 +86,7 @@ def test_an_operand_of_the_loops_dtype_gets_a_gradient_of_it():
 
 
 def products(jaxpr, loops=()):
-    """(shape, in how many loops) of what each product gives, in programs within this one too."""
+    """(shape of the result, number of enclosing loops) of each product, including those of nested programs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation.outvars[0].aval.shape, len(loops)
@@ -99,6 +99,6 @@ def test_an_operands_gradient_is_one_product_outside_the_loop():
     def last(given):
         return scan(Loop(step, EQUATIONS, "float32"), *given)[0].sum()
 
-    found = list(products(jax.make_jaxpr(jax.grad(last))(arrays()).jaxpr))
-    assert ((D, P), 0) in found and ((D, P), 1) not in found
-    assert ((B, D), 1) in found  # what goes back through the state is in the loop
+    result = list(products(jax.make_jaxpr(jax.grad(last))(arrays()).jaxpr))
+    assert ((D, P), 0) in result and ((D, P), 1) not in result
+    assert ((B, D), 1) in result  # what goes back through the state is in the loop
