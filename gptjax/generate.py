@@ -54,16 +54,23 @@ def flags_of(argv: Sequence[str]) -> Any:
         help="the same seed gives the same text (%(default)s)",
     )
     add(
-        "--rows", type=arguments.number(), default=0, help="how many texts at once; 0: as many as there are, at most 16"
+        "--batch_size",
+        type=arguments.number(),
+        default=0,
+        help="how many texts at once; 0: as many as there are, at most 16",
     )
     add(
-        "--room",
+        "--max_length",
         type=arguments.number(),
         default=0,
         help="for how many tokens of a text; 0: as the longest of these needs",
     )
     add("--cache_dtype", choices=["float32", "bfloat16"], help="of keys and values; default: the arithmetic's")
-    add("--slide", action="store_true", help="texts may be longer than the context: its newest tokens are read")
+    add(
+        "--sliding_context",
+        action="store_true",
+        help="texts may be longer than the context: its newest tokens are read",
+    )
     add("--logprobs", type=arguments.number(), metavar="N", help="with --json: the N likeliest tokens at each place")
     add("--prompt_logprobs", action="store_true", help="with --json: log-probabilities of the prompt's tokens")
     _add_choice(given)
@@ -112,7 +119,7 @@ def _add_choice(given: Any) -> None:
 
 def _add_models(given: Any) -> None:
     several = given("several models, or one beside itself").add_argument
-    several("--with", dest="others", action="append", type=Path, help="a run that speaks too; may be repeated")
+    several("--ensemble", action="append", type=Path, help="a run that speaks too; may be repeated")
     several("--combine", help="probabilities (default): their mean; logits: theirs; token: who is surer counts more")
     several("--weights", help="of each model, the first run's first, as in 2,1")
     several(
@@ -189,7 +196,7 @@ def _depends(flags: Any, on: str, *names: str) -> None:
 
     for name in names:
         if is_given(name) and not is_given(on):
-            raise ConfigError(f"--{name} does nothing without --{'with' if on == 'others' else on}")
+            raise ConfigError(f"--{name} does nothing without --{on}")
 
 
 def _how(flags: Any) -> "GenerationConfig":
@@ -203,7 +210,7 @@ def _how(flags: Any) -> "GenerationConfig":
     _depends(flags, "beams", "groups", "diversity_penalty", "length_penalty", "early_stopping", "best")
     _depends(flags, "contrastive_k", "contrastive_alpha")
     _depends(flags, "watermark", "watermark_gamma", "watermark_delta", "detect")
-    _depends(flags, "others", "combine", "weights")
+    _depends(flags, "ensemble", "combine", "weights")
     generation: dict[str, Any] = _given(
         flags, guidance="guidance", negative="negative_prompt", alternatives="logprobs", cache_dtype="cache_dtype"
     )
@@ -222,14 +229,20 @@ def _how(flags: Any) -> "GenerationConfig":
         generation["speculation"] = Speculation(**_given(flags, tokens="draft_tokens", ngram="ngram"))
     if flags.draft:
         generation["draft"] = run.load(flags.draft).generator
-    if flags.others:
-        generation["others"] = tuple(run.load(other).generator for other in flags.others)
+    if flags.ensemble:
+        generation["ensemble"] = tuple(run.load(other).generator for other in flags.ensemble)
     if flags.weights:
         try:
             generation["weights"] = tuple(map(float, flags.weights.split(",")))
         except ValueError:
             raise ConfigError(f"--weights={flags.weights} are not numbers with commas between, such as 2,1") from None
-    return GenerationConfig(rows=flags.rows, room=flags.room, slide=flags.slide, grammar=_grammar(flags), **generation)
+    return GenerationConfig(
+        batch_size=flags.batch_size,
+        max_length=flags.max_length,
+        sliding_context=flags.sliding_context,
+        grammar=_grammar(flags),
+        **generation,
+    )
 
 
 def _grammar(flags: Any) -> Any:
@@ -321,8 +334,7 @@ def fill(flags: Any, loaded: "Run") -> None:
     unset = vars(flags_of([f"--workdir={flags.workdir}"]))
     for name, value in vars(flags).items():
         if value != unset[name] and name not in own:
-            flag = "with" if name == "others" else name
-            raise ConfigError(f"--{flag} is for models that write text; this one is an encoder, and fills in masks")
+            raise ConfigError(f"--{name} is for models that write text; this one is an encoder, and fills in masks")
     for prompt in _prompts(flags):
         filled = loaded.fill(prompt, 5 if flags.top_k is None else flags.top_k)
         masks = [[one._asdict() for one in mask] for mask in filled.masks]
@@ -339,8 +351,10 @@ def talk(flags: Any, loaded: "Run") -> None:
     if models.kind(loaded.model) != "decoder":
         raise ConfigError("--chat needs a decoder; this run is an encoder-decoder, whose --prompt is its source")
     given = [name for name in ("prompt", "prompts", "beams", "contrastive_k") if getattr(flags, name) is not None]
-    if given or flags.json or flags.samples > 1 or flags.slide:
-        what = given[0] if given else "json" if flags.json else "slide" if flags.slide else "samples"
+    if given or flags.json or flags.samples > 1 or flags.sliding_context:
+        what = (
+            given[0] if given else "json" if flags.json else "sliding_context" if flags.sliding_context else "samples"
+        )
         raise ConfigError(f"--{what} and --chat cannot be used together; leave out one of them")
     settings, generation = _settings(flags), _how(flags)
     template = chat.load_template(flags.workdir, flags.chat_template)

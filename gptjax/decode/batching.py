@@ -54,15 +54,15 @@ def limits(prompts: Sequence[Sequence[int]], max_tokens: int, room: int) -> list
 
 
 def batches(
-    prompts: Sequence[Sequence[int]], limits: Sequence[int], rows: int, sources: Sequence[Sequence[int]] = ()
+    prompts: Sequence[Sequence[int]], limits: Sequence[int], batch_size: int, sources: Sequence[Sequence[int]] = ()
 ) -> Iterator[Batch]:
-    """The prompts in order, at most `rows` at once; with fewer, a batch has the next power of two rows."""
-    for start in range(0, len(prompts), rows):
-        some = list(prompts[start : start + rows])
-        last_B, limit_B = np.zeros((2, min(rows, bucket(len(some), 1))), np.int32)
+    """The prompts in order, at most `batch_size` at once; with fewer, a batch has the next power of two rows."""
+    for start in range(0, len(prompts), batch_size):
+        some = list(prompts[start : start + batch_size])
+        last_B, limit_B = np.zeros((2, min(batch_size, bucket(len(some), 1))), np.int32)
         last_B[: len(some)] = [ids[-1] for ids in some]
-        limit_B[: len(some)] = limits[start : start + rows]
-        yield Batch(some, last_B, limit_B, list(sources[start : start + rows]))
+        limit_B[: len(some)] = limits[start : start + batch_size]
+        yield Batch(some, last_B, limit_B, list(sources[start : start + batch_size]))
 
 
 def capacity(batch: Batch, new_tokens: int, least: int = 64) -> int:

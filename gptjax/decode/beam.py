@@ -238,7 +238,7 @@ def search(
     settings: Beams,
     max_tokens: int,
     ends: Sequence[int] = (),
-    rows: int = 8,
+    batch_size: int = 8,
     sources: Sequence[Sequence[int]] = (),
 ) -> list[list[Hypothesis]]:
     """The best continuations of each prompt, best first; what ends a text is their last id.
@@ -249,7 +249,7 @@ def search(
       settings: how to search.
       max_tokens: the most new tokens; fewer where the model's context ends before.
       ends: ids that end a continuation.
-      rows: how many prompts are searched at once; memory is for `rows * settings.beams` rows.
+      batch_size: how many prompts are searched at once; memory is for `batch_size * settings.beams` rows.
       sources: of an encoder-decoder, what its encoder reads for each. Of its prompts, all but the first id count as new
         ones in scores, for they are forced.
 
@@ -260,7 +260,7 @@ def search(
     # The last new token is never read, so it needs no place in the context.
     most = limits(prompts, max_tokens, of.model.config.context + 1)
     found: list[list[Hypothesis]] = []
-    for batch in batches(prompts, most, rows, sources):
+    for batch in batches(prompts, most, batch_size, sources):
         groups = jax.device_get(_searched(of, batch, settings, ends))
         each = (Group(*(x[b] for x in groups)) for b in range(len(batch.prompts)))
         found += [ranked(row, settings.best) for row in each]

@@ -184,7 +184,7 @@ def search(
     settings: Contrastive,
     max_tokens: int,
     ends: Sequence[int] = (),
-    rows: int = 8,
+    batch_size: int = 8,
     sources: Sequence[Sequence[int]] = (),
 ) -> list[Continuation]:
     """A continuation of each prompt; what ends a text is its last id.
@@ -195,7 +195,7 @@ def search(
       settings: how to choose.
       max_tokens: the most new tokens; fewer where the model's context ends before.
       ends: ids that end a continuation.
-      rows: how many prompts are continued at once; memory is for `rows * settings.k` rows.
+      batch_size: how many prompts are continued at once; memory is for `batch_size * settings.k` rows.
       sources: of an encoder-decoder, what its encoder reads for each.
 
     Raises:
@@ -206,7 +206,7 @@ def search(
     # Every new token is read, the last one too: its hidden state is what it is judged by.
     most = limits(prompts, max_tokens, config.context)
     found: list[Continuation] = []
-    for batch in batches(prompts, most, rows, sources):
+    for batch in batches(prompts, most, batch_size, sources):
         said = searched(
             of.model,
             of.params,

@@ -146,22 +146,22 @@ class PrefixCache(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How much an engine has room for.
+    """Sizes that an engine allocates for.
 
     Attributes:
-      rows: B.
-      length: the most ids of a row, prompt and new ones.
-      context: the most tokens that a model reads at once.
-      slide: whether a text may get longer than that. Layers then look back over the newest `context` tokens; where
-        positions are a table, the newest half of them is read anew each time the table is full.
-      source: of encoder-decoders, the most ids of a source.
+      batch_size: B, the number of rows.
+      max_length: maximum number of ids in a row, prompt and new tokens together.
+      context: maximum number of tokens that a model attends to.
+      sliding_context: whether a text may get longer than `context`. Layers then attend to the newest `context` tokens;
+        with a table of positions, the newest half of them is read again each time the table is full.
+      max_source_length: maximum number of ids in a source, for encoder-decoders.
     """
 
-    rows: int
-    length: int
+    batch_size: int
+    max_length: int
     context: int
-    slide: bool = False
-    source: int = 0
+    sliding_context: bool = False
+    max_source_length: int = 0
 
 
 def rounded(length: int) -> int:
@@ -213,8 +213,8 @@ class Engine:
         watermark: Watermark | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        B, S, M = limits.rows, rounded(limits.length), len(ensemble.readers)
-        rings = limits.slide and all(map(prefill.slides, ensemble.readers))
+        B, S, M = limits.batch_size, rounded(limits.max_length), len(ensemble.readers)
+        rings = limits.sliding_context and all(map(prefill.slides, ensemble.readers))
         if rings:
             ensemble = ensemble._replace(readers=tuple(map(prefill.sliding, ensemble.readers)))
         self.ensemble, self.tokenizer, self.limits = ensemble, tokenizer, limits
@@ -237,7 +237,12 @@ class Engine:
         self.device = _beside(ensemble.params)
         state = State(
             caches=tuple(
-                reader.empty(B, self.capacity, ahead, limits.source and prefill.source_room(reader, limits.source))
+                reader.empty(
+                    B,
+                    self.capacity,
+                    ahead,
+                    limits.max_source_length and prefill.source_room(reader, limits.max_source_length),
+                )
                 for reader in ensemble.readers
             ),
             next_MB=jnp.zeros((M, B), jnp.int32),
@@ -301,7 +306,7 @@ class Engine:
             prompts = [ids if len(ids) < context else ids[-max(1, context // 2) :] for ids in prompts]
         ids_S = np.zeros(self.state.history.ids_BS.shape[1], np.int32)
         ids_S[: len(ids)] = ids
-        longest = self.limits.length if self.limits.slide else self.limits.context
+        longest = self.limits.max_length if self.limits.sliding_context else self.limits.context
         self.state = insert(
             self.state,
             number,
@@ -321,7 +326,7 @@ class Engine:
             if row is None:
                 continue
             text = row.feed(self.tokenizer, drawn[number])
-            if not row.sample.finish and not active_B[number] and self.limits.slide:
+            if not row.sample.finish and not active_B[number] and self.limits.sliding_context:
                 self._begin(number, row, [row.all_ids] * len(self.ensemble.readers))
             elif row.sample.finish or not active_B[number]:
                 text += row.end("context")

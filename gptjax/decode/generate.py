@@ -58,30 +58,30 @@ class GenerationConfig(NamedTuple):
       room: how many ids of a text there is room for, prompt and new ones, and how many of a source; 0: as the longest
         of these texts needs.
       cache_dtype: of keys and values, float32 or bfloat16; "": of the model's arithmetic.
-      slide: texts may get longer than the context; see gptjax.decode.engine.Limits.
+      sliding_context: texts may get longer than the context; see gptjax.decode.engine.Limits.
       alternatives: how many of the likeliest tokens are told at each place.
       watermark: what marks the text.
       grammar: what each text must be.
       guidance: of a model by what it says without the prompt (arXiv 2306.17806); 1: none.
       negative: what it reads instead of the prompt, to be guided away from; None: the prompt's last token, or
         an empty source.
-      others: voices that speak too, over the same vocabulary.
+      ensemble: further models over the same vocabulary, each of which scores every token.
       combine, weights: how they do; see gptjax.decode.ensemble.
       speculation: proposes tokens.
       draft: the voice that does, where not n-gram lookup.
       beams, contrastive: search instead of drawing.
     """
 
-    rows: int = 0
-    room: int = 0
+    batch_size: int = 0
+    max_length: int = 0
     cache_dtype: str = ""
-    slide: bool = False
+    sliding_context: bool = False
     alternatives: int = 0
     watermark: Watermark | None = None
     grammar: Grammar | None = None
     guidance: float = 1.0
     negative: str | None = None
-    others: tuple[Generator, ...] = ()
+    ensemble: tuple[Generator, ...] = ()
     combine: str = "probabilities"
     weights: tuple[float, ...] = ()
     speculation: Speculation | None = None
@@ -95,12 +95,12 @@ LOOKAHEAD = 64  # batches of a search that are looked at together, for sources o
 
 # Fields of GenerationConfig that exclude each other.
 INCOMPATIBLE = (
-    ("beams", "contrastive", "speculation", "slide"),
+    ("beams", "contrastive", "speculation", "sliding_context"),
     ("beams", "contrastive", "speculation", "grammar"),
-    ("beams", "contrastive", "speculation", "guidance", "others"),
+    ("beams", "contrastive", "speculation", "guidance", "ensemble"),
     ("beams", "contrastive", "speculation", "watermark"),
     ("beams", "contrastive", "speculation", "alternatives"),
-    ("guidance", "others", "slide"),
+    ("guidance", "ensemble", "sliding_context"),
 )
 # Fields of SamplingParams that searches do not read.
 SAMPLING_FIELDS = tuple(
@@ -152,21 +152,21 @@ def _unfit(of: Generator, generation: GenerationConfig) -> Iterator[str]:
     if kind == "encoder":
         yield "this model is an encoder and writes no text; it fills in masks, as in --prompt='The sea is [MASK].'"
     if any(
-        models.kind(other.reader.model) != kind for other in (*generation.others, *filter(None, [generation.draft]))
+        models.kind(other.reader.model) != kind for other in (*generation.ensemble, *filter(None, [generation.draft]))
     ):
         yield "an encoder-decoder speaks with others only where all of them have an encoder; leave out the others"
-    if kind == "seq2seq" and generation.slide:
-        yield "slide is for decoders; what an encoder-decoder writes is at most as long as its context"
+    if kind == "seq2seq" and generation.sliding_context:
+        yield "sliding_context is for decoders; what an encoder-decoder writes is at most as long as its context"
     speaking = (of, generation.draft) if generation.draft else (of,)
     if generation.speculation and any(models.is_recurrent(generator.reader.model.config) for generator in speaking):
         yield "a recurrent model cannot take back what it has read; leave out speculation"
 
 
 def _impossible(of: Generator, generation: GenerationConfig) -> Iterator[str]:
-    if generation.rows < 0:
-        yield f"rows is {generation.rows}; it must be at least 1, or 0 for as many as there are"
-    if generation.room < 0:
-        yield f"room is {generation.room}; it must be at least 1, or 0 for what the longest text needs"
+    if generation.batch_size < 0:
+        yield f"batch_size is {generation.batch_size}; it must be at least 1, or 0 for as many as there are"
+    if generation.max_length < 0:
+        yield f"max_length is {generation.max_length}; it must be at least 1, or 0 for what the longest text needs"
     if generation.cache_dtype not in ("", "float32", "bfloat16"):
         yield f"cache_dtype is {generation.cache_dtype!r}; it must be float32 or bfloat16"
     V = of.reader.model.config.vocabulary
@@ -176,7 +176,7 @@ def _impossible(of: Generator, generation: GenerationConfig) -> Iterator[str]:
         yield f"guidance is {generation.guidance}; it must be a number above 0, and 1 guides nothing"
     if generation.speculation and generation.speculation.ahead > of.context:
         yield f"{generation.speculation.tokens} tokens of speculation are too many for a context of {of.context}"
-    if any(tokenizers.sha256(other.tokenizer) != tokenizers.sha256(of.tokenizer) for other in generation.others):
+    if any(tokenizers.sha256(other.tokenizer) != tokenizers.sha256(of.tokenizer) for other in generation.ensemble):
         yield "models that speak together must have one tokenizer; train them with the same"
 
 
@@ -226,8 +226,8 @@ def generate(
         return
     of, generation = keeping(of, generation)
     # Who speaks with others can look back no further than they can.
-    context = min(generator.context for generator in (of, *generation.others))
-    prompts = [prompt_of(of, request.prompt, 0 if generation.slide else context) for request in requests]
+    context = min(generator.context for generator in (of, *generation.ensemble))
+    prompts = [prompt_of(of, request.prompt, 0 if generation.sliding_context else context) for request in requests]
     if generation.beams or generation.contrastive:
         yield from searched(of, requests, prompts, generation)
         return
@@ -236,13 +236,19 @@ def generate(
         constraint = constraints.compile(generation.grammar, of.tokenizer, of.reader.model.config.vocabulary)
     negative = None
     if generation.guidance != 1 and (of.reader.is_encoder_decoder or generation.negative is not None):
-        negative = prompt_of(of, generation.negative or "", 0 if generation.slide else context)
+        negative = prompt_of(of, generation.negative or "", 0 if generation.sliding_context else context)
     every = [*prompts, negative] if negative else prompts
     longest = max(len(p.ids) + request.settings.max_tokens for p, request in zip(prompts, requests, strict=True))
-    longest = max(generation.room, longest + (len(negative.ids) if negative else 0))
-    rows, source = generation.rows or min(16, len(requests)), max(len(p.source) for p in every)
-    source = source and min(max(generation.room, source), context)
-    limits = Limits(rows, longest if generation.slide else min(longest, context), context, generation.slide, source)
+    longest = max(generation.max_length, longest + (len(negative.ids) if negative else 0))
+    batch_size, source = generation.batch_size or min(16, len(requests)), max(len(p.source) for p in every)
+    source = source and min(max(generation.max_length, source), context)
+    limits = Limits(
+        batch_size,
+        longest if generation.sliding_context else min(longest, context),
+        context,
+        generation.sliding_context,
+        source,
+    )
     engine = Engine(
         speaking(of, generation),
         of.tokenizer,
@@ -294,7 +300,7 @@ def keeping(of: Generator, generation: GenerationConfig) -> tuple[Generator, Gen
         return generator._replace(reader=generator.reader._replace(dtype=generation.cache_dtype))
 
     return kept(of), generation._replace(
-        draft=generation.draft and kept(generation.draft), others=tuple(map(kept, generation.others))
+        draft=generation.draft and kept(generation.draft), ensemble=tuple(map(kept, generation.ensemble))
     )
 
 
@@ -302,9 +308,9 @@ def speaking(of: Generator, generation: GenerationConfig) -> ensemble.Ensemble:
     """Who chooses each token; of speculation, who judges and who proposes."""
     if generation.guidance != 1:
         return ensemble.guided(of.reader, generation.guidance)
-    if generation.others:
+    if generation.ensemble:
         return ensemble.together(
-            [of.reader, *(other.reader for other in generation.others)], generation.combine, generation.weights
+            [of.reader, *(other.reader for other in generation.ensemble)], generation.combine, generation.weights
         )
     return ensemble.Ensemble((of.reader, generation.draft.reader) if generation.draft else (of.reader,))
 
@@ -314,17 +320,19 @@ def searched(
 ) -> Iterator[tuple[int, Sample]]:
     """The texts that beams or contrast find; each comes whole, those with sources of about one length together."""
     ends = tokenizers.eos_token_ids(of.tokenizer)
-    rows = generation.rows or 8
+    batch_size = generation.batch_size or 8
     for _, alike in groupby(range(len(requests)), key=lambda number: requests[number].settings.max_tokens):
-        for some in batched(alike, LOOKAHEAD * rows):
-            for numbers in batched(sorted(some, key=lambda number: len(prompts[number].source)), rows):
+        for some in batched(alike, LOOKAHEAD * batch_size):
+            for numbers in batched(sorted(some, key=lambda number: len(prompts[number].source)), batch_size):
                 these, most = [prompts[number].ids for number in numbers], requests[numbers[0]].settings.max_tokens
                 sources = [prompts[number].source for number in numbers] if of.reader.is_encoder_decoder else []
                 found: Sequence[Sequence[Any]]
                 if generation.beams:
-                    found = beam.search(of.reader, these, generation.beams, most, ends, rows, sources)
+                    found = beam.search(of.reader, these, generation.beams, most, ends, batch_size, sources)
                 elif generation.contrastive:
-                    one_each = contrastive.search(of.reader, these, generation.contrastive, most, ends, rows, sources)
+                    one_each = contrastive.search(
+                        of.reader, these, generation.contrastive, most, ends, batch_size, sources
+                    )
                     found = [[one] for one in one_each]
                 for number, best in zip(numbers, found, strict=True):
                     for one in best:

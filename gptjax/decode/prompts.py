@@ -46,7 +46,7 @@ def checked_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
     if context and len(ids) >= context:
         raise DataError(
             f"the prompt has {len(ids)} tokens, and the model's context is {context}, the new ones included; "
-            "shorten it, or let the context slide with --slide"
+            "shorten it, or give --sliding_context"
         )
     return tuple(ids)
 

@@ -59,11 +59,11 @@ class Window(NamedTuple):
 
 def scored(of: Decoder, ids: Sequence[int], alternatives: int = 0, stride: int = 0) -> Scored:
     """What a model says of one text; see `scored_all`."""
-    return scored_all(of, [ids], alternatives, stride, rows=1)[0]
+    return scored_all(of, [ids], alternatives, stride, batch_size=1)[0]
 
 
 def scored_all(
-    of: Decoder, texts: Sequence[Sequence[int]], alternatives: int = 0, stride: int = 0, rows: int = 16
+    of: Decoder, texts: Sequence[Sequence[int]], alternatives: int = 0, stride: int = 0, batch_size: int = 16
 ) -> list[Scored]:
     """What a model says of texts, in their order.
 
@@ -73,7 +73,7 @@ def scored_all(
       alternatives: m, how many of the likeliest ids are told at each place.
       stride: for longer texts, which are read in windows that begin so many ids after one another: each id is scored
         once, and but for the first window's it has at least `context - stride` ids before it. 0: they are refused.
-      rows: how many texts are read together.
+      batch_size: how many texts are read together.
 
     Raises:
       ConfigError: numbers that cannot be.
@@ -85,33 +85,33 @@ def scored_all(
     for name, value, most in (("stride", stride, c.context), ("alternatives", alternatives, c.vocabulary)):
         if not 0 <= value <= most:
             raise ConfigError(f"{name} is {value}; it must be 0 to {most}")
-    if rows < 1:
-        raise ConfigError(f"rows is {rows}; it must be at least 1")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     for ids in texts:
         _check(ids, of.model, stride)
     parts = [list(windows(ids, c.context, stride)) for ids in texts]
     every = [window for of_text in parts for window in of_text]
-    done = iter(_in_batches(of, [window.ids for window in every], alternatives, rows))
+    done = iter(_in_batches(of, [window.ids for window in every], alternatives, batch_size))
     return [_joined([_last(next(done), window.scored) for window in of_text]) for of_text in parts]
 
 
 def continuation(of: Decoder, prompt_ids: Sequence[int], ids: Sequence[int]) -> Continuation:
     """What a model says of ids that follow a prompt; see `continuations`."""
-    return continuations(of, [(prompt_ids, ids)], rows=1)[0]
+    return continuations(of, [(prompt_ids, ids)], batch_size=1)[0]
 
 
 def continuations(
-    of: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int = 16
+    of: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
 ) -> list[Continuation]:
     """What a model says of (prompt, continuation)s, as tasks with several choices ask it.
 
     Raises:
-      ConfigError: rows that cannot be.
+      ConfigError: an invalid batch size.
       DataError: a prompt without ids, or what `scored_all` refuses.
     """
     if not all(len(prompt) for prompt, _ in pairs):
         raise DataError("a prompt has no tokens; give at least one, such as the end of the document before")
-    found = scored_all(of, [[*prompt, *ids] for prompt, ids in pairs], alternatives=1, rows=rows)
+    found = scored_all(of, [[*prompt, *ids] for prompt, ids in pairs], alternatives=1, batch_size=batch_size)
     said = []
     for (_, ids), whole in zip(pairs, found, strict=True):
         part = _last(whole, len(ids))
@@ -185,13 +185,13 @@ def score(
     return cache, tuple(x.reshape(B, T, *x.shape[1:]) for x in said_N)
 
 
-def _in_batches(of: Decoder, texts: list[Sequence[int]], alternatives: int, rows: int) -> list[Scored]:
+def _in_batches(of: Decoder, texts: list[Sequence[int]], alternatives: int, batch_size: int) -> list[Scored]:
     # Texts of about one length together, the longest first: if there is no memory for them, that shows at once.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     found: dict[int, Scored] = {}
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
-        B = min(rows, prefill.bucket(len(chosen), 1))
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        B = min(batch_size, prefill.bucket(len(chosen), 1))
         whole = _batch(of, [texts[i] for i in chosen], alternatives, B)
         for row, i in enumerate(chosen):
             found[i] = Scored(*(x[row, : len(texts[i]) - 1] for x in whole))

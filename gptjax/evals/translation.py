@@ -99,7 +99,7 @@ def translated(of: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS
     # Those of like lengths together: fewer shapes are compiled, and little is padded.
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
     found = [""] * len(requests)
-    generation = decoding.GenerationConfig(rows=rows, beams=beams)
+    generation = decoding.GenerationConfig(batch_size=rows, beams=beams)
     with console.bar("translating", len(requests)) as advance:
         for place, sample in of.answers([requests[number] for number in order], generation):
             found[order[place]] = " ".join(sample.text.split())

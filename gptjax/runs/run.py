@@ -85,7 +85,7 @@ class Run:
           index: which of several continuations this is.
           on_text: gets each piece of text as it comes.
           **options: of gptjax.decode.settings.SamplingParams (`max_tokens`, `temperature`, `top_k`, `stop`, ...) and of
-            gptjax.decode.generate.GenerationConfig (`slide`, `beams`, `grammar`, ...).
+            gptjax.decode.generate.GenerationConfig (`sliding_context`, `beams`, `grammar`, ...).
 
         Raises:
           ConfigError, DataError: settings or a prompt that cannot be.

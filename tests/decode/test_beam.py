@@ -204,7 +204,7 @@ def test_log_probabilities_are_the_models_own(llama):
 @pytest.mark.parametrize("rows", [8, 2])
 def test_prompts_of_different_lengths_do_not_touch_each_other(llama, rows):
     settings = Beams(4, 2, 0.5, best=3)
-    together = beam.search(llama, PROMPTS, settings, MAX_TOKENS, ENDS, rows=rows)
+    together = beam.search(llama, PROMPTS, settings, MAX_TOKENS, ENDS, batch_size=rows)
     assert len(together) == len(PROMPTS)
     for prompt, found in zip(PROMPTS, together, strict=True):
         alone = beam.search(llama, [prompt], settings, MAX_TOKENS, ENDS)[0]
@@ -215,7 +215,7 @@ def test_other_lengths_and_settings_compile_nothing(llama, caplog):
     beam.search(llama, [PROMPT, [5] * 20], Beams(2, best=2), 9, ENDS)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         settings = Beams(2, length_penalty=0.3, early_stopping="never")
-        beam.search(llama, [[3] * 14, [1, 2, 3], [9] * 31, [4]], settings, 11, [1, 2], rows=2)
+        beam.search(llama, [[3] * 14, [1, 2, 3], [9] * 31, [4]], settings, 11, [1, 2], batch_size=2)
         assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
         beam.search(llama, [PROMPT], Beams(3), 9, ENDS)
         assert any("ompil" in r.getMessage() for r in caplog.records), "another width would be seen"

@@ -71,7 +71,7 @@ def test_equals_the_papers_equation(family, settings, llama):
     prompts = PROMPTS[:4]
     of = llama if family == "llama" else imported(family)
     forward, max_tokens, lengths = uncached(of), 12, set()
-    found = contrastive.search(of, prompts, settings, max_tokens, ENDS, rows=3)
+    found = contrastive.search(of, prompts, settings, max_tokens, ENDS, batch_size=3)
     for prompt, ours in zip(prompts, found, strict=True):
         ids, logprobs = reference(forward, prompt, settings, max_tokens, ENDS)
         assert ours.ids == ids
@@ -96,7 +96,7 @@ def test_every_token_of_a_small_vocabulary_is_a_candidate(learned):
 def test_other_lengths_and_settings_compile_nothing(llama, caplog):
     contrastive.search(llama, [PROMPT, [5] * 20], Contrastive(k=3), 9, ENDS)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        contrastive.search(llama, [[3] * 14, [1, 2, 3], [9] * 31, [4]], Contrastive(0.2, 3), 11, [1, 2], rows=2)
+        contrastive.search(llama, [[3] * 14, [1, 2, 3], [9] * 31, [4]], Contrastive(0.2, 3), 11, [1, 2], batch_size=2)
         assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
 
 

@@ -105,9 +105,9 @@ BATCH = [
 @pytest.mark.slow
 def test_rows_of_different_prompts_and_settings_and_more_requests_than_rows():
     of = generator(model_context=128)
-    together = answers(of, BATCH, rows=3, room=128)
+    together = answers(of, BATCH, batch_size=3, max_length=128)
     assert [len(sample.ids) for sample in together[:6]] == [40, 25, 33, 3, 40, 40]
-    assert together == [answers(of, [one], rows=3, room=128)[0] for one in BATCH]
+    assert together == [answers(of, [one], batch_size=3, max_length=128)[0] for one in BATCH]
     said_by(uncached(of, [*CHARS.encode_ordinary("$" * 30), *together[1].ids]), [0] * 30, together[1])
     grams = list(zip(together[5].ids, together[5].ids[1:], strict=False))
     assert len(set(grams)) == len(grams)
@@ -125,11 +125,11 @@ def check_bits(**changes):
     """Raises unless each row is the same, bit for bit, alone and among 15 others."""
     of = generator(model_context=256, model_width=64, model_heads=4, **changes)
     others = [*BATCH[:1], request("L" * 120, seed=9, max_tokens=100, top_p=0.9, top_k=0)]
-    together = answers(of, [*MANY, *others], rows=16, room=256)
+    together = answers(of, [*MANY, *others], batch_size=16, max_length=256)
     for n in (0, 3, 4, 13):
-        alone = answers(of, [MANY[n]], rows=16, room=256)[0]
+        alone = answers(of, [MANY[n]], batch_size=16, max_length=256)[0]
         assert alone == together[n], f"row {n}"
-        shifted = answers(of, [*MANY[n:], *MANY[:n]], rows=16, room=256)[0]
+        shifted = answers(of, [*MANY[n:], *MANY[:n]], batch_size=16, max_length=256)[0]
         assert shifted == together[n], f"row {n} in another place"
 
 
@@ -166,7 +166,7 @@ def pieces(monkeypatch):
 
 def test_samples_of_one_prompt_read_it_once(pieces):
     of, prompt = generator(model_context=256), tuple(range(60)) * 2
-    samples = answers(of, [request(prompt, seed=n, temperature=1.0, max_tokens=10) for n in range(5)], rows=2)
+    samples = answers(of, [request(prompt, seed=n, temperature=1.0, max_tokens=10) for n in range(5)], batch_size=2)
     assert [token for piece in pieces for token in piece] == list(prompt[:-1])
     assert len({tuple(sample.ids) for sample in samples}) == 5
 
@@ -174,11 +174,11 @@ def test_samples_of_one_prompt_read_it_once(pieces):
 def test_a_beginning_that_was_read_before_gives_the_same_bits(pieces):
     of, begin = generator(model_context=256), tuple(i % 60 for i in range(150))
     requests = [request(begin + tail, max_tokens=8) for tail in ((1, 2, 3), (9,) * 20, (5,))] + [request(begin[:100])]
-    together = answers(of, [one._replace(settings=SamplingParams(max_tokens=8)) for one in requests], rows=1)
+    together = answers(of, [one._replace(settings=SamplingParams(max_tokens=8)) for one in requests], batch_size=1)
     # The last goes on from 64 tokens of one that is longer: 100 is no whole number of pieces.
     assert [len(piece) for piece in pieces] == [64, 64, 24, 22 + 19, 22, 35]
     for one, sample in zip(requests, together, strict=True):
-        fresh = answers(of, [one._replace(settings=SamplingParams(max_tokens=8))], rows=1)
+        fresh = answers(of, [one._replace(settings=SamplingParams(max_tokens=8))], batch_size=1)
         assert fresh[0] == sample
 
 
@@ -188,7 +188,7 @@ def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
     """A window in each layer: the texts of the uncached model, far past the context, prompts longer than it too."""
     of = generator(model_context=24, model_positions=positions, model_windows="(0, 5)")
     for prompt in ((1, 2, 3), tuple(i * i % 61 for i in range(90))):
-        (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=150)], slide=True)
+        (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=150)], sliding_context=True)
         assert sample.finish == "length"
         logits = uncached(of, [*prompt, *sample.ids], windows=(24, 5), context=300)
         said_by(logits, prompt, sample)
@@ -198,7 +198,7 @@ def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
 def test_a_table_of_positions_is_read_anew_from_its_newest_half(length):
     of = generator(model_context=24)
     prompt = tuple(i * i % 61 for i in range(length))
-    (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=80)], slide=True)
+    (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=80)], sliding_context=True)
     logits = jax.jit(lambda ids: models.logits(of.reader.model, of.reader.params, ids))
     ids, begin = list(prompt), 0 if length < 24 else length - 12
     for token, logprob in zip(sample.ids, sample.logprobs, strict=True):
@@ -223,7 +223,7 @@ def test_why_texts_end():
         request(prompt, temperature=0, max_tokens=2, logit_bias={65: 1000.0}),
         request("0", **soon, logit_bias={299: 1000.0}),
     ]
-    full, ended, later, cut, nothing = answers(of, requests, rows=2)
+    full, ended, later, cut, nothing = answers(of, requests, batch_size=2)
     assert full.finish == "context" and len(full.ids) == 16 - len(prompt)
     assert (ended.finish, ended.ids, ended.text) == ("end", [256], "")
     assert (later.finish, len(later.ids), later.ids[-1]) == ("end", 4, 256)
@@ -270,7 +270,10 @@ def test_a_run_of_texts_is_one_program():
         before = compiled()
         requests = [request((1, 2, 3), seed=n, max_tokens=40 + n) for n in range(7)]
         same = of._replace(reader=of.reader._replace(params=params))
-        assert len(list(decoding.generate(same, requests, GenerationConfig(rows=rows, room=100), stride=9))) == 7
+        assert (
+            len(list(decoding.generate(same, requests, GenerationConfig(batch_size=rows, max_length=100), stride=9)))
+            == 7
+        )
         assert [now - then for now, then in zip(compiled(), before, strict=True)][::2] == [1, 1], rows
 
 
@@ -281,13 +284,13 @@ def test_nothing_is_compiled_after_the_first_time(generation):
     def requests(first, **settings):
         return [request(tuple(range(first, first + n)), seed=first, max_tokens=20, **settings) for n in (3, 14, 30, 40)]
 
-    answers(of, requests(0, top_k=3, logit_bias={3: 1.0, 4: 2.0}), rows=2, **generation)
+    answers(of, requests(0, top_k=3, logit_bias={3: 1.0, 4: 2.0}), batch_size=2, **generation)
     before = compiled()
-    answers(of, requests(9, top_k=7, logit_bias={5: 0.5, 6: -1.0}, temperature=1.7), rows=2, **generation)
+    answers(of, requests(9, top_k=7, logit_bias={5: 0.5, 6: -1.0}, temperature=1.7), batch_size=2, **generation)
     answers(
         of,
         [*requests(2, top_k=9, logit_bias={1: 1.0, 9: 2.0}), *requests(1, top_k=2, logit_bias={2: 1.0, 8: 1.0})],
-        rows=2,
+        batch_size=2,
         **generation,
     )
     assert compiled() == before

@@ -120,7 +120,7 @@ def mixed(combine, logits_MTV, weights):
 @pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
 def test_mixtures_equal_numpy(combine, weights):
     first, second = generator(0), generator(1)
-    sample = said(first, GenerationConfig(others=(second,), combine=combine, weights=weights))
+    sample = said(first, GenerationConfig(ensemble=(second,), combine=combine, weights=weights))
     ids = np.array([[*PROMPT, *sample.ids]])
     logits_MTV = [models.logits(of.reader.model, of.reader.params, ids)[0, 7:-1] for of in (first, second)]
     logprobs_TV = mixed(combine, logits_MTV, weights or (1, 1))
@@ -132,13 +132,13 @@ def test_mixtures_equal_numpy(combine, weights):
 @pytest.mark.parametrize("combine", ensemble.COMBINES)
 def test_one_model_twice_is_itself(combine):
     of = generator(0)
-    twice, alone = said(of, GenerationConfig(others=(of,), combine=combine)), said(of, GenerationConfig())
+    twice, alone = said(of, GenerationConfig(ensemble=(of,), combine=combine)), said(of, GenerationConfig())
     assert twice.ids == alone.ids
     np.testing.assert_allclose(twice.logprobs, alone.logprobs, atol=1e-5)
 
 
 def test_who_speaks_with_others_looks_back_no_further_than_they_can():
-    sample = said(generator(0), GenerationConfig(others=(generator(1, context=16),)), max_tokens=20)
+    sample = said(generator(0), GenerationConfig(ensemble=(generator(1, context=16),)), max_tokens=20)
     assert sample.finish == "context" and len(PROMPT) + len(sample.ids) == 16
 
 
@@ -147,7 +147,7 @@ def test_what_cannot_speak_together_is_refused():
     with pytest.raises(ConfigError, match=r"models have different vocabularies \(\[31, 37\] ids\)"):
         ensemble.together(readers, "probabilities")
     with pytest.raises(ConfigError, match="must have one tokenizer"):
-        said(generator(0), GenerationConfig(others=(generator(1, vocabulary=31),)))
+        said(generator(0), GenerationConfig(ensemble=(generator(1, vocabulary=31),)))
     with pytest.raises(ConfigError, match="combine is 'mean'; it must be one of probabilities, logits, token"):
         ensemble.together(readers[:1] * 2, "mean")
     for weights in ((1.0,), (1.0, 0.0), (1.0, float("nan"))):

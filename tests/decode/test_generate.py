@@ -55,7 +55,7 @@ def test_an_empty_prompt_begins_a_document(run):
 
 def test_text_is_told_as_it_comes(run):
     pieces = []
-    sample = run.generate("the", max_tokens=60, slide=True, on_text=pieces.append, temperature=1.5, top_k=0)
+    sample = run.generate("the", max_tokens=60, sliding_context=True, on_text=pieces.append, temperature=1.5, top_k=0)
     assert "".join(pieces) == sample.text and len(pieces) > 1
 
 
@@ -70,7 +70,7 @@ def test_speculation_says_the_same(run, generation):
 
 def test_a_watermark_is_found_where_it_is(run):
     mark = Watermark(key=7, delta=5.0)
-    options = dict(max_tokens=200, slide=True, temperature=1.5, top_k=0, logit_bias={256: -1e6})
+    options = dict(max_tokens=200, sliding_context=True, temperature=1.5, top_k=0, logit_bias={256: -1e6})
     assert detect(run.generate("the", **options, watermark=mark).ids, mark).z > 6
     assert abs(detect(run.generate("the", **options).ids, mark).z) < 4
 
@@ -95,7 +95,7 @@ def constrained(grammar, prompt="x", n=1000, max_tokens=110):
         Request(prompt, SamplingParams(max_tokens, top_k=0, temperature=1.0), jax.random.key(i)) for i in range(n)
     ]
     of = voice(BYTES, model_context=128, model_layers=1)
-    return [sample for _, sample in decoding.generate(of, requests, GenerationConfig(rows=64, grammar=grammar))]
+    return [sample for _, sample in decoding.generate(of, requests, GenerationConfig(batch_size=64, grammar=grammar))]
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def objects(result):
 
 
 def test_the_command_prints_texts_in_order_and_objects(trained, call):
-    flags = [f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=3", "--rows=2"]
+    flags = [f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=3", "--batch_size=2"]
     plain, samples = call(generate, *flags), objects(call(generate, *flags, "--json"))
     assert plain.out == "\n\n".join("the " + s["text"] for s in samples) + "\n"
     assert [s["index"] for s in samples] == [0, 1, 2] and all(len(s["ids"]) == len(s["logprobs"]) for s in samples)
@@ -156,10 +156,10 @@ def test_prompts_of_a_file_of_stdin_and_of_json(trained, call, tmp_path, monkeyp
         (prompt, index) for prompt in ("the", "a \n b", "model", "17") for index in (0, 1)
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    assert objects(call(generate, *flags, "--prompts=-", "--rows=8")) == from_file
+    assert objects(call(generate, *flags, "--prompts=-", "--batch_size=8")) == from_file
     # A row's seed is its own: another file has the same text for the same prompt.
     path.write_text("model\n")
-    assert objects(call(generate, *flags, f"--prompts={path}", "--rows=8"))[1]["ids"] == from_file[5]["ids"]
+    assert objects(call(generate, *flags, f"--prompts={path}", "--batch_size=8"))[1]["ids"] == from_file[5]["ids"]
 
 
 def test_searches_and_alternatives_by_flags(trained, call, run):
@@ -188,7 +188,14 @@ def test_what_the_text_must_be_by_flags(trained, call, tmp_path):
 
 def test_a_watermark_by_flags(trained, call, tmp_path):
     flags = [f"--workdir={trained}", "--watermark=5", "--watermark_delta=8"]
-    wanted = ["--max_tokens=150", "--slide", "--temperature=1.5", "--top_k=0", "--logit_bias=256=-1000", "--json"]
+    wanted = [
+        "--max_tokens=150",
+        "--sliding_context",
+        "--temperature=1.5",
+        "--top_k=0",
+        "--logit_bias=256=-1000",
+        "--json",
+    ]
     # Only bytes that are text by themselves come back as the same tokens.
     wanted += [f"--logit_bias={byte}=-1000" for byte in range(128, 256)]
     (sample,) = objects(call(generate, *flags, "--prompt=the", *wanted))
@@ -202,7 +209,7 @@ def test_a_watermark_by_flags(trained, call, tmp_path):
 
 REFUSED = [
     (["--prompt=" + "x" * 16], "the prompt has 16 tokens, and the model's context is 16, the new ones included"),
-    (["--prompt=" + "x" * 40], "or let the context slide with --slide"),
+    (["--prompt=" + "x" * 40], "or give --sliding_context"),
     (["--temperature=-1"], "temperature is -1.0; it must be at least 0"),
     (["--temperature=nan"], "--temperature: it must be a finite number, not nan"),
     (["--max_tokens=0"], "max_tokens is 0; it must be at least 1"),
@@ -212,12 +219,12 @@ REFUSED = [
     (["--beams=2", "--temperature=1"], "temperature does nothing in a search by beams or contrast"),
     (["--beams=2", "--top_p=0.5"], "top_p does nothing in a search"),
     (["--beams=2", "--contrastive_k=3"], "beams and contrastive cannot be used together"),
-    (["--beams=2", "--slide"], "slide"),
+    (["--beams=2", "--sliding_context"], "sliding_context"),
     (["--beams=2", "--samples=2"], "--samples does nothing in a search"),
     (["--groups=2"], "--groups does nothing without --beams"),
     (["--contrastive_alpha=0.5"], "--contrastive_alpha does nothing without --contrastive_k"),
     (["--detect=x"], "--detect does nothing without --watermark"),
-    (["--combine=token"], "--combine does nothing without --with"),
+    (["--combine=token"], "--combine does nothing without --ensemble"),
     (["--watermark=0", "--watermark_gamma=2"], "gamma is 2.0; it must be more than 0"),
     (["--logit_bias=5"], "--logit_bias=5 is not ID=NATS, such as 50=-2.5"),
     (["--logit_bias=999=1"], "logit_bias has the id 999; ids are whole numbers in 0 to 256"),
@@ -236,7 +243,7 @@ REFUSED = [
     (["--stop="], "stop has an empty string"),
     (["--min_tokens=9", "--max_tokens=3"], "min_tokens is 9, more than the 3 of max_tokens"),
     (["--logprobs=999", "--json"], "alternatives is 999; it must be 0 to 257"),
-    (["--rows=-1"], "rows is -1"),
+    (["--batch_size=-1"], "batch_size is -1"),
 ]
 
 
@@ -250,7 +257,7 @@ def test_what_cannot_be_is_one_line(trained, call, flags, expected):
 def test_what_other_runs_cannot_do_is_one_line(trained, chars, call, tmp_path):
     assert "no token to begin with; give --prompt" in call(generate, f"--workdir={chars}").refusal()
     assert "they must share one vocabulary" in call(generate, f"--workdir={trained}", f"--draft={chars}").refusal()
-    assert "must have one tokenizer" in call(generate, f"--workdir={trained}", f"--with={chars}").refusal()
+    assert "must have one tokenizer" in call(generate, f"--workdir={trained}", f"--ensemble={chars}").refusal()
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     assert "has no prompts; write one a line" in call(generate, f"--workdir={trained}", f"--prompts={empty}").refusal()
@@ -269,7 +276,7 @@ def test_options_and_ids_that_there_are_not(run):
 def test_searches_of_several_prompts_are_those_of_each(run, search):
     wanted = [("the", 4), ("a", 4), ("model reads", 4), ("the", 6)]
     requests = [Request(prompt, SamplingParams(max_tokens), jax.random.key(0)) for prompt, max_tokens in wanted]
-    found = list(run.answers(requests, GenerationConfig(rows=2, **search)))
+    found = list(run.answers(requests, GenerationConfig(batch_size=2, **search)))
     alone = [
         (n, sample)
         for n, request in enumerate(requests)
@@ -292,7 +299,7 @@ def test_a_dialogue_on_the_command_line(trained, call, monkeypatch, tmp_path):
     # After /reset the same question has the same answer; the third, which does not fit, has none.
     assert result.out.startswith(first + "\n") and result.out.endswith(first + "\n")
     assert "say it shorter" in result.err and next(lines) == "not read"
-    for more in (["--json"], ["--samples=2"], ["--beams=2"], ["--prompt=x"], ["--slide"]):
+    for more in (["--json"], ["--samples=2"], ["--beams=2"], ["--prompt=x"], ["--sliding_context"]):
         assert "cannot be used together" in call(generate, f"--workdir={trained}", "--chat", *more).refusal()
     assert "has no chat template" in call(generate, f"--workdir={trained}", "--chat").refusal()
     assert "--system does nothing without --chat" in call(generate, f"--workdir={trained}", "--system=x").refusal()

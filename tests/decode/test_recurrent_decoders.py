@@ -18,14 +18,14 @@ def test_greedy_texts_equal_the_uncached_forward(cell):
     """Prompts of several pieces, one the beginning of another, in two rows; a state is of all that was read."""
     of = voice(model_arch="recurrent", model_cell=cell, model_context=256, model_init_std=1.0)
     prompts = [tuple(range(60)) * 2, tuple(range(60)) * 2 + (7, 8), (3,), (3, 1, 4), tuple(range(60)) * 2]
-    found = answers(of, [ask(p, temperature=0, max_tokens=15) for p in prompts], rows=2)
+    found = answers(of, [ask(p, temperature=0, max_tokens=15) for p in prompts], batch_size=2)
     for prompt, sample in zip(prompts, found, strict=True):
         said_by(uncached(of, [*prompt, *sample.ids]), prompt, sample)
 
 
 def test_texts_are_longer_than_the_context_where_it_slides():
     of = voice(model_arch="recurrent", model_context=16, model_init_std=1.0)
-    (sample,) = answers(of, [ask((1, 2, 3), temperature=0, max_tokens=60)], slide=True)
+    (sample,) = answers(of, [ask((1, 2, 3), temperature=0, max_tokens=60)], sliding_context=True)
     assert len(sample.ids) == 60
     said_by(uncached(of, [1, 2, 3, *sample.ids], context=64), (1, 2, 3), sample)
 

@@ -59,7 +59,7 @@ def test_scores_equal_the_uncached_forward_pass(changes):
     """Alone and beside texts of other lengths, in several pieces, with the likeliest ids; results in order."""
     model, params, of = made(**changes)
     texts = drawn(130, 3, 1, 70, 160, 2)
-    together = scoring.scored_all(of, texts, alternatives=3, rows=4)
+    together = scoring.scored_all(of, texts, alternatives=3, batch_size=4)
     alone = [scoring.scored(of, texts[0], alternatives=3), scoring.scored(of, texts[2], alternatives=3)]
     for ids, said in [*zip(texts, together, strict=True), (texts[0], alone[0]), (texts[2], alone[1])]:
         assert said.logprobs.shape == (len(ids) - 1,) and said.likeliest.shape == (len(ids) - 1, 3)
@@ -122,7 +122,7 @@ def test_windows_score_each_id_once_after_enough_others(length, stride):
 def test_a_long_text_is_read_in_overlapping_windows():
     model, params, of = made(model_context=40)
     ids, short = drawn(107, 12)
-    long, alone = scoring.scored_all(of, [ids, short], alternatives=2, stride=16, rows=3)
+    long, alone = scoring.scored_all(of, [ids, short], alternatives=2, stride=16, batch_size=3)
     np.testing.assert_allclose(alone.logprobs, uncached(model, params, short)[np.arange(11), short[1:]], atol=1e-5)
     assert long.logprobs.shape == (106,) and long.likeliest.shape == (106, 2)
     for place in (1, 40, 41, 56, 57, 72, 73, 106):
@@ -133,13 +133,13 @@ def test_a_long_text_is_read_in_overlapping_windows():
 
 def test_another_length_within_a_piece_compiles_nothing(learned):
     _, _, of = learned
-    scoring.scored_all(of, drawn(60, 59, 50), rows=4)
-    scoring.scored_all(of, drawn(9, 5, 4), rows=4)
+    scoring.scored_all(of, drawn(60, 59, 50), batch_size=4)
+    scoring.scored_all(of, drawn(9, 5, 4), batch_size=4)
     programs = scoring.score._cache_size()
-    scoring.scored_all(of, drawn(64, 50, 40, 33, seed=2), rows=4)
-    scoring.scored_all(of, drawn(17, 16, 2, seed=3), rows=4)
+    scoring.scored_all(of, drawn(64, 50, 40, 33, seed=2), batch_size=4)
+    scoring.scored_all(of, drawn(17, 16, 2, seed=3), batch_size=4)
     assert scoring.score._cache_size() == programs
-    scoring.scored_all(of, drawn(130, 16, 2), rows=4)
+    scoring.scored_all(of, drawn(130, 16, 2), batch_size=4)
     assert scoring.score._cache_size() > programs
 
 
@@ -156,7 +156,7 @@ def test_logits_are_never_there_for_more_than_a_piece(learned, monkeypatch):
     monkeypatch.setattr(scoring, "judged", judged)
     monkeypatch.setattr(scoring, "MOST_LOGITS", 2 * 16 * VOCABULARY)
     texts = drawn(100, 90)
-    for ids, said in zip(texts, scoring.scored_all(of, texts, rows=2), strict=True):
+    for ids, said in zip(texts, scoring.scored_all(of, texts, batch_size=2), strict=True):
         expected = uncached(model, params, ids)[np.arange(len(ids) - 1), ids[1:]]
         np.testing.assert_allclose(said.logprobs, expected, atol=1e-5)
     assert len(sizes) == 7 and max(sizes) == 2 * 16 * VOCABULARY
@@ -171,7 +171,7 @@ def test_logits_are_never_there_for_more_than_a_piece(learned, monkeypatch):
         (dict(texts=[[1, -1]]), DataError, "ids must lie in 0 to 96"),
         (dict(texts=[[1]], stride=CONTEXT + 1), ConfigError, "stride is 161; it must be 0 to 160"),
         (dict(texts=[[1]], alternatives=-1), ConfigError, "alternatives is -1"),
-        (dict(texts=[[1]], rows=0), ConfigError, "rows is 0"),
+        (dict(texts=[[1]], batch_size=0), ConfigError, "batch_size is 0"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_one_line(learned, wanted, error, words):

@@ -114,7 +114,7 @@ def said_by(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
 def test_greedy_targets_equal_the_uncached_forward(kind):
     """Of sources of one token and of many, in two rows, one after the other."""
     of = made(**KINDS[kind])
-    found = answers(of, [request(text) for text in SOURCES], rows=2)
+    found = answers(of, [request(text) for text in SOURCES], batch_size=2)
     for text, sample in zip(SOURCES, found, strict=True):
         assert sample.finish in ("length", "end")
         said_by(of, source_of(text), sample, start_of(of))
@@ -126,8 +126,8 @@ def test_rows_of_different_sources_do_not_touch_each_other():
     requests = [
         request(text, seed=n, temperature=0.5 + n, top_k=9 + n, max_tokens=7 + n) for n, text in enumerate(SOURCES)
     ]
-    together = answers(of, requests, rows=3, room=60)
-    assert together == [answers(of, [one], rows=3, room=60)[0] for one in requests]
+    together = answers(of, requests, batch_size=3, max_length=60)
+    assert together == [answers(of, [one], batch_size=3, max_length=60)[0] for one in requests]
 
 
 def test_penalties_count_the_target_alone():
@@ -152,9 +152,12 @@ def test_samples_of_one_source_encode_it_once(monkeypatch):
     heard = prefill.with_encoder_output
     monkeypatch.setattr(prefill, "heard", lambda *given: calls.append(1) or heard(*given))
     requests = [request("one source", seed=n, temperature=1.0) for n in range(4)]
-    found = answers(of, [*requests, request("another")], rows=2)
+    found = answers(of, [*requests, request("another")], batch_size=2)
     assert len(calls) == 2 and len({tuple(sample.ids) for sample in found}) == 5
-    assert answers(of, requests[2:3], rows=2, room=30)[0].ids == answers(of, requests, rows=2, room=30)[2].ids
+    assert (
+        answers(of, requests[2:3], batch_size=2, max_length=30)[0].ids
+        == answers(of, requests, batch_size=2, max_length=30)[2].ids
+    )
 
 
 def test_guidance_is_away_from_what_it_says_of_an_empty_source():
@@ -185,11 +188,11 @@ def test_nothing_is_compiled_for_other_sources():
     compiled = lambda: [
         f._cache_size() for f in (prefill.with_encoder_output, engine.insert, step.decode_steps, beam.searched)
     ]
-    answers(of, [request("a" * 20), request("bb")], rows=2, room=40)
-    answers(of, [request("a" * 20), request("bb")], rows=2, beams=Beams(2))
+    answers(of, [request("a" * 20), request("bb")], batch_size=2, max_length=40)
+    answers(of, [request("a" * 20), request("bb")], batch_size=2, beams=Beams(2))
     before = compiled()
-    answers(of, [request("c" * 31), request("d" * 17), request("e")], rows=2, room=40)
-    answers(of, [request("c" * 31), request("dd"), request("eee" * 6), request("f" * 19)], rows=2, beams=Beams(2))
+    answers(of, [request("c" * 31), request("d" * 17), request("e")], batch_size=2, max_length=40)
+    answers(of, [request("c" * 31), request("dd"), request("eee" * 6), request("f" * 19)], batch_size=2, beams=Beams(2))
     assert compiled() == before
 
 
@@ -241,7 +244,9 @@ def test_a_forced_first_id_counts_in_scores():
 def test_searches_give_each_its_own_though_lengths_are_sorted():
     of = made()
     found = list(
-        of.answers([request(text, max_tokens=6) for text in SOURCES], GenerationConfig(beams=Beams(2, best=2), rows=2))
+        of.answers(
+            [request(text, max_tokens=6) for text in SOURCES], GenerationConfig(beams=Beams(2, best=2), batch_size=2)
+        )
     )
     assert sorted(number for number, _ in found) == sorted([*range(5)] * 2)
     for number, sample in found:
@@ -254,9 +259,9 @@ def test_searches_give_each_its_own_though_lengths_are_sorted():
 @pytest.mark.thorough
 def test_contrastive_search_without_a_penalty_is_greedy(kind):
     of = made(**KINDS[kind])
-    found = answers(of, [request(t) for t in SOURCES], contrastive=Contrastive(0.0, 3), rows=2)
+    found = answers(of, [request(t) for t in SOURCES], contrastive=Contrastive(0.0, 3), batch_size=2)
     assert [sample.ids for sample in found] == [
-        sample.ids for sample in answers(of, [request(t) for t in SOURCES], rows=2)
+        sample.ids for sample in answers(of, [request(t) for t in SOURCES], batch_size=2)
     ]
 
 
@@ -297,7 +302,7 @@ def test_a_line_each_is_printed_without_the_sources(translate, tmp_path):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--prompt=x", "--slide"], "slide is for decoders"),
+        (["--prompt=x", "--sliding_context"], "sliding_context is for decoders"),
         (["--chat"], "--chat needs a decoder; this run is an encoder-decoder"),
         (["--prompt=x", "--json", "--prompt_logprobs"], "--prompt_logprobs is for decoders"),
         (["--prompt=" + "x" * 64], "the source has 65 tokens, and the model's context is 64; shorten it"),
@@ -310,7 +315,7 @@ def test_what_encoder_decoders_cannot_do_is_one_line(translate, flags, said):
 def test_other_kinds_of_models_are_refused():
     decoder = made(model_arch="gpt")
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
-        list(made().answers([request("x")], GenerationConfig(others=(decoder.generator,))))
+        list(made().answers([request("x")], GenerationConfig(ensemble=(decoder.generator,))))
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
         list(decoder.answers([request("x")], GenerationConfig(speculation=Speculation(), draft=made().generator)))
     with pytest.raises(ConfigError, match="a recurrent model cannot take back"):

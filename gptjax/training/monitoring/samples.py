@@ -27,7 +27,7 @@ def sample(job: TrainSetup, params: Any) -> str:
         return _filled(job, params) if fill_mask.MASKS.search(c.sample.prompt) else ""
     generator = decoding.generator(job.model, params, job.data.tokenizer, c.model.context)
     requests = [decoding.Request(c.sample.prompt, job.sample_settings, rng.key(c.seed, "sample", 0))]
-    _, said = next(decoding.generate(generator, requests, decoding.GenerationConfig(slide=kind == "decoder")))
+    _, said = next(decoding.generate(generator, requests, decoding.GenerationConfig(sliding_context=kind == "decoder")))
     return c.sample.prompt + said.text if kind == "decoder" else f"{c.sample.prompt}\n{said.text}"
 
 
