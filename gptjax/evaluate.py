@@ -73,11 +73,11 @@ def translate(of: "Run", flags: Any) -> dict[str, Any]:
     Raises:
       ConfigError: it has no encoder, or flags that cannot be.
     """
-    from gptjax.decode.beam import Beams
+    from gptjax.decode.beam import BeamSearchParams
     from gptjax.evals import translation
 
     named = {"beams": flags.beams, "length_penalty": flags.length_penalty}
-    beams = Beams(**{name: value for name, value in named.items() if value is not None})
+    beams = BeamSearchParams(**{name: value for name, value in named.items() if value is not None})
     return translation.evaluate(of, flags.test or "val", flags.data or (), beams)
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from gptjax.decode.settings import SamplingParams
     from gptjax.runs.run import Run
 
-MOST_SAMPLES = 1_000_000  # of a prompt, all of which are in memory at once
-LIVE = 8  # tokens between two looks at a text that somebody watches
+MAX_SAMPLES = 1_000_000  # of a prompt, all of which are in memory at once
+STREAM_STRIDE = 8  # tokens between two looks at a text that somebody watches
 
 
 def flags_of(argv: Sequence[str]) -> Any:
@@ -43,7 +43,7 @@ def flags_of(argv: Sequence[str]) -> Any:
     add("--system", help="what a dialogue begins with")
     add(
         "--samples",
-        type=arguments.number(most=MOST_SAMPLES),
+        type=arguments.number(most=MAX_SAMPLES),
         default=1,
         help="how many continuations of each prompt (%(default)s)",
     )
@@ -73,7 +73,7 @@ def flags_of(argv: Sequence[str]) -> Any:
     )
     add("--logprobs", type=arguments.number(), metavar="N", help="with --json: the N likeliest tokens at each place")
     add("--prompt_logprobs", action="store_true", help="with --json: log-probabilities of the prompt's tokens")
-    _add_choice(given)
+    _add_sampling(given)
     _add_models(given)
     _add_searches(given)
     flags = parser.parse_args(argv)
@@ -82,7 +82,7 @@ def flags_of(argv: Sequence[str]) -> Any:
     return flags
 
 
-def _add_choice(given: Any) -> None:
+def _add_sampling(given: Any) -> None:
     of_choice = given("how a token is chosen", "filters in this order, each after its predecessors")
     choose = of_choice.add_argument
     choose("--max_tokens", type=arguments.number(), help="the most new tokens of a text (200)")
@@ -163,7 +163,7 @@ def _given(flags: Any, **names: str) -> dict[str, Any]:
     return {name: getattr(flags, flag) for name, flag in names.items() if getattr(flags, flag) is not None}
 
 
-def _settings(flags: Any) -> "SamplingParams":
+def _sampling_params(flags: Any) -> "SamplingParams":
     from gptjax.decode.settings import SamplingParams
 
     given = _given(flags, **{name: name for name in SamplingParams._fields})
@@ -199,10 +199,10 @@ def _depends(flags: Any, on: str, *names: str) -> None:
             raise ConfigError(f"--{name} does nothing without --{on}")
 
 
-def _how(flags: Any) -> "GenerationConfig":
-    from gptjax.decode.beam import Beams
-    from gptjax.decode.contrastive import Contrastive
-    from gptjax.decode.drafting import Speculation
+def _generation_config(flags: Any) -> "GenerationConfig":
+    from gptjax.decode.beam import BeamSearchParams
+    from gptjax.decode.contrastive import ContrastiveSearchParams
+    from gptjax.decode.drafting import SpeculativeConfig
     from gptjax.decode.generate import GenerationConfig
     from gptjax.decode.watermark import Watermark
     from gptjax.runs import run
@@ -218,15 +218,19 @@ def _how(flags: Any) -> "GenerationConfig":
     if flags.beams is not None:
         names = ("beams", "groups", "diversity_penalty", "length_penalty", "best")
         stopping: Any = {"true": True, "false": False, "never": "never", None: False}[flags.early_stopping]
-        generation["beams"] = Beams(**_given(flags, **{name: name for name in names}), early_stopping=stopping)
+        generation["beams"] = BeamSearchParams(
+            **_given(flags, **{name: name for name in names}), early_stopping=stopping
+        )
     if flags.contrastive_k is not None:
-        generation["contrastive"] = Contrastive(**_given(flags, k="contrastive_k", alpha="contrastive_alpha"))
+        generation["contrastive"] = ContrastiveSearchParams(
+            **_given(flags, k="contrastive_k", alpha="contrastive_alpha")
+        )
     if flags.watermark is not None:
         generation["watermark"] = Watermark(
             **_given(flags, key="watermark", gamma="watermark_gamma", delta="watermark_delta")
         )
     if flags.draft or flags.ngram is not None or flags.draft_tokens is not None:
-        generation["speculation"] = Speculation(**_given(flags, tokens="draft_tokens", ngram="ngram"))
+        generation["speculation"] = SpeculativeConfig(**_given(flags, tokens="draft_tokens", ngram="ngram"))
     if flags.draft:
         generation["draft"] = run.load(flags.draft).generator
     if flags.ensemble:
@@ -255,11 +259,11 @@ def _grammar(flags: Any) -> Any:
         return constraints.regex(flags.regex)
     if flags.json_schema is not None:
         text = flags.json_schema
-        return constraints.json_schema(text if text.lstrip().startswith("{") else _read(text))
+        return constraints.json_schema(text if text.lstrip().startswith("{") else _read_text(text))
     return constraints.choices(flags.choice) if flags.choice else None
 
 
-def _read(place: str) -> str:
+def _read_text(place: str) -> str:
     if place != "-":
         return read_text(Path(place))
     stdin = getattr(sys.stdin, "buffer", None)  # bytes, whatever the locale is
@@ -282,13 +286,13 @@ def _prompts(flags: Any) -> list[str]:
     return found
 
 
-def answer(flags: Any, loaded: "Run") -> None:
+def generate_texts(flags: Any, loaded: "Run") -> None:
     """All continuations of all prompts, printed."""
     from gptjax import models
     from gptjax.core import rng
     from gptjax.decode.generate import Request
 
-    settings, generation, prompts = _settings(flags), _how(flags), _prompts(flags)
+    settings, generation, prompts = _sampling_params(flags), _generation_config(flags), _prompts(flags)
     is_encoder_decoder = models.kind(loaded.model) == "seq2seq"
     if is_encoder_decoder and flags.prompt_logprobs:
         raise ConfigError("--prompt_logprobs is for decoders; an encoder-decoder says nothing of its source")
@@ -301,10 +305,10 @@ def answer(flags: Any, loaded: "Run") -> None:
     ]
     facts: list[dict[str, Any]] = [{"index": number % flags.samples} for number in range(len(requests))]
     if flags.prompt_logprobs:
-        of_prompts = {prompt: _of_prompt(loaded, prompt) for prompt in prompts}
+        of_prompts = {prompt: _prompt_logprobs(loaded, prompt) for prompt in prompts}
         facts = [fact | of_prompts[str(request.prompt)] for fact, request in zip(facts, requests, strict=True)]
     screen = printer.Printer(requests, facts, flags.json, is_encoder_decoder)
-    stride = LIVE if sys.stdout.isatty() and not flags.json else 0
+    stride = STREAM_STRIDE if sys.stdout.isatty() and not flags.json else 0
     coming = loaded.answers(requests, generation, screen.on_text, stride)
     several = len(requests) > 1 and not (sys.stdout.isatty() and not flags.json)
     # The best of a search come together, and all at once. To group others would be to wait for the next.
@@ -318,13 +322,13 @@ def answer(flags: Any, loaded: "Run") -> None:
     console.say(screen.summary())
 
 
-def _of_prompt(loaded: "Run", prompt: str) -> dict[str, Any]:
+def _prompt_logprobs(loaded: "Run", prompt: str) -> dict[str, Any]:
     """The log-probability of each token of a prompt after its first."""
     from gptjax.decode import scoring
     from gptjax.decode.prompts import prompt_ids
 
     ids = prompt_ids(loaded.tokenizer, prompt, loaded.generator.context)
-    logprobs = scoring.scored(loaded.generator.reader, ids).logprobs.tolist() if len(ids) > 1 else []
+    logprobs = scoring.score_text(loaded.generator.decoder, ids).logprobs.tolist() if len(ids) > 1 else []
     return {"prompt_ids": ids, "prompt_logprobs": logprobs}
 
 
@@ -341,7 +345,7 @@ def fill(flags: Any, loaded: "Run") -> None:
         print(json.dumps({"prompt": prompt, "text": filled.text, "masks": masks}) if flags.json else filled.lines())
 
 
-def talk(flags: Any, loaded: "Run") -> None:
+def run_chat(flags: Any, loaded: "Run") -> None:
     """A dialogue with whoever writes to stdin."""
     from gptjax import models
     from gptjax.core import rng
@@ -356,7 +360,7 @@ def talk(flags: Any, loaded: "Run") -> None:
             given[0] if given else "json" if flags.json else "sliding_context" if flags.sliding_context else "samples"
         )
         raise ConfigError(f"--{what} and --chat cannot be used together; leave out one of them")
-    settings, generation = _settings(flags), _how(flags)
+    settings, generation = _sampling_params(flags), _generation_config(flags)
     template = chat.load_template(flags.workdir, flags.chat_template)
     room = loaded.generator.context - min(settings.max_tokens, loaded.generator.context // 2)
     turns = count()
@@ -370,7 +374,7 @@ def talk(flags: Any, loaded: "Run") -> None:
     def answer(ids: list[int], stop: tuple[str, ...]) -> str:
         wanted = settings._replace(stop=(*settings.stop, *stop))
         one = Request(tuple(ids), wanted, rng.key(flags.seed, "sample", next(turns)))
-        _, sample = next(loaded.answers([one], generation, lambda _, text: printer.write(text), LIVE))
+        _, sample = next(loaded.answers([one], generation, lambda _, text: printer.write(text), STREAM_STRIDE))
         printer.write("\n")
         return sample.text
 
@@ -381,8 +385,8 @@ def detect(flags: Any, loaded: "Run") -> None:
     """Whether a text has the watermark, printed."""
     from gptjax.decode.watermark import detect_text
 
-    watermark: Any = _how(flags).watermark
-    found = detect_text(_read(flags.detect), loaded.tokenizer, watermark)
+    watermark: Any = _generation_config(flags).watermark
+    found = detect_text(_read_text(flags.detect), loaded.tokenizer, watermark)
     if flags.json:
         print(json.dumps(found._asdict() | {"watermarked": found.z > 4}))
         return
@@ -405,7 +409,7 @@ def main(argv: Sequence[str]) -> None:
     loaded = run.load(flags.workdir, flags.step)
     fills = models.kind(loaded.model) == "encoder"
     with cpu_idle.wakeful(jax.default_backend() == "cpu"):
-        (detect if flags.detect else fill if fills else talk if flags.chat else answer)(flags, loaded)
+        (detect if flags.detect else fill if fills else run_chat if flags.chat else generate_texts)(flags, loaded)
 
 
 if __name__ == "__main__":

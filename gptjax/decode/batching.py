@@ -32,7 +32,7 @@ class Batch(NamedTuple):
         return len(self.last_B)
 
 
-def limits(prompts: Sequence[Sequence[int]], max_tokens: int, room: int) -> list[int]:
+def token_limits(prompts: Sequence[Sequence[int]], max_tokens: int, room: int) -> list[int]:
     """How many new tokens each prompt may get.
 
     Args:
@@ -70,29 +70,29 @@ def capacity(batch: Batch, new_tokens: int, least: int = 64) -> int:
     return bucket(max(map(len, batch.prompts)) + new_tokens, least)
 
 
-def begun(of: Decoder, batch: Batch, C: int) -> Cache:
+def init_cache(decoder: Decoder, batch: Batch, C: int) -> Cache:
     """A cache of B rows that has read nothing, but heard their sources, all together."""
-    cache = of.empty(batch.rows, C, 1)
-    return prefill.encode_source(of, batch.sources, cache) if batch.sources else cache
+    cache = decoder.empty(batch.rows, C, 1)
+    return prefill.encode_source(decoder, batch.sources, cache) if batch.sources else cache
 
 
-def alone(of: Decoder, cache: Cache, row: int, C: int) -> Cache:
+def init_row_cache(decoder: Decoder, cache: Cache, row: int, C: int) -> Cache:
     """A cache of a single row that has heard what this row of another one has."""
     heard = jax.tree.map(lambda x: x[row : row + 1], cache.heard)
-    return of.empty(1, C, prefill.longest_piece())._replace(heard=heard)
+    return decoder.empty(1, C, prefill.max_chunk())._replace(heard=heard)
 
 
 @partial(jax.jit, donate_argnums=0)
-def put(cache: Cache, row: jax.Array, single: Cache) -> Cache:
+def put_row(cache: Cache, row: jax.Array, single: Cache) -> Cache:
     """As gptjax.models.cache.put, compiled; the old cache is used up."""
     return caches.put(cache, row, single)
 
 
-def side_by_side(of: Decoder, batch: Batch, C: int) -> Cache:
+def prefill_batch(decoder: Decoder, batch: Batch, C: int) -> Cache:
     """A cache of B rows, with room for C tokens each, that have read all of their prompts but the last token."""
-    cache = begun(of, batch, C)
+    cache = init_cache(decoder, batch, C)
     for row, ids in enumerate(batch.prompts):
         if len(ids) > 1:
-            single = prefill.prefill(of, ids[:-1], alone(of, cache, row, C))
-            cache = put(cache, jnp.asarray(row), single._replace(heard=None))
+            single = prefill.prefill(decoder, ids[:-1], init_row_cache(decoder, cache, row, C))
+            cache = put_row(cache, jnp.asarray(row), single._replace(heard=None))
     return cache

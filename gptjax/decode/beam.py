@@ -16,13 +16,13 @@ from flax import linen as nn
 
 from gptjax import models
 from gptjax.config.errors import ConfigError
-from gptjax.decode.batching import Batch, batches, capacity, limits, side_by_side
+from gptjax.decode.batching import Batch, batches, capacity, prefill_batch, token_limits
 from gptjax.decode.prefill import Decoder, bucket
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, taken
 
 
-class Beams(NamedTuple):
+class BeamSearchParams(NamedTuple):
     """How to search.
 
     Attributes:
@@ -69,8 +69,8 @@ class Beams(NamedTuple):
 
 
 COUNTS = ("beams", "groups", "best")
-FIRST_ROOM = 32  # new tokens that a search has room for at first
-GROWTH = 4  # how many times as many, when it has that many: each room is a program
+INITIAL_CAPACITY = 32  # new tokens that a search has room for at first
+GROWTH_FACTOR = 4  # how many times as many, when it has that many: each room is a program
 
 
 class Hypothesis(NamedTuple):
@@ -81,7 +81,7 @@ class Hypothesis(NamedTuple):
     logprobs: list[float]
 
 
-class Rules(NamedTuple):
+class TracedParams(NamedTuple):
     """What of `Beams` is a number to the program, so that another value compiles nothing."""
 
     diversity_penalty: jax.Array | float
@@ -108,7 +108,7 @@ class Group(NamedTuple):
     open: jax.Array  # bool
 
 
-def begun(limit_B: jax.Array, groups: int, width: int, T: int) -> Group:
+def init_groups(limit_B: jax.Array, groups: int, width: int, T: int) -> Group:
     """B x G groups whose first beam is the prompt; the others come to be as its continuations."""
     shape = len(limit_B), groups, width
     ids, logprobs = jnp.zeros((*shape, T), jnp.int32), jnp.zeros((*shape, T), jnp.float32)
@@ -118,8 +118,8 @@ def begun(limit_B: jax.Array, groups: int, width: int, T: int) -> Group:
     return Group(ids, logprobs, none.at[..., 0].set(0), ids, logprobs, lengths, none, is_open)
 
 
-def advanced(
-    group: Group, logprob_WV: jax.Array, taken_V: jax.Array, step: jax.Array, limit: jax.Array, rules: Rules
+def advance_group(
+    group: Group, logprob_WV: jax.Array, taken_V: jax.Array, step: jax.Array, limit: jax.Array, rules: TracedParams
 ) -> tuple[Group, jax.Array, jax.Array]:
     """One group of one row a token further: the group, parent_W that each beam came from, and token_W.
 
@@ -168,14 +168,14 @@ def advanced(
     return after, parent_K[on_W], token_K[on_W]
 
 
-def advanced_groups(
-    groups: Group, logprob_GWV: jax.Array, step: jax.Array, limit: jax.Array, rules: Rules
+def advance_groups(
+    groups: Group, logprob_GWV: jax.Array, step: jax.Array, limit: jax.Array, rules: TracedParams
 ) -> tuple[Group, jax.Array, jax.Array]:
     """All groups of one row a token further, one after the other, as `advanced`: groups, parent_GW, token_GW."""
 
-    def one(taken_V: jax.Array, of: tuple[Group, jax.Array]) -> tuple[jax.Array, Any]:
-        group, logprob_WV = of
-        after, parent_W, token_W = advanced(group, logprob_WV, taken_V, step, limit, rules)
+    def one(taken_V: jax.Array, inputs: tuple[Group, jax.Array]) -> tuple[jax.Array, Any]:
+        group, logprob_WV = inputs
+        after, parent_W, token_W = advance_group(group, logprob_WV, taken_V, step, limit, rules)
         counts_W = group.open & (after.score_W > -jnp.inf)
         return taken_V.at[token_W].add(counts_W), (after, parent_W, token_W)
 
@@ -183,7 +183,7 @@ def advanced_groups(
     return jax.lax.scan(one, jnp.zeros(V), (groups, logprob_GWV))[1]  # type: ignore[no-any-return]
 
 
-class Search(NamedTuple):
+class SearchState(NamedTuple):
     """A batch of B rows after `step` new tokens; N = B * G * W beams, those of a row after one another."""
 
     step: jax.Array
@@ -193,7 +193,9 @@ class Search(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="search")
-def searched(model: nn.Module, params: Any, search: Search, limit_B: jax.Array, rules: Rules) -> Search:
+def run_search(
+    model: nn.Module, params: Any, search: SearchState, limit_B: jax.Array, rules: TracedParams
+) -> SearchState:
     """The search at its end, or with as many new tokens as there is room for.
 
     Args:
@@ -205,22 +207,22 @@ def searched(model: nn.Module, params: Any, search: Search, limit_B: jax.Array, 
     B, G, W, T = search.groups.ids_WT.shape
     first_BG1 = jnp.arange(B * G * W).reshape(B, G, W)[:, :, :1]
 
-    def goes_on(search: Search) -> jax.Array:
+    def goes_on(search: SearchState) -> jax.Array:
         return search.groups.open.any() & (search.step < T)
 
-    def further(search: Search) -> Search:
+    def further(search: SearchState) -> SearchState:
         step, cache, token_N, state = search
         x_N1D, table_VD, cache = models.extend(model, params, token_N[:, None], cache)
         logprob_NV = jax.nn.log_softmax(models.next_logits(model, x_N1D[:, 0], table_VD))
         logprob_BGWV = logprob_NV.reshape(B, G, W, -1)
-        each_row = jax.vmap(advanced_groups, in_axes=(0, 0, None, 0, None))
+        each_row = jax.vmap(advance_groups, in_axes=(0, 0, None, 0, None))
         state, parent_BGW, token_BGW = each_row(state, logprob_BGWV, step, limit_B, rules)
-        return Search(step + 1, taken(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state)
+        return SearchState(step + 1, taken(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state)
 
     return jax.lax.while_loop(goes_on, further, search)
 
 
-def ranked(row: Group, best: int) -> list[Hypothesis]:
+def best_hypotheses(row: Group, best: int) -> list[Hypothesis]:
     """The best finished continuations of one row, of all its groups [G, W], in NumPy."""
     ids_NT, logprobs_NT = (x.reshape(-1, x.shape[-1]) for x in (row.done_ids_WT, row.done_logprobs_WT))
     length_N, score_N = row.done_length_W.reshape(-1), row.done_score_W.reshape(-1)
@@ -233,9 +235,9 @@ def ranked(row: Group, best: int) -> list[Hypothesis]:
 
 
 def search(
-    of: Decoder,
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    settings: Beams,
+    settings: BeamSearchParams,
     max_tokens: int,
     ends: Sequence[int] = (),
     batch_size: int = 8,
@@ -258,17 +260,17 @@ def search(
     """
     settings.check()
     # The last new token is never read, so it needs no place in the context.
-    most = limits(prompts, max_tokens, of.model.config.context + 1)
+    most = token_limits(prompts, max_tokens, decoder.model.config.context + 1)
     found: list[list[Hypothesis]] = []
     for batch in batches(prompts, most, batch_size, sources):
-        groups = jax.device_get(_searched(of, batch, settings, ends))
+        groups = jax.device_get(_search_batch(decoder, batch, settings, ends))
         each = (Group(*(x[b] for x in groups)) for b in range(len(batch.prompts)))
-        found += [ranked(row, settings.best) for row in each]
+        found += [best_hypotheses(row, settings.best) for row in each]
     return found
 
 
-def _searched(of: Decoder, batch: Batch, settings: Beams, ends: Sequence[int]) -> Group:
-    rules = Rules(
+def _search_batch(decoder: Decoder, batch: Batch, settings: BeamSearchParams, ends: Sequence[int]) -> Group:
+    rules = TracedParams(
         float(settings.diversity_penalty),
         float(settings.length_penalty),
         # One beam is greedy search, as in transformers: it ends with the first end.
@@ -280,30 +282,30 @@ def _searched(of: Decoder, batch: Batch, settings: Beams, ends: Sequence[int]) -
     search, T = None, 0
     # Room grows as texts do: most end long before they may, and what is kept of them is moved at every token.
     while search is None or (T < batch.limit_B.max() and jax.device_get(search.groups.open).any()):
-        T = min(GROWTH * T or FIRST_ROOM, bucket(int(batch.limit_B.max()), FIRST_ROOM))
-        search = _begun(of, batch, settings, T) if search is None else _with_room(of, batch, search, T)
-        search = searched(of.model, of.params, search, batch.limit_B, rules)
+        T = min(GROWTH_FACTOR * T or INITIAL_CAPACITY, bucket(int(batch.limit_B.max()), INITIAL_CAPACITY))
+        search = _prefill_state(decoder, batch, settings, T) if search is None else _grow(decoder, batch, search, T)
+        search = run_search(decoder.model, decoder.params, search, batch.limit_B, rules)
     return search.groups
 
 
 def _capacity(batch: Batch, T: int) -> int:
     # The last new token is never read. Prompts are of any length, but where there are sources they are all short.
-    return capacity(batch, min(T, int(batch.limit_B.max())) - 1, FIRST_ROOM if batch.sources else 64)
+    return capacity(batch, min(T, int(batch.limit_B.max())) - 1, INITIAL_CAPACITY if batch.sources else 64)
 
 
 @partial(jax.jit, static_argnames=("groups", "width", "T"))
-def _started(cache: Cache, last_B: jax.Array, limit_B: jax.Array, groups: int, width: int, T: int) -> Search:
-    beams, start = groups * width, begun(limit_B, groups, width, T)
-    return Search(jnp.zeros((), jnp.int32), caches.multiplied(cache, beams), jnp.repeat(last_B, beams), start)
+def _init_state(cache: Cache, last_B: jax.Array, limit_B: jax.Array, groups: int, width: int, T: int) -> SearchState:
+    beams, start = groups * width, init_groups(limit_B, groups, width, T)
+    return SearchState(jnp.zeros((), jnp.int32), caches.multiplied(cache, beams), jnp.repeat(last_B, beams), start)
 
 
-def _begun(of: Decoder, batch: Batch, settings: Beams, T: int) -> Search:
-    cache = side_by_side(of, batch, _capacity(batch, T))
+def _prefill_state(decoder: Decoder, batch: Batch, settings: BeamSearchParams, T: int) -> SearchState:
+    cache = prefill_batch(decoder, batch, _capacity(batch, T))
     width = settings.beams // settings.groups
-    return _started(cache, batch.last_B, batch.limit_B, settings.groups, width, T)
+    return _init_state(cache, batch.last_B, batch.limit_B, settings.groups, width, T)
 
 
-def _with_room(of: Decoder, batch: Batch, search: Search, T: int) -> Search:
+def _grow(decoder: Decoder, batch: Batch, search: SearchState, T: int) -> SearchState:
     """The same search with room for T new tokens."""
     more = T - search.groups.ids_WT.shape[-1]
 
@@ -312,6 +314,6 @@ def _with_room(of: Decoder, batch: Batch, search: Search, T: int) -> Search:
 
     groups = search.groups
     groups = groups._replace(**{name: longer(getattr(groups, name)) for name in Group._fields if name.endswith("_WT")})
-    layers = jax.eval_shape(lambda: of.empty(len(search.token_N), _capacity(batch, T), 1)).layers
+    layers = jax.eval_shape(lambda: decoder.empty(len(search.token_N), _capacity(batch, T), 1)).layers
     cache = search.cache._replace(layers=caches.grown(search.cache.layers, layers))
     return search._replace(cache=cache, groups=groups)

@@ -44,7 +44,7 @@ def regex(pattern: str) -> Grammar:
     Raises:
       ConfigError: it does not parse.
     """
-    return _checked(Grammar("the regular expression", _library().LLMatcher.grammar_from_regex(pattern)))
+    return _validated(Grammar("the regular expression", _library().LLMatcher.grammar_from_regex(pattern)))
 
 
 def json_schema(schema: str | dict[str, Any]) -> Grammar:
@@ -67,7 +67,7 @@ def json_schema(schema: str | dict[str, Any]) -> Grammar:
     if not isinstance(parsed, dict):
         raise ConfigError(f'{kind} must be an object, such as {{"type": "object"}}')
     compact = {"whitespace_flexible": False}
-    return _checked(Grammar(kind, _library().LLMatcher.grammar_from_json_schema(parsed, compact)))
+    return _validated(Grammar(kind, _library().LLMatcher.grammar_from_json_schema(parsed, compact)))
 
 
 def choices(texts: Sequence[str]) -> Grammar:
@@ -79,7 +79,7 @@ def choices(texts: Sequence[str]) -> Grammar:
     if isinstance(texts, str) or not texts:
         raise ConfigError("choices must be a list of one text or more")
     rules = " | ".join(json.dumps(text) for text in texts)
-    return _checked(Grammar("the list of choices", _library().LLMatcher.grammar_from_lark(f"start: {rules}")))
+    return _validated(Grammar("the list of choices", _library().LLMatcher.grammar_from_lark(f"start: {rules}")))
 
 
 class Matcher:
@@ -93,14 +93,14 @@ class Matcher:
       allowed_W: which ids may come next, a bit each, uint32 [W]; means nothing when the row is done.
     """
 
-    def __init__(self, matcher: Any, vocabulary: int, source: "_Source") -> None:
+    def __init__(self, matcher: Any, vocabulary: int, source: "_TokenizerAdapter") -> None:
         self._matcher, self._vocabulary, self._source = matcher, vocabulary, source
         self.problem: str | None = None
         self._look()
 
     def _look(self) -> None:
         end, endless = self._source.eos_token_id, self._source.tokenizer.end is None
-        mask_W = np.zeros(words(max(self._vocabulary, len(self._source.tokens))), np.uint32)
+        mask_W = np.zeros(bitmask_words(max(self._vocabulary, len(self._source.tokens))), np.uint32)
         known_W = np.frombuffer(self._matcher.compute_bitmask(), "<u4")[: len(mask_W)]
         mask_W[: len(known_W)] = known_W
         may_end = _has(mask_W, end)
@@ -108,7 +108,7 @@ class Matcher:
         ending = not mask_W.any()
         if may_end and not endless:
             mask_W[end // _BITS] |= np.uint32(1 << end % _BITS)
-        self.allowed_W = mask_W[: words(self._vocabulary)]
+        self.allowed_W = mask_W[: bitmask_words(self._vocabulary)]
         if self._matcher.is_error():
             reason = _one_line(self._matcher.get_error())
             self.problem = "it has no token to go on with" if "NoExtension" in reason else reason
@@ -147,7 +147,7 @@ class Constraint(NamedTuple):
         return self.beginning.copy()
 
 
-def compile(grammar: Grammar, tokenizer: Tokenizer, vocabulary: int) -> Constraint:
+def compile_grammar(grammar: Grammar, tokenizer: Tokenizer, vocabulary: int) -> Constraint:
     """The grammar in the tokenizer's tokens.
 
     A tokenizer without an end token ends a text when nothing more may come: `[0-9]{1,3}` gives three digits.
@@ -160,7 +160,7 @@ def compile(grammar: Grammar, tokenizer: Tokenizer, vocabulary: int) -> Constrai
     Raises:
       ConfigError: no token of the tokenizer can begin such a text, or the grammar is too complex.
     """
-    source, prepared = _prepared(cast(Hashable, tokenizer))
+    source, prepared = _library_tokenizer(cast(Hashable, tokenizer))
     matcher = _library().LLMatcher(prepared, grammar.text, log_level=0)
     if matcher.is_error():
         raise ConfigError(f"{grammar.kind} cannot be used: {_one_line(matcher.get_error())}")
@@ -172,28 +172,28 @@ def compile(grammar: Grammar, tokenizer: Tokenizer, vocabulary: int) -> Constrai
     return Constraint(beginning)
 
 
-def words(vocabulary: int) -> int:
+def bitmask_words(vocabulary: int) -> int:
     """W, how many words of 32 bits hold a bit for each of V ids."""
     return -(-vocabulary // _BITS)
 
 
-def batched(matchers: Sequence[Matcher | None], vocabulary: int) -> np.ndarray:
+def batched_bitmask(matchers: Sequence[Matcher | None], vocabulary: int) -> np.ndarray:
     """`allowed_W` of each row, uint32 [B, W]; everything for a row that is done or has no constraint (None)."""
-    allowed_BW = np.full((len(matchers), words(vocabulary)), 0xFFFFFFFF, np.uint32)
+    allowed_BW = np.full((len(matchers), bitmask_words(vocabulary)), 0xFFFFFFFF, np.uint32)
     for row, matcher in enumerate(matchers):
         if matcher is not None and not matcher.is_done:
             allowed_BW[row] = matcher.allowed_W
     return allowed_BW
 
 
-def only_allowed(logits_BV: jax.Array, allowed_BW: jax.Array) -> jax.Array:
+def apply_bitmask(logits_BV: jax.Array, allowed_BW: jax.Array) -> jax.Array:
     """The logits with those of ids whose bit is 0 at -inf. On the device; a row depends on nothing but itself."""
     B, V = logits_BV.shape
     bits_BW32 = allowed_BW[..., None] >> jnp.arange(_BITS, dtype=jnp.uint32) & 1
     return jnp.where(bits_BW32.reshape(B, -1)[:, :V] == 1, logits_BV, -jnp.inf)
 
 
-class _Source:
+class _TokenizerAdapter:
     """A tokenizer as llguidance asks for it: bytes of every id, and the ids of a text whose bytes must come next."""
 
     is_tokenizer_wrapper = True
@@ -239,8 +239,8 @@ class _Source:
 
 
 @lru_cache(maxsize=8)
-def _prepared(tokenizer: Any) -> tuple[_Source, Any]:
-    source = _Source(tokenizer)
+def _library_tokenizer(tokenizer: Any) -> tuple[_TokenizerAdapter, Any]:
+    source = _TokenizerAdapter(tokenizer)
     return source, _library().LLTokenizer(source)
 
 
@@ -252,7 +252,7 @@ def _library() -> Any:
     return llguidance
 
 
-def _checked(grammar: Grammar) -> Grammar:
+def _validated(grammar: Grammar) -> Grammar:
     """The grammar; ConfigError where llguidance refuses it."""
     problem = _library().LLMatcher.validate_grammar(grammar.text)
     if problem and not problem.startswith("WARNING"):

@@ -15,13 +15,13 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.decode import prefill
-from gptjax.decode.batching import Batch, alone, batches, begun, bucket, capacity, limits
+from gptjax.decode.batching import Batch, batches, bucket, capacity, init_cache, init_row_cache, token_limits
 from gptjax.decode.prefill import Decoder
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, taken
 
 
-class Contrastive(NamedTuple):
+class ContrastiveSearchParams(NamedTuple):
     """How to choose (arXiv 2202.06417 equation 5).
 
     Attributes:
@@ -40,7 +40,7 @@ class Contrastive(NamedTuple):
             raise ConfigError(f"k is {self.k}; it must be at least 1")
 
 
-class Continuation(NamedTuple):
+class Completion(NamedTuple):
     """Its ids, and each id's log-probability (nats) in the model's own distribution."""
 
     ids: list[int]
@@ -67,7 +67,7 @@ def direction(x: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def extended(
+def extend(
     model: nn.Module, params: Any, ids_1T: jax.Array, cache: Cache, n: jax.Array, h_CD: jax.Array
 ) -> tuple[Cache, jax.Array]:
     """The cache after the first n of some more tokens, and h_CD with their directions."""
@@ -78,24 +78,26 @@ def extended(
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
-def _put(cache: Cache, h_BCD: jax.Array, row: jax.Array, single: Cache, h_CD: jax.Array) -> tuple[Cache, jax.Array]:
+def _put_row(cache: Cache, h_BCD: jax.Array, row: jax.Array, single: Cache, h_CD: jax.Array) -> tuple[Cache, jax.Array]:
     return caches.put(cache, row, single), h_BCD.at[row].set(h_CD)
 
 
-def side_by_side(of: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
+def prefill_batch(decoder: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
     """A cache of B rows that have read all of their prompts but the last token, and h_BCD of what they read."""
-    C, D = capacity(batch, int(batch.limit_B.max())), of.model.config.width
-    cache, h_BCD = begun(of, batch, C), jnp.zeros((batch.rows, C, D))
-    longest = prefill.longest_piece()
+    C, D = capacity(batch, int(batch.limit_B.max())), decoder.model.config.width
+    cache, h_BCD = init_cache(decoder, batch, C), jnp.zeros((batch.rows, C, D))
+    longest = prefill.max_chunk()
     for row, ids in enumerate(batch.prompts):
-        single, h_CD = alone(of, cache, row, C), jnp.zeros((C, D))
-        for ids_1T, n in prefill.pieces(ids[:-1], 0, longest):
-            single, h_CD = extended(of.model, of.params, ids_1T, single, jnp.asarray(n), h_CD)
-        cache, h_BCD = _put(cache, h_BCD, jnp.asarray(row), single._replace(heard=None), h_CD)
+        single, h_CD = init_row_cache(decoder, cache, row, C), jnp.zeros((C, D))
+        for ids_1T, n in prefill.chunks(ids[:-1], 0, longest):
+            single, h_CD = extend(decoder.model, decoder.params, ids_1T, single, jnp.asarray(n), h_CD)
+        cache, h_BCD = _put_row(cache, h_BCD, jnp.asarray(row), single._replace(heard=None), h_CD)
     return cache, h_BCD
 
 
-def chosen(prob_Bk: jax.Array, h_BkD: jax.Array, h_BCD: jax.Array, length_B: jax.Array, alpha: Any) -> jax.Array:
+def select_candidate(
+    prob_Bk: jax.Array, h_BkD: jax.Array, h_BCD: jax.Array, length_B: jax.Array, alpha: Any
+) -> jax.Array:
     """Which candidate each row takes: argmax (1 - alpha) p - alpha max cosine (arXiv 2202.06417 equation 5).
 
     Args:
@@ -111,7 +113,7 @@ def chosen(prob_Bk: jax.Array, h_BkD: jax.Array, h_BCD: jax.Array, length_B: jax
 
 
 @partial(jax.jit, static_argnames=("model", "k", "T"))
-def searched(
+def run_search(
     model: nn.Module,
     params: Any,
     cache: Cache,
@@ -144,7 +146,7 @@ def searched(
         x_N1D, table_VD, cache = models.extend(model, params, s.token_Bk.reshape(B * k, 1), s.cache)
         x_BkD = x_N1D.reshape(B, k, -1)
         h_BkD = direction(x_BkD[..., : s.h_BCD.shape[-1]])  # without the one that a head's bias is multiplied with
-        best_B = chosen(jnp.exp(s.logprob_Bk), h_BkD, s.h_BCD, read_B, alpha)
+        best_B = select_candidate(jnp.exp(s.logprob_Bk), h_BkD, s.h_BCD, read_B, alpha)
         token_B, logprob_B = s.token_Bk[rows_B, best_B], s.logprob_Bk[rows_B, best_B]
         # Step 0 reads the prompt's last token as if it were the candidates, and says nothing.
         slot_B = jnp.where(s.open_B & (step > 0), step - 1, T)
@@ -179,14 +181,14 @@ def searched(
 
 
 def search(
-    of: Decoder,
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    settings: Contrastive,
+    settings: ContrastiveSearchParams,
     max_tokens: int,
     ends: Sequence[int] = (),
     batch_size: int = 8,
     sources: Sequence[Sequence[int]] = (),
-) -> list[Continuation]:
+) -> list[Completion]:
     """A continuation of each prompt; what ends a text is its last id.
 
     Args:
@@ -202,15 +204,15 @@ def search(
       ConfigError, DataError: settings or a prompt that cannot be.
     """
     settings.check()
-    config = of.model.config
+    config = decoder.model.config
     # Every new token is read, the last one too: its hidden state is what it is judged by.
-    most = limits(prompts, max_tokens, config.context)
-    found: list[Continuation] = []
+    most = token_limits(prompts, max_tokens, config.context)
+    found: list[Completion] = []
     for batch in batches(prompts, most, batch_size, sources):
-        said = searched(
-            of.model,
-            of.params,
-            *side_by_side(of, batch),
+        said = run_search(
+            decoder.model,
+            decoder.params,
+            *prefill_batch(decoder, batch),
             batch.last_B,
             batch.limit_B,
             np.array(sorted(set(ends)), np.int32),
@@ -220,5 +222,5 @@ def search(
         )
         ids_BT, logprobs_BT, length_B = jax.device_get(said)
         for b, n in enumerate(length_B[: len(batch.prompts)]):
-            found.append(Continuation(ids_BT[b, :n].tolist(), logprobs_BT[b, :n].tolist()))
+            found.append(Completion(ids_BT[b, :n].tolist(), logprobs_BT[b, :n].tolist()))
     return found

@@ -26,7 +26,7 @@ class State(NamedTuple):
     ended: str | None = None
 
 
-class Fed(NamedTuple):
+class Detokenized(NamedTuple):
     """What came of some tokens.
 
     Attributes:
@@ -42,7 +42,7 @@ class Fed(NamedTuple):
     stop: str | None = None
 
 
-def stops(strings: Sequence[str]) -> tuple[str, ...]:
+def check_stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
     """Stop strings as the functions below take them.
 
     Raises:
@@ -54,7 +54,7 @@ def stops(strings: Sequence[str]) -> tuple[str, ...]:
     return strings
 
 
-def fed(state: State, tokens: Sequence[int], tokenizer: Tokenizer, strings: tuple[str, ...] = ()) -> Fed:
+def detokenize(state: State, tokens: Sequence[int], tokenizer: Tokenizer, strings: tuple[str, ...] = ()) -> Detokenized:
     """The state and the text after more tokens of a row.
 
     A text ends at the first of its characters with which a stop string is whole; where several are whole with the
@@ -69,23 +69,23 @@ def fed(state: State, tokens: Sequence[int], tokenizer: Tokenizer, strings: tupl
     """
     shown = []
     for used, token in enumerate(tokens if state.ended is None else ()):
-        raw = _bytes_of(token, tokenizer)
-        state, text, stop = _read(state, raw or b"", strings, final=raw is None)
+        raw = _token_bytes(token, tokenizer)
+        state, text, stop = _append_bytes(state, raw or b"", strings, final=raw is None)
         shown.append(text)
         if state.ended is not None:
-            return Fed(state, "".join(shown), used + 1, stop)
-    return Fed(state, "".join(shown), len(tokens) if state.ended is None else 0)
+            return Detokenized(state, "".join(shown), used + 1, stop)
+    return Detokenized(state, "".join(shown), len(tokens) if state.ended is None else 0)
 
 
-def finished(state: State, strings: tuple[str, ...] = ()) -> Fed:
+def flush(state: State, strings: tuple[str, ...] = ()) -> Detokenized:
     """The rest of a text that no more tokens will come for; bytes that are no whole character become U+FFFD."""
     if state.ended is not None:
-        return Fed(state, "", 0)
-    state, text, stop = _read(state, b"", strings, final=True)
-    return Fed(state, text, 0, stop)
+        return Detokenized(state, "", 0)
+    state, text, stop = _append_bytes(state, b"", strings, final=True)
+    return Detokenized(state, text, 0, stop)
 
 
-def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes | None:
+def _token_bytes(token: int, tokenizer: Tokenizer) -> bytes | None:
     """What a token adds to a text; None where it ends it."""
     if token == tokenizer.end or token in tokenizer.stop_token_ids:
         return None
@@ -95,7 +95,7 @@ def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes | None:
         return None
 
 
-def _read(state: State, raw: bytes, strings: tuple[str, ...], final: bool) -> tuple[State, str, str | None]:
+def _append_bytes(state: State, raw: bytes, strings: tuple[str, ...], final: bool) -> tuple[State, str, str | None]:
     known = state.pending + raw
     new, whole = codecs.utf_8_decode(known, "replace", final)
     text = state.held + new
@@ -106,11 +106,11 @@ def _read(state: State, raw: bytes, strings: tuple[str, ...], final: bool) -> tu
         return State(ended="stop"), text[: end - len(stop)], stop
     if final:
         return State(ended="end"), text, None
-    kept = _beginning(text, strings)
+    kept = _stop_prefix_length(text, strings)
     return State(known[whole:], text[len(text) - kept :]), text[: len(text) - kept], None
 
 
-def _beginning(text: str, strings: tuple[str, ...]) -> int:
+def _stop_prefix_length(text: str, strings: tuple[str, ...]) -> int:
     """How many of the last characters may be the beginning of a stop string."""
     longest = min(len(text), max(map(len, strings), default=1) - 1)
     sizes = range(longest, 0, -1)

@@ -15,16 +15,16 @@ from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode.penalties import History
 from gptjax.decode.prefill import Decoder
-from gptjax.decode.sampling import processed, sample
+from gptjax.decode.sampling import process_logits, sample
 from gptjax.decode.settings import BatchedSamplingParams
 from gptjax.models.cache import Cache
 
-LONGEST = 64  # proposals a round, and ids that are looked up: far beyond use
+MAX_TOKENS = 64  # proposals a round, and ids that are looked up: far beyond use
 # What keys of a token are folded with, so that its draws are independent; `draw` itself splits, which is 0 and 1.
 PROPOSING, ACCEPTING = 2, 3
 
 
-class Speculation(NamedTuple):
+class SpeculativeConfig(NamedTuple):
     """How tokens are proposed.
 
     Attributes:
@@ -36,15 +36,15 @@ class Speculation(NamedTuple):
     ngram: int = 0
 
     @property
-    def ahead(self) -> int:
+    def lookahead(self) -> int:
         """What the caches of model and draft model must be made with, at least (gptjax.models.empty)."""
         return self.tokens + 1
 
     def check(self, has_draft: bool) -> None:
         """Raises ConfigError for values that cannot be, given whether there is a draft model."""
         for name, least in (("tokens", 1), ("ngram", 0)):
-            if not least <= getattr(self, name) <= LONGEST:
-                raise ConfigError(f"{name} of speculation is {getattr(self, name)}; it must be {least} to {LONGEST}")
+            if not least <= getattr(self, name) <= MAX_TOKENS:
+                raise ConfigError(f"{name} of speculation is {getattr(self, name)}; it must be {least} to {MAX_TOKENS}")
         if self.ngram and has_draft:
             raise ConfigError("a draft model and n-gram lookup cannot both propose tokens; leave out one of the two")
         if not self.ngram and not has_draft:
@@ -73,7 +73,7 @@ class DraftPlan(NamedTuple):
 
     target: nn.Module
     draft: nn.Module | None
-    generation: Speculation
+    speculation: SpeculativeConfig
     used: frozenset[str]
     ends: tuple[int, ...] = ()
 
@@ -86,7 +86,7 @@ class Proposals(NamedTuple):
     logits_BkV: jax.Array | None  # of the distributions that they were drawn from; None: they are certain
 
 
-def prompt_lookup(generation: Speculation, history: History, most_B: jax.Array) -> Proposals:
+def prompt_lookup(speculation: SpeculativeConfig, history: History, most_B: jax.Array) -> Proposals:
     """What followed the newest earlier occurrence of a row's last ids, of as many as occur, at most `how.ngram`.
 
     It may overlap the end, so that a row that repeats itself is told to go on with it (prompt lookup decoding,
@@ -102,18 +102,18 @@ def prompt_lookup(generation: Speculation, history: History, most_B: jax.Array) 
     places_S = jnp.arange(S)
     same_BS = places_S < length_B1  # the ids before this place are the last ones of the row
     matched_BS = jnp.zeros(ids_BS.shape, jnp.int32)
-    for back in range(1, generation.ngram + 1):
+    for back in range(1, speculation.ngram + 1):
         last_B1 = jnp.take_along_axis(ids_BS, jnp.maximum(length_B1 - back, 0), 1)
         same_BS &= (places_S >= back) & (jnp.roll(ids_BS, back, 1) == last_B1)
         matched_BS += same_BS
     start_B1 = jnp.argmax(matched_BS * S + places_S, 1)[:, None]
     found_B = jnp.max(matched_BS, 1) > 0
-    places_Bk = start_B1 + jnp.arange(generation.tokens) % jnp.maximum(length_B1 - start_B1, 1)
+    places_Bk = start_B1 + jnp.arange(speculation.tokens) % jnp.maximum(length_B1 - start_B1, 1)
     ids_Bk = jnp.take_along_axis(ids_BS, places_Bk, 1, mode="clip")
     return Proposals(ids_Bk, jnp.where(found_B, most_B, 0), None)
 
 
-def drafted(
+def draft_proposals(
     plan: DraftPlan,
     params: Any,
     keys_B: jax.Array,
@@ -133,10 +133,10 @@ def drafted(
 
     def propose(x_BD: jax.Array, table_VD: jax.Array, history: History, n: Any) -> tuple[History, tuple[Any, Any]]:
         logits_BV = models.next_logits(model, x_BD, table_VD)
-        logits_BV = processed(logits_BV, batched, history, plan.used, plan.ends)
+        logits_BV = process_logits(logits_BV, batched, history, plan.used, plan.ends)
         drawing_B = token_keys(keys_B, token_numbers(history, 1), PROPOSING)[:, 0]
         ids_B = sample(logits_BV, drawing_B, batched.temperature_B, plan.used)
-        history = appended(history, ids_B[:, None], (n < most_B).astype(jnp.int32))
+        history = append(history, ids_B[:, None], (n < most_B).astype(jnp.int32))
         return history, (ids_B, logits_BV if "sampling" in plan.used else None)
 
     # A row whose proposals were all accepted has two ids that the draft model did not read.
@@ -153,7 +153,7 @@ def drafted(
         history, said = propose(x_B1D[:, 0], table_VD, history, n)
         return (cache, history, said[0]), said
 
-    (cache, _, _), rest = jax.lax.scan(step, (cache, history, first[0]), jnp.arange(1, plan.generation.tokens))
+    (cache, _, _), rest = jax.lax.scan(step, (cache, history, first[0]), jnp.arange(1, plan.speculation.tokens))
     ids_Bk, logits_BkV = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]).swapaxes(0, 1), first, rest)
     return Proposals(ids_Bk, most_B, logits_BkV), cache
 
@@ -166,20 +166,20 @@ def token_numbers(history: History, n: int) -> jax.Array:
 def token_keys(keys_B: jax.Array, numbers_Bn: jax.Array, purpose: int | None = None) -> jax.Array:
     """Keys [B, n] of tokens by their numbers, for plain draws or another purpose."""
 
-    def of(key: jax.Array, number: jax.Array) -> jax.Array:
+    def token_key(key: jax.Array, number: jax.Array) -> jax.Array:
         key = jax.random.fold_in(key, number)
         return key if purpose is None else jax.random.fold_in(key, purpose)
 
-    return jax.vmap(jax.vmap(of, (None, 0)))(keys_B, numbers_Bn)
+    return jax.vmap(jax.vmap(token_key, (None, 0)))(keys_B, numbers_Bn)
 
 
-def appended(history: History, ids_BT: jax.Array, length_B: jax.Array) -> History:
+def append(history: History, ids_BT: jax.Array, length_B: jax.Array) -> History:
     """The history with the first `length` ids of each row after its own."""
-    ids_BS = put(history.ids_BS, ids_BT, history.length_B, length_B)
+    ids_BS = put_at(history.ids_BS, ids_BT, history.length_B, length_B)
     return history._replace(ids_BS=ids_BS, length_B=history.length_B + length_B)
 
 
-def put(values_BS: jax.Array, new_BT: jax.Array, at_B: jax.Array, length_B: jax.Array) -> jax.Array:
+def put_at(values_BS: jax.Array, new_BT: jax.Array, at_B: jax.Array, length_B: jax.Array) -> jax.Array:
     """The values with the first `length` new ones of each row from place `at` on."""
     B, S = values_BS.shape
     places_T = jnp.arange(new_BT.shape[1])

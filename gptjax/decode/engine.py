@@ -18,7 +18,7 @@ from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode import constraints, detokenize, prefill, settings, speculative, step
 from gptjax.decode.constraints import Constraint, Matcher
-from gptjax.decode.drafting import DraftPlan, Speculation
+from gptjax.decode.drafting import DraftPlan, SpeculativeConfig
 from gptjax.decode.ensemble import Ensemble
 from gptjax.decode.penalties import History
 from gptjax.decode.settings import SamplingParams
@@ -27,7 +27,7 @@ from gptjax.decode.watermark import Watermark
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache
 
-REMEMBERED = 4  # prompts whose caches are kept, for others that begin alike
+CACHED_PREFIXES = 4  # prompts whose caches are kept, for others that begin alike
 
 
 class EngineRequest(NamedTuple):
@@ -76,7 +76,7 @@ class Sample(NamedTuple):
     accepted: int = 0
 
 
-class New(NamedTuple):
+class NewTokens(NamedTuple):
     """What a turn gives a row; as of Sample."""
 
     ids: list[int]
@@ -100,10 +100,10 @@ class Slot:
         """Prompt and new ids."""
         return [*self.request.prompts[0], *self.sample.ids]
 
-    def feed(self, tokenizer: Tokenizer, new: New) -> str:
+    def feed(self, tokenizer: Tokenizer, new: NewTokens) -> str:
         """Takes new tokens up to the one that ends the text; gives the text that can be shown now."""
         old, wanted = self.sample, self.request.settings
-        self.state, text, n, _ = detokenize.fed(self.state, new.ids, tokenizer, wanted.stop)
+        self.state, text, n, _ = detokenize.detokenize(self.state, new.ids, tokenizer, wanted.stop)
         finish = self.state.ended or ""
         if self.matcher and not finish:
             finish = self._held_to_constraint(self.matcher, new.ids[:n])
@@ -131,7 +131,7 @@ class Slot:
 
     def end(self, finish: str) -> str:
         """Ends the text, for that reason where it has none yet; gives what of it was held back."""
-        self.state, rest, _, _ = detokenize.finished(self.state, self.request.settings.stop)
+        self.state, rest, _, _ = detokenize.flush(self.state, self.request.settings.stop)
         self.sample = self.sample._replace(text=self.sample.text + rest, finish=self.sample.finish or finish)
         return rest
 
@@ -164,7 +164,7 @@ class Limits(NamedTuple):
     max_source_length: int = 0
 
 
-def rounded(length: int) -> int:
+def round_length(length: int) -> int:
     """A length that few programs are compiled for: up to the next of 64, 96, ..., 256, 320, ..., 512, 640, ..."""
     n = 64
     while n < length:
@@ -188,7 +188,7 @@ def insert(
     )
 
 
-def _beside(params: Any) -> jax.sharding.Sharding:
+def _params_sharding(params: Any) -> jax.sharding.Sharding:
     """Where the parameters are; on each of their devices, where these divide them."""
     there: jax.sharding.Sharding = jax.tree.leaves(params)[0].sharding
     if isinstance(there, jax.sharding.NamedSharding):
@@ -211,12 +211,12 @@ class Engine:
         limits: Limits,
         alternatives: int = 0,
         watermark: Watermark | None = None,
-        speculation: Speculation | None = None,
+        speculation: SpeculativeConfig | None = None,
     ) -> None:
-        B, S, M = limits.batch_size, rounded(limits.max_length), len(ensemble.readers)
-        rings = limits.sliding_context and all(map(prefill.slides, ensemble.readers))
+        B, S, M = limits.batch_size, round_length(limits.max_length), len(ensemble.decoders)
+        rings = limits.sliding_context and all(map(prefill.can_slide, ensemble.decoders))
         if rings:
-            ensemble = ensemble._replace(readers=tuple(map(prefill.sliding, ensemble.readers)))
+            ensemble = ensemble._replace(decoders=tuple(map(prefill.with_sliding_context, ensemble.decoders)))
         self.ensemble, self.tokenizer, self.limits = ensemble, tokenizer, limits
         self.capacity = S if rings else min(S, limits.context)
         self.rows: list[Slot | None] = [None] * B
@@ -231,19 +231,19 @@ class Engine:
         )
         self.speculation = speculation
         self.weight_M = jnp.asarray(ensemble.weights, jnp.float32)
-        self.remembered: deque[PrefixCache] = deque(maxlen=REMEMBERED * M)
+        self.remembered: deque[PrefixCache] = deque(maxlen=CACHED_PREFIXES * M)
         nowhere, ahead = jnp.zeros(B, jnp.int32), speculation.ahead if speculation else 1
         # Where the parameters are, and bound to it: an array that is not is another kind of argument to `jax.jit`.
-        self.device = _beside(ensemble.params)
+        self.device = _params_sharding(ensemble.params)
         state = State(
             caches=tuple(
-                reader.empty(
+                decoder.empty(
                     B,
                     self.capacity,
                     ahead,
-                    limits.max_source_length and prefill.source_room(reader, limits.max_source_length),
+                    limits.max_source_length and prefill.source_capacity(decoder, limits.max_source_length),
                 )
-                for reader in ensemble.readers
+                for decoder in ensemble.decoders
             ),
             next_MB=jnp.zeros((M, B), jnp.int32),
             history=History(jnp.zeros((B, S), jnp.int32), nowhere, jnp.copy(nowhere)),
@@ -263,15 +263,15 @@ class Engine:
           source: what its encoder reads, if it has one: heard before, whole, or heard now.
           remember: whether this may serve others.
         """
-        of, ids, done, cache, heard = self.ensemble.readers[speaker], tuple(ids), 0, None, None
+        of, ids, done, cache, heard = self.ensemble.decoders[speaker], tuple(ids), 0, None, None
         for known in self.remembered:
             if (known.speaker, known.source) != (speaker, source):
                 continue
             heard = known.cache.heard
-            if (serves := prefill.shared(known.ids, known.cache, ids)) > done:
+            if (serves := prefill.reusable_prefix(known.ids, known.cache, ids)) > done:
                 cache, done = self._cut(known.cache, serves), serves
         if cache is None:
-            cache = jax.device_put(of.empty(1, self.capacity, prefill.longest_piece()), self.device)
+            cache = jax.device_put(of.empty(1, self.capacity, prefill.max_chunk()), self.device)
             cache = cache._replace(heard=heard)
         is_new = done < len(ids)
         if source and heard is None:
@@ -327,7 +327,7 @@ class Engine:
                 continue
             text = row.feed(self.tokenizer, drawn[number])
             if not row.sample.finish and not active_B[number] and self.limits.sliding_context:
-                self._begin(number, row, [row.all_ids] * len(self.ensemble.readers))
+                self._begin(number, row, [row.all_ids] * len(self.ensemble.decoders))
             elif row.sample.finish or not active_B[number]:
                 text += row.end("context")
                 over.append(number)
@@ -337,29 +337,29 @@ class Engine:
             self.state = self.state._replace(active_B=self.state.active_B.at[jnp.asarray(over)].set(False))
         return said
 
-    def _draw(self, steps: int) -> list[New]:
+    def _draw(self, steps: int) -> list[NewTokens]:
         """Of each row: new ids, their log-probabilities, and the likeliest at each place."""
         matchers = [row.matcher if row else None for row in self.rows]
         allowed_BW = None
         if any(matchers):
-            steps, allowed_BW = 1, constraints.batched(matchers, self.ensemble.models[0].config.vocabulary)
-        params, most = self.ensemble.params, jnp.int32(min(steps, step.MOST))
+            steps, allowed_BW = 1, constraints.batched_bitmask(matchers, self.ensemble.models[0].config.vocabulary)
+        params, most = self.ensemble.params, jnp.int32(min(steps, step.MAX_STEPS))
         self.state, on_device = step.decode_steps(self.program, params, self.weight_M, self.state, most, allowed_BW)
         drawn = jax.device_get(on_device)
 
-        def of_row(number: int) -> New:
+        def of_row(number: int) -> NewTokens:
             places = drawn.active_nB[:, number]
             ids, logprobs = drawn.ids_nB[places, number].tolist(), drawn.logprobs_nB[places, number].tolist()
             pairs = zip(drawn.likeliest_nBm[places, number], drawn.likeliest_logprobs_nBm[places, number], strict=True)
             others = [list(zip(these.tolist(), theirs.tolist(), strict=True)) for these, theirs in pairs]
-            return New(ids, logprobs, others)
+            return NewTokens(ids, logprobs, others)
 
         return [of_row(number) for number in range(len(self.rows))]
 
-    def _propose_and_judge(self, steps: int) -> list[New]:
+    def _propose_and_judge(self, steps: int) -> list[NewTokens]:
         """The same by speculation; the first speaker judges, the second proposes where there is one."""
         generation: Any = self.speculation
-        rounds = jnp.int32(max(1, min(steps, step.MOST) // generation.ahead))
+        rounds = jnp.int32(max(1, min(steps, step.MAX_STEPS) // generation.ahead))
         (target, *drafts), models, params = self.state.caches, self.ensemble.models, self.ensemble.params
         plan = DraftPlan(models[0], models[1] if drafts else None, generation, self.program.used, self.program.ends)
         history, batched = self.state.history, self.state.batched
@@ -374,11 +374,11 @@ class Engine:
         self.state = self.state._replace(caches=read, history=now.history, active_B=now.active_B)
         told = jax.device_get(emitted)
 
-        def of_row(number: int) -> New:
+        def of_row(number: int) -> NewTokens:
             n = int(told.length_B[number])
             ids, logprobs = told.ids_BN[number, :n].tolist(), told.logprobs_BN[number, :n].tolist()
             counts = int(told.proposed_B[number]), int(told.accepted_B[number])
-            return New(ids, logprobs, [[] for _ in range(n)], *counts)
+            return NewTokens(ids, logprobs, [[] for _ in range(n)], *counts)
 
         return [of_row(number) for number in range(len(self.rows))]
 
@@ -386,7 +386,7 @@ class Engine:
         self,
         requests: Iterable[EngineRequest],
         on_text: Callable[[int, str], None] = lambda ticket, text: None,
-        stride: int = step.MOST,
+        stride: int = step.MAX_STEPS,
     ) -> Iterator[tuple[int, Sample]]:
         """Yields (which request, its sample) as texts are over; rows that become free go to requests that wait.
 

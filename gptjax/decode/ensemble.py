@@ -17,24 +17,28 @@ from gptjax.decode.prefill import Decoder
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def by_probabilities(logprobs_MBV: jax.Array, weight_M: jax.Array) -> jax.Array:
+def average_probabilities(logprobs_MBV: jax.Array, weight_M: jax.Array) -> jax.Array:
     """log of the weighted mean of probabilities."""
     return jax.nn.logsumexp(logprobs_MBV, axis=0, b=weight_M[:, None, None])
 
 
-def by_logits(logprobs_MBV: jax.Array, weight_M: jax.Array) -> jax.Array:
+def product_of_experts(logprobs_MBV: jax.Array, weight_M: jax.Array) -> jax.Array:
     """The weighted sum of log-probabilities, not normalised: a product of experts."""
     return jnp.tensordot(weight_M, logprobs_MBV, axes=1)
 
 
-def by_token(logprobs_MBV: jax.Array, weight_M: jax.Array) -> jax.Array:
+def average_by_confidence(logprobs_MBV: jax.Array, weight_M: jax.Array) -> jax.Array:
     """As `by_probabilities`, with each weight times exp(-entropy) of its model: who is surer of a token counts more."""
     surprise_MBV = jnp.where(jnp.isneginf(logprobs_MBV), 0, logprobs_MBV)
     sureness_MB = jnp.sum(jnp.exp(logprobs_MBV) * surprise_MBV, axis=-1) + jnp.log(weight_M)[:, None]
     return jax.nn.logsumexp(logprobs_MBV + jax.nn.log_softmax(sureness_MB, axis=0)[..., None], axis=0)
 
 
-COMBINES: dict[str, Combine] = {"probabilities": by_probabilities, "logits": by_logits, "token": by_token}
+COMBINES: dict[str, Combine] = {
+    "probabilities": average_probabilities,
+    "logits": product_of_experts,
+    "token": average_by_confidence,
+}
 
 
 class Ensemble(NamedTuple):
@@ -46,22 +50,22 @@ class Ensemble(NamedTuple):
       weights: of each.
     """
 
-    readers: tuple[Decoder, ...]
+    decoders: tuple[Decoder, ...]
     combine: str = "probabilities"
     weights: tuple[float, ...] = (1.0,)
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
         """The modules: static, where parameters are not."""
-        return tuple(reader.model for reader in self.readers)
+        return tuple(decoder.model for decoder in self.decoders)
 
     @property
     def params(self) -> tuple[Any, ...]:
         """Their parameters."""
-        return tuple(reader.params for reader in self.readers)
+        return tuple(decoder.params for decoder in self.decoders)
 
 
-def together(readers: Sequence[Decoder], combine: str, weights: Sequence[float] = ()) -> Ensemble:
+def make_ensemble(decoders: Sequence[Decoder], combine: str, weights: Sequence[float] = ()) -> Ensemble:
     """An ensemble; `weights` are divided by their sum, and are equal where there are none.
 
     Raises:
@@ -69,21 +73,21 @@ def together(readers: Sequence[Decoder], combine: str, weights: Sequence[float] 
     """
     if combine not in COMBINES:
         raise ConfigError(f"combine is {combine!r}; it must be one of {', '.join(COMBINES)}")
-    weights = tuple(weights) or (1.0,) * len(readers)
-    if len(weights) != len(readers) or not all(0 < weight < float("inf") for weight in weights):
-        raise ConfigError(f"there must be a weight above 0 for each of the {len(readers)} models, not {weights}")
-    sizes = {reader.model.config.vocabulary for reader in readers}
+    weights = tuple(weights) or (1.0,) * len(decoders)
+    if len(weights) != len(decoders) or not all(0 < weight < float("inf") for weight in weights):
+        raise ConfigError(f"there must be a weight above 0 for each of the {len(decoders)} models, not {weights}")
+    sizes = {decoder.model.config.vocabulary for decoder in decoders}
     if len(sizes) > 1:
         raise ConfigError(f"models have different vocabularies ({sorted(sizes)} ids); they cannot speak together")
-    return Ensemble(tuple(readers), combine, tuple(weight / sum(weights) for weight in weights))
+    return Ensemble(tuple(decoders), combine, tuple(weight / sum(weights) for weight in weights))
 
 
-def guided(reader: Decoder, scale: float) -> Ensemble:
+def with_guidance(decoder: Decoder, scale: float) -> Ensemble:
     """A model guided away from what it says without the prompt (arXiv 2306.17806 eq. 7); scale 1 is the model alone."""
-    return Ensemble((reader, reader), "logits", (scale, 1 - scale))
+    return Ensemble((decoder, decoder), "logits", (scale, 1 - scale))
 
 
-def combined(logits: Sequence[jax.Array], combine: str, weight_M: jax.Array) -> jax.Array:
+def combine_logits(logits: Sequence[jax.Array], combine: str, weight_M: jax.Array) -> jax.Array:
     """Logits [B, V] of all speakers; log-probabilities where there are several."""
     if len(logits) == 1:
         return logits[0]

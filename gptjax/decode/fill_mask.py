@@ -16,12 +16,12 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.specials import COMMON_NAMES, specials, text_of
 from gptjax.data.tokenizers.tokenizers import Tokenizer
-from gptjax.decode.prefill import SHORTEST, bucket
+from gptjax.decode.prefill import MIN_CHUNK, bucket
 
 MASKS = re.compile("|".join(map(re.escape, COMMON_NAMES["mask"])))
 
 
-class Filling(NamedTuple):
+class MaskCandidate(NamedTuple):
     """An id that a mask may stand for, its text, and how likely it is."""
 
     token: int
@@ -29,11 +29,11 @@ class Filling(NamedTuple):
     probability: float
 
 
-class Filled(NamedTuple):
+class FilledText(NamedTuple):
     """A text with each mask filled in with its likeliest id, and the likeliest ids of each, in order."""
 
     text: str
-    masks: list[list[Filling]]
+    masks: list[list[MaskCandidate]]
 
     def lines(self) -> str:
         """The same for the eye."""
@@ -45,7 +45,7 @@ class Filled(NamedTuple):
         return "\n".join(found)
 
 
-def fill(model: nn.Module, params: Any, tokenizer: Tokenizer, text: str, k: int = 5) -> Filled:
+def fill(model: nn.Module, params: Any, tokenizer: Tokenizer, text: str, k: int = 5) -> FilledText:
     """The k likeliest fillings of each mask in a text, which is written there as in USUAL, such as [MASK].
 
     Args:
@@ -67,24 +67,24 @@ def fill(model: nn.Module, params: Any, tokenizer: Tokenizer, text: str, k: int 
     mask = specials(tokenizer, ["mask"]).ids["mask"]
     if mask >= V:
         raise ConfigError("this model was trained without masks; train it with --config.train.objective=masked")
-    ids = masked_ids(tokenizer, text, mask)
+    ids = encode_masked(tokenizer, text, mask)
     if len(ids) > context:
         raise DataError(f"the text has {len(ids)} tokens, and the model's context is {context}; shorten it")
     places = [place for place, token in enumerate(ids) if token == mask]
-    ids_1T = np.zeros((1, max(len(ids), min(bucket(len(ids), SHORTEST), context))), np.int32)
+    ids_1T = np.zeros((1, max(len(ids), min(bucket(len(ids), MIN_CHUNK), context))), np.int32)
     ids_1T[0, : len(ids)] = ids
     segments_1T = (np.arange(ids_1T.shape[1]) < len(ids)).astype(np.int32)[None]
-    probability_TV = np.asarray(probabilities(model, params, ids_1T, segments_1T))[0]
+    probability_TV = np.asarray(token_probabilities(model, params, ids_1T, segments_1T))[0]
     masks = []
     for place in places:
         likeliest = np.argsort(-probability_TV[place], kind="stable")[:k].tolist()
-        masks.append([Filling(i, text_of(tokenizer, [i]), float(probability_TV[place, i])) for i in likeliest])
+        masks.append([MaskCandidate(i, text_of(tokenizer, [i]), float(probability_TV[place, i])) for i in likeliest])
         ids[place] = likeliest[0]
-    begin, end = len(tokenizer.begin), len(closing(tokenizer))
-    return Filled(text_of(tokenizer, ids[begin : len(ids) - end]), masks)
+    begin, end = len(tokenizer.begin), len(closing_ids(tokenizer))
+    return FilledText(text_of(tokenizer, ids[begin : len(ids) - end]), masks)
 
 
-def masked_ids(tokenizer: Tokenizer, text: str, mask: int) -> list[int]:
+def encode_masked(tokenizer: Tokenizer, text: str, mask: int) -> list[int]:
     """The ids that an encoder reads for a text with masks.
 
     Raises:
@@ -97,10 +97,10 @@ def masked_ids(tokenizer: Tokenizer, text: str, mask: int) -> list[int]:
     apart = tokenizer.name in ("bytes", "chars")
     before = pieces[:-1] if apart else [piece.removesuffix(" ") for piece in pieces[:-1]]
     ids = [token for piece in before for token in (*tokenizers.encode(tokenizer, piece), mask)]
-    return [*tokenizer.begin, *ids, *tokenizers.encode(tokenizer, pieces[-1]), *closing(tokenizer)]
+    return [*tokenizer.begin, *ids, *tokenizers.encode(tokenizer, pieces[-1]), *closing_ids(tokenizer)]
 
 
-def closing(tokenizer: Tokenizer) -> tuple[int, ...]:
+def closing_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """What stands behind a text: a separator in vocabularies that have one, else the end, if there is one."""
     known = tokenizers.special_tokens(tokenizer)
     separators = [known[name] for name in COMMON_NAMES["separator"] if name in known]
@@ -108,6 +108,6 @@ def closing(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 @partial(jax.jit, static_argnums=0)
-def probabilities(model: nn.Module, params: Any, ids_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+def token_probabilities(model: nn.Module, params: Any, ids_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """Of each id at each place, [B, T, V]."""
     return jax.nn.softmax(models.logits(model, params, ids_BT, segments_BT=segments_BT))

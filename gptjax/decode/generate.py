@@ -13,13 +13,13 @@ from gptjax.data import pairs
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode import beam, constraints, contrastive, drafting, ensemble, prefill, step
-from gptjax.decode.beam import Beams
+from gptjax.decode.beam import BeamSearchParams
 from gptjax.decode.constraints import Grammar
-from gptjax.decode.contrastive import Contrastive
-from gptjax.decode.drafting import Speculation
-from gptjax.decode.engine import Engine, EngineRequest, Limits, New, Sample, Slot
+from gptjax.decode.contrastive import ContrastiveSearchParams
+from gptjax.decode.drafting import SpeculativeConfig
+from gptjax.decode.engine import Engine, EngineRequest, Limits, NewTokens, Sample, Slot
 from gptjax.decode.prefill import Decoder
-from gptjax.decode.prompts import Prompt, checked_ids, checked_source, prompt_ids, start_ids
+from gptjax.decode.prompts import Prompt, check_prompt_ids, check_source_ids, prompt_ids, start_ids
 from gptjax.decode.settings import SamplingParams
 from gptjax.decode.watermark import Watermark
 
@@ -29,7 +29,7 @@ OnText = Callable[[int, str], None]
 class Generator(NamedTuple):
     """A model that goes on from text, or, an encoder-decoder, that answers it."""
 
-    reader: Decoder
+    decoder: Decoder
     tokenizer: Tokenizer
     context: int  # the most tokens that it reads at once; an encoder-decoder: of the source, and of its own
 
@@ -84,10 +84,10 @@ class GenerationConfig(NamedTuple):
     ensemble: tuple[Generator, ...] = ()
     combine: str = "probabilities"
     weights: tuple[float, ...] = ()
-    speculation: Speculation | None = None
+    speculation: SpeculativeConfig | None = None
     draft: Generator | None = None
-    beams: Beams | None = None
-    contrastive: Contrastive | None = None
+    beams: BeamSearchParams | None = None
+    contrastive: ContrastiveSearchParams | None = None
 
 
 DEFAULT = GenerationConfig()
@@ -129,54 +129,58 @@ def split_options(options: Mapping[str, Any]) -> tuple[SamplingParams, Generatio
     )
 
 
-def check(of: Generator, settings: SamplingParams, generation: GenerationConfig) -> None:
+def check(generator: Generator, settings: SamplingParams, generation: GenerationConfig) -> None:
     """Raises ConfigError for the first thing that cannot be, or not together with another."""
-    for problem in _unfit(of, generation):
+    for problem in _unsupported(generator, generation):
         raise ConfigError(problem)
-    settings.check(of.reader.model.config.vocabulary)
+    settings.check(generator.decoder.model.config.vocabulary)
     if generation.draft and generation.speculation:
-        drafting.check_draft(of.reader, generation.draft.reader, of.tokenizer, generation.draft.tokenizer)
+        drafting.check_draft(
+            generator.decoder, generation.draft.decoder, generator.tokenizer, generation.draft.tokenizer
+        )
     for part in (generation.beams, generation.contrastive, generation.watermark):
         if part:
             part.check()
     if generation.speculation:
         generation.speculation.check(generation.draft is not None)
-    for problems in (_impossible(of, generation), _contradictions(settings, generation)):
+    for problems in (_invalid_values(generator, generation), _contradictions(settings, generation)):
         for problem in problems:
             raise ConfigError(problem)
 
 
-def _unfit(of: Generator, generation: GenerationConfig) -> Iterator[str]:
+def _unsupported(generator: Generator, generation: GenerationConfig) -> Iterator[str]:
     """Of what kinds of models cannot do."""
-    kind = models.kind(of.reader.model)
+    kind = models.kind(generator.decoder.model)
     if kind == "encoder":
         yield "this model is an encoder and writes no text; it fills in masks, as in --prompt='The sea is [MASK].'"
     if any(
-        models.kind(other.reader.model) != kind for other in (*generation.ensemble, *filter(None, [generation.draft]))
+        models.kind(other.decoder.model) != kind for other in (*generation.ensemble, *filter(None, [generation.draft]))
     ):
         yield "an encoder-decoder speaks with others only where all of them have an encoder; leave out the others"
     if kind == "seq2seq" and generation.sliding_context:
         yield "sliding_context is for decoders; what an encoder-decoder writes is at most as long as its context"
-    speaking = (of, generation.draft) if generation.draft else (of,)
-    if generation.speculation and any(models.is_recurrent(generator.reader.model.config) for generator in speaking):
+    speakers = (generator, generation.draft) if generation.draft else (generator,)
+    if generation.speculation and any(models.is_recurrent(one.decoder.model.config) for one in speakers):
         yield "a recurrent model cannot take back what it has read; leave out speculation"
 
 
-def _impossible(of: Generator, generation: GenerationConfig) -> Iterator[str]:
+def _invalid_values(generator: Generator, generation: GenerationConfig) -> Iterator[str]:
     if generation.batch_size < 0:
         yield f"batch_size is {generation.batch_size}; it must be at least 1, or 0 for as many as there are"
     if generation.max_length < 0:
         yield f"max_length is {generation.max_length}; it must be at least 1, or 0 for what the longest text needs"
     if generation.cache_dtype not in ("", "float32", "bfloat16"):
         yield f"cache_dtype is {generation.cache_dtype!r}; it must be float32 or bfloat16"
-    V = of.reader.model.config.vocabulary
+    V = generator.decoder.model.config.vocabulary
     if not 0 <= generation.alternatives <= V:
         yield f"alternatives is {generation.alternatives}; it must be 0 to {V}"
     if not 0 < generation.guidance < float("inf"):
         yield f"guidance is {generation.guidance}; it must be a number above 0, and 1 guides nothing"
-    if generation.speculation and generation.speculation.ahead > of.context:
-        yield f"{generation.speculation.tokens} tokens of speculation are too many for a context of {of.context}"
-    if any(tokenizers.sha256(other.tokenizer) != tokenizers.sha256(of.tokenizer) for other in generation.ensemble):
+    if generation.speculation and generation.speculation.ahead > generator.context:
+        yield f"{generation.speculation.tokens} tokens of speculation are too many for a context of {generator.context}"
+    if any(
+        tokenizers.sha256(other.tokenizer) != tokenizers.sha256(generator.tokenizer) for other in generation.ensemble
+    ):
         yield "models that speak together must have one tokenizer; train them with the same"
 
 
@@ -202,7 +206,7 @@ def _contradictions(settings: SamplingParams, generation: GenerationConfig) -> I
 
 
 def generate(
-    of: Generator,
+    generator: Generator,
     requests: Sequence[Request],
     generation: GenerationConfig = DEFAULT,
     on_text: OnText = lambda number, text: None,
@@ -221,22 +225,26 @@ def generate(
       ConfigError, DataError: settings or a prompt that cannot be; before anything is generated.
     """
     for settings in {id(request.settings): request.settings for request in requests}.values():
-        check(of, settings, generation)
+        check(generator, settings, generation)
     if not requests:
         return
-    of, generation = keeping(of, generation)
+    generator, generation = with_cache_dtype(generator, generation)
     # Who speaks with others can look back no further than they can.
-    context = min(generator.context for generator in (of, *generation.ensemble))
-    prompts = [prompt_of(of, request.prompt, 0 if generation.sliding_context else context) for request in requests]
+    context = min(one.context for one in (generator, *generation.ensemble))
+    prompts = [
+        encode_prompt(generator, request.prompt, 0 if generation.sliding_context else context) for request in requests
+    ]
     if generation.beams or generation.contrastive:
-        yield from searched(of, requests, prompts, generation)
+        yield from run_searches(generator, requests, prompts, generation)
         return
     constraint = None
     if generation.grammar:
-        constraint = constraints.compile(generation.grammar, of.tokenizer, of.reader.model.config.vocabulary)
+        constraint = constraints.compile_grammar(
+            generation.grammar, generator.tokenizer, generator.decoder.model.config.vocabulary
+        )
     negative = None
-    if generation.guidance != 1 and (of.reader.is_encoder_decoder or generation.negative is not None):
-        negative = prompt_of(of, generation.negative or "", 0 if generation.sliding_context else context)
+    if generation.guidance != 1 and (generator.decoder.is_encoder_decoder or generation.negative is not None):
+        negative = encode_prompt(generator, generation.negative or "", 0 if generation.sliding_context else context)
     every = [*prompts, negative] if negative else prompts
     longest = max(len(p.ids) + request.settings.max_tokens for p, request in zip(prompts, requests, strict=True))
     longest = max(generation.max_length, longest + (len(negative.ids) if negative else 0))
@@ -250,8 +258,8 @@ def generate(
         source,
     )
     engine = Engine(
-        speaking(of, generation),
-        of.tokenizer,
+        build_ensemble(generator, generation),
+        generator.tokenizer,
         limits,
         generation.alternatives,
         generation.watermark,
@@ -260,16 +268,16 @@ def generate(
 
     def engine_requests() -> Iterable[EngineRequest]:
         for prompt, request in zip(prompts, requests, strict=True):
-            read = [prompt] * len(engine.ensemble.readers)
+            read = [prompt] * len(engine.ensemble.decoders)
             if generation.guidance != 1:
                 read[1] = negative or Prompt(prompt.ids[-1:])
             sources = tuple(one.source for one in read) if source else ()
             yield EngineRequest(tuple(one.ids for one in read), request.settings, request.key, constraint, sources)
 
-    yield from engine.answer(engine_requests(), on_text, stride or step.MOST)
+    yield from engine.answer(engine_requests(), on_text, stride or step.MAX_STEPS)
 
 
-def prompt_of(of: Generator, prompt: str | tuple[int, ...], context: int) -> Prompt:
+def encode_prompt(generator: Generator, prompt: str | tuple[int, ...], context: int) -> Prompt:
     """What a model reads for a prompt, which for an encoder-decoder is a source.
 
     Args:
@@ -280,63 +288,67 @@ def prompt_of(of: Generator, prompt: str | tuple[int, ...], context: int) -> Pro
     Raises:
       ConfigError, DataError: there are none, too many, or some that the model does not have.
     """
-    config, ids = of.reader.model.config, models.readable(of.reader.model)
+    config, ids = generator.decoder.model.config, models.readable(generator.decoder.model)
     if not isinstance(prompt, str) and not all(0 <= token < ids for token in prompt):
         raise DataError(f"the prompt has ids that the model does not; they must lie in 0 to {ids - 1}")
-    if of.reader.is_encoder_decoder:
-        source = pairs.source_ids(of.tokenizer, prompt) if isinstance(prompt, str) else prompt
-        return Prompt(start_ids(config, of.tokenizer), checked_source(source, context))
+    if generator.decoder.is_encoder_decoder:
+        source = pairs.source_ids(generator.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        return Prompt(start_ids(config, generator.tokenizer), check_source_ids(source, context))
     if isinstance(prompt, str):
-        return Prompt(prompt_ids(of.tokenizer, prompt, context))
-    return Prompt(checked_ids(prompt, context))
+        return Prompt(prompt_ids(generator.tokenizer, prompt, context))
+    return Prompt(check_prompt_ids(prompt, context))
 
 
-def keeping(of: Generator, generation: GenerationConfig) -> tuple[Generator, GenerationConfig]:
+def with_cache_dtype(generator: Generator, generation: GenerationConfig) -> tuple[Generator, GenerationConfig]:
     """All who speak, with keys and values in the dtype that is wanted."""
     if not generation.cache_dtype:
-        return of, generation
+        return generator, generation
 
-    def kept(generator: Generator) -> Generator:
-        return generator._replace(reader=generator.reader._replace(dtype=generation.cache_dtype))
+    def with_dtype(one: Generator) -> Generator:
+        return one._replace(decoder=one.decoder._replace(dtype=generation.cache_dtype))
 
-    return kept(of), generation._replace(
-        draft=generation.draft and kept(generation.draft), ensemble=tuple(map(kept, generation.ensemble))
+    return with_dtype(generator), generation._replace(
+        draft=generation.draft and with_dtype(generation.draft), ensemble=tuple(map(with_dtype, generation.ensemble))
     )
 
 
-def speaking(of: Generator, generation: GenerationConfig) -> ensemble.Ensemble:
+def build_ensemble(generator: Generator, generation: GenerationConfig) -> ensemble.Ensemble:
     """Who chooses each token; of speculation, who judges and who proposes."""
     if generation.guidance != 1:
-        return ensemble.guided(of.reader, generation.guidance)
+        return ensemble.with_guidance(generator.decoder, generation.guidance)
     if generation.ensemble:
-        return ensemble.together(
-            [of.reader, *(other.reader for other in generation.ensemble)], generation.combine, generation.weights
+        return ensemble.make_ensemble(
+            [generator.decoder, *(other.decoder for other in generation.ensemble)],
+            generation.combine,
+            generation.weights,
         )
-    return ensemble.Ensemble((of.reader, generation.draft.reader) if generation.draft else (of.reader,))
+    return ensemble.Ensemble(
+        (generator.decoder, generation.draft.decoder) if generation.draft else (generator.decoder,)
+    )
 
 
-def searched(
-    of: Generator, requests: Sequence[Request], prompts: Sequence[Prompt], generation: GenerationConfig
+def run_searches(
+    generator: Generator, requests: Sequence[Request], prompts: Sequence[Prompt], generation: GenerationConfig
 ) -> Iterator[tuple[int, Sample]]:
     """The texts that beams or contrast find; each comes whole, those with sources of about one length together."""
-    ends = tokenizers.eos_token_ids(of.tokenizer)
+    ends = tokenizers.eos_token_ids(generator.tokenizer)
     batch_size = generation.batch_size or 8
     for _, alike in groupby(range(len(requests)), key=lambda number: requests[number].settings.max_tokens):
         for some in batched(alike, LOOKAHEAD * batch_size):
             for numbers in batched(sorted(some, key=lambda number: len(prompts[number].source)), batch_size):
                 these, most = [prompts[number].ids for number in numbers], requests[numbers[0]].settings.max_tokens
-                sources = [prompts[number].source for number in numbers] if of.reader.is_encoder_decoder else []
+                sources = [prompts[number].source for number in numbers] if generator.decoder.is_encoder_decoder else []
                 found: Sequence[Sequence[Any]]
                 if generation.beams:
-                    found = beam.search(of.reader, these, generation.beams, most, ends, batch_size, sources)
+                    found = beam.search(generator.decoder, these, generation.beams, most, ends, batch_size, sources)
                 elif generation.contrastive:
                     one_each = contrastive.search(
-                        of.reader, these, generation.contrastive, most, ends, batch_size, sources
+                        generator.decoder, these, generation.contrastive, most, ends, batch_size, sources
                     )
                     found = [[one] for one in one_each]
                 for number, best in zip(numbers, found, strict=True):
                     for one in best:
-                        yield number, as_sample(of.tokenizer, prompts[number], requests[number], one)
+                        yield number, to_sample(generator.tokenizer, prompts[number], requests[number], one)
 
 
 def batched(numbers: Iterable[int], n: int) -> Iterator[tuple[int, ...]]:
@@ -346,12 +358,12 @@ def batched(numbers: Iterable[int], n: int) -> Iterator[tuple[int, ...]]:
         yield some
 
 
-def as_sample(tokenizer: Tokenizer, prompt: Prompt, request: Request, found: Any) -> Sample:
+def to_sample(tokenizer: Tokenizer, prompt: Prompt, request: Request, found: Any) -> Sample:
     """What a search found, as a text; a stop string in it ends it."""
     row = Slot(
         0,
         EngineRequest((prompt.ids,), request.settings, request.key, sources=(prompt.source,) if prompt.source else ()),
     )
-    row.feed(tokenizer, New(list(found.ids), list(found.logprobs), [[] for _ in found.ids]))
+    row.feed(tokenizer, NewTokens(list(found.ids), list(found.logprobs), [[] for _ in found.ids]))
     row.end("context")
     return row.sample._replace(score=getattr(found, "score", None))

@@ -25,17 +25,17 @@ def read(place: str) -> Iterator[str]:
     """
     format = "" if place == "-" else streams.suffix_of(Path(place))
     if format in records.FORMATS and format != "jsonl":
-        return (_of_object(record.fields, record.where) for record in records.read(Path(place)))
-    return _of_lines(place, strict=format == "jsonl")
+        return (_parse_object(record.fields, record.where) for record in records.read(Path(place)))
+    return _read_lines(place, strict=format == "jsonl")
 
 
-def _of_lines(place: str, strict: bool) -> Iterator[str]:
+def _read_lines(place: str, strict: bool) -> Iterator[str]:
     count = damaged = 0
     for number, line in _lines(place):
         text, repaired = decode_repaired(line)
         text = streams.without_end(text)
         if text.strip():
-            prompt, mended = _of_line(text, f"{'stdin' if place == '-' else place}, line {number:,}", strict)
+            prompt, mended = _parse_line(text, f"{'stdin' if place == '-' else place}, line {number:,}", strict)
             count, damaged = count + 1, damaged + (repaired or mended)
             yield prompt
     if damaged:
@@ -51,7 +51,7 @@ def _lines(place: str) -> Iterator[tuple[int, bytes]]:
     yield from streams.lines(Path("stdin"), stdin or io.BytesIO(sys.stdin.read().encode("utf-8", "surrogatepass")))
 
 
-def _of_line(line: str, where: str, strict: bool) -> tuple[str, bool]:
+def _parse_line(line: str, where: str, strict: bool) -> tuple[str, bool]:
     """A line's prompt, and whether it was repaired; with `strict` what begins as a string or an object must be one."""
     if not line.lstrip().startswith(("{", '"')):
         return line, False
@@ -61,10 +61,10 @@ def _of_line(line: str, where: str, strict: bool) -> tuple[str, bool]:
         if strict or is_too_deep(line):
             raise
         return line, False
-    return value if isinstance(value, str) else _of_object(value, where), mended
+    return value if isinstance(value, str) else _parse_object(value, where), mended
 
 
-def _of_object(value: Any, where: str) -> str:
+def _parse_object(value: Any, where: str) -> str:
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str):
         raise DataError(f"{where} has no text 'prompt'; it has {', '.join(map(str, value)) or 'nothing'}")

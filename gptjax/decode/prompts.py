@@ -36,10 +36,10 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, context: int) -> tuple[int, ..
       DataError: a character that the tokenizer does not have, no ids at all, or too many.
     """
     border = [] if tokenizer.end is None else [tokenizer.end]
-    return checked_ids([*tokenizer.begin, *tokenizers.encode(tokenizer, prompt)] or border, context)
+    return check_prompt_ids([*tokenizer.begin, *tokenizers.encode(tokenizer, prompt)] or border, context)
 
 
-def checked_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
+def check_prompt_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
     """The ids of a prompt, which something can follow; errors as of `prompt_ids`."""
     if not ids:
         raise DataError("the prompt is empty, and this tokenizer has no token to begin with; give --prompt")
@@ -51,7 +51,7 @@ def checked_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def checked_source(ids: Sequence[int], context: int) -> tuple[int, ...]:
+def check_source_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
     """The ids of a source.
 
     Raises:

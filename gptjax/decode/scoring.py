@@ -16,14 +16,14 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.decode import prefill, sampling
-from gptjax.decode.engine import rounded
+from gptjax.decode.engine import round_length
 from gptjax.decode.prefill import Decoder
 from gptjax.models.cache import Cache
 
-MOST_LOGITS = 1 << 26  # numbers, 256 MiB
+MAX_LOGITS = 1 << 26  # numbers, 256 MiB
 
 
-class Scored(NamedTuple):
+class TokenScores(NamedTuple):
     """What a model says of a text of T ids, in nats.
 
     Attributes:
@@ -38,7 +38,7 @@ class Scored(NamedTuple):
     likeliest_logprobs: np.ndarray
 
 
-class Continuation(NamedTuple):
+class ContinuationScore(NamedTuple):
     """What a model says of a continuation.
 
     Attributes:
@@ -57,14 +57,14 @@ class Window(NamedTuple):
     scored: int
 
 
-def scored(of: Decoder, ids: Sequence[int], alternatives: int = 0, stride: int = 0) -> Scored:
+def score_text(decoder: Decoder, ids: Sequence[int], alternatives: int = 0, stride: int = 0) -> TokenScores:
     """What a model says of one text; see `scored_all`."""
-    return scored_all(of, [ids], alternatives, stride, batch_size=1)[0]
+    return score_texts(decoder, [ids], alternatives, stride, batch_size=1)[0]
 
 
-def scored_all(
-    of: Decoder, texts: Sequence[Sequence[int]], alternatives: int = 0, stride: int = 0, batch_size: int = 16
-) -> list[Scored]:
+def score_texts(
+    decoder: Decoder, texts: Sequence[Sequence[int]], alternatives: int = 0, stride: int = 0, batch_size: int = 16
+) -> list[TokenScores]:
     """What a model says of texts, in their order.
 
     Args:
@@ -79,8 +79,8 @@ def scored_all(
       ConfigError: numbers that cannot be.
       DataError: a text without ids, one that is too long, ids out of range.
     """
-    c = of.model.config
-    if models.kind(of.model) != "decoder":
+    c = decoder.model.config
+    if models.kind(decoder.model) != "decoder":
         raise ConfigError("texts are scored by decoders; this model reads a source, or reads each text whole")
     for name, value, most in (("stride", stride, c.context), ("alternatives", alternatives, c.vocabulary)):
         if not 0 <= value <= most:
@@ -88,21 +88,21 @@ def scored_all(
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     for ids in texts:
-        _check(ids, of.model, stride)
+        _check(ids, decoder.model, stride)
     parts = [list(windows(ids, c.context, stride)) for ids in texts]
     every = [window for of_text in parts for window in of_text]
-    done = iter(_in_batches(of, [window.ids for window in every], alternatives, batch_size))
-    return [_joined([_last(next(done), window.scored) for window in of_text]) for of_text in parts]
+    done = iter(_in_batches(decoder, [window.ids for window in every], alternatives, batch_size))
+    return [_concatenate([_tail(next(done), window.scored) for window in of_text]) for of_text in parts]
 
 
-def continuation(of: Decoder, prompt_ids: Sequence[int], ids: Sequence[int]) -> Continuation:
+def score_continuation(decoder: Decoder, prompt_ids: Sequence[int], ids: Sequence[int]) -> ContinuationScore:
     """What a model says of ids that follow a prompt; see `continuations`."""
-    return continuations(of, [(prompt_ids, ids)], batch_size=1)[0]
+    return score_continuations(decoder, [(prompt_ids, ids)], batch_size=1)[0]
 
 
-def continuations(
-    of: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
-) -> list[Continuation]:
+def score_continuations(
+    decoder: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
+) -> list[ContinuationScore]:
     """What a model says of (prompt, continuation)s, as tasks with several choices ask it.
 
     Raises:
@@ -111,12 +111,12 @@ def continuations(
     """
     if not all(len(prompt) for prompt, _ in pairs):
         raise DataError("a prompt has no tokens; give at least one, such as the end of the document before")
-    found = scored_all(of, [[*prompt, *ids] for prompt, ids in pairs], alternatives=1, batch_size=batch_size)
+    found = score_texts(decoder, [[*prompt, *ids] for prompt, ids in pairs], alternatives=1, batch_size=batch_size)
     said = []
     for (_, ids), whole in zip(pairs, found, strict=True):
-        part = _last(whole, len(ids))
+        part = _tail(whole, len(ids))
         logprob = float(part.logprobs.sum(dtype=np.float64))
-        said.append(Continuation(logprob, bool(np.array_equal(part.likeliest[:, 0], np.asarray(ids, np.int32)))))
+        said.append(ContinuationScore(logprob, bool(np.array_equal(part.likeliest[:, 0], np.asarray(ids, np.int32)))))
     return said
 
 
@@ -143,12 +143,12 @@ def _check(ids: Sequence[int], model: nn.Module, stride: int) -> None:
         raise DataError("a text with a tuned prompt is longer than the model's context; windows would leave that out")
 
 
-def _last(of: Scored, n: int) -> Scored:
-    return Scored(*(x[len(x) - n :] for x in of))
+def _tail(scores: TokenScores, n: int) -> TokenScores:
+    return TokenScores(*(x[len(x) - n :] for x in scores))
 
 
-def _joined(parts: list[Scored]) -> Scored:
-    return Scored(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+def _concatenate(parts: list[TokenScores]) -> TokenScores:
+    return TokenScores(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
@@ -185,38 +185,40 @@ def score(
     return cache, tuple(x.reshape(B, T, *x.shape[1:]) for x in said_N)
 
 
-def _in_batches(of: Decoder, texts: list[Sequence[int]], alternatives: int, batch_size: int) -> list[Scored]:
+def _in_batches(decoder: Decoder, texts: list[Sequence[int]], alternatives: int, batch_size: int) -> list[TokenScores]:
     # Texts of about one length together, the longest first: if there is no memory for them, that shows at once.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    found: dict[int, Scored] = {}
+    found: dict[int, TokenScores] = {}
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         B = min(batch_size, prefill.bucket(len(chosen), 1))
-        whole = _batch(of, [texts[i] for i in chosen], alternatives, B)
+        whole = _batch(decoder, [texts[i] for i in chosen], alternatives, B)
         for row, i in enumerate(chosen):
-            found[i] = Scored(*(x[row, : len(texts[i]) - 1] for x in whole))
+            found[i] = TokenScores(*(x[row, : len(texts[i]) - 1] for x in whole))
     return [found[i] for i in range(len(texts))]
 
 
-def _batch(of: Decoder, texts: list[Sequence[int]], alternatives: int, B: int) -> Scored:
+def _batch(decoder: Decoder, texts: list[Sequence[int]], alternatives: int, B: int) -> TokenScores:
     # [B, at least T - 1 of the longest text, ...]; rows that have no text, or no more of it, read id 0.
-    c = of.model.config
+    c = decoder.model.config
     most = max(len(ids) for ids in texts) - 1
-    longest = min(prefill.longest_piece(), c.context)
-    while longest > prefill.SHORTEST and B * longest * c.vocabulary > MOST_LOGITS:
+    longest = min(prefill.max_chunk(), c.context)
+    while longest > prefill.MIN_CHUNK and B * longest * c.vocabulary > MAX_LOGITS:
         longest //= 2
     room = -(-max(most, 1) // longest) * longest
     ids_BS = np.zeros((B, room + 1), np.int32)
     for row, ids in enumerate(texts):
         ids_BS[row, : len(ids)] = ids
-    cache = of.empty(B, min(rounded(most), c.context), longest)
+    cache = decoder.empty(B, min(round_length(most), c.context), longest)
     said: list[tuple[jax.Array, ...]] = []
-    for ids_1T, n in prefill.pieces(range(most), 0, longest):
+    for ids_1T, n in prefill.chunks(range(most), 0, longest):
         begin, T = len(said) * longest, ids_1T.shape[1]
         piece_BT, next_BT = ids_BS[:, begin : begin + T], ids_BS[:, begin + 1 : begin + T + 1]
-        cache, now = score(of.model, alternatives, of.params, piece_BT, next_BT, cache, np.full(B, n, np.int32))
+        cache, now = score(
+            decoder.model, alternatives, decoder.params, piece_BT, next_BT, cache, np.full(B, n, np.int32)
+        )
         said.append(now)
     if not said:
         nothing = np.zeros((B, 0, alternatives))
-        return Scored(np.zeros((B, 0), np.float32), nothing.astype(np.int32), nothing.astype(np.float32))
-    return Scored(*(np.concatenate(x, axis=1) for x in zip(*jax.device_get(said), strict=True)))
+        return TokenScores(np.zeros((B, 0), np.float32), nothing.astype(np.int32), nothing.astype(np.float32))
+    return TokenScores(*(np.concatenate(x, axis=1) for x in zip(*jax.device_get(said), strict=True)))

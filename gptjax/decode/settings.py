@@ -16,11 +16,11 @@ import numpy as np
 from gptjax.config import limits
 from gptjax.config.errors import ConfigError
 
-FEW = 64  # the largest top k that is found without a look at the whole vocabulary for each of its bits
-NOWHERE = np.int32(2**31 - 1)  # an id that no vocabulary has: what is scattered there is dropped
-WHOLE = {"max_tokens": 1, "top_k": 0, "no_repeat_ngram": 0, "min_tokens": 0}  # whole numbers, and the least of each
-LARGEST = 1e6  # of a penalty or a bias: far beyond use, and float32 has room for it over the least temperature
-COLDEST = 1e-6
+SMALL_TOP_K = 64  # the largest top k that is found without a look at the whole vocabulary for each of its bits
+DROPPED_ID = np.int32(2**31 - 1)  # an id that no vocabulary has: what is scattered there is dropped
+INTEGERS = {"max_tokens": 1, "top_k": 0, "no_repeat_ngram": 0, "min_tokens": 0}  # whole numbers, and the least of each
+MAX_MAGNITUDE = 1e6  # of a penalty or a bias: far beyond use, and float32 has room for it over the least temperature
+MIN_TEMPERATURE = 1e-6
 
 
 class SamplingParams(NamedTuple):
@@ -74,7 +74,7 @@ class SamplingParams(NamedTuple):
 
 
 def _numbers(settings: SamplingParams) -> Iterator[str]:
-    for name, least in WHOLE.items():
+    for name, least in INTEGERS.items():
         value = getattr(settings, name)
         if not isinstance(value, Integral) or isinstance(value, bool):
             yield f"{name} is {value!r}; it must be a whole number"
@@ -82,13 +82,21 @@ def _numbers(settings: SamplingParams) -> Iterator[str]:
             yield f"{name} is {value}; it must be at least {least}"
     for name, fits, what in (
         ("temperature", lambda t: 0 <= t <= limits.LARGEST, "at least 0 and finite"),
-        ("temperature", lambda t: t == 0 or t >= COLDEST, f"0 (the likeliest) or at least {COLDEST}"),
+        ("temperature", lambda t: t == 0 or t >= MIN_TEMPERATURE, f"0 (the likeliest) or at least {MIN_TEMPERATURE}"),
         ("top_p", lambda p: 0 < p <= 1, "more than 0 and at most 1"),
         ("min_p", lambda p: 0 <= p < 1, "at least 0 and less than 1"),
         ("typical_p", lambda p: 0 < p <= 1, "more than 0 and at most 1"),
-        ("repetition_penalty", lambda x: 1 / LARGEST <= x <= LARGEST, f"more than 0 ({1 / LARGEST:g} to {LARGEST:g})"),
-        ("frequency_penalty", lambda x: abs(x) <= LARGEST, f"a number in {-LARGEST:g} to {LARGEST:g}"),
-        ("presence_penalty", lambda x: abs(x) <= LARGEST, f"a number in {-LARGEST:g} to {LARGEST:g}"),
+        (
+            "repetition_penalty",
+            lambda x: 1 / MAX_MAGNITUDE <= x <= MAX_MAGNITUDE,
+            f"more than 0 ({1 / MAX_MAGNITUDE:g} to {MAX_MAGNITUDE:g})",
+        ),
+        (
+            "frequency_penalty",
+            lambda x: abs(x) <= MAX_MAGNITUDE,
+            f"a number in {-MAX_MAGNITUDE:g} to {MAX_MAGNITUDE:g}",
+        ),
+        ("presence_penalty", lambda x: abs(x) <= MAX_MAGNITUDE, f"a number in {-MAX_MAGNITUDE:g} to {MAX_MAGNITUDE:g}"),
     ):
         value = getattr(settings, name)
         if not isinstance(value, Real) or isinstance(value, bool):
@@ -103,8 +111,9 @@ def _biases(settings: SamplingParams, vocabulary: int) -> Iterator[str]:
     for token, bias in settings.logit_bias.items():
         if not isinstance(token, Integral) or isinstance(token, bool) or not 0 <= token < vocabulary:
             yield f"logit_bias has the id {token!r}; ids are whole numbers in 0 to {vocabulary - 1}"
-        if not isinstance(bias, Real) or not (abs(bias) <= LARGEST or bias == -math.inf):
-            yield f"logit_bias of id {token} is {bias!r}; it must be a number in {-LARGEST:g} to {LARGEST:g}, or -inf"
+        if not isinstance(bias, Real) or not (abs(bias) <= MAX_MAGNITUDE or bias == -math.inf):
+            most = f"{MAX_MAGNITUDE:g}"
+            yield f"logit_bias of id {token} is {bias!r}; it must be a number in -{most} to {most}, or -inf"
 
 
 def _stops(settings: SamplingParams) -> Iterator[str]:
@@ -151,14 +160,14 @@ def batched(rows: Sequence[SamplingParams], biases: int = 0) -> BatchedSamplingP
     """
     most = max(biases, *(len(row.logit_bias) for row in rows))
     room = biases if most == biases else 1 << (most - 1).bit_length()
-    ids = np.full((len(rows), room), NOWHERE)
+    ids = np.full((len(rows), room), DROPPED_ID)
     bias = np.zeros((len(rows), room), np.float32)
     for b, row in enumerate(rows):
         ids[b, : len(row.logit_bias)] = list(row.logit_bias)
         bias[b, : len(row.logit_bias)] = list(row.logit_bias.values())
 
     def whole(name: str) -> jax.Array:
-        return jnp.asarray([min(getattr(row, name), int(NOWHERE)) for row in rows], jnp.int32)
+        return jnp.asarray([min(getattr(row, name), int(DROPPED_ID)) for row in rows], jnp.int32)
 
     def real(name: str) -> jax.Array:
         return jnp.asarray([getattr(row, name) for row in rows], jnp.float32)
@@ -190,7 +199,7 @@ def used(rows: Sequence[SamplingParams]) -> frozenset[str]:
         "sampling": bool(drawn),
         "temperature": any(row.temperature != 1 for row in drawn),
         "top_k": any(0 < row.top_k for row in drawn),
-        "top_many": any(row.top_k > FEW for row in drawn),
+        "top_many": any(row.top_k > SMALL_TOP_K for row in drawn),
         "top_p": any(row.top_p < 1 for row in drawn),
         "min_p": any(row.min_p > 0 for row in drawn),
         "typical_p": any(row.typical_p < 1 for row in drawn),

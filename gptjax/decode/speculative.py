@@ -18,19 +18,19 @@ from gptjax.decode.drafting import (
     ACCEPTING,
     DraftPlan,
     Proposals,
-    appended,
-    drafted,
+    append,
+    draft_proposals,
     prompt_lookup,
-    put,
+    put_at,
     token_keys,
     token_numbers,
 )
 from gptjax.decode.penalties import History
-from gptjax.decode.sampling import greedy, logprobs, processed, sample
+from gptjax.decode.sampling import greedy, logprobs, process_logits, sample
 from gptjax.decode.settings import BatchedSamplingParams
 from gptjax.models.cache import Cache
 
-ROUNDS = 16  # of a call, at most
+MAX_ROUNDS = 16  # of a call, at most
 
 
 class State(NamedTuple):
@@ -95,66 +95,66 @@ def run_rounds(
       knobs: what each row asks for.
       state: is used up (its memory is taken for the new one).
     """
-    B, N = len(keys_B), ROUNDS * (plan.generation.tokens + 1)
+    B, N = len(keys_B), MAX_ROUNDS * (plan.speculation.tokens + 1)
     zeros_B = jnp.zeros(B, jnp.int32)
     emitted = Emitted(jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), jnp.float32), *[zeros_B] * 4)
 
     def goes_on(carry: tuple[State, Emitted]) -> jax.Array:
         state, emitted = carry
-        return jnp.any(state.active_B) & (jnp.max(emitted.rounds_B) < jnp.minimum(rounds, ROUNDS))
+        return jnp.any(state.active_B) & (jnp.max(emitted.rounds_B) < jnp.minimum(rounds, MAX_ROUNDS))
 
     def further(carry: tuple[State, Emitted]) -> tuple[State, Emitted]:
         state, before = carry
-        state, new = one_round(plan, params, draft_params, keys_B, batched, state)
+        state, new = run_round(plan, params, draft_params, keys_B, batched, state)
         at, counts = before[2], before[3:]
         return state, Emitted(
-            put(before.ids_BN, new.ids_BN, at, new.length_B),
-            put(before.logprobs_BN, new.logprobs_BN, at, new.length_B),
+            put_at(before.ids_BN, new.ids_BN, at, new.length_B),
+            put_at(before.logprobs_BN, new.logprobs_BN, at, new.length_B),
             at + new.length_B,
             *(old_B + new_B for old_B, new_B in zip(counts, new[3:], strict=True)),
         )
 
-    state = state._replace(active_B=state.active_B & (_room(state) > 0))
+    state = state._replace(active_B=state.active_B & (_remaining(state) > 0))
     return jax.lax.while_loop(goes_on, further, (state, emitted))
 
 
-def one_round(
+def run_round(
     plan: DraftPlan, params: Any, draft_params: Any, keys_B: jax.Array, batched: BatchedSamplingParams, state: State
 ) -> tuple[State, Emitted]:
     """A round of every active row, each of which has room; arguments as of `run_rounds`, N = T."""
-    k, history, active_B = plan.generation.tokens, state.history, state.active_B
-    most_B = jnp.where(active_B, jnp.minimum(_room(state) - 1, k), 0)
+    k, history, active_B = plan.speculation.tokens, state.history, state.active_B
+    most_B = jnp.where(active_B, jnp.minimum(_remaining(state) - 1, k), 0)
     draft = state.draft
     if draft is None:
-        proposals = prompt_lookup(plan.generation, history, most_B)
+        proposals = prompt_lookup(plan.speculation, history, most_B)
     else:
-        proposals, draft = drafted(plan, draft_params, keys_B, batched, history, draft, most_B)
-    own_BTV, target = _read(plan, params, history, state.target, proposals)
-    wanted_BTV = _processed_along(plan, own_BTV, batched, history, proposals)
+        proposals, draft = draft_proposals(plan, draft_params, keys_B, batched, history, draft, most_B)
+    own_BTV, target = _target_logits(plan, params, history, state.target, proposals)
+    wanted_BTV = _process_positions(plan, own_BTV, batched, history, proposals)
     certain = proposals.logits_BkV is None or "sampling" not in plan.used
-    judge = drawn_alike if certain else accepted_by_ratio
+    judge = accept_matching if certain else rejection_sample
     accepted_B, next_B = judge(plan, keys_B, batched, token_numbers(history, k + 1), proposals, wanted_BTV)
 
     places_T = jnp.arange(k + 1)
     ids_BT = jnp.pad(proposals.ids_Bk, ((0, 0), (0, 1)))
     ids_BT = jnp.where(places_T == accepted_B[:, None], next_B[:, None], ids_BT)
-    new_B, ended_B = _cut(ids_BT, accepted_B + 1, plan.ends)
+    new_B, ended_B = _cut_at_end(ids_BT, accepted_B + 1, plan.ends)
     new_B = jnp.where(active_B, new_B, 0)
 
-    after = appended(history, ids_BT, new_B)
+    after = append(history, ids_BT, new_B)
     read_B = jnp.where(active_B, after.length_B - 1, state.target.length_B)
     target = target._replace(length_B=read_B)
     if draft is not None and state.draft is not None:
         read_B = jnp.where(active_B, jnp.minimum(draft.length_B, after.length_B - 1), state.draft.length_B)
         draft = draft._replace(length_B=read_B)
     state = State(after, target, draft, active_B & ~ended_B, state.budget_B - new_B)
-    state = state._replace(active_B=state.active_B & (_room(state) > 0))
+    state = state._replace(active_B=state.active_B & (_remaining(state) > 0))
     logprobs_BT = _flat(logprobs, own_BTV, ids_BT)
     accepted_B = jnp.minimum(accepted_B, new_B)
     return state, Emitted(ids_BT, logprobs_BT, new_B, proposals.length_B, accepted_B, active_B.astype(jnp.int32))
 
 
-def drawn_alike(
+def accept_matching(
     plan: DraftPlan,
     keys_B: jax.Array,
     batched: BatchedSamplingParams,
@@ -176,11 +176,11 @@ def drawn_alike(
     T = logits_BTV.shape[1]
     temperature_BT = jnp.repeat(batched.temperature_B[:, None], T, 1)
     drawn_BT = _flat(partial(sample, used=plan.used), logits_BTV, token_keys(keys_B, numbers_BT), temperature_BT)
-    accepted_B = _leading(drawn_BT[:, :-1] == proposals.ids_Bk, proposals.length_B)
+    accepted_B = _leading_true(drawn_BT[:, :-1] == proposals.ids_Bk, proposals.length_B)
     return accepted_B, jnp.take_along_axis(drawn_BT, accepted_B[:, None], 1)[:, 0]
 
 
-def accepted_by_ratio(
+def rejection_sample(
     plan: DraftPlan,
     keys_B: jax.Array,
     batched: BatchedSamplingParams,
@@ -205,7 +205,7 @@ def accepted_by_ratio(
     if "greedy" in plan.used:
         is_likeliest_Bk = _flat(greedy, logits_BTV[:, :k]) == ids_Bk
         kept_Bk = jnp.where(greedy_B[:, None], is_likeliest_Bk, kept_Bk)
-    accepted_B = _leading(kept_Bk, proposals.length_B)
+    accepted_B = _leading_true(kept_Bk, proposals.length_B)
 
     def at(values_Bn: jax.Array, place_B: jax.Array) -> jax.Array:
         return jax.vmap(lambda values, place: values[place])(values_Bn, place_B)
@@ -219,7 +219,7 @@ def accepted_by_ratio(
     return accepted_B, sample(logits_BV, keys_B, batched.temperature_B, plan.used)
 
 
-def _read(
+def _target_logits(
     plan: DraftPlan, params: Any, history: History, cache: Cache, proposals: Proposals
 ) -> tuple[jax.Array, Cache]:
     """The model's logits_BTV after the newest id and after each proposal, and its cache with all of them."""
@@ -229,16 +229,16 @@ def _read(
     return models.next_logits(plan.target, x_BTD, table_VD), cache
 
 
-def _processed_along(
+def _process_positions(
     plan: DraftPlan, logits_BTV: jax.Array, batched: BatchedSamplingParams, history: History, proposals: Proposals
 ) -> jax.Array:
     """Logits processed at each place with the history that has the proposals before it."""
     B, T, V = logits_BTV.shape
     lengths_BT = history.length_B[:, None] + jnp.arange(T)
-    history = appended(history, proposals.ids_Bk, proposals.length_B)
+    history = append(history, proposals.ids_Bk, proposals.length_B)
     each: Any = jax.tree.map(lambda x: jnp.repeat(x, T, axis=0), (batched, history))
     history = each[1]._replace(length_B=lengths_BT.reshape(-1))
-    return processed(logits_BTV.reshape(B * T, V), each[0], history, plan.used, plan.ends).reshape(B, T, V)
+    return process_logits(logits_BTV.reshape(B * T, V), each[0], history, plan.used, plan.ends).reshape(B, T, V)
 
 
 def _flat(f: Any, *values: jax.Array) -> jax.Array:
@@ -248,18 +248,18 @@ def _flat(f: Any, *values: jax.Array) -> jax.Array:
     return flat.reshape(B, n)
 
 
-def _room(state: State) -> jax.Array:
+def _remaining(state: State) -> jax.Array:
     """How many more tokens each row may have."""
     return jnp.minimum(state.budget_B, state.history.ids_BS.shape[1] - state.history.length_B)
 
 
-def _leading(yes_Bk: jax.Array, length_B: jax.Array) -> jax.Array:
+def _leading_true(yes_Bk: jax.Array, length_B: jax.Array) -> jax.Array:
     """How many of the first `length` are true before one is not."""
     within_Bk = jnp.arange(yes_Bk.shape[1]) < length_B[:, None]
     return jnp.sum(jnp.cumprod((yes_Bk & within_Bk).astype(jnp.int32), 1), 1)
 
 
-def _cut(ids_BT: jax.Array, length_B: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _cut_at_end(ids_BT: jax.Array, length_B: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """How many of the first `length` ids come up to one that ends a text, it included, and whether there is one."""
     T = ids_BT.shape[1]
     places_T = jnp.arange(T)

@@ -13,14 +13,14 @@ from flax import linen as nn
 
 from gptjax import models
 from gptjax.decode import sampling
-from gptjax.decode.constraints import only_allowed
-from gptjax.decode.ensemble import combined
+from gptjax.decode.constraints import apply_bitmask
+from gptjax.decode.ensemble import combine_logits
 from gptjax.decode.penalties import History
 from gptjax.decode.settings import BatchedSamplingParams
-from gptjax.decode.watermark import Watermark, marked
+from gptjax.decode.watermark import Watermark, apply_watermark
 from gptjax.models.cache import Cache
 
-MOST = 64  # tokens of a row in one dispatch
+MAX_STEPS = 64  # tokens of a row in one dispatch
 
 
 class State(NamedTuple):
@@ -57,21 +57,21 @@ class Program(NamedTuple):
     watermark: Watermark | None
 
 
-def choose(program: Program, state: State, logits_BV: jax.Array, allowed_BW: jax.Array | None) -> jax.Array:
+def sample_next(program: Program, state: State, logits_BV: jax.Array, allowed_BW: jax.Array | None) -> jax.Array:
     """The next id of each row, from the speakers' logits."""
     history = state.history
     if allowed_BW is not None:
-        logits_BV = only_allowed(logits_BV, allowed_BW)
+        logits_BV = apply_bitmask(logits_BV, allowed_BW)
     if program.watermark:
         back_w = jnp.arange(program.watermark.width, 0, -1)
         places_Bw = jnp.maximum(history.length_B[:, None] - back_w, 0)
-        logits_BV = marked(logits_BV, jnp.take_along_axis(history.ids_BS, places_Bw, 1), program.watermark)
-    logits_BV = sampling.processed(logits_BV, state.batched, history, program.used, program.ends)
+        logits_BV = apply_watermark(logits_BV, jnp.take_along_axis(history.ids_BS, places_Bw, 1), program.watermark)
+    logits_BV = sampling.process_logits(logits_BV, state.batched, history, program.used, program.ends)
     keys_B = jax.vmap(jax.random.fold_in)(state.keys_B, history.length_B - history.prompt_B)
     return sampling.sample(logits_BV, keys_B, state.batched.temperature_B, program.used)
 
 
-def read(
+def forward(
     program: Program, params: tuple[Any, ...], weight_M: jax.Array, state: State
 ) -> tuple[jax.Array, tuple[Cache, ...]]:
     """The speakers' logits for the next token of each row, [B, V], and their caches with what they read for it."""
@@ -81,15 +81,15 @@ def read(
         logits.append(models.next_logits(model, x_B1D[:, 0], table_VD))
         # A row that is over reads in place, so that it needs no program of its own, and gets no longer.
         extended.append(now._replace(length_B=jnp.where(state.active_B, now.length_B, cache.length_B)))
-    return combined(logits, program.combine, weight_M), tuple(extended)
+    return combine_logits(logits, program.combine, weight_M), tuple(extended)
 
 
 def decode_step(
     program: Program, params: tuple[Any, ...], weight_M: jax.Array, state: State, allowed_BW: jax.Array | None
 ) -> tuple[State, Drawn]:
     """Every active row with one more token; what was drawn has no axis n."""
-    logits_BV, extended = read(program, params, weight_M, state)
-    ids_B, active_B, history = choose(program, state, logits_BV, allowed_BW), state.active_B, state.history
+    logits_BV, extended = forward(program, params, weight_M, state)
+    ids_B, active_B, history = sample_next(program, state, logits_BV, allowed_BW), state.active_B, state.history
     B, S = history.ids_BS.shape
     place_B = jnp.where(active_B, history.length_B, S)
     ids_BS = history.ids_BS.at[jnp.arange(B), place_B].set(ids_B, mode="drop")
@@ -128,7 +128,7 @@ def decode_steps(
     """
     one = partial(decode_step, program, params, weight_M, allowed_BW=allowed_BW)
     shapes = jax.eval_shape(lambda state: one(state)[1], state)
-    nothing = jax.tree.map(lambda shape: jnp.zeros((MOST, *shape.shape), shape.dtype), shapes)
+    nothing = jax.tree.map(lambda shape: jnp.zeros((MAX_STEPS, *shape.shape), shape.dtype), shapes)
 
     def more(carry: tuple[jax.Array, State, Drawn]) -> jax.Array:
         n, state, _ = carry

@@ -75,13 +75,13 @@ def is_green(tokens: Any, previous_w: Any, watermark: Watermark) -> Any:
       watermark: `key`, `gamma` and `width` decide.
     """
     low, high = (np.array([half], np.uint32) for half in (watermark.key & 0xFFFFFFFF, watermark.key >> 32))
-    seed = _mixed(_mixed(low) ^ high)  # before ids come in, or one key's lists would be another's after other ids
+    seed = _mix(_mix(low) ^ high)  # before ids come in, or one key's lists would be another's after other ids
     for place in range(watermark.width):
-        seed = _mixed(previous_w[..., place] ^ seed)
-    return _mixed(tokens ^ seed) < np.uint32(watermark.gamma * 2**32)
+        seed = _mix(previous_w[..., place] ^ seed)
+    return _mix(tokens ^ seed) < np.uint32(watermark.gamma * 2**32)
 
 
-def _mixed(x: Any) -> Any:
+def _mix(x: Any) -> Any:
     """A bijection of uint32 in which each bit changes half of the others: lowbias32, with 0 moved from its place."""
     x = x + np.uint32(0x9E3779B9)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
@@ -89,7 +89,7 @@ def _mixed(x: Any) -> Any:
     return x ^ (x >> np.uint32(16))
 
 
-def marked(logits_BV: jax.Array, previous_Bw: jax.Array, watermark: Watermark) -> jax.Array:
+def apply_watermark(logits_BV: jax.Array, previous_Bw: jax.Array, watermark: Watermark) -> jax.Array:
     """The logits with delta added to each row's green ids. On the device; a row depends on nothing but itself.
 
     Args:

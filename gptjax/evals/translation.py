@@ -18,7 +18,7 @@ from gptjax.data import layouts, pairs
 from gptjax.data.augment import Augment
 from gptjax.data.pairs import Pair
 from gptjax.decode import generate as decoding
-from gptjax.decode.beam import Beams
+from gptjax.decode.beam import BeamSearchParams
 from gptjax.decode.settings import SamplingParams
 from gptjax.evals import held_out
 
@@ -81,7 +81,7 @@ def check_translates(of: "Run") -> None:
         )
 
 
-def translated(of: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS) -> list[str]:
+def translated(of: "Run", sources: Sequence[str], beams: BeamSearchParams, rows: int = ROWS) -> list[str]:
     """A translation of each source, by beam search; of one beam: greedy. Sources that are too long are cut.
 
     Args:
@@ -108,7 +108,7 @@ def translated(of: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS
 
 
 def evaluate(
-    of: "Run", split: str = pairs.HELD_OUT, files: Sequence[Path] = (), beams: Beams | None = None
+    of: "Run", split: str = pairs.HELD_OUT, files: Sequence[Path] = (), beams: BeamSearchParams | None = None
 ) -> dict[str, Any]:
     """Loss, BLEU and chrF of a run on a split of its parallel text, or on two files; writes what it translated.
 
@@ -128,7 +128,7 @@ def evaluate(
     """
     check_translates(of)
     check_installed()
-    config, beams = of.config.data, beams or Beams()
+    config, beams = of.config.data, beams or BeamSearchParams()
     beams.check()
     if files and len(files) != 2:
         raise ConfigError(f"--data has {len(files)} files; of an encoder-decoder it takes two, sources and targets")

@@ -48,7 +48,7 @@ def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Token
     return [*tokenizer.prompt, *tokenizers.encode_special(tokenizer, rendered(template, messages, tokenizer))]
 
 
-def ends(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
+def stop_strings(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
     """What ends an answer, as stop strings: the tokenizer's end by name, and what the template puts after an answer.
 
     The latter is a special token such as `<|im_end|>`; where a template has none there, the text up to the next
@@ -70,7 +70,7 @@ def ends(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stop for stop in [*end, first or between.rstrip()] if stop))
 
 
-def fitted(
+def fit(
     template: Template, messages: Sequence[Message], tokenizer: Tokenizer, room: int
 ) -> tuple[list[Message], list[int]]:
     """The dialogue that fits and its ids: the oldest questions are left out with their answers, a system message never.
@@ -117,7 +117,7 @@ def dialogue(
       DataError: the template has no place for a system message, or that has a special token in it.
     """
     begin: list[Message] = [dict(role="system", content=system)] if system else []
-    stop = ends(template, tokenizer)
+    stop = stop_strings(template, tokenizer)
     for message in begin:
         _check(message, tokenizer)
         rendered(template, [message, dict(role="user", content=NEXT)], tokenizer)
@@ -128,7 +128,7 @@ def dialogue(
         elif line.strip():
             asked = [*messages, dict(role="user", content=line)]
             try:
-                kept, ids = fitted(template, asked, tokenizer, room)
+                kept, ids = fit(template, asked, tokenizer, room)
             except DataError as error:
                 tell(str(error))
                 continue

@@ -10,7 +10,7 @@ from gptjax import models
 from gptjax.config.errors import DataError
 
 
-def checked(model: nn.Module, given: Sequence[Any], by_name: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def check_inputs(model: nn.Module, given: Sequence[Any], by_name: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arguments of a model's `features`, by name.
 
     Args:

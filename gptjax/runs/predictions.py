@@ -55,24 +55,24 @@ def predictions(of: "Run", records: Sequence[Mapping[str, Any]]) -> list[Predict
         raise DataError("some of the records have no text within data.context")
     rows = LAYOUTS["examples"](tokens, c.context, 0, Augment(), "")
     every = batches.EvalBatches(rows, min(c.batch_size, len(blank)))
-    ask, found = jax.jit(partial(said, of.model)), list[Prediction]()
+    ask, found = jax.jit(partial(head_outputs, of.model)), list[Prediction]()
     with console.bar("answering", len(every)) as advance:
         for i in range(len(every)):
             left = len(blank) - len(found)  # rows of the last batch; the others are blank
             batch = {name: x[:left] for name, x in every[i].items()}
-            found += in_words(ask(of.params, every[i])[:left], batch, of.config, of.tokenizer)
+            found += to_predictions(ask(of.params, every[i])[:left], batch, of.config, of.tokenizer)
             advance(1)
     return found
 
 
-def said(model: Any, params: Any, batch: Any) -> jax.Array:
+def head_outputs(model: Any, params: Any, batch: Any) -> jax.Array:
     """The head's answers about a batch; see gptjax.models.heads."""
     return models.answer(model, params, read_by(model, batch))
 
 
-def in_words(answers: Any, batch: Any, config: Any, tokenizer: Tokenizer) -> list[Prediction]:
+def to_predictions(answers: Any, batch: Any, config: Any, tokenizer: Tokenizer) -> list[Prediction]:
     """The answers about the rows of a batch; `config`: of the run."""
-    labels, task = config.data.examples.labels, WORDS[config.model.task]
+    labels, task = config.data.examples.labels, TASKS[config.model.task]
     rows = [{name: x[i] for name, x in batch.items()} for i in range(len(batch["inputs_BT"]))]
     return [task(one, row, labels, tokenizer) for one, row in zip(np.asarray(answers), rows, strict=True)]
 
@@ -112,10 +112,10 @@ def _span(answer: np.ndarray, row: Any, labels: Sequence[str], tokenizer: Tokeni
 
 
 # By `config.model.task`.
-WORDS = {"classification": _label, "choice": _choice, "regression": _value, "tagging": _labels, "span": _span}
+TASKS = {"classification": _label, "choice": _choice, "regression": _value, "tagging": _labels, "span": _span}
 
 
-def shown(found: Sequence[Prediction], batch: Any, config: Any, tokenizer: Tokenizer) -> str:
+def format_predictions(found: Sequence[Prediction], batch: Any, config: Any, tokenizer: Tokenizer) -> str:
     """A line for each of the first rows of a batch: the answer, the right one of classes and values, and the text."""
     lines = []
     for i, one in enumerate(found):

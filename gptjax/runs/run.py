@@ -57,13 +57,13 @@ class Run:
         Raises:
           DataError: not two dimensions, longer than the context, ids out of range, or arrays that do not fit together.
         """
-        return np.asarray(self._apply(self.params, inputs.checked(self.model, arrays, by_name)))
+        return np.asarray(self._apply(self.params, inputs.check_inputs(self.model, arrays, by_name)))
 
     def answer(self, *arrays: Any, **by_name: Any) -> np.ndarray:
         """What the task head says (`config.model.task`), float32; see gptjax.models.heads. As of `logits` otherwise."""
         if self.config.model.task == "none":
             raise DataError(f"{self.workdir} has no task head; its config.model.task is none")
-        return np.asarray(self._answer(self.params, inputs.checked(self.model, arrays, by_name)))
+        return np.asarray(self._answer(self.params, inputs.check_inputs(self.model, arrays, by_name)))
 
     def predict(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the task head says of records, in words; see gptjax.runs.predictions.predictions."""
@@ -104,7 +104,7 @@ class Run:
         """Continuations of many prompts, as they are ready; see gptjax.decode.generate.generate."""
         return decoding.generate(self.generator, requests, generation, on_text, stride)
 
-    def fill(self, text: str, k: int = 5) -> fill_mask.Filled:
+    def fill(self, text: str, k: int = 5) -> fill_mask.FilledText:
         """The k likeliest fillings of each mask in a text; of an encoder. See gptjax.decode.fill_mask.fill."""
         return fill_mask.fill(self.model, self.params, self.tokenizer, text, k)
 

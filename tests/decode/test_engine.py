@@ -15,7 +15,7 @@ from gptjax import models
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import engine, prefill, speculative, step
 from gptjax.decode import generate as decoding
-from gptjax.decode.drafting import Speculation
+from gptjax.decode.drafting import SpeculativeConfig
 from gptjax.decode.generate import GenerationConfig, Request
 from gptjax.decode.settings import SamplingParams
 
@@ -62,10 +62,10 @@ def answers(of, requests, **generation):
 
 def uncached(of, ids, **changes):
     """Logits after each id, of one forward pass without a cache; `changes` of `config.model`."""
-    config = models.ConfigDict(of.reader.model.config)
+    config = models.ConfigDict(of.decoder.model.config)
     config.update(changes)
     model = models.build(config)
-    return np.asarray(jax.jit(partial(models.logits, model))(of.reader.params, np.array([ids], np.int32))[0])
+    return np.asarray(jax.jit(partial(models.logits, model))(of.decoder.params, np.array([ids], np.int32))[0])
 
 
 def said_by(logits_TV, prompt, sample, tolerance=1e-4):
@@ -154,13 +154,13 @@ def test_so_it_is_as_users_programs_are_compiled(changes):
 @pytest.fixture
 def pieces(monkeypatch):
     """A list that grows by the ids of each piece of a prompt that is read."""
-    read, extended = [], prefill.extended
+    read, extend = [], prefill.extend
 
     def counted(model, params, ids_BT, cache, count_B):
         read.append(np.asarray(ids_BT)[0, : int(count_B[0])].tolist())
-        return extended(model, params, ids_BT, cache, count_B)
+        return extend(model, params, ids_BT, cache, count_B)
 
-    monkeypatch.setattr(prefill, "extended", counted)
+    monkeypatch.setattr(prefill, "extend", counted)
     return read
 
 
@@ -199,7 +199,7 @@ def test_a_table_of_positions_is_read_anew_from_its_newest_half(length):
     of = generator(model_context=24)
     prompt = tuple(i * i % 61 for i in range(length))
     (sample,) = answers(of, [request(prompt, temperature=0, max_tokens=80)], sliding_context=True)
-    logits = jax.jit(lambda ids: models.logits(of.reader.model, of.reader.params, ids))
+    logits = jax.jit(lambda ids: models.logits(of.decoder.model, of.decoder.params, ids))
     ids, begin = list(prompt), 0 if length < 24 else length - 12
     for token, logprob in zip(sample.ids, sample.logprobs, strict=True):
         read = ids[begin:]
@@ -258,18 +258,18 @@ def test_the_likeliest_at_each_place():
 
 def compiled():
     """How many programs there are."""
-    functions = (step.decode_steps, prefill.extended, engine.insert, speculative.run_rounds)
+    functions = (step.decode_steps, prefill.extend, engine.insert, speculative.run_rounds)
     return [function._cache_size() for function in functions]
 
 
 def test_a_run_of_texts_is_one_program():
     """Its state is one kind of argument from the first dispatch on, wherever the parameters came from."""
     of = generator(model_context=128)
-    here = jax.device_put(of.reader.params, jax.devices()[0])
-    for params, rows in ((of.reader.params, 5), (here, 6)):
+    here = jax.device_put(of.decoder.params, jax.devices()[0])
+    for params, rows in ((of.decoder.params, 5), (here, 6)):
         before = compiled()
         requests = [request((1, 2, 3), seed=n, max_tokens=40 + n) for n in range(7)]
-        same = of._replace(reader=of.reader._replace(params=params))
+        same = of._replace(decoder=of.decoder._replace(params=params))
         assert (
             len(list(decoding.generate(same, requests, GenerationConfig(batch_size=rows, max_length=100), stride=9)))
             == 7
@@ -277,7 +277,7 @@ def test_a_run_of_texts_is_one_program():
         assert [now - then for now, then in zip(compiled(), before, strict=True)][::2] == [1, 1], rows
 
 
-@pytest.mark.parametrize("how", [{}, {"speculation": Speculation(3, ngram=2)}])
+@pytest.mark.parametrize("how", [{}, {"speculation": SpeculativeConfig(3, ngram=2)}])
 def test_nothing_is_compiled_after_the_first_time(generation):
     of = generator(model_context=128)
 

@@ -122,7 +122,7 @@ def test_mixtures_equal_numpy(combine, weights):
     first, second = generator(0), generator(1)
     sample = said(first, GenerationConfig(ensemble=(second,), combine=combine, weights=weights))
     ids = np.array([[*PROMPT, *sample.ids]])
-    logits_MTV = [models.logits(of.reader.model, of.reader.params, ids)[0, 7:-1] for of in (first, second)]
+    logits_MTV = [models.logits(of.decoder.model, of.decoder.params, ids)[0, 7:-1] for of in (first, second)]
     logprobs_TV = mixed(combine, logits_MTV, weights or (1, 1))
     assert sample.ids == logprobs_TV.argmax(-1).tolist()
     np.testing.assert_allclose(sample.logprobs, logprobs_TV.max(-1), atol=1e-4)
@@ -143,15 +143,15 @@ def test_who_speaks_with_others_looks_back_no_further_than_they_can():
 
 
 def test_what_cannot_speak_together_is_refused():
-    readers = [generator(0).reader, generator(1, vocabulary=31).reader]
+    decoders = [generator(0).decoder, generator(1, vocabulary=31).decoder]
     with pytest.raises(ConfigError, match=r"models have different vocabularies \(\[31, 37\] ids\)"):
-        ensemble.together(readers, "probabilities")
+        ensemble.make_ensemble(decoders, "probabilities")
     with pytest.raises(ConfigError, match="must have one tokenizer"):
         said(generator(0), GenerationConfig(ensemble=(generator(1, vocabulary=31),)))
     with pytest.raises(ConfigError, match="combine is 'mean'; it must be one of probabilities, logits, token"):
-        ensemble.together(readers[:1] * 2, "mean")
+        ensemble.make_ensemble(decoders[:1] * 2, "mean")
     for weights in ((1.0,), (1.0, 0.0), (1.0, float("nan"))):
         with pytest.raises(ConfigError, match="there must be a weight above 0 for each of the 2 models"):
-            ensemble.together(readers[:1] * 2, "logits", weights)
+            ensemble.make_ensemble(decoders[:1] * 2, "logits", weights)
     with pytest.raises(ConfigError, match="guidance is 0; it must be a number above 0"):
         said(generator(0), GenerationConfig(guidance=0))

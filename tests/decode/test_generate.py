@@ -14,9 +14,9 @@ import gptjax
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.decode import constraints
 from gptjax.decode import generate as decoding
-from gptjax.decode.beam import Beams
-from gptjax.decode.contrastive import Contrastive
-from gptjax.decode.drafting import Speculation
+from gptjax.decode.beam import BeamSearchParams
+from gptjax.decode.contrastive import ContrastiveSearchParams
+from gptjax.decode.drafting import SpeculativeConfig
 from gptjax.decode.engine import Sample
 from gptjax.decode.generate import GenerationConfig, Request
 from gptjax.decode.settings import SamplingParams
@@ -59,7 +59,7 @@ def test_text_is_told_as_it_comes(run):
     assert "".join(pieces) == sample.text and len(pieces) > 1
 
 
-@pytest.mark.parametrize("how", [Speculation(3, ngram=2), Speculation(4)])
+@pytest.mark.parametrize("how", [SpeculativeConfig(3, ngram=2), SpeculativeConfig(4)])
 def test_speculation_says_the_same(run, generation):
     options = {"draft": run.generator} if not generation.ngram else {}
     for prompt in ("", "the model", "a"):
@@ -166,9 +166,9 @@ def test_searches_and_alternatives_by_flags(trained, call, run):
     flags = [f"--workdir={trained}", "--prompt=the", "--max_tokens=5", "--json"]
     best = objects(call(generate, *flags, "--beams=4", "--best=2", "--length_penalty=0.5"))
     assert len(best) == 2 and best[0]["score"] >= best[1]["score"]
-    assert best[0]["ids"] == run.generate("the", max_tokens=5, beams=Beams(4, length_penalty=0.5)).ids
+    assert best[0]["ids"] == run.generate("the", max_tokens=5, beams=BeamSearchParams(4, length_penalty=0.5)).ids
     (found,) = objects(call(generate, *flags, "--contrastive_k=3", "--contrastive_alpha=0.5"))
-    assert found["ids"] == run.generate("the", max_tokens=5, contrastive=Contrastive(k=3, alpha=0.5)).ids
+    assert found["ids"] == run.generate("the", max_tokens=5, contrastive=ContrastiveSearchParams(k=3, alpha=0.5)).ids
     (told,) = objects(call(generate, *flags, "--logprobs=2", "--temperature=0"))
     assert [place[0][0] for place in told["alternatives"]] == told["ids"]
     assert [place[0][1] for place in told["alternatives"]] == pytest.approx(told["logprobs"])
@@ -272,7 +272,9 @@ def test_options_and_ids_that_there_are_not(run):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("search", [dict(beams=Beams(3, best=2)), dict(contrastive=Contrastive(0.5, 3))], ids=str)
+@pytest.mark.parametrize(
+    "search", [dict(beams=BeamSearchParams(3, best=2)), dict(contrastive=ContrastiveSearchParams(0.5, 3))], ids=str
+)
 def test_searches_of_several_prompts_are_those_of_each(run, search):
     wanted = [("the", 4), ("a", 4), ("model reads", 4), ("the", 6)]
     requests = [Request(prompt, SamplingParams(max_tokens), jax.random.key(0)) for prompt, max_tokens in wanted]

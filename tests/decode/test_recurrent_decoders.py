@@ -7,8 +7,8 @@ from test_beam import reference, same
 from test_engine import answers, ask, said_by, uncached, voice
 
 from gptjax.decode import beam
-from gptjax.decode.beam import Beams
-from gptjax.decode.contrastive import Contrastive
+from gptjax.decode.beam import BeamSearchParams
+from gptjax.decode.contrastive import ContrastiveSearchParams
 
 CELLS = [pytest.param("lstm"), pytest.param("gru", marks=pytest.mark.slow), pytest.param("rnn", marks=pytest.mark.slow)]
 
@@ -39,9 +39,9 @@ def test_searches_equal_plain_references():
             [np.asarray(jax.nn.log_softmax(uncached(of, ids + [0] * (24 - len(ids)))))[len(ids) - 1] for ids in texts]
         )
 
-    prompts, settings = [[1, 2, 3], [5]], Beams(3, length_penalty=0.5, best=3)
-    for prompt, ours in zip(prompts, beam.search(of.reader, prompts, settings, 8, [4, 9]), strict=True):
+    prompts, settings = [[1, 2, 3], [5]], BeamSearchParams(3, length_penalty=0.5, best=3)
+    for prompt, ours in zip(prompts, beam.search(of.decoder, prompts, settings, 8, [4, 9]), strict=True):
         same(ours, reference(next_logprobs, prompt, settings, 8, [4, 9]))
     (greedy,) = answers(of, [ask((1, 2), temperature=0, max_tokens=9)])
-    (contrastive,) = answers(of, [ask((1, 2), max_tokens=9)], contrastive=Contrastive(0.0, 3))
+    (contrastive,) = answers(of, [ask((1, 2), max_tokens=9)], contrastive=ContrastiveSearchParams(0.0, 3))
     assert contrastive.ids == greedy.ids

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from gptjax.decode import sampling
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import FEW, SamplingParams, batched, used
+from gptjax.decode.settings import SMALL_TOP_K, SamplingParams, batched, used
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NEUTRAL = SamplingParams(temperature=1.0, top_k=0)
-process = jax.jit(sampling.processed, static_argnums=(3, 4))
+process = jax.jit(sampling.process_logits, static_argnums=(3, 4))
 draw = jax.jit(sampling.sample, static_argnums=3)
 
 
@@ -121,13 +121,13 @@ def test_top_p_keeps_all_that_equal_the_last(hf, p, equals, seed):
 
 @settings(max_examples=20, deadline=None)
 @given(k=st.integers(1, 200), seed=st.integers(0, 99))
-@example(k=FEW, seed=0)
+@example(k=SMALL_TOP_K, seed=0)
 def test_both_ways_to_the_top_k_are_the_same(k, seed):
     logits = np.random.default_rng(seed).normal(size=(1, 150)).round(1).astype(np.float32)
     found = np.isfinite(sampling.top_k(jnp.array(logits), jnp.array([k])))
     np.testing.assert_array_equal(found, logits >= np.sort(logits)[:, -min(k, 150)])
-    if k <= FEW:
-        np.testing.assert_array_equal(found, np.isfinite(sampling.top_few(jnp.array(logits), jnp.array([k]))))
+    if k <= SMALL_TOP_K:
+        np.testing.assert_array_equal(found, np.isfinite(sampling.small_top_k(jnp.array(logits), jnp.array([k]))))
 
 
 def test_cutoff_is_exact_over_all_sizes_of_floats():
@@ -182,7 +182,7 @@ def rows_alone_and_together(V):
     rng = np.random.default_rng(0)
     rows = [SamplingParams(), SamplingParams(temperature=0), NEUTRAL, SamplingParams(temperature=1.3, top_k=0,
     top_p=0.9),
-            SamplingParams(top_k=FEW + 9, typical_p=0.7), SamplingParams(min_p=0.1, repetition_penalty=1.3),
+            SamplingParams(top_k=SMALL_TOP_K + 9, typical_p=0.7), SamplingParams(min_p=0.1, repetition_penalty=1.3),
             SamplingParams(frequency_penalty=0.3, presence_penalty=0.2, logit_bias={3: 2.0}),
             SamplingParams(no_repeat_ngram=2, min_tokens=9)] * 2  # fmt: skip
     logits = 3 * rng.normal(size=(16, V)).astype(np.float32)

@@ -9,7 +9,7 @@ import pytest
 from gptjax.config.errors import ConfigError
 from gptjax.decode import sampling
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import FEW, SamplingParams, batched, used
+from gptjax.decode.settings import SMALL_TOP_K, SamplingParams, batched, used
 
 NAN = float("nan")
 
@@ -73,8 +73,8 @@ def test_kinds_in_use_are_those_that_do_something():
     assert used([SamplingParams(temperature=0, top_k=7)]) == {"greedy"}
     assert used([SamplingParams(temperature=1, top_k=0)]) == {"sampling"}
     assert used([SamplingParams()]) == {"sampling", "temperature", "top_k"}
-    assert used([SamplingParams(top_k=FEW)]) == used([SamplingParams()])
-    assert used([SamplingParams(top_k=FEW + 1)]) == used([SamplingParams()]) | {"top_many"}
+    assert used([SamplingParams(top_k=SMALL_TOP_K)]) == used([SamplingParams()])
+    assert used([SamplingParams(top_k=SMALL_TOP_K + 1)]) == used([SamplingParams()]) | {"top_many"}
     assert used([SamplingParams(), SamplingParams(temperature=0, min_tokens=2)]) == used([SamplingParams()]) | {
         "greedy",
         "min_tokens",
@@ -96,12 +96,12 @@ def test_other_settings_of_the_same_kinds_compile_nothing_new():
     @jax.jit
     def process(logits, batched):
         traced.append(batched)
-        return sampling.processed(logits, batched, history, kinds, (0,))
+        return sampling.process_logits(logits, batched, history, kinds, (0,))
 
     row = SamplingParams(9, 0.5, 100, 0.5, 0.1, 0.5, 2, 1, 1, 2, {1: 2.0, 2: 1.0, 3: 1.0}, 3)
     kinds = used([row])
     for other in (row, row._replace(logit_bias=dict.fromkeys(range(4), 1.0), top_k=70), SamplingParams(temperature=0)):
         process(np.ones((2, V), np.float32), batched([other, row]))
     assert len(traced) == 1
-    assert "sort[" not in str(jax.make_jaxpr(sampling.processed, static_argnums=(3,))(
+    assert "sort[" not in str(jax.make_jaxpr(sampling.process_logits, static_argnums=(3,))(
         np.ones((2, V), np.float32), batched([row, row]), history, kinds))  # fmt: skip

@@ -13,9 +13,9 @@ from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import prefill
-from gptjax.decode.drafting import DraftPlan, Speculation, check_draft, prompt_lookup
+from gptjax.decode.drafting import DraftPlan, SpeculativeConfig, check_draft, prompt_lookup
 from gptjax.decode.penalties import History
-from gptjax.decode.sampling import processed, sample
+from gptjax.decode.sampling import process_logits, sample
 from gptjax.decode.settings import SamplingParams, batched, used
 from gptjax.decode.speculative import State, run_rounds
 from gptjax.models import cache as caches
@@ -30,7 +30,7 @@ KINDS = {
 
 
 @cache
-def reader(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
+def decoder(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
     """A model with large weights: what it says depends on all that it read. Noise makes another much like it."""
     config = tiny_config(model_context=256, **KINDS[kind]).model
     with config.unlocked():
@@ -97,7 +97,7 @@ def assert_plain(of, prompt, ids, logprobs, settings, key, ends=()):
     places = np.arange(len(prompt), len(text))
     logits_NV = _whole(of.model, of.params, np.pad(text, (0, 256 - len(text)))[None])[0, places - 1]
     history = History(jnp.tile(text, (len(ids), 1)), jnp.array(places), jnp.full(len(ids), len(prompt)))
-    wanted_NV = processed(logits_NV, batched([settings] * len(ids)), history, used([settings]), ends)
+    wanted_NV = process_logits(logits_NV, batched([settings] * len(ids)), history, used([settings]), ends)
     keys_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(ids)))
     expected = sample(wanted_NV, keys_N, jnp.full(len(ids), settings.temperature))
     np.testing.assert_array_equal(ids, expected)
@@ -114,9 +114,9 @@ def _whole(model, params, ids_BT):
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
 @pytest.mark.thorough
 def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
-    target = reader(kind)
-    draft = reader(kind, noise=0.1) if proposer == "draft" else None
-    generation = Speculation(4, 0 if draft else 3)
+    target = decoder(kind)
+    draft = decoder(kind, noise=0.1) if proposer == "draft" else None
+    generation = SpeculativeConfig(4, 0 if draft else 3)
     prompts, budgets = prompts_of(3, 1, 17), [230, 210, 215]
     got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
     assert len(set(got.ids[0])) > 4  # a text that says something
@@ -128,8 +128,8 @@ def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
 
 def test_a_draft_that_is_the_model_is_always_right():
     """Every round but the last gives k + 1 tokens, and the counts say so."""
-    target, generation, prompts, budgets = reader(), Speculation(4), prompts_of(3, 1, 17), [230, 210, 213]
-    got = spoken(generation, target, reader(noise=0), prompts, budgets, [GREEDY] * 3)
+    target, generation, prompts, budgets = decoder(), SpeculativeConfig(4), prompts_of(3, 1, 17), [230, 210, 213]
+    got = spoken(generation, target, decoder(noise=0), prompts, budgets, [GREEDY] * 3)
     rounds = [46, 42, 43]
     assert got.rounds.tolist() == rounds and got.calls == 3
     assert got.proposed.tolist() == got.accepted.tolist() == [n - r for n, r in zip(budgets, rounds, strict=True)]
@@ -138,8 +138,8 @@ def test_a_draft_that_is_the_model_is_always_right():
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
 def test_counts_vs_a_count_by_hand(proposer):
     """Rounds told again from the text alone: what the proposer says after each prefix, and how far it was right."""
-    target, generation = reader(), Speculation(4, 0 if proposer == "draft" else 3)
-    draft = reader(noise=0.1) if proposer == "draft" else None
+    target, generation = decoder(), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
+    draft = decoder(noise=0.1) if proposer == "draft" else None
     prompts, budgets = prompts_of(3, 1, 17), [60, 50, 40]
     got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
 
@@ -181,7 +181,7 @@ def test_lookup_vs_plain_python():
     ids = rng.integers(0, 3, (300, 24))
     history = History(jnp.array(ids), jnp.array(lengths), jnp.array(lengths))
     for longest in (1, 3):
-        got = prompt_lookup(Speculation(4, longest), history, jnp.full(300, 4))
+        got = prompt_lookup(SpeculativeConfig(4, longest), history, jnp.full(300, 4))
         for row, length in enumerate(lengths):
             said = by_hand(ids[row, :length].tolist(), longest, 4)
             assert np.asarray(got.ids_Bk)[row, : got.length_B[row]].tolist() == said
@@ -197,7 +197,9 @@ def expected_counts(of, prompt, places, settings, draws):
     for place in range(places):
         at = np.full(len(texts), len(prompt) + place)
         history = History(jnp.array(whole), jnp.array(at), jnp.full(len(texts), len(prompt)))
-        logits_NV = processed(logits_NTV[:, at[0] - 1], batched([settings] * len(texts)), history, used([settings]))
+        logits_NV = process_logits(
+            logits_NTV[:, at[0] - 1], batched([settings] * len(texts)), history, used([settings])
+        )
         chance *= np.asarray(jax.nn.softmax(logits_NV))[np.arange(len(texts)), texts[:, place]]
     return draws * chance
 
@@ -229,9 +231,9 @@ def optimised():
 @pytest.mark.slow
 def test_sampled_text_follows_the_models_distribution(proposer, optimised):
     """20,000 rows with one prompt: their first token, and their first three jointly, by chi-square."""
-    prompt, generation = [2, 3, 3], Speculation(2, 0 if proposer == "draft" else 2)
-    target = reader("single", V=5, loud=12)
-    draft = reader("single", V=5, noise=0.7, loud=12) if proposer == "draft" else None
+    prompt, generation = [2, 3, 3], SpeculativeConfig(2, 0 if proposer == "draft" else 2)
+    target = decoder("single", V=5, loud=12)
+    draft = decoder("single", V=5, noise=0.7, loud=12) if proposer == "draft" else None
     start = begun(generation, target, draft, [prompt], 12, [5])
     start, settings = jax.tree.map(lambda x: jnp.repeat(x, DRAWS, axis=0), (start, batched([FILTERED])))
     plan = DraftPlan(target.model, draft and draft.model, generation, used([FILTERED]))
@@ -249,8 +251,8 @@ def test_sampled_text_follows_the_models_distribution(proposer, optimised):
 @pytest.mark.slow
 def test_lookup_draws_what_plain_sampling_draws():
     settings = SamplingParams(temperature=0.9, top_k=8, repetition_penalty=1.1, frequency_penalty=0.2)
-    target, prompts = reader(loud=6), prompts_of(3, 1, 17)
-    got = spoken(Speculation(4, 3), target, None, prompts, [90] * 3, [settings] * 3, seed=5)
+    target, prompts = decoder(loud=6), prompts_of(3, 1, 17)
+    got = spoken(SpeculativeConfig(4, 3), target, None, prompts, [90] * 3, [settings] * 3, seed=5)
     for row, key in enumerate(jax.random.split(jax.random.key(5), 3)):
         assert_plain(target, prompts[row], got.ids[row], got.logprobs[row], settings, key)
     assert got.accepted.sum() > 0
@@ -259,8 +261,8 @@ def test_lookup_draws_what_plain_sampling_draws():
 @pytest.mark.parametrize("proposer", [pytest.param("draft", marks=pytest.mark.slow), "ngram"])
 def test_a_row_knows_nothing_of_its_neighbours(proposer):
     """Alone, and as one of 16 of other lengths, budgets and settings, greedy ones among them."""
-    target, generation = reader("windows", loud=12), Speculation(4, 0 if proposer == "draft" else 3)
-    draft = reader("windows", noise=0.3, loud=12) if proposer == "draft" else None
+    target, generation = decoder("windows", loud=12), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
+    draft = decoder("windows", noise=0.3, loud=12) if proposer == "draft" else None
     cool, nucleus = SamplingParams(temperature=0.8, top_k=5), SamplingParams(top_p=0.9, top_k=0)
     settings = [GREEDY, SamplingParams(temperature=1.0, top_k=0), cool, nucleus] * 4
     prompts, budgets = prompts_of(*range(1, 17)), list(range(100, 116))
@@ -285,7 +287,7 @@ def test_a_row_knows_nothing_of_its_neighbours(proposer):
 
 def test_rows_end_where_they_should_within_an_accepted_run():
     """The model is its own draft, so runs are accepted whole: budget, capacity and ends cut them at every place."""
-    target, generation, S = reader(), Speculation(4), 24
+    target, generation, S = decoder(), SpeculativeConfig(4), 24
     starts = prompts_of(3, 1, 17)
     texts = spoken(generation, target, target, starts, [30] * 3, [GREEDY] * 3).ids
     prompt, text = starts[0], texts[0]
@@ -308,7 +310,7 @@ def test_rows_end_where_they_should_within_an_accepted_run():
 
 
 def test_rows_that_are_not_active_stay_as_they_are():
-    target, generation, prompts = reader(), Speculation(4, 3), prompts_of(3, 5, 17)
+    target, generation, prompts = decoder(), SpeculativeConfig(4, 3), prompts_of(3, 5, 17)
     state = begun(generation, target, None, prompts, 256, [20] * 3)
     before = jax.tree.map(np.array, state)
     state = state._replace(active_B=jnp.array([True, False, True]))
@@ -324,10 +326,10 @@ def test_rows_that_are_not_active_stay_as_they_are():
 @pytest.mark.parametrize(
     "how, has_draft, expected",
     [
-        (Speculation(0), True, "tokens of speculation is 0; it must be 1 to 64"),
-        (Speculation(4, -1), False, "ngram of speculation is -1"),
-        (Speculation(4, 3), True, "leave out one of the two"),
-        (Speculation(4), False, "nothing proposes tokens"),
+        (SpeculativeConfig(0), True, "tokens of speculation is 0; it must be 1 to 64"),
+        (SpeculativeConfig(4, -1), False, "ngram of speculation is -1"),
+        (SpeculativeConfig(4, 3), True, "leave out one of the two"),
+        (SpeculativeConfig(4), False, "nothing proposes tokens"),
     ],
 )
 def test_speculation_that_cannot_be_is_refused(generation, has_draft, expected):
@@ -337,8 +339,8 @@ def test_speculation_that_cannot_be_is_refused(generation, has_draft, expected):
 
 def test_a_draft_model_of_another_vocabulary_is_refused():
     own, other = tokenizers.bytes_encoding(), tokenizers.chars_encoding(["abc"])
-    check_draft(reader(), reader(seed=1), own, own)
+    check_draft(decoder(), decoder(seed=1), own, own)
     with pytest.raises(ConfigError, match="has 5 ids and the model 32; they must share one vocabulary"):
-        check_draft(reader(), reader(V=5, loud=12), own, own)
+        check_draft(decoder(), decoder(V=5, loud=12), own, own)
     with pytest.raises(ConfigError, match="tokenizer is not the model's"):
-        check_draft(reader(), reader(seed=1), own, other)
+        check_draft(decoder(), decoder(seed=1), own, other)

@@ -20,7 +20,7 @@ SECRET = Watermark(key=0x1234_5678_9ABC_DEF0)
 
 def green_ids(previous, watermark, vocabulary=V):
     """The device's green ids after some: those whose logit 0 became delta."""
-    logits = wm.marked(jnp.zeros((1, vocabulary)), jnp.array([previous]), watermark)
+    logits = wm.apply_watermark(jnp.zeros((1, vocabulary)), jnp.array([previous]), watermark)
     return np.flatnonzero(np.asarray(logits[0]) == watermark.delta)
 
 
@@ -31,7 +31,7 @@ def written(rows, length, watermark, seed=0):
     def step(previous_Bw, key):
         noise, draw = jax.random.split(key)
         logits_BV = jax.random.normal(noise, (rows, V))
-        ids_B = jax.random.categorical(draw, wm.marked(logits_BV, previous_Bw, watermark))
+        ids_B = jax.random.categorical(draw, wm.apply_watermark(logits_BV, previous_Bw, watermark))
         return jnp.concatenate([previous_Bw[:, 1:], ids_B[:, None]], axis=1), ids_B
 
     keys = jax.random.split(jax.random.key(seed), length)
@@ -67,11 +67,11 @@ def test_the_device_and_the_detector_agree(width):
     mark, rng = Watermark(2**63 + 5, 0.3, 1.5, width), np.random.default_rng(1)
     previous = rng.integers(0, 50_257, (16, width))
     logits = rng.normal(size=(16, 50_257)).astype("f")
-    found = np.asarray(jax.jit(wm.marked, static_argnums=2)(logits, previous, mark))
+    found = np.asarray(jax.jit(wm.apply_watermark, static_argnums=2)(logits, previous, mark))
     tokens = np.arange(50_257, dtype=np.uint32)[None]
     green = wm.is_green(tokens, previous.astype(np.uint32)[:, None], mark)
     np.testing.assert_array_equal(found, np.where(green, logits + np.float32(1.5), logits))
-    alone = np.asarray(wm.marked(jnp.array(logits[3:4]), jnp.array(previous[3:4]), mark))
+    alone = np.asarray(wm.apply_watermark(jnp.array(logits[3:4]), jnp.array(previous[3:4]), mark))
     np.testing.assert_array_equal(alone[0], found[3])
     if width > 1:  # every one of the ids before counts, and their order
         lists = {tuple(green_ids(p, mark)) for p in ([1] * width, [2] + [1] * (width - 1), [1] * (width - 1) + [2])}

@@ -163,22 +163,24 @@ def test_a_special_token_in_another_spelling_is_refused_too(tmp_path):
 
 
 def test_what_ends_an_answer(tokenizer):
-    stops = chat.ends(Template(CHATML), tokenizer)
+    stops = chat.stop_strings(Template(CHATML), tokenizer)
     assert stops == ("<|eot_id|>", "<|im_end|>")
-    fed = detokenize.fed(detokenize.State(), tokenizers.encode_special(tokenizer, "Yes.<|im_end|>\n"), tokenizer, stops)
+    fed = detokenize.detokenize(
+        detokenize.State(), tokenizers.encode_special(tokenizer, "Yes.<|im_end|>\n"), tokenizer, stops
+    )
     assert (fed.text, fed.state.ended, fed.used) == ("Yes.", "stop", 5)
-    assert chat.ends(Template(LLAMA3), tokenizer) == ("<|eot_id|>",)
+    assert chat.stop_strings(Template(LLAMA3), tokenizer) == ("<|eot_id|>",)
     mistral = (
         "{% for m in messages %}"
         "{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else m.content + eos_token }}{% endfor %}"
     )
-    assert chat.ends(Template(mistral), tokenizer) == ("<|eot_id|>",)
+    assert chat.stop_strings(Template(mistral), tokenizer) == ("<|eot_id|>",)
     plain = "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n\n{% endfor %}"
-    assert chat.ends(Template(plain), tokenizer) == ("<|eot_id|>", "\n\nUSER:")
+    assert chat.stop_strings(Template(plain), tokenizer) == ("<|eot_id|>", "\n\nUSER:")
     bare = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-    assert chat.ends(Template(bare), tokenizer) == ("<|eot_id|>",)
+    assert chat.stop_strings(Template(bare), tokenizer) == ("<|eot_id|>",)
     with pytest.raises(ConfigError, match="leaves out what the assistant says"):
-        chat.ends(Template("{{ messages[0].content }}"), tokenizer)
+        chat.stop_strings(Template("{{ messages[0].content }}"), tokenizer)
 
 
 class Talk:

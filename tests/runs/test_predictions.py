@@ -105,12 +105,16 @@ def test_probabilities_are_the_heads_and_a_span_does_not_end_before_it_begins():
     answer = np.zeros((1, 4, 2), "f")
     answer[0, 2, 0], answer[0, 0, 1], answer[0, 3, 1] = 9, 9, 5  # the best end comes before the best start
     batch = {"inputs_BT": np.array([list(b"abcd")]), "segments_BT": np.array([[1, 1, 1, 1]])}
-    (found,) = predictions.in_words(answer, batch, config, tokenizers.bytes_encoding())
+    (found,) = predictions.to_predictions(answer, batch, config, tokenizers.bytes_encoding())
     starts, ends = (np.exp(answer[0, :, i]) / np.exp(answer[0, :, i]).sum() for i in (0, 1))
     best = max((starts[i] * ends[j], i, j) for i in range(4) for j in range(i, 4))
     assert found["text"] == "abcd"[best[1] : best[2] + 1] and found["probability"] == pytest.approx(best[0], rel=1e-5)
     padded = batch | {"segments_BT": np.array([[1, 1, 0, 0]])}
-    assert predictions.in_words(answer, padded, config, tokenizers.bytes_encoding())[0]["text"] in ("a", "b", "ab")
+    assert predictions.to_predictions(answer, padded, config, tokenizers.bytes_encoding())[0]["text"] in (
+        "a",
+        "b",
+        "ab",
+    )
 
 
 def test_a_run_without_a_head_predicts_nothing(trained, tmp_path, call):
@@ -134,4 +138,6 @@ def test_a_run_that_learns_dialogues_has_their_template(tmp_path):
     run = gptjax.load(tmp_path / "run")
     template = chat.load_template(tmp_path / "run")
     text = run.tokenizer.decode(chat.prompt_ids(template, turns[:1], run.tokenizer))
-    assert text == "<|endoftext|>User: hi\nAssistant:" and chat.ends(template, run.tokenizer)[0] == "<|endoftext|>"
+    assert (
+        text == "<|endoftext|>User: hi\nAssistant:" and chat.stop_strings(template, run.tokenizer)[0] == "<|endoftext|>"
+    )

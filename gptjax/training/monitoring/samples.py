@@ -33,8 +33,10 @@ def sample(job: TrainSetup, params: Any) -> str:
 
 def _predicted(job: TrainSetup, params: Any) -> str:
     batch = {name: x[:SHOWN] for name, x in job.eval_batches[0].items()}
-    found = predictions.in_words(predictions.said(job.model, params, batch), batch, job.config, job.data.tokenizer)
-    return predictions.shown(found, batch, job.config, job.data.tokenizer)
+    found = predictions.to_predictions(
+        predictions.head_outputs(job.model, params, batch), batch, job.config, job.data.tokenizer
+    )
+    return predictions.format_predictions(found, batch, job.config, job.data.tokenizer)
 
 
 def _filled(job: TrainSetup, params: Any) -> str:
