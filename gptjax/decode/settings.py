@@ -134,7 +134,7 @@ def _contradictions(settings: SamplingParams) -> Iterator[str]:
     for name in ("top_p", "min_p", "typical_p"):
         value = getattr(settings, name)
         if settings.greedy and value != SamplingParams._field_defaults[name]:
-            yield f"{name}={value} has no effect at temperature 0, which is greedy; leave out one of the two"
+            yield f"{name}={value} does nothing at temperature 0, which is greedy; leave out one of the two"
 
 
 class BatchedSamplingParams(NamedTuple):

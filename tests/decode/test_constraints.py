@@ -249,7 +249,7 @@ def test_a_character_that_the_tokenizer_lacks():
     assert {spelt(poor, ids) for _, ids in samples(constraints.choices(["a", "bé", "bb"]), poor, 50)} == {"a", "bb"}
     for matcher, ids in samples(constraints.regex("b[ab]é"), poor, 5):
         assert len(ids) == 2 and matcher.is_done and not matcher.is_complete
-        assert matcher.problem == "it has no token to go on with"
+        assert matcher.problem == "it has no token that can follow"
     assert all(m.is_done and m.is_complete for m, _ in samples(constraints.regex("abé?"), poor, 2))
 
 

@@ -45,11 +45,11 @@ NAN = float("nan")
         ({"stop": ("a", "")}, "stop has an empty string, which would end every text at once; leave it out"),
         ({"stop": "end"}, "stop is 'end'; it must be a list of strings"),
         ({"temperature": 0, "top_p": 0.9},
-         "top_p=0.9 has no effect at temperature 0, which is greedy; leave out one of the two"),
+         "top_p=0.9 does nothing at temperature 0, which is greedy; leave out one of the two"),
         ({"temperature": 0, "min_p": 0.1},
-         "min_p=0.1 has no effect at temperature 0, which is greedy; leave out one of the two"),
+         "min_p=0.1 does nothing at temperature 0, which is greedy; leave out one of the two"),
         ({"temperature": 0, "typical_p": 0.1},
-         "typical_p=0.1 has no effect at temperature 0, which is greedy; leave out one of the two"),
+         "typical_p=0.1 does nothing at temperature 0, which is greedy; leave out one of the two"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(settings, expected):
