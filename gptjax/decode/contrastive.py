@@ -1,6 +1,6 @@
-"""Contrastive search: likely tokens that do not repeat what the model has in mind already. One program on the device.
+"""Contrastive search (arXiv 2202.06417): likely tokens whose hidden states differ from the previous ones.
 
-It is deterministic. Nothing here knows text.
+Deterministic, on token ids. A search is one program on the device.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ from gptjax.models.cache import Cache, taken
 
 
 class ContrastiveSearchParams(NamedTuple):
-    """How to choose (arXiv 2202.06417 equation 5).
+    """Parameters of contrastive search (arXiv 2202.06417 equation 5).
 
     Attributes:
       alpha: weight of the degeneration penalty against the probability; 0 is greedy.
-      k: how many of the likeliest tokens are candidates; 1 is greedy.
+      k: number of most likely tokens that are candidates; 1 is greedy.
     """
 
     alpha: float = 0.6
     k: int = 4
 
     def check(self) -> None:
-        """Raises ConfigError for settings that mean nothing."""
+        """Raises ConfigError for an invalid value."""
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha is {self.alpha}; it must be from 0 to 1")
         if not self.k >= 1:
@@ -41,27 +41,27 @@ class ContrastiveSearchParams(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """Its ids, and each id's log-probability (nats) in the model's own distribution."""
+    """Ids of a continuation, and the log-probability (nats) of each in the model's distribution."""
 
     ids: list[int]
     logprobs: list[float]
 
 
 class State(NamedTuple):
-    """Of B rows with k candidates each. Row b's candidates have the cache's rows b * k to b * k + k - 1, all alike."""
+    """Search state of B rows with k candidates each; those of row b are rows b * k to b * k + k - 1 of the cache."""
 
     cache: Cache
-    h_BCD: jax.Array  # float32, the directions of the hidden states of what was read
+    h_BCD: jax.Array  # float32, directions of the hidden states of previous tokens
     token_Bk: jax.Array  # candidates
     logprob_Bk: jax.Array
     ids_BT: jax.Array
     logprobs_BT: jax.Array
     length_B: jax.Array  # int32, new tokens
-    open_B: jax.Array
+    active_B: jax.Array
 
 
 def direction(x: jax.Array) -> jax.Array:
-    """x / |x| in float32, over the last axis. x is what the head reads: the last hidden state, normed where it is."""
+    """Returns x / |x| in float32, over the last axis, for the head's input x: the last hidden state after its norm."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
@@ -70,11 +70,11 @@ def direction(x: jax.Array) -> jax.Array:
 def extend(
     model: nn.Module, params: Any, ids_1T: jax.Array, cache: Cache, n: jax.Array, h_CD: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """The cache after the first n of some more tokens, and h_CD with their directions."""
+    """Returns the cache extended by the first n of T more tokens, and h_CD with their directions."""
     C, T = len(h_CD), ids_1T.shape[1]
     x_1TD, _, after = models.extend(model, params, ids_1T, cache, n[None])
-    places_T = jnp.where(jnp.arange(T) < n, cache.length_B[0] + jnp.arange(T), C)
-    return after, h_CD.at[places_T].set(direction(x_1TD[0, :, : h_CD.shape[1]]), mode="drop")
+    positions_T = jnp.where(jnp.arange(T) < n, cache.length_B[0] + jnp.arange(T), C)
+    return after, h_CD.at[positions_T].set(direction(x_1TD[0, :, : h_CD.shape[1]]), mode="drop")
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
@@ -83,7 +83,7 @@ def _put_row(cache: Cache, h_BCD: jax.Array, row: jax.Array, single: Cache, h_CD
 
 
 def prefill_batch(decoder: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
-    """A cache of B rows that have read all of their prompts but the last token, and h_BCD of what they read."""
+    """Returns a cache prefilled with all but the last token of each prompt, and h_BCD of these tokens."""
     C, D = capacity(batch, int(batch.limit_B.max())), decoder.model.config.width
     cache, h_BCD = init_cache(decoder, batch, C), jnp.zeros((batch.rows, C, D))
     longest = prefill.max_chunk()
@@ -98,13 +98,16 @@ def prefill_batch(decoder: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
 def select_candidate(
     prob_Bk: jax.Array, h_BkD: jax.Array, h_BCD: jax.Array, length_B: jax.Array, alpha: Any
 ) -> jax.Array:
-    """Which candidate each row takes: argmax (1 - alpha) p - alpha max cosine (arXiv 2202.06417 equation 5).
+    """Selects a candidate of each row: argmax (1 - alpha) p - alpha max cosine (arXiv 2202.06417 equation 5).
 
     Args:
       prob_Bk: probability of each candidate.
-      h_BkD, h_BCD: directions of the candidates' hidden states, and of those before them.
-      length_B: how many of the C are before them.
-      alpha: the penalty's weight.
+      h_BkD, h_BCD: directions of the hidden states of the candidates and of the tokens before them.
+      length_B: number of the C that are tokens before them.
+      alpha: weight of the penalty.
+
+    Returns:
+      int32 [B], index of the candidate.
     """
     cosine_BkC = jnp.einsum("bkd,bcd->bkc", h_BkD, h_BCD)
     before_B1C = (jnp.arange(h_BCD.shape[1]) < length_B[:, None])[:, None]
@@ -126,31 +129,31 @@ def run_search(
     k: int,
     T: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """ids_BT and logprobs_BT of the continuations, and length_B, how many of the T are theirs.
+    """Returns ids_BT and logprobs_BT of the continuations, and length_B, the number of their tokens.
 
     Args:
-      model, params: whose layers are unrolled.
-      cache, h_BCD: as of `side_by_side`.
+      model, params: with unrolled layers.
+      cache, h_BCD: from `prefill_batch`.
       last_B: the last token of each prompt.
-      limit_B: the most new tokens of each, at most T.
+      limit_B: maximum number of new tokens of each, at most T.
       ends_E: ids that end a continuation.
-      alpha, k: as of `Contrastive`.
-      T: new tokens that there is room for.
+      alpha, k: as in `ContrastiveSearchParams`.
+      T: size of the results.
     """
     B = len(last_B)
     rows_B = jnp.arange(B)
 
-    def further(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+    def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         step, s = carry
         read_B = s.cache.length_B[::k]
         x_N1D, table_VD, cache = models.extend(model, params, s.token_Bk.reshape(B * k, 1), s.cache)
         x_BkD = x_N1D.reshape(B, k, -1)
-        h_BkD = direction(x_BkD[..., : s.h_BCD.shape[-1]])  # without the one that a head's bias is multiplied with
+        h_BkD = direction(x_BkD[..., : s.h_BCD.shape[-1]])  # without the 1 that a head's bias is multiplied by
         best_B = select_candidate(jnp.exp(s.logprob_Bk), h_BkD, s.h_BCD, read_B, alpha)
         token_B, logprob_B = s.token_Bk[rows_B, best_B], s.logprob_Bk[rows_B, best_B]
-        # Step 0 reads the prompt's last token as if it were the candidates, and says nothing.
-        slot_B = jnp.where(s.open_B & (step > 0), step - 1, T)
-        length_B = jnp.where(s.open_B, step, s.length_B)
+        # Step 0 reads the prompt's last token in place of candidates, and outputs nothing.
+        slot_B = jnp.where(s.active_B & (step > 0), step - 1, T)
+        length_B = jnp.where(s.active_B, step, s.length_B)
         ended_B = (token_B[:, None] == ends_E).any(-1) & (step > 0)
         logprob_BV = jax.nn.log_softmax(models.next_logits(model, x_BkD[rows_B, best_B], table_VD))
         candidate_logprob_Bk, candidate_Bk = jax.lax.top_k(logprob_BV, k)
@@ -162,7 +165,7 @@ def run_search(
             s.ids_BT.at[rows_B, slot_B].set(token_B, mode="drop"),
             s.logprobs_BT.at[rows_B, slot_B].set(logprob_B, mode="drop"),
             length_B,
-            s.open_B & ~ended_B & (length_B < limit_B),
+            s.active_B & ~ended_B & (length_B < limit_B),
         )
 
     start = State(
@@ -176,7 +179,7 @@ def run_search(
         limit_B > 0,
     )
     zero = jnp.zeros((), jnp.int32)
-    end = jax.lax.while_loop(lambda carry: carry[1].open_B.any(), further, (zero, start))[1]
+    end = jax.lax.while_loop(lambda carry: carry[1].active_B.any(), body, (zero, start))[1]
     return end.ids_BT, end.logprobs_BT, end.length_B
 
 
@@ -189,27 +192,28 @@ def search(
     batch_size: int = 8,
     sources: Sequence[Sequence[int]] = (),
 ) -> list[Completion]:
-    """A continuation of each prompt; what ends a text is its last id.
+    """Continues each prompt by contrastive search; an id that ends the text is the last of its ids.
 
     Args:
-      of: who goes on.
-      prompts: ids of each, of any lengths.
-      settings: how to choose.
-      max_tokens: the most new tokens; fewer where the model's context ends before.
+      decoder: the model.
+      prompts: ids of each prompt, of any lengths.
+      settings: parameters of the search.
+      max_tokens: maximum number of new tokens; fewer where the model's context ends before.
       ends: ids that end a continuation.
-      batch_size: how many prompts are continued at once; memory is for `batch_size * settings.k` rows.
-      sources: of an encoder-decoder, what its encoder reads for each.
+      batch_size: number of prompts in a batch; it allocates `batch_size * settings.k` rows.
+      sources: ids of each source, for an encoder-decoder.
 
     Raises:
-      ConfigError, DataError: settings or a prompt that cannot be.
+      ConfigError: invalid settings.
+      DataError: an invalid prompt.
     """
     settings.check()
     config = decoder.model.config
-    # Every new token is read, the last one too: its hidden state is what it is judged by.
+    # Every new token is read, the last one too, since its hidden state is needed to select it.
     most = token_limits(prompts, max_tokens, config.context)
-    found: list[Completion] = []
+    completions: list[Completion] = []
     for batch in batches(prompts, most, batch_size, sources):
-        said = run_search(
+        outputs = run_search(
             decoder.model,
             decoder.params,
             *prefill_batch(decoder, batch),
@@ -220,7 +224,7 @@ def search(
             k=min(settings.k, config.vocabulary),
             T=bucket(int(batch.limit_B.max())),
         )
-        ids_BT, logprobs_BT, length_B = jax.device_get(said)
+        ids_BT, logprobs_BT, length_B = jax.device_get(outputs)
         for b, n in enumerate(length_B[: len(batch.prompts)]):
-            found.append(Completion(ids_BT[b, :n].tolist(), logprobs_BT[b, :n].tolist()))
-    return found
+            completions.append(Completion(ids_BT[b, :n].tolist(), logprobs_BT[b, :n].tolist()))
+    return completions
