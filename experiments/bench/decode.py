@@ -71,7 +71,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
             for n in range(B)
         ]
         start = time.perf_counter()
-        said = dict(engine.Engine(Ensemble((decoder,)), Silent(tokenizer), limits).answer(requests))
+        said = dict(engine.Engine(Ensemble((decoder,)), Silent(tokenizer), limits).generate(requests))
         seconds = time.perf_counter() - start
         assert sum(len(sample.ids) for sample in said.values()) == B * new_tokens
         return seconds

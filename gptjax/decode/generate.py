@@ -1,4 +1,4 @@
-"""From prompts to texts: what can be asked for is checked here, and given to the part of gptjax.decode that does it."""
+"""Prompts to texts: checks requests and options, and runs the engine or a search."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
@@ -27,49 +27,48 @@ OnText = Callable[[int, str], None]
 
 
 class Generator(NamedTuple):
-    """A model that goes on from text, or, an encoder-decoder, that answers it."""
+    """A model that continues prompts; an encoder-decoder writes the target of a source."""
 
     decoder: Decoder
     tokenizer: Tokenizer
-    context: int  # the most tokens that it reads at once; an encoder-decoder: of the source, and of its own
+    context: int  # maximum number of tokens; for an encoder-decoder, of the source and of the target each
 
 
 class Request(NamedTuple):
-    """One text that is wanted.
+    """A request for one text.
 
     Attributes:
-      prompt: text to go on from, or its ids where they are known; empty: the start of a document. Of an
-        encoder-decoder, the source.
-      settings: how to choose tokens.
-      key: decides every draw, with nothing of the other texts.
+      prompt: text to continue, or its ids; empty for the start of a document. The source, for an encoder-decoder.
+      sampling_params: of this text.
+      key: a jax.random key; the samples depend on it alone, not on other requests.
     """
 
     prompt: str | tuple[int, ...]
-    settings: SamplingParams
+    sampling_params: SamplingParams
     key: jax.Array
 
 
 class GenerationConfig(NamedTuple):
-    """What is the same for all texts that are wanted.
+    """Options that all requests of a call share.
 
     Attributes:
-      rows: how many texts at once; 0: as many as there are, at most 16. With the same rows and room a text is the same,
-        bit for bit, alone and among others; with others a sum may be made in another order.
-      room: how many ids of a text there is room for, prompt and new ones, and how many of a source; 0: as the longest
-        of these texts needs.
-      cache_dtype: of keys and values, float32 or bfloat16; "": of the model's arithmetic.
+      batch_size: number of texts generated at once; 0: as many as there are, at most 16. With the same `batch_size` and
+        `max_length` a text is the same, bit for bit, alone and among others; with other values a sum may be computed in
+        another order.
+      max_length: number of ids to allocate for a text, prompt and new ones, and for a source; 0: for the longest of
+        these texts.
+      cache_dtype: of keys and values, float32 or bfloat16; "": that of the model's arithmetic.
       sliding_context: texts may get longer than the context; see gptjax.decode.engine.Limits.
-      alternatives: how many of the likeliest tokens are told at each place.
-      watermark: what marks the text.
-      grammar: what each text must be.
-      guidance: of a model by what it says without the prompt (arXiv 2306.17806); 1: none.
-      negative: what it reads instead of the prompt, to be guided away from; None: the prompt's last token, or
-        an empty source.
-      ensemble: further models over the same vocabulary, each of which scores every token.
-      combine, weights: how they do; see gptjax.decode.ensemble.
-      speculation: proposes tokens.
-      draft: the voice that does, where not n-gram lookup.
-      beams, contrastive: search instead of drawing.
+      alternatives: number of most likely tokens returned for each position.
+      watermark: to add to the text.
+      grammar: that each text must match.
+      guidance: scale of classifier-free guidance (arXiv 2306.17806); 1: none.
+      negative: negative prompt for guidance; None: the prompt's last token, or an empty source.
+      ensemble: further models with the same vocabulary, whose distributions are combined with the model's.
+      combine, weights: of the ensemble; see gptjax.decode.ensemble.
+      speculation: configuration of speculative decoding.
+      draft: the draft model; None with n-gram lookup.
+      beams, contrastive: parameters of a search, which replaces sampling.
     """
 
     batch_size: int = 0
@@ -91,7 +90,7 @@ class GenerationConfig(NamedTuple):
 
 
 DEFAULT = GenerationConfig()
-LOOKAHEAD = 64  # batches of a search that are looked at together, for sources of like lengths
+LOOKAHEAD = 64  # batches of a search that are sorted together by the length of their sources
 
 # Fields of GenerationConfig that exclude each other.
 INCOMPATIBLE = (
@@ -109,31 +108,31 @@ SAMPLING_FIELDS = tuple(
 
 
 def generator(model: nn.Module, params: Any, tokenizer: Tokenizer, context: int) -> Generator:
-    """A Voice of a model as gptjax.models.build gives it."""
+    """Returns the Generator of a model from gptjax.models.build."""
     return Generator(prefill.decoder(model, params), tokenizer, context)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[SamplingParams, GenerationConfig]:
-    """Options by name as what they are options of.
+    """Splits options by name into sampling parameters and generation config.
 
     Raises:
-      ConfigError: one that there is not.
+      ConfigError: an unknown option.
     """
-    known = (*SamplingParams._fields, *GenerationConfig._fields)
+    names = (*SamplingParams._fields, *GenerationConfig._fields)
     for name in options:
-        if name not in known:
-            raise ConfigError(f"unknown option {name}; there are {', '.join(known)}")
-    settings = {name: value for name, value in options.items() if name in SamplingParams._fields}
-    return SamplingParams(**settings), GenerationConfig(
-        **{name: value for name, value in options.items() if name not in settings}
+        if name not in names:
+            raise ConfigError(f"unknown option {name}; options are {', '.join(names)}")
+    sampling_params = {name: value for name, value in options.items() if name in SamplingParams._fields}
+    return SamplingParams(**sampling_params), GenerationConfig(
+        **{name: value for name, value in options.items() if name not in sampling_params}
     )
 
 
-def check(generator: Generator, settings: SamplingParams, generation: GenerationConfig) -> None:
-    """Raises ConfigError for the first thing that cannot be, or not together with another."""
+def check(generator: Generator, sampling_params: SamplingParams, generation: GenerationConfig) -> None:
+    """Raises ConfigError for the first option that is invalid, unsupported, or incompatible with another."""
     for problem in _unsupported(generator, generation):
         raise ConfigError(problem)
-    settings.check(generator.decoder.model.config.vocabulary)
+    sampling_params.check(generator.decoder.model.config.vocabulary)
     if generation.draft and generation.speculation:
         drafting.check_draft(
             generator.decoder, generation.draft.decoder, generator.tokenizer, generation.draft.tokenizer
@@ -143,20 +142,20 @@ def check(generator: Generator, settings: SamplingParams, generation: Generation
             part.check()
     if generation.speculation:
         generation.speculation.check(generation.draft is not None)
-    for problems in (_invalid_values(generator, generation), _contradictions(settings, generation)):
+    for problems in (_invalid_values(generator, generation), _contradictions(sampling_params, generation)):
         for problem in problems:
             raise ConfigError(problem)
 
 
 def _unsupported(generator: Generator, generation: GenerationConfig) -> Iterator[str]:
-    """Of what kinds of models cannot do."""
+    """Yields problems with options that the kind of model does not support."""
     kind = models.kind(generator.decoder.model)
     if kind == "encoder":
         yield "this model is an encoder and writes no text; it fills in masks, as in --prompt='The sea is [MASK].'"
     if any(
         models.kind(other.decoder.model) != kind for other in (*generation.ensemble, *filter(None, [generation.draft]))
     ):
-        yield "an encoder-decoder speaks with others only where all of them have an encoder; leave out the others"
+        yield "an encoder-decoder can be combined only with encoder-decoders; leave out the other models"
     if kind == "seq2seq" and generation.sliding_context:
         yield "sliding_context is for decoders; what an encoder-decoder writes is at most as long as its context"
     speakers = (generator, generation.draft) if generation.draft else (generator,)
@@ -175,33 +174,33 @@ def _invalid_values(generator: Generator, generation: GenerationConfig) -> Itera
     if not 0 <= generation.alternatives <= V:
         yield f"alternatives is {generation.alternatives}; it must be 0 to {V}"
     if not 0 < generation.guidance < float("inf"):
-        yield f"guidance is {generation.guidance}; it must be a number above 0, and 1 guides nothing"
-    if generation.speculation and generation.speculation.ahead > generator.context:
+        yield f"guidance is {generation.guidance}; it must be a number above 0, and 1 is no guidance"
+    if generation.speculation and generation.speculation.lookahead > generator.context:
         yield f"{generation.speculation.tokens} tokens of speculation are too many for a context of {generator.context}"
     if any(
         tokenizers.sha256(other.tokenizer) != tokenizers.sha256(generator.tokenizer) for other in generation.ensemble
     ):
-        yield "models that speak together must have one tokenizer; train them with the same"
+        yield "models of an ensemble must have one tokenizer; train them with the same one"
 
 
-def _contradictions(settings: SamplingParams, generation: GenerationConfig) -> Iterator[str]:
-    asked = [
+def _contradictions(sampling_params: SamplingParams, generation: GenerationConfig) -> Iterator[str]:
+    changed = [
         name for name in GenerationConfig._fields if getattr(generation, name) != GenerationConfig._field_defaults[name]
     ]
     for group in INCOMPATIBLE:
-        both = [name for name in group if name in asked]
+        both = [name for name in group if name in changed]
         if len(both) > 1:
             yield f"{both[0]} and {both[1]} cannot be used together; leave out one of them"
-    if generation.negative is not None and "guidance" not in asked:
+    if generation.negative is not None and "guidance" not in changed:
         yield "a negative prompt does nothing without guidance; give both"
     if generation.draft and not generation.speculation:
         yield "a draft model does nothing without speculation"
-    if generation.grammar and (settings.no_repeat_ngram or settings.min_tokens):
+    if generation.grammar and (sampling_params.no_repeat_ngram or sampling_params.min_tokens):
         yield "no_repeat_ngram and min_tokens may forbid all that a grammar allows; leave them out"
     for name in SAMPLING_FIELDS:
-        if (generation.beams or generation.contrastive) and getattr(settings, name) != SamplingParams._field_defaults[
-            name
-        ]:
+        if (generation.beams or generation.contrastive) and getattr(
+            sampling_params, name
+        ) != SamplingParams._field_defaults[name]:
             yield f"{name} does nothing in a search by beams or contrast; leave it out"
 
 
@@ -212,24 +211,25 @@ def generate(
     on_text: OnText = lambda number, text: None,
     stride: int = 0,
 ) -> Iterator[tuple[int, Sample]]:
-    """Yields (which of `asks`, its text) as texts are over; of a search, each of the best in a row.
+    """Yields (index into `requests`, its sample) as texts end; of a search, each of the best in a row.
 
     Args:
-      of: who goes on.
-      asks: what is wanted.
-      how: what is the same for all.
-      on_text: gets each piece of a text as it comes, whole characters only.
-      stride: tokens of a row between two of these; 0: many, which costs least.
+      generator: the model.
+      requests: texts to generate.
+      generation: options that all requests share.
+      on_text: called with the index of a request and each new part of its text, whole characters only.
+      stride: number of tokens of a row between two such calls; 0: many, which is fastest.
 
     Raises:
-      ConfigError, DataError: settings or a prompt that cannot be; before anything is generated.
+      ConfigError: invalid options; before anything is generated.
+      DataError: an invalid prompt; before anything is generated.
     """
-    for settings in {id(request.settings): request.settings for request in requests}.values():
-        check(generator, settings, generation)
+    for sampling_params in {id(request.sampling_params): request.sampling_params for request in requests}.values():
+        check(generator, sampling_params, generation)
     if not requests:
         return
     generator, generation = with_cache_dtype(generator, generation)
-    # Who speaks with others can look back no further than they can.
+    # The context of an ensemble is the shortest one.
     context = min(one.context for one in (generator, *generation.ensemble))
     prompts = [
         encode_prompt(generator, request.prompt, 0 if generation.sliding_context else context) for request in requests
@@ -245,10 +245,10 @@ def generate(
     negative = None
     if generation.guidance != 1 and (generator.decoder.is_encoder_decoder or generation.negative is not None):
         negative = encode_prompt(generator, generation.negative or "", 0 if generation.sliding_context else context)
-    every = [*prompts, negative] if negative else prompts
-    longest = max(len(p.ids) + request.settings.max_tokens for p, request in zip(prompts, requests, strict=True))
+    all_prompts = [*prompts, negative] if negative else prompts
+    longest = max(len(p.ids) + request.sampling_params.max_tokens for p, request in zip(prompts, requests, strict=True))
     longest = max(generation.max_length, longest + (len(negative.ids) if negative else 0))
-    batch_size, source = generation.batch_size or min(16, len(requests)), max(len(p.source) for p in every)
+    batch_size, source = generation.batch_size or min(16, len(requests)), max(len(p.source) for p in all_prompts)
     source = source and min(max(generation.max_length, source), context)
     limits = Limits(
         batch_size,
@@ -268,25 +268,26 @@ def generate(
 
     def engine_requests() -> Iterable[EngineRequest]:
         for prompt, request in zip(prompts, requests, strict=True):
-            read = [prompt] * len(engine.ensemble.decoders)
+            inputs = [prompt] * len(engine.ensemble.decoders)
             if generation.guidance != 1:
-                read[1] = negative or Prompt(prompt.ids[-1:])
-            sources = tuple(one.source for one in read) if source else ()
-            yield EngineRequest(tuple(one.ids for one in read), request.settings, request.key, constraint, sources)
+                inputs[1] = negative or Prompt(prompt.ids[-1:])
+            sources = tuple(one.source for one in inputs) if source else ()
+            ids = tuple(one.ids for one in inputs)
+            yield EngineRequest(ids, request.sampling_params, request.key, constraint, sources)
 
-    yield from engine.answer(engine_requests(), on_text, stride or step.MAX_STEPS)
+    yield from engine.generate(engine_requests(), on_text, stride or step.MAX_STEPS)
 
 
 def encode_prompt(generator: Generator, prompt: str | tuple[int, ...], context: int) -> Prompt:
-    """What a model reads for a prompt, which for an encoder-decoder is a source.
+    """Returns the ids of a prompt; for an encoder-decoder the prompt is the source.
 
     Args:
-      of: whose model.
+      generator: the model.
       prompt: text or ids.
-      context: the most ids that there may be, one new one of a decoder included; 0 for any number.
+      context: maximum number of ids, one new one of a decoder included; 0 for no maximum.
 
     Raises:
-      ConfigError, DataError: there are none, too many, or some that the model does not have.
+      ConfigError, DataError: there are no ids, too many, or ids outside the model's vocabulary.
     """
     config, ids = generator.decoder.model.config, models.readable(generator.decoder.model)
     if not isinstance(prompt, str) and not all(0 <= token < ids for token in prompt):
@@ -300,7 +301,7 @@ def encode_prompt(generator: Generator, prompt: str | tuple[int, ...], context: 
 
 
 def with_cache_dtype(generator: Generator, generation: GenerationConfig) -> tuple[Generator, GenerationConfig]:
-    """All who speak, with keys and values in the dtype that is wanted."""
+    """Returns the model, and the config with its other models, with the cache dtype of the config."""
     if not generation.cache_dtype:
         return generator, generation
 
@@ -313,7 +314,7 @@ def with_cache_dtype(generator: Generator, generation: GenerationConfig) -> tupl
 
 
 def build_ensemble(generator: Generator, generation: GenerationConfig) -> ensemble.Ensemble:
-    """Who chooses each token; of speculation, who judges and who proposes."""
+    """Returns the models whose distributions are combined; with speculation, the model and its draft model."""
     if generation.guidance != 1:
         return ensemble.with_guidance(generator.decoder, generation.guidance)
     if generation.ensemble:
@@ -330,40 +331,41 @@ def build_ensemble(generator: Generator, generation: GenerationConfig) -> ensemb
 def run_searches(
     generator: Generator, requests: Sequence[Request], prompts: Sequence[Prompt], generation: GenerationConfig
 ) -> Iterator[tuple[int, Sample]]:
-    """The texts that beams or contrast find; each comes whole, those with sources of about one length together."""
+    """Yields the texts of beam or contrastive search; texts with sources of similar length share a batch."""
     ends = tokenizers.eos_token_ids(generator.tokenizer)
     batch_size = generation.batch_size or 8
-    for _, alike in groupby(range(len(requests)), key=lambda number: requests[number].settings.max_tokens):
-        for some in batched(alike, LOOKAHEAD * batch_size):
-            for numbers in batched(sorted(some, key=lambda number: len(prompts[number].source)), batch_size):
-                these, most = [prompts[number].ids for number in numbers], requests[numbers[0]].settings.max_tokens
+    for _, alike in groupby(range(len(requests)), key=lambda number: requests[number].sampling_params.max_tokens):
+        for group in batched(alike, LOOKAHEAD * batch_size):
+            for numbers in batched(sorted(group, key=lambda number: len(prompts[number].source)), batch_size):
+                ids = [prompts[number].ids for number in numbers]
+                max_tokens = requests[numbers[0]].sampling_params.max_tokens
                 sources = [prompts[number].source for number in numbers] if generator.decoder.is_encoder_decoder else []
-                found: Sequence[Sequence[Any]]
+                hypotheses: Sequence[Sequence[Any]]
                 if generation.beams:
-                    found = beam.search(generator.decoder, these, generation.beams, most, ends, batch_size, sources)
-                elif generation.contrastive:
-                    one_each = contrastive.search(
-                        generator.decoder, these, generation.contrastive, most, ends, batch_size, sources
+                    hypotheses = beam.search(
+                        generator.decoder, ids, generation.beams, max_tokens, ends, batch_size, sources
                     )
-                    found = [[one] for one in one_each]
-                for number, best in zip(numbers, found, strict=True):
+                elif generation.contrastive:
+                    completions = contrastive.search(
+                        generator.decoder, ids, generation.contrastive, max_tokens, ends, batch_size, sources
+                    )
+                    hypotheses = [[one] for one in completions]
+                for number, best in zip(numbers, hypotheses, strict=True):
                     for one in best:
                         yield number, to_sample(generator.tokenizer, prompts[number], requests[number], one)
 
 
 def batched(numbers: Iterable[int], n: int) -> Iterator[tuple[int, ...]]:
-    """As itertools.batched, which Python 3.11 does not have."""
+    """Equals itertools.batched, which Python 3.11 does not have."""
     rest = iter(numbers)
-    while some := tuple(islice(rest, n)):
-        yield some
+    while batch := tuple(islice(rest, n)):
+        yield batch
 
 
-def to_sample(tokenizer: Tokenizer, prompt: Prompt, request: Request, found: Any) -> Sample:
-    """What a search found, as a text; a stop string in it ends it."""
-    row = Slot(
-        0,
-        EngineRequest((prompt.ids,), request.settings, request.key, sources=(prompt.source,) if prompt.source else ()),
-    )
-    row.feed(tokenizer, NewTokens(list(found.ids), list(found.logprobs), [[] for _ in found.ids]))
+def to_sample(tokenizer: Tokenizer, prompt: Prompt, request: Request, hypothesis: Any) -> Sample:
+    """Converts a hypothesis of a search to a Sample; a stop string in it ends it."""
+    sources = (prompt.source,) if prompt.source else ()
+    row = Slot(0, EngineRequest((prompt.ids,), request.sampling_params, request.key, sources=sources))
+    row.feed(tokenizer, NewTokens(list(hypothesis.ids), list(hypothesis.logprobs), [[] for _ in hypothesis.ids]))
     row.end("context")
-    return row.sample._replace(score=getattr(found, "score", None))
+    return row.sample._replace(score=getattr(hypothesis, "score", None))

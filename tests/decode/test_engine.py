@@ -174,11 +174,13 @@ def test_samples_of_one_prompt_read_it_once(pieces):
 def test_a_beginning_that_was_read_before_gives_the_same_bits(pieces):
     of, begin = generator(model_context=256), tuple(i % 60 for i in range(150))
     requests = [request(begin + tail, max_tokens=8) for tail in ((1, 2, 3), (9,) * 20, (5,))] + [request(begin[:100])]
-    together = answers(of, [one._replace(settings=SamplingParams(max_tokens=8)) for one in requests], batch_size=1)
+    together = answers(
+        of, [one._replace(sampling_params=SamplingParams(max_tokens=8)) for one in requests], batch_size=1
+    )
     # The last goes on from 64 tokens of one that is longer: 100 is no whole number of pieces.
     assert [len(piece) for piece in pieces] == [64, 64, 24, 22 + 19, 22, 35]
     for one, sample in zip(requests, together, strict=True):
-        fresh = answers(of, [one._replace(settings=SamplingParams(max_tokens=8))], batch_size=1)
+        fresh = answers(of, [one._replace(sampling_params=SamplingParams(max_tokens=8))], batch_size=1)
         assert fresh[0] == sample
 
 

@@ -264,7 +264,7 @@ def test_what_other_runs_cannot_do_is_one_line(trained, chars, call, tmp_path):
 
 
 def test_options_and_ids_that_there_are_not(run):
-    with pytest.raises(ConfigError, match="unknown option topk; there are max_tokens, temperature, top_k"):
+    with pytest.raises(ConfigError, match="unknown option topk; options are max_tokens, temperature, top_k"):
         run.generate("x", topk=3)
     for ids, expected in (((), "the prompt is empty"), ((3, 257), "they must lie in 0 to 256"), ((-1,), "0 to 256")):
         with pytest.raises(DataError, match=expected):

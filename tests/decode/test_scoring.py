@@ -62,14 +62,14 @@ def test_scores_equal_the_uncached_forward_pass(changes):
     together = scoring.score_texts(of, texts, alternatives=3, batch_size=4)
     alone = [scoring.score_text(of, texts[0], alternatives=3), scoring.score_text(of, texts[2], alternatives=3)]
     for ids, said in [*zip(texts, together, strict=True), (texts[0], alone[0]), (texts[2], alone[1])]:
-        assert said.logprobs.shape == (len(ids) - 1,) and said.likeliest.shape == (len(ids) - 1, 3)
-        assert said.logprobs.dtype == said.likeliest_logprobs.dtype == np.float32 and said.likeliest.dtype == np.int32
+        assert said.logprobs.shape == (len(ids) - 1,) and said.top_ids.shape == (len(ids) - 1, 3)
+        assert said.logprobs.dtype == said.top_logprobs.dtype == np.float32 and said.top_ids.dtype == np.int32
         expected = uncached(model, params, ids)[:-1]
         np.testing.assert_allclose(said.logprobs, expected[np.arange(len(ids) - 1), ids[1:]], atol=1e-5)
         best = np.argsort(-expected, kind="stable")[:, :3]
-        np.testing.assert_allclose(said.likeliest_logprobs, np.take_along_axis(expected, best, 1), atol=1e-5)
-        chosen = np.take_along_axis(expected, said.likeliest, 1)
-        np.testing.assert_allclose(said.likeliest_logprobs, chosen, atol=1e-5)
+        np.testing.assert_allclose(said.top_logprobs, np.take_along_axis(expected, best, 1), atol=1e-5)
+        chosen = np.take_along_axis(expected, said.top_ids, 1)
+        np.testing.assert_allclose(said.top_logprobs, chosen, atol=1e-5)
 
 
 def test_a_text_may_end_with_one_id_more_than_the_model_reads(learned):
@@ -124,7 +124,7 @@ def test_a_long_text_is_read_in_overlapping_windows():
     ids, short = drawn(107, 12)
     long, alone = scoring.score_texts(of, [ids, short], alternatives=2, stride=16, batch_size=3)
     np.testing.assert_allclose(alone.logprobs, uncached(model, params, short)[np.arange(11), short[1:]], atol=1e-5)
-    assert long.logprobs.shape == (106,) and long.likeliest.shape == (106, 2)
+    assert long.logprobs.shape == (106,) and long.top_ids.shape == (106, 2)
     for place in (1, 40, 41, 56, 57, 72, 73, 106):
         begin = -(-max(0, place - 40) // 16) * 16  # of the window that scores it
         expected = uncached(model, params, ids[begin:place])[-1, ids[place]]

@@ -42,11 +42,11 @@ def decoder(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
     return prefill.decoder(model, jax.tree.unflatten(tree, wild))
 
 
-def begun(generation, target, draft, prompts, S, budgets):
+def begun(speculation, target, draft, prompts, S, budgets):
     """Rows that have read their prompts."""
 
     def read(of):
-        batch = of.empty(len(prompts), S, generation.ahead)
+        batch = of.empty(len(prompts), S, speculation.lookahead)
         for row, prompt in enumerate(prompts):
             batch = caches.put(batch, row, prefill.prefill(of, prompt[:-1], of.empty(1, S, S)))
         return batch
@@ -63,8 +63,8 @@ def begun(generation, target, draft, prompts, S, budgets):
 class Spoken:
     """What came of rows: ids and log-probabilities a row, and the counts added up."""
 
-    def __init__(self, generation, target, draft, settings, state, keys, ends=(), rounds=16):
-        plan = DraftPlan(target.model, draft and draft.model, generation, used(settings), ends)
+    def __init__(self, speculation, target, draft, settings, state, keys, ends=(), rounds=16):
+        plan = DraftPlan(target.model, draft and draft.model, speculation, used(settings), ends)
         self.ids, self.logprobs = [[] for _ in keys], [[] for _ in keys]
         self.proposed, self.accepted, self.rounds = np.zeros((3, len(keys)), int)
         self.calls = 0
@@ -80,10 +80,10 @@ class Spoken:
         self.state = state
 
 
-def spoken(generation, target, draft, prompts, budgets, settings, S=256, seed=0, **more):
+def spoken(speculation, target, draft, prompts, budgets, settings, S=256, seed=0, **more):
     keys = jax.random.split(jax.random.key(seed), len(prompts))
-    state = begun(generation, target, draft, prompts, S, budgets)
-    return Spoken(generation, target, draft, settings, state, keys, **more)
+    state = begun(speculation, target, draft, prompts, S, budgets)
+    return Spoken(speculation, target, draft, settings, state, keys, **more)
 
 
 def prompts_of(*lengths, V=32):
@@ -116,9 +116,9 @@ def _whole(model, params, ids_BT):
 def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
     target = decoder(kind)
     draft = decoder(kind, noise=0.1) if proposer == "draft" else None
-    generation = SpeculativeConfig(4, 0 if draft else 3)
+    speculation = SpeculativeConfig(4, 0 if draft else 3)
     prompts, budgets = prompts_of(3, 1, 17), [230, 210, 215]
-    got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
+    got = spoken(speculation, target, draft, prompts, budgets, [GREEDY] * 3)
     assert len(set(got.ids[0])) > 4  # a text that says something
     assert [len(ids) for ids in got.ids] == budgets
     for row, prompt in enumerate(prompts):
@@ -128,8 +128,8 @@ def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
 
 def test_a_draft_that_is_the_model_is_always_right():
     """Every round but the last gives k + 1 tokens, and the counts say so."""
-    target, generation, prompts, budgets = decoder(), SpeculativeConfig(4), prompts_of(3, 1, 17), [230, 210, 213]
-    got = spoken(generation, target, decoder(noise=0), prompts, budgets, [GREEDY] * 3)
+    target, speculation, prompts, budgets = decoder(), SpeculativeConfig(4), prompts_of(3, 1, 17), [230, 210, 213]
+    got = spoken(speculation, target, decoder(noise=0), prompts, budgets, [GREEDY] * 3)
     rounds = [46, 42, 43]
     assert got.rounds.tolist() == rounds and got.calls == 3
     assert got.proposed.tolist() == got.accepted.tolist() == [n - r for n, r in zip(budgets, rounds, strict=True)]
@@ -138,10 +138,10 @@ def test_a_draft_that_is_the_model_is_always_right():
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
 def test_counts_vs_a_count_by_hand(proposer):
     """Rounds told again from the text alone: what the proposer says after each prefix, and how far it was right."""
-    target, generation = decoder(), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
+    target, speculation = decoder(), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
     draft = decoder(noise=0.1) if proposer == "draft" else None
     prompts, budgets = prompts_of(3, 1, 17), [60, 50, 40]
-    got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
+    got = spoken(speculation, target, draft, prompts, budgets, [GREEDY] * 3)
 
     def proposals(ids, most):
         if draft is None:
@@ -231,12 +231,12 @@ def optimised():
 @pytest.mark.slow
 def test_sampled_text_follows_the_models_distribution(proposer, optimised):
     """20,000 rows with one prompt: their first token, and their first three jointly, by chi-square."""
-    prompt, generation = [2, 3, 3], SpeculativeConfig(2, 0 if proposer == "draft" else 2)
+    prompt, speculation = [2, 3, 3], SpeculativeConfig(2, 0 if proposer == "draft" else 2)
     target = decoder("single", V=5, loud=12)
     draft = decoder("single", V=5, noise=0.7, loud=12) if proposer == "draft" else None
-    start = begun(generation, target, draft, [prompt], 12, [5])
+    start = begun(speculation, target, draft, [prompt], 12, [5])
     start, settings = jax.tree.map(lambda x: jnp.repeat(x, DRAWS, axis=0), (start, batched([FILTERED])))
-    plan = DraftPlan(target.model, draft and draft.model, generation, used([FILTERED]))
+    plan = DraftPlan(target.model, draft and draft.model, speculation, used([FILTERED]))
     keys = jax.random.split(jax.random.key(3), DRAWS)
     _, got = run_rounds(plan, 3, target.params, draft and draft.params, keys, settings, start)
     for places in (1, 3):
@@ -261,41 +261,41 @@ def test_lookup_draws_what_plain_sampling_draws():
 @pytest.mark.parametrize("proposer", [pytest.param("draft", marks=pytest.mark.slow), "ngram"])
 def test_a_row_knows_nothing_of_its_neighbours(proposer):
     """Alone, and as one of 16 of other lengths, budgets and settings, greedy ones among them."""
-    target, generation = decoder("windows", loud=12), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
+    target, speculation = decoder("windows", loud=12), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
     draft = decoder("windows", noise=0.3, loud=12) if proposer == "draft" else None
     cool, nucleus = SamplingParams(temperature=0.8, top_k=5), SamplingParams(top_p=0.9, top_k=0)
     settings = [GREEDY, SamplingParams(temperature=1.0, top_k=0), cool, nucleus] * 4
     prompts, budgets = prompts_of(*range(1, 17)), list(range(100, 116))
-    together = spoken(generation, target, draft, prompts, budgets, settings, ends=(9,), S=128)
+    together = spoken(speculation, target, draft, prompts, budgets, settings, ends=(9,), S=128)
     keys = jax.random.split(jax.random.key(0), 16)
 
     def empty_but(row):
-        state = begun(generation, target, draft, [[5]] * row + [prompts[row]] + [[5]] * (15 - row), 128, budgets)
+        state = begun(speculation, target, draft, [[5]] * row + [prompts[row]] + [[5]] * (15 - row), 128, budgets)
         return state._replace(active_B=jnp.arange(16) == row)
 
     for row in (2, 8):
-        alone = Spoken(generation, target, draft, settings, empty_but(row), keys, ends=(9,))
+        alone = Spoken(speculation, target, draft, settings, empty_but(row), keys, ends=(9,))
         assert alone.ids[row] == together.ids[row] and alone.logprobs[row] == together.logprobs[row]
         assert (alone.proposed[row], alone.accepted[row]) == (together.proposed[row], together.accepted[row])
     assert_plain(target, prompts[8], together.ids[8], together.logprobs[8], GREEDY, keys[8])
     # A batch of one is a program with products of other shapes, whose last bits may differ.
-    state = begun(generation, target, draft, prompts[2:3], 128, budgets[2:3])
-    alone = Spoken(generation, target, draft, settings[2:3], state, keys[2:3], ends=(9,))
+    state = begun(speculation, target, draft, prompts[2:3], 128, budgets[2:3])
+    alone = Spoken(speculation, target, draft, settings[2:3], state, keys[2:3], ends=(9,))
     assert alone.ids == together.ids[2:3]
     np.testing.assert_allclose(alone.logprobs[0], together.logprobs[2], atol=1e-4)
 
 
 def test_rows_end_where_they_should_within_an_accepted_run():
     """The model is its own draft, so runs are accepted whole: budget, capacity and ends cut them at every place."""
-    target, generation, S = decoder(), SpeculativeConfig(4), 24
+    target, speculation, S = decoder(), SpeculativeConfig(4), 24
     starts = prompts_of(3, 1, 17)
-    texts = spoken(generation, target, target, starts, [30] * 3, [GREEDY] * 3).ids
+    texts = spoken(speculation, target, target, starts, [30] * 3, [GREEDY] * 3).ids
     prompt, text = starts[0], texts[0]
     last = next(n for n in range(7, 20) if text[n] not in text[:n] + texts[2][:7])
     prompts = [starts[2]] + [prompt] * 5 + [prompt + text[:n] for n in range(6)]
     whole = [starts[2] + texts[2]] + [prompt + text] * 11
     budgets = [30, 1, 2, 4, 5, 6] + [30] * 6
-    got = spoken(generation, target, target, prompts, budgets, [GREEDY] * 12, S=S, ends=(text[last], 98))
+    got = spoken(speculation, target, target, prompts, budgets, [GREEDY] * 12, S=S, ends=(text[last], 98))
     for row, (begin, budget) in enumerate(zip(prompts, budgets, strict=True)):
         room = min(budget, S - len(begin))
         expected = whole[row][len(begin) :][:room]
@@ -310,16 +310,16 @@ def test_rows_end_where_they_should_within_an_accepted_run():
 
 
 def test_rows_that_are_not_active_stay_as_they_are():
-    target, generation, prompts = decoder(), SpeculativeConfig(4, 3), prompts_of(3, 5, 17)
-    state = begun(generation, target, None, prompts, 256, [20] * 3)
+    target, speculation, prompts = decoder(), SpeculativeConfig(4, 3), prompts_of(3, 5, 17)
+    state = begun(speculation, target, None, prompts, 256, [20] * 3)
     before = jax.tree.map(np.array, state)
     state = state._replace(active_B=jnp.array([True, False, True]))
-    got = Spoken(generation, target, None, [GREEDY] * 3, state, jax.random.split(jax.random.key(0), 3))
+    got = Spoken(speculation, target, None, [GREEDY] * 3, state, jax.random.split(jax.random.key(0), 3))
     assert [len(ids) for ids in got.ids] == [20, 0, 20] and got.proposed[1] == got.rounds[1] == 0
     assert got.state.target.length_B[1] == before.target.length_B[1]
     np.testing.assert_array_equal(got.state.history.ids_BS[1], before.history.ids_BS[1])
     got.state = got.state._replace(active_B=jnp.array([False, True, False]))
-    later = Spoken(generation, target, None, [GREEDY] * 3, got.state, jax.random.split(jax.random.key(0), 3))
+    later = Spoken(speculation, target, None, [GREEDY] * 3, got.state, jax.random.split(jax.random.key(0), 3))
     assert_plain(target, prompts[1], later.ids[1], later.logprobs[1], GREEDY, jax.random.key(0))
 
 
@@ -332,9 +332,9 @@ def test_rows_that_are_not_active_stay_as_they_are():
         (SpeculativeConfig(4), False, "nothing proposes tokens"),
     ],
 )
-def test_speculation_that_cannot_be_is_refused(generation, has_draft, expected):
+def test_speculation_that_cannot_be_is_refused(speculation, has_draft, expected):
     with pytest.raises(ConfigError, match=expected):
-        generation.check(has_draft)
+        speculation.check(has_draft)
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused():
