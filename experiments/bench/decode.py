@@ -4,7 +4,7 @@
     python experiments/bench/decode.py --batch=16
     python experiments/bench/decode.py --batch=1 --dtype=bfloat16 --device=cuda        # on a GPU
 
-GPT-2 124M with random weights, 16 prompt tokens and 128 new ones. A turn of ours is what Run.answers does: prompts are
+GPT-2 124M with random weights, 16 prompt tokens and 128 new ones. A turn of ours is Run.generate_batch: prompts are
 read, tokens drawn, ids brought to the host; nothing is compiled in it, which is counted. A figure is the median over
 rounds, a ratio the median of the rounds' ratios. The peer is a script that takes `decode --layers ...` and prints one
 line of JSON with `tokens_per_second`; it starts anew in each round and its start is not timed.

@@ -158,8 +158,8 @@ def _unsupported(generator: Generator, generation: GenerationConfig) -> Iterator
         yield "an encoder-decoder can be combined only with encoder-decoders; leave out the other models"
     if kind == "seq2seq" and generation.sliding_context:
         yield "sliding_context is for decoders; what an encoder-decoder writes is at most as long as its context"
-    speakers = (generator, generation.draft) if generation.draft else (generator,)
-    if generation.speculation and any(models.is_recurrent(one.decoder.model.config) for one in speakers):
+    generators = (generator, generation.draft) if generation.draft else (generator,)
+    if generation.speculation and any(models.is_recurrent(one.decoder.model.config) for one in generators):
         yield "a recurrent model cannot take back what it has read; leave out speculation"
 
 

@@ -101,7 +101,7 @@ def translated(of: "Run", sources: Sequence[str], beams: BeamSearchParams, rows:
     found = [""] * len(requests)
     generation = decoding.GenerationConfig(batch_size=rows, beams=beams)
     with console.bar("translating", len(requests)) as advance:
-        for place, sample in of.answers([requests[number] for number in order], generation):
+        for place, sample in of.generate_batch([requests[number] for number in order], generation):
             found[order[place]] = " ".join(sample.text.split())
             advance(1)
     return found

@@ -78,7 +78,7 @@ def written(of: "Run", found: Sequence[Record], rows: int = 16) -> list[str]:
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
     texts = [""] * len(requests)
     with console.bar("writing", len(requests)) as advance:
-        for place, sample in of.answers(
+        for place, sample in of.generate_batch(
             [requests[number] for number in order], decoding.GenerationConfig(batch_size=rows)
         ):
             texts[order[place]] = sample.text.strip()

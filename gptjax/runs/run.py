@@ -92,9 +92,9 @@ class Run:
         """
         settings, generation = decoding.split_options(options)
         request = decoding.Request(prompt, settings, rng.key(seed, "sample", index))
-        return next(self.answers([request], generation, lambda _, text: on_text(text)))[1]
+        return next(self.generate_batch([request], generation, lambda _, text: on_text(text)))[1]
 
-    def answers(
+    def generate_batch(
         self,
         requests: Sequence[decoding.Request],
         generation: decoding.GenerationConfig = decoding.DEFAULT,

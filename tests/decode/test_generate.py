@@ -48,7 +48,7 @@ def test_seeds_decide(run):
 def test_an_empty_prompt_begins_a_document(run):
     assert run.generate("", max_tokens=3, temperature=0).ids == run.generate("", max_tokens=3, temperature=0).ids
     (sample,) = dict(
-        run.answers([Request((256,), SamplingParams(max_tokens=3, temperature=0), jax.random.key(0))])
+        run.generate_batch([Request((256,), SamplingParams(max_tokens=3, temperature=0), jax.random.key(0))])
     ).values()
     assert sample.ids == run.generate("", max_tokens=3, temperature=0).ids
 
@@ -135,13 +135,13 @@ def test_the_command_prints_texts_in_order_and_objects(trained, call):
 def test_texts_are_shown_when_they_are_over_not_when_the_next_is(trained, call, monkeypatch, capsys):
     shown = []
 
-    def answers(self, requests, generation, on_text, stride):
+    def generate_batch(self, requests, generation, on_text, stride):
         for number in range(2):
             on_text(number, f"{number}")
             yield number, Sample(f"{number}", [1], [0.0], "end", [])
             shown.append(capsys.readouterr().out)
 
-    monkeypatch.setattr("gptjax.runs.run.Run.answers", answers)
+    monkeypatch.setattr("gptjax.runs.run.Run.generate_batch", generate_batch)
     call(generate, f"--workdir={trained}", "--prompt=a", "--samples=2")
     assert shown == ["a0\n\n", "a1\n"]
 
@@ -268,7 +268,7 @@ def test_options_and_ids_that_there_are_not(run):
         run.generate("x", topk=3)
     for ids, expected in (((), "the prompt is empty"), ((3, 257), "they must lie in 0 to 256"), ((-1,), "0 to 256")):
         with pytest.raises(DataError, match=expected):
-            next(run.answers([Request(ids, SamplingParams(), jax.random.key(0))]))
+            next(run.generate_batch([Request(ids, SamplingParams(), jax.random.key(0))]))
 
 
 @pytest.mark.thorough
@@ -278,11 +278,11 @@ def test_options_and_ids_that_there_are_not(run):
 def test_searches_of_several_prompts_are_those_of_each(run, search):
     wanted = [("the", 4), ("a", 4), ("model reads", 4), ("the", 6)]
     requests = [Request(prompt, SamplingParams(max_tokens), jax.random.key(0)) for prompt, max_tokens in wanted]
-    found = list(run.answers(requests, GenerationConfig(batch_size=2, **search)))
+    found = list(run.generate_batch(requests, GenerationConfig(batch_size=2, **search)))
     alone = [
         (n, sample)
         for n, request in enumerate(requests)
-        for _, sample in run.answers([request], GenerationConfig(**search))
+        for _, sample in run.generate_batch([request], GenerationConfig(**search))
     ]
     assert [(n, sample.ids) for n, sample in found] == [(n, sample.ids) for n, sample in alone]
     assert len(found) == 4 * (2 if "beams" in search else 1)

@@ -93,7 +93,7 @@ def request(prompt, seed=0, **settings):
 
 
 def answers(of, requests, **generation):
-    found = dict(of.answers(requests, GenerationConfig(**generation)))
+    found = dict(of.generate_batch(requests, GenerationConfig(**generation)))
     return [found[number] for number in range(len(requests))]
 
 
@@ -251,7 +251,7 @@ def test_a_forced_first_id_counts_in_scores():
 def test_searches_give_each_its_own_though_lengths_are_sorted():
     of = made()
     found = list(
-        of.answers(
+        of.generate_batch(
             [request(text, max_tokens=6) for text in SOURCES],
             GenerationConfig(beams=BeamSearchParams(2, best=2), batch_size=2),
         )
@@ -323,10 +323,18 @@ def test_what_encoder_decoders_cannot_do_is_one_line(translate, flags, said):
 def test_other_kinds_of_models_are_refused():
     decoder = made(model_arch="gpt")
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
-        list(made().answers([request("x")], GenerationConfig(ensemble=(decoder.generator,))))
+        list(made().generate_batch([request("x")], GenerationConfig(ensemble=(decoder.generator,))))
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
-        list(decoder.answers([request("x")], GenerationConfig(speculation=SpeculativeConfig(), draft=made().generator)))
+        list(
+            decoder.generate_batch(
+                [request("x")], GenerationConfig(speculation=SpeculativeConfig(), draft=made().generator)
+            )
+        )
     with pytest.raises(ConfigError, match="a recurrent model cannot take back"):
-        list(made(**KINDS["luong"]).answers([request("x")], GenerationConfig(speculation=SpeculativeConfig(ngram=2))))
+        list(
+            made(**KINDS["luong"]).generate_batch(
+                [request("x")], GenerationConfig(speculation=SpeculativeConfig(ngram=2))
+            )
+        )
     with pytest.raises(ConfigError, match="this model is an encoder and writes no text"):
         made(model_arch="encoder").generate("x")

@@ -226,7 +226,7 @@ def test_what_it_writes_follows_the_prompt_and_never_has_it(call, tuned, lines_f
         Request(text, SamplingParams(max_tokens=7, **options), jax.random.key(i))
         for i, text in enumerate(["", "the", "a "])
     ]
-    for _, one in run.answers(requests):
+    for _, one in run.generate_batch(requests):
         assert one.ids and max(one.ids) < V and np.isfinite(one.logprobs).all()
     assert np.isfinite(run.generate("the", beams=gptjax.decode.beam.BeamSearchParams(beams=2), max_tokens=5).score)
     with pytest.raises(DataError, match="longer than the context|the model's context is"):
