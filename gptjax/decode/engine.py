@@ -319,13 +319,13 @@ class Engine:
 
     def run_step(self, steps: int) -> list[tuple[Slot, str]]:
         """Decodes up to `steps` tokens for each row in use; returns new texts, and frees rows whose text ended."""
-        drawn = self._speculate(steps) if self.speculation else self._decode(steps)
+        output = self._speculate(steps) if self.speculation else self._decode(steps)
         active_B = jax.device_get(self.state.active_B)
         texts, finished_rows = [], []
         for number, row in enumerate(self.slots):
             if row is None:
                 continue
-            text = row.feed(self.tokenizer, drawn[number])
+            text = row.feed(self.tokenizer, output[number])
             if not row.sample.finish and not active_B[number] and self.limits.sliding_context:
                 self._insert(number, row, [row.all_ids] * len(self.ensemble.decoders))
             elif row.sample.finish or not active_B[number]:
@@ -345,12 +345,12 @@ class Engine:
             steps, allowed_BW = 1, constraints.batched_bitmask(matchers, self.ensemble.models[0].config.vocabulary)
         params, most = self.ensemble.params, jnp.int32(min(steps, step.MAX_STEPS))
         self.state, on_device = step.decode_steps(self.program, params, self.weight_M, self.state, most, allowed_BW)
-        drawn = jax.device_get(on_device)
+        output = jax.device_get(on_device)
 
         def of_row(number: int) -> NewTokens:
-            active_n = drawn.active_nB[:, number]
-            ids, logprobs = drawn.ids_nB[active_n, number].tolist(), drawn.logprobs_nB[active_n, number].tolist()
-            pairs = zip(drawn.top_ids_nBm[active_n, number], drawn.top_logprobs_nBm[active_n, number], strict=True)
+            active_n = output.active_nB[:, number]
+            ids, logprobs = output.ids_nB[active_n, number].tolist(), output.logprobs_nB[active_n, number].tolist()
+            pairs = zip(output.top_ids_nBm[active_n, number], output.top_logprobs_nBm[active_n, number], strict=True)
             alternatives = [list(zip(ids.tolist(), logprobs.tolist(), strict=True)) for ids, logprobs in pairs]
             return NewTokens(ids, logprobs, alternatives)
 

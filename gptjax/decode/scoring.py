@@ -206,8 +206,8 @@ def _batch(decoder: Decoder, texts: list[Sequence[int]], alternatives: int, B: i
     longest = min(prefill.max_chunk(), c.context)
     while longest > prefill.MIN_CHUNK and B * longest * c.vocabulary > MAX_LOGITS:
         longest //= 2
-    room = -(-max(most, 1) // longest) * longest
-    ids_BS = np.zeros((B, room + 1), np.int32)
+    length = -(-max(most, 1) // longest) * longest
+    ids_BS = np.zeros((B, length + 1), np.int32)
     for row, ids in enumerate(texts):
         ids_BS[row, : len(ids)] = ids
     cache = decoder.empty(B, min(round_length(most), c.context), longest)

@@ -35,7 +35,7 @@ class State(NamedTuple):
     active_B: jax.Array
 
 
-class Drawn(NamedTuple):
+class StepOutput(NamedTuple):
     """Tokens sampled in a dispatch of n steps; invalid for rows that were not active before a step."""
 
     ids_nB: jax.Array
@@ -86,7 +86,7 @@ def forward(
 
 def decode_step(
     program: Program, params: tuple[Any, ...], weight_M: jax.Array, state: State, allowed_BW: jax.Array | None
-) -> tuple[State, Drawn]:
+) -> tuple[State, StepOutput]:
     """Adds a token to every active row; the result has no axis n."""
     logits_BV, extended = forward(program, params, weight_M, state)
     ids_B, active_B, history = sample_next(program, state, logits_BV, allowed_BW), state.active_B, state.history
@@ -94,7 +94,7 @@ def decode_step(
     place_B = jnp.where(active_B, history.length_B, S)
     ids_BS = history.ids_BS.at[jnp.arange(B), place_B].set(ids_B, mode="drop")
     history = history._replace(ids_BS=ids_BS, length_B=history.length_B + active_B)
-    drawn = Drawn(
+    output = StepOutput(
         ids_B,
         sampling.logprobs(logits_BV, ids_B),
         *sampling.alternatives(logits_BV, program.alternatives),
@@ -105,7 +105,7 @@ def decode_step(
         for cache in extended:
             is_active_B &= cache.length_B < program.max_cache_length
     next_MB = jnp.where(active_B, ids_B, state.next_MB)
-    return State(extended, next_MB, history, state.keys_B, state.batched, state.until_B, is_active_B), drawn
+    return State(extended, next_MB, history, state.keys_B, state.batched, state.until_B, is_active_B), output
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -116,7 +116,7 @@ def decode_steps(
     state: State,
     steps: jax.Array,
     allowed_BW: jax.Array | None = None,
-) -> tuple[State, Drawn]:
+) -> tuple[State, StepOutput]:
     """Adds up to `steps` tokens to each row; stops when no row is active.
 
     Args:
@@ -130,13 +130,13 @@ def decode_steps(
     shapes = jax.eval_shape(lambda state: one(state)[1], state)
     nothing = jax.tree.map(lambda shape: jnp.zeros((MAX_STEPS, *shape.shape), shape.dtype), shapes)
 
-    def cond(carry: tuple[jax.Array, State, Drawn]) -> jax.Array:
+    def cond(carry: tuple[jax.Array, State, StepOutput]) -> jax.Array:
         n, state, _ = carry
         return (n < steps) & jnp.any(state.active_B)
 
-    def body(carry: tuple[jax.Array, State, Drawn]) -> tuple[jax.Array, State, Drawn]:
-        n, state, drawn = carry
+    def body(carry: tuple[jax.Array, State, StepOutput]) -> tuple[jax.Array, State, StepOutput]:
+        n, state, output = carry
         state, now = one(state)
-        return n + 1, state, jax.tree.map(lambda all_n, one: all_n.at[n].set(one), drawn, now)
+        return n + 1, state, jax.tree.map(lambda all_n, one: all_n.at[n].set(one), output, now)
 
     return jax.lax.while_loop(cond, body, (jnp.zeros((), jnp.int32), state, nothing))[1:]

@@ -260,7 +260,9 @@ def test_what_other_runs_cannot_do_is_one_line(trained, chars, call, tmp_path):
     assert "must have one tokenizer" in call(generate, f"--workdir={trained}", f"--ensemble={chars}").refusal()
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    assert "has no prompts; write one a line" in call(generate, f"--workdir={trained}", f"--prompts={empty}").refusal()
+    assert (
+        "has no prompts; write one per line" in call(generate, f"--workdir={trained}", f"--prompts={empty}").refusal()
+    )
 
 
 def test_options_and_ids_that_there_are_not(run):
@@ -300,7 +302,7 @@ def test_a_dialogue_on_the_command_line(trained, call, monkeypatch, tmp_path):
     first = gptjax.load(trained).generate("the\n", max_tokens=4, temperature=0, top_k=0).text
     # After /reset the same question has the same answer; the third, which does not fit, has none.
     assert result.out.startswith(first + "\n") and result.out.endswith(first + "\n")
-    assert "say it shorter" in result.err and next(lines) == "not read"
+    assert "shorten it" in result.err and next(lines) == "not read"
     for more in (["--json"], ["--samples=2"], ["--beams=2"], ["--prompt=x"], ["--sliding_context"]):
         assert "cannot be used together" in call(generate, f"--workdir={trained}", "--chat", *more).refusal()
     assert "has no chat template" in call(generate, f"--workdir={trained}", "--chat").refusal()

@@ -119,9 +119,12 @@ def test_probabilities_are_the_heads_and_a_span_does_not_end_before_it_begins():
 
 def test_a_run_without_a_head_predicts_nothing(trained, tmp_path, call):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(ConfigError, match="learnt no answers from examples"):
+    with pytest.raises(ConfigError, match="was not trained on examples with answers"):
         gptjax.load(trained).predict([{"text": "a"}])
-    assert "learnt no answers" in call(evaluate, f"--workdir={trained}", f"--predict={tmp_path / 'a.jsonl'}").refusal()
+    assert (
+        "was not trained on examples"
+        in call(evaluate, f"--workdir={trained}", f"--predict={tmp_path / 'a.jsonl'}").refusal()
+    )
     assert "have splits; leave --test out" in call(evaluate, f"--workdir={trained}", "--test=test").refusal()
 
 
