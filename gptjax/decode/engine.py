@@ -319,13 +319,13 @@ class Engine:
 
     def run_step(self, steps: int) -> list[tuple[Slot, str]]:
         """Decodes up to `steps` tokens for each row in use; returns new texts, and frees rows whose text ended."""
-        output = self._speculate(steps) if self.speculation else self._decode(steps)
+        new_tokens = self._speculate(steps) if self.speculation else self._decode(steps)
         active_B = jax.device_get(self.state.active_B)
         texts, finished_rows = [], []
         for number, row in enumerate(self.slots):
             if row is None:
                 continue
-            text = row.feed(self.tokenizer, output[number])
+            text = row.feed(self.tokenizer, new_tokens[number])
             if not row.sample.finish and not active_B[number] and self.limits.sliding_context:
                 self._insert(number, row, [row.all_ids] * len(self.ensemble.decoders))
             elif row.sample.finish or not active_B[number]:

@@ -110,17 +110,17 @@ def same(found, expected, tolerance=1e-4):
 def test_equals_transformers(llama, width):
     """Prompts of one length, for transformers pads what is shorter; the golden file has more cases."""
     pytest.importorskip("transformers", reason="the parity extra is not installed")
-    theirs, lengths, ends = make_beam.load(), set(), [2, 26]
+    hf_model, lengths, ends = make_beam.load(), set(), [2, 26]
     prompts = [PROMPT, PROMPT[::-1], [20, 29, 30, 31, 32, 33, 34, 35]]
     for penalty, stopping in CASES[width % 2 :: 4] if width > 1 else CASES[:1]:
-        expected = make_beam.searched(theirs, prompts, width, penalty, stopping, width, ends)
+        expected = make_beam.searched(hf_model, prompts, width, penalty, stopping, width, ends)
         settings = BeamSearchParams(width, length_penalty=penalty, early_stopping=stopping, best=width)
-        for ours, each in zip(beam.search(llama, prompts, settings, MAX_TOKENS, ends), expected, strict=True):
+        for hypotheses, each in zip(beam.search(llama, prompts, settings, MAX_TOKENS, ends), expected, strict=True):
             if width == 1:
-                assert ours[0].ids == each[0][0]
+                assert hypotheses[0].ids == each[0][0]
             else:
-                same(ours, each)
-            lengths |= {len(one.ids) for one in ours}
+                same(hypotheses, each)
+            lengths |= {len(one.ids) for one in hypotheses}
     assert min(lengths) < MAX_TOKENS, "some end before the others"
 
 
@@ -150,8 +150,8 @@ def test_groups_equal_a_plain_reference(family, settings, llama):
     next_logprobs = uncached(of, 24)
     prompts = [PROMPT, [5], [7, 2, 30]]
     found = beam.search(of, prompts, settings, 9, ENDS)
-    for prompt, ours in zip(prompts, found, strict=True):
-        same(ours, reference(next_logprobs, prompt, settings, 9, ENDS))
+    for prompt, hypotheses in zip(prompts, found, strict=True):
+        same(hypotheses, reference(next_logprobs, prompt, settings, 9, ENDS))
 
 
 def test_groups_differ(llama):
@@ -189,7 +189,7 @@ def test_one_beam_is_greedy(llama):
         assert beam.search(llama, [PROMPT], settings, MAX_TOKENS, ENDS)[0][0].ids == ids
 
 
-def test_log_probabilities_are_the_models_own(llama):
+def test_log_probabilities_are_those_of_the_model(llama):
     """With groups the score has penalties in it, and the log-probabilities have not."""
     next_logprobs = uncached(llama, 24)
     for settings in (BeamSearchParams(4, best=4), BeamSearchParams(4, 4, 0.2, best=4)):
@@ -202,7 +202,7 @@ def test_log_probabilities_are_the_models_own(llama):
 
 
 @pytest.mark.parametrize("rows", [8, 2])
-def test_prompts_of_different_lengths_do_not_touch_each_other(llama, rows):
+def test_prompts_of_different_lengths_are_independent(llama, rows):
     settings = BeamSearchParams(4, 2, 0.5, best=3)
     together = beam.search(llama, PROMPTS, settings, MAX_TOKENS, ENDS, batch_size=rows)
     assert len(together) == len(PROMPTS)
@@ -229,7 +229,7 @@ def test_ends_with_the_models_context(learned):
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         (dict(beams=0), "beams is 0; it must be at least 1"),
         (dict(best=0), "best is 0"),
@@ -242,10 +242,10 @@ def test_ends_with_the_models_context(learned):
         (dict(early_stopping="ever"), 'must be True, False or "never"'),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(changes, said):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ConfigError) as refused:
         BeamSearchParams(**changes).check()
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_no_tokens_are_refused(llama):

@@ -72,7 +72,7 @@ TOKENIZERS = {
 
 
 @jax.jit
-def likeliest(logits_BV, allowed_BW):
+def greedy(logits_BV, allowed_BW):
     return jnp.argmax(constraints.apply_bitmask(logits_BV, allowed_BW), axis=-1)
 
 
@@ -86,7 +86,7 @@ def samples(grammar, tokenizer, rows, seed=0, padding=9, limit=400):
         if all(matcher.is_done for matcher in matchers):
             break
         logits_BV = rng.gumbel(size=(rows, vocabulary)).astype("f")
-        ids = likeliest(logits_BV, constraints.batched_bitmask(matchers, vocabulary))
+        ids = greedy(logits_BV, constraints.batched_bitmask(matchers, vocabulary))
         for matcher, text, token in zip(matchers, texts, np.asarray(ids).tolist(), strict=True):
             if not matcher.is_done:
                 text.append(token)
@@ -146,7 +146,7 @@ def allowed(matcher):
     return set(np.flatnonzero(np.unpackbits(matcher.allowed_W.view(np.uint8), bitorder="little")).tolist())
 
 
-def test_what_must_come_comes_as_the_tokenizer_writes_it():
+def test_forced_text_has_the_tokenizers_ids():
     """A model has learnt to read `a bcd`, which the merges give, and not `ab c d`, which the longest tokens give."""
     merged = {bytes([value]): value for value in range(256)} | {b"bc": 256, b"bcd": 257, b"ab": 258}
     tokenizer = tokenizers.Encoding(
@@ -187,7 +187,7 @@ def test_the_device_reads_the_bits():
         np.testing.assert_array_equal(found, np.where(kept, logits, -np.inf))
 
 
-def test_a_copy_goes_its_own_way():
+def test_a_copy_is_independent():
     matcher = constraints.compile_grammar(constraints.choices(["ab", "ac"]), TOKENIZERS["bytes"], 257).start()
     matcher.advance(ord("a"))
     other = matcher.copy()
@@ -197,7 +197,7 @@ def test_a_copy_goes_its_own_way():
     assert matcher.is_done and matcher.is_complete
 
 
-def test_what_is_not_allowed_cannot_be_taken():
+def test_tokens_that_are_not_allowed_are_refused():
     matcher = constraints.compile_grammar(constraints.regex("a{1,2}"), TOKENIZERS["bytes"], 257).start()
     with pytest.raises(ValueError, match="token 98 is not allowed here"):
         matcher.advance(98)
@@ -208,12 +208,12 @@ def test_what_is_not_allowed_cannot_be_taken():
         matcher.advance(97)
 
 
-def test_text_cut_short_is_not_called_complete():
+def test_truncated_text_is_not_complete():
     [(matcher, ids)] = samples(constraints.regex("[ab]{40}"), TOKENIZERS["bytes"], 1, limit=10)
     assert len(ids) == 10 and not matcher.is_done and not matcher.is_complete
 
 
-def test_text_without_bounds_ends_or_is_told_to_be_unfinished():
+def test_unbounded_text_ends_or_is_reported_as_incomplete():
     schema = {"type": "array", "items": {"type": "string"}}
     ends = set()
     for matcher, ids in samples(constraints.json_schema(schema), TOKENIZERS["bpe"], 50, limit=60):
@@ -280,7 +280,7 @@ def test_rows_without_a_constraint_and_rows_that_ended_are_free():
         (lambda: constraints.choices("ab"), "choices must be a list of one text or more"),
     ],
 )
-def test_grammars_that_cannot_be_are_refused_in_one_line(make, expected):
+def test_invalid_grammars_are_refused_in_one_line(make, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)) as raised:
         make()
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 260

@@ -28,8 +28,8 @@ def uncached(of, context=42):
 
     @jax.jit
     def both(ids_BT):
-        said = models.forward(of.model, of.params, {"ids_BT": ids_BT})
-        return said.x_BTD, jax.nn.log_softmax(models.next_logits(of.model, said.x_BTD, said.table_VD))
+        message = models.forward(of.model, of.params, {"ids_BT": ids_BT})
+        return message.x_BTD, jax.nn.log_softmax(models.next_logits(of.model, message.x_BTD, message.table_VD))
 
     def forward(texts):
         ids_BT = np.zeros((6, context), np.int32)
@@ -42,8 +42,8 @@ def uncached(of, context=42):
 
 def reference(forward, prompt, settings, max_tokens, ends):
     """arXiv 2202.06417 equation 5, as it is written."""
-    ids, said = list(prompt), []
-    while len(said) < max_tokens and not (said and ids[-1] in ends):
+    ids, message = list(prompt), []
+    while len(message) < max_tokens and not (message and ids[-1] in ends):
         logprob_V = forward([ids])[1][0, -1]
         candidates = np.argsort(-logprob_V, kind="stable")[: settings.k]
         h_kTD = forward([[*ids, token] for token in candidates])[0]
@@ -51,8 +51,8 @@ def reference(forward, prompt, settings, max_tokens, ends):
         penalty_k = (h_kTD[:, :-1] @ h_kTD[:, -1:].swapaxes(1, 2)).max((1, 2))
         score_k = (1 - settings.alpha) * np.exp(logprob_V[candidates]) - settings.alpha * penalty_k
         ids.append(int(candidates[score_k.argmax()]))
-        said.append(logprob_V[ids[-1]])
-    return ids[len(prompt) :], said
+        message.append(logprob_V[ids[-1]])
+    return ids[len(prompt) :], message
 
 
 def greedy(forward, prompt, max_tokens):
@@ -77,10 +77,10 @@ def test_equals_the_papers_equation(family, settings, llama):
     of = llama if family == "llama" else imported(family)
     forward, max_tokens, lengths = uncached(of), 12, set()
     found = contrastive.search(of, prompts, settings, max_tokens, ENDS, batch_size=3)
-    for prompt, ours in zip(prompts, found, strict=True):
+    for prompt, completion in zip(prompts, found, strict=True):
         ids, logprobs = reference(forward, prompt, settings, max_tokens, ENDS)
-        assert ours.ids == ids
-        np.testing.assert_allclose(ours.logprobs, logprobs, atol=1e-4)
+        assert completion.ids == ids
+        np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-4)
         lengths.add(len(ids))
     assert len(lengths) > 1 and found[0].ids != greedy(forward, PROMPT, len(found[0].ids))
 
@@ -115,13 +115,13 @@ def test_ends_with_the_models_context(learned):
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, message",
     [
         (ContrastiveSearchParams(1.5), "alpha is 1.5"),
         (ContrastiveSearchParams(float("nan")), "alpha"),
         (ContrastiveSearchParams(k=0), "k"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, said, llama):
-    with pytest.raises(ConfigError, match=f"^{said}[^\n]*$"):
+def test_invalid_settings_are_refused(settings, message, llama):
+    with pytest.raises(ConfigError, match=f"^{message}[^\n]*$"):
         contrastive.search(llama, [[1]], settings, 3)

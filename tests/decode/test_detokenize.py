@@ -16,9 +16,9 @@ TEXT = ["the né中🤖 abc\n\nUser: "] * 9
 
 def sentencepiece():
     """A vocabulary of Llama's kind: `▁` for a space, bytes as tokens of their own."""
-    pieces = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ab", "ab", "▁ab", "b▁"]
+    split = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ab", "ab", "▁ab", "b▁"]
     made = library.Tokenizer(
-        library.models.BPE({p: i for i, p in enumerate(pieces)}, [("a", "b"), ("▁", "ab"), ("b", "▁")])
+        library.models.BPE({p: i for i, p in enumerate(split)}, [("a", "b"), ("▁", "ab"), ("b", "▁")])
     )
     fallback, fuse = library.decoders.ByteFallback(), library.decoders.Fuse()
     made.decoder = library.decoders.Sequence([library.decoders.Metaspace(), fallback, fuse])
@@ -45,7 +45,7 @@ def held(text, strings):
     return next((end for end in ends if any(string.startswith(end) and string != end for string in strings)), "")
 
 
-def pieces(ids, sizes):
+def split(ids, sizes):
     """The ids in lists of these sizes, the last ones together."""
     for size in sizes:
         yield ids[:size]
@@ -69,7 +69,7 @@ def test_every_stream_of_tokens_vs_reference(tokenizer, data, strings, sizes):
     expected, stop = reference(whole, strings)
 
     state, shown, read, found = State(), "", [], None
-    for some in pieces(ids, sizes):
+    for some in split(ids, sizes):
         state, text, used, found = detokenize(state, some, tokenizer, strings)
         shown, read = shown + text, read + some[:used]
         assert expected.startswith(shown)  # no part of a stop string is ever seen
@@ -105,7 +105,7 @@ def stream(text, *strings, tokenizer=BYTES):
     return shown, result
 
 
-def test_text_that_only_begins_like_a_stop_string_is_held_and_given_out():
+def test_the_beginning_of_a_stop_string_is_held_and_output():
     shown, result = stream("abaabab.", "abab!", "b.")
     assert shown == ["", "", "", "aba", "", "", "", "aba"] and result.stop == "b."
 
@@ -116,7 +116,7 @@ def test_the_earliest_end_wins_and_then_the_longest():
     assert result.stop == "abc" and "".join(shown) == "x"
 
 
-def test_a_stop_string_in_the_midst_of_tokens_says_how_many_were_used():
+def test_a_stop_string_within_tokens_counts_the_used_tokens():
     bpe = TOKENIZERS[1]
     ids = bpe.encode_ordinary("the né abc\n\nUser: the")
     assert len(ids) < len("the né abc\n\nUser: the")
@@ -126,7 +126,7 @@ def test_a_stop_string_in_the_midst_of_tokens_says_how_many_were_used():
     assert detokenize(result.state, ids, bpe) == Detokenized(result.state, "", 0)
 
 
-def test_characters_come_whole():
+def test_characters_are_output_whole():
     shown, _ = stream("é中🤖")
     assert shown == ["", "é", "", "", "中", "", "", "", "🤖"]
     state = detokenize(State(), list("a中".encode()[:-1]), BYTES)
@@ -140,7 +140,7 @@ def test_the_end_token_and_ids_without_a_token_end_a_text():
     assert flush(result.state) == Detokenized(result.state, "", 0)
 
 
-def test_what_is_held_at_the_end_is_text():
+def test_held_text_is_output_at_the_end():
     result = detokenize(State(), list(b"xab"), BYTES, check_stop_strings(["abc"]))
     assert (result.text, result.state.held) == ("x", "ab")
     assert flush(result.state, check_stop_strings(["abc"])) == Detokenized(State(ended="end"), "ab", 0)

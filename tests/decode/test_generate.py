@@ -8,7 +8,7 @@ import jax
 import jsonschema
 import pytest
 from conftest import generate
-from test_engine import voice
+from test_engine import generator
 
 import gptjax
 from gptjax.config.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ def chars(tmp_path_factory, text_file):
     return workdir
 
 
-def test_seeds_decide(run):
+def test_seeds_determine_texts(run):
     texts = [run.generate("the", max_tokens=12, temperature=1.0, seed=seed, index=i).text for seed, i in
              ((1, 0), (1, 0), (2, 0), (1, 1))]  # fmt: skip
     assert texts[0] == texts[1] and len(set(texts)) == 3
@@ -53,22 +53,22 @@ def test_an_empty_prompt_begins_a_document(run):
     assert sample.ids == run.generate("", max_tokens=3, temperature=0).ids
 
 
-def test_text_is_told_as_it_comes(run):
+def test_text_is_streamed(run):
     pieces = []
     sample = run.generate("the", max_tokens=60, sliding_context=True, on_text=pieces.append, temperature=1.5, top_k=0)
     assert "".join(pieces) == sample.text and len(pieces) > 1
 
 
-@pytest.mark.parametrize("how", [SpeculativeConfig(3, ngram=2), SpeculativeConfig(4)])
-def test_speculation_says_the_same(run, generation):
-    options = {"draft": run.generator} if not generation.ngram else {}
+@pytest.mark.parametrize("speculation", [SpeculativeConfig(3, ngram=2), SpeculativeConfig(4)])
+def test_speculation_gives_the_same_text(run, speculation):
+    options = {"draft": run.generator} if not speculation.ngram else {}
     for prompt in ("", "the model", "a"):
         plain = run.generate(prompt, temperature=0)
-        quick = run.generate(prompt, temperature=0, speculation=generation, **options)
+        quick = run.generate(prompt, temperature=0, speculation=speculation, **options)
         assert (quick.ids, quick.text, quick.finish) == (plain.ids, plain.text, plain.finish)
 
 
-def test_a_watermark_is_found_where_it_is(run):
+def test_a_watermark_is_detected_where_there_is_one(run):
     mark = Watermark(key=7, delta=5.0)
     options = dict(max_tokens=200, sliding_context=True, temperature=1.5, top_k=0, logit_bias={256: -1e6})
     assert detect(run.generate("the", **options, watermark=mark).ids, mark).z > 6
@@ -94,7 +94,7 @@ def constrained(grammar, prompt="x", n=1000, max_tokens=110):
     requests = [
         Request(prompt, SamplingParams(max_tokens, top_k=0, temperature=1.0), jax.random.key(i)) for i in range(n)
     ]
-    of = voice(BYTES, model_context=128, model_layers=1)
+    of = generator(BYTES, model_context=128, model_layers=1)
     return [sample for _, sample in decoding.generate(of, requests, GenerationConfig(batch_size=64, grammar=grammar))]
 
 
@@ -132,7 +132,7 @@ def test_the_command_prints_texts_in_order_and_objects(trained, call):
     assert re.search(rf"{tokens} tokens in \d+\.\d s, [\d,.]+ tokens/s; the first text after \d+\.\d\d s", plain.err)
 
 
-def test_texts_are_shown_when_they_are_over_not_when_the_next_is(trained, call, monkeypatch, capsys):
+def test_texts_are_printed_when_they_end(trained, call, monkeypatch, capsys):
     shown = []
 
     def generate_batch(self, requests, generation, on_text, stride):
@@ -175,7 +175,7 @@ def test_searches_and_alternatives_by_flags(trained, call, run):
     assert all(len(place) == 2 for place in told["alternatives"])
 
 
-def test_what_the_text_must_be_by_flags(trained, call, tmp_path):
+def test_constraints_by_flags(trained, call, tmp_path):
     pytest.importorskip("llguidance", reason="the constraints extra is not installed")
     flags = [f"--workdir={trained}", "--prompt=x", "--json"]
     assert re.fullmatch("[0-9]{3}", objects(call(generate, *flags, "--regex=[0-9]{3}"))[0]["text"])
@@ -248,13 +248,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("flags, expected", REFUSED, ids=[" ".join(flags)[:40] for flags, _ in REFUSED])
-def test_what_cannot_be_is_one_line(trained, call, flags, expected):
+def test_invalid_flags_are_refused_in_one_line(trained, call, flags, expected):
     if any("regex" in flag or "schema" in flag for flag in flags):
         pytest.importorskip("llguidance", reason="the constraints extra is not installed")
     assert expected in call(generate, f"--workdir={trained}", *flags).refusal()
 
 
-def test_what_other_runs_cannot_do_is_one_line(trained, chars, call, tmp_path):
+def test_unsuitable_runs_are_refused_in_one_line(trained, chars, call, tmp_path):
     assert "no token to begin with; give --prompt" in call(generate, f"--workdir={chars}").refusal()
     assert "they must share one vocabulary" in call(generate, f"--workdir={trained}", f"--draft={chars}").refusal()
     assert "must have one tokenizer" in call(generate, f"--workdir={trained}", f"--ensemble={chars}").refusal()
@@ -265,7 +265,7 @@ def test_what_other_runs_cannot_do_is_one_line(trained, chars, call, tmp_path):
     )
 
 
-def test_options_and_ids_that_there_are_not(run):
+def test_unknown_options_and_ids_are_refused(run):
     with pytest.raises(ConfigError, match="unknown option topk; options are max_tokens, temperature, top_k"):
         run.generate("x", topk=3)
     for ids, expected in (((), "the prompt is empty"), ((3, 257), "they must lie in 0 to 256"), ((-1,), "0 to 256")):
@@ -309,7 +309,7 @@ def test_a_dialogue_on_the_command_line(trained, call, monkeypatch, tmp_path):
     assert "--system does nothing without --chat" in call(generate, f"--workdir={trained}", "--system=x").refusal()
 
 
-def test_keys_and_values_may_be_kept_in_bfloat16(run, trained, call):
+def test_the_cache_may_be_bfloat16(run, trained, call):
     wanted = dict(max_tokens=9, temperature=0, top_k=0)
     exact, rounded = (run.generate("the", **wanted, cache_dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert exact == run.generate("the", **wanted)
@@ -321,7 +321,7 @@ def test_keys_and_values_may_be_kept_in_bfloat16(run, trained, call):
         run.generate("the", cache_dtype="int8")
 
 
-def test_flags_and_files_that_would_show_nothing(trained, call, tmp_path):
+def test_flags_and_files_without_effect_are_refused(trained, call, tmp_path):
     for flags, expected in (
         (["--logprobs=2"], "--logprobs does nothing without --json"),
         (["--prompt_logprobs"], "--prompt_logprobs does nothing without --json"),

@@ -21,7 +21,7 @@ MEMBERS = {
 
 
 def made(**changes):
-    """A model, its drawn parameters, and a reader of it."""
+    """Returns a model, its random parameters, and its decoder."""
     config = tiny_config(**{"model_context": CONTEXT} | changes).model.copy_and_resolve_references()
     config.unlock()
     config.vocabulary = VOCABULARY
@@ -42,7 +42,7 @@ uncached_forward = jax.jit(
 
 
 def uncached(model, params, ids):
-    """Log-probabilities of all ids for the place after each, [T, V]; what is read after the text changes nothing."""
+    """Log-probabilities of all ids for the place after each, [T, V]; ids after the text change nothing."""
     ids_1S = np.zeros((1, model.config.context), np.int32)
     ids_1S[0, : len(ids)] = ids
     return np.asarray(uncached_forward(model, params, ids_1S))[0, : len(ids)]
@@ -56,20 +56,20 @@ def learned():
 @pytest.mark.parametrize("changes", MEMBERS.values(), ids=MEMBERS)
 @pytest.mark.thorough
 def test_scores_equal_the_uncached_forward_pass(changes):
-    """Alone and beside texts of other lengths, in several pieces, with the likeliest ids; results in order."""
+    """Alone and beside texts of other lengths, in several chunks, with the most likely ids; results in order."""
     model, params, of = made(**changes)
     texts = drawn(130, 3, 1, 70, 160, 2)
     together = scoring.score_texts(of, texts, alternatives=3, batch_size=4)
     alone = [scoring.score_text(of, texts[0], alternatives=3), scoring.score_text(of, texts[2], alternatives=3)]
-    for ids, said in [*zip(texts, together, strict=True), (texts[0], alone[0]), (texts[2], alone[1])]:
-        assert said.logprobs.shape == (len(ids) - 1,) and said.top_ids.shape == (len(ids) - 1, 3)
-        assert said.logprobs.dtype == said.top_logprobs.dtype == np.float32 and said.top_ids.dtype == np.int32
+    for ids, scores in [*zip(texts, together, strict=True), (texts[0], alone[0]), (texts[2], alone[1])]:
+        assert scores.logprobs.shape == (len(ids) - 1,) and scores.top_ids.shape == (len(ids) - 1, 3)
+        assert scores.logprobs.dtype == scores.top_logprobs.dtype == np.float32 and scores.top_ids.dtype == np.int32
         expected = uncached(model, params, ids)[:-1]
-        np.testing.assert_allclose(said.logprobs, expected[np.arange(len(ids) - 1), ids[1:]], atol=1e-5)
+        np.testing.assert_allclose(scores.logprobs, expected[np.arange(len(ids) - 1), ids[1:]], atol=1e-5)
         best = np.argsort(-expected, kind="stable")[:, :3]
-        np.testing.assert_allclose(said.top_logprobs, np.take_along_axis(expected, best, 1), atol=1e-5)
-        chosen = np.take_along_axis(expected, said.top_ids, 1)
-        np.testing.assert_allclose(said.top_logprobs, chosen, atol=1e-5)
+        np.testing.assert_allclose(scores.top_logprobs, np.take_along_axis(expected, best, 1), atol=1e-5)
+        chosen = np.take_along_axis(expected, scores.top_ids, 1)
+        np.testing.assert_allclose(scores.top_logprobs, chosen, atol=1e-5)
 
 
 def test_a_text_may_end_with_one_id_more_than_the_model_reads(learned):
@@ -80,8 +80,8 @@ def test_a_text_may_end_with_one_id_more_than_the_model_reads(learned):
 
 
 @pytest.mark.parametrize("context", [12, 40])
-def test_a_context_that_no_piece_fits_is_read_to_its_end(context):
-    """Learned positions have no row for the padding of a longer piece."""
+def test_a_context_that_no_chunk_divides_is_read_to_its_end(context):
+    """Learned positions have no row for the padding of a longer chunk."""
     model, params, of = made(model_context=context)
     (ids,) = drawn(context)
     expected = uncached(model, params, ids)[np.arange(context - 1), ids[1:]]
@@ -90,21 +90,21 @@ def test_a_context_that_no_piece_fits_is_read_to_its_end(context):
     assert cache.length_B.tolist() == [context]
 
 
-def test_a_continuations_sum_and_whether_it_is_greedy(learned):
+def test_continuations_have_a_sum_and_are_greedy_or_not(learned):
     model, params, of = learned
     (prompt,) = drawn(9)
     greedy = list(prompt)
     for _ in range(4):
         greedy.append(int(uncached(model, params, greedy)[-1].argmax()))
     likely, other = greedy[9:], [*greedy[9:12], (greedy[12] + 1) % VOCABULARY]
-    said = scoring.score_continuations(of, [(prompt, other), (prompt, likely), (prompt, [])])
-    assert [one.is_greedy for one in said] == [False, True, True]
-    for ids, one in zip((other, likely), said, strict=False):
+    scores = scoring.score_continuations(of, [(prompt, other), (prompt, likely), (prompt, [])])
+    assert [one.is_greedy for one in scores] == [False, True, True]
+    for ids, one in zip((other, likely), scores, strict=False):
         expected = uncached(model, params, prompt + ids)[np.arange(8, 12), ids].sum()
         assert one.logprob == pytest.approx(expected, abs=1e-4)
-    assert said[2].logprob == 0
+    assert scores[2].logprob == 0
     again = scoring.score_continuation(of, prompt, likely)
-    assert again.is_greedy and again.logprob == pytest.approx(said[1].logprob, abs=1e-5)
+    assert again.is_greedy and again.logprob == pytest.approx(scores[1].logprob, abs=1e-5)
 
 
 @pytest.mark.parametrize("length", [2, 40, 41, 42, 57, 100, 101])
@@ -131,7 +131,7 @@ def test_a_long_text_is_read_in_overlapping_windows():
         assert long.logprobs[place - 1] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_another_length_within_a_piece_compiles_nothing(learned):
+def test_another_length_within_a_chunk_compiles_nothing(learned):
     _, _, of = learned
     scoring.score_texts(of, drawn(60, 59, 50), batch_size=4)
     scoring.score_texts(of, drawn(9, 5, 4), batch_size=4)
@@ -143,8 +143,8 @@ def test_another_length_within_a_piece_compiles_nothing(learned):
     assert scoring.score._cache_size() > programs
 
 
-def test_logits_are_never_there_for_more_than_a_piece(learned, monkeypatch):
-    """Many rows or a large vocabulary make pieces shorter."""
+def test_logits_exist_for_one_chunk_at_a_time(learned, monkeypatch):
+    """Many rows or a large vocabulary make chunks shorter."""
     model, params, of = learned
     sizes = []
     spied = scoring.score
@@ -156,9 +156,9 @@ def test_logits_are_never_there_for_more_than_a_piece(learned, monkeypatch):
     monkeypatch.setattr(scoring, "score", score)
     monkeypatch.setattr(scoring, "MAX_LOGITS", 2 * 16 * VOCABULARY)
     texts = drawn(100, 90)
-    for ids, said in zip(texts, scoring.score_texts(of, texts, batch_size=2), strict=True):
+    for ids, scores in zip(texts, scoring.score_texts(of, texts, batch_size=2), strict=True):
         expected = uncached(model, params, ids)[np.arange(len(ids) - 1), ids[1:]]
-        np.testing.assert_allclose(said.logprobs, expected, atol=1e-5)
+        np.testing.assert_allclose(scores.logprobs, expected, atol=1e-5)
     assert len(sizes) == 7 and max(sizes) == 2 * 16 * VOCABULARY
 
 
@@ -174,7 +174,7 @@ def test_logits_are_never_there_for_more_than_a_piece(learned, monkeypatch):
         (dict(texts=[[1]], batch_size=0), ConfigError, "batch_size is 0"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_in_one_line(learned, wanted, error, words):
+def test_texts_that_cannot_be_scored_are_refused_in_one_line(learned, wanted, error, words):
     with pytest.raises(error, match=words) as caught:
         scoring.score_texts(learned[2], **wanted)
     assert "\n" not in str(caught.value)

@@ -100,7 +100,7 @@ def answers(of, requests, **generation):
 SOURCES = ["a man rides a bike.", "", "x", "zwei Hunde " * 5, "ünïcode"]
 
 
-def said_by(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
+def check_sample(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
     next_logprobs, ids = uncached(of, source), list(prefix)
     for token, logprob in zip(sample.ids, sample.logprobs, strict=True):
         logprobs_V = next_logprobs([ids])[0]
@@ -117,11 +117,11 @@ def test_greedy_targets_equal_the_uncached_forward(kind):
     found = answers(of, [request(text) for text in SOURCES], batch_size=2)
     for text, sample in zip(SOURCES, found, strict=True):
         assert sample.finish in ("length", "end")
-        said_by(of, source_of(text), sample, start_of(of))
+        check_sample(of, source_of(text), sample, start_of(of))
     assert len({tuple(sample.ids) for sample in found}) > 3, "the source matters"
 
 
-def test_rows_of_different_sources_do_not_touch_each_other():
+def test_rows_of_different_sources_are_independent():
     of = made()
     requests = [
         request(text, seed=n, temperature=0.5 + n, top_k=9 + n, max_tokens=7 + n) for n, text in enumerate(SOURCES)
@@ -142,7 +142,7 @@ def test_penalties_count_the_target_alone():
         return penalised_V
 
     sample = answers(of, [request(source, presence_penalty=7.0)])[0]
-    said_by(of, source_of(source), sample, start_of(of), penalised)
+    check_sample(of, source_of(source), sample, start_of(of), penalised)
     assert len(set(sample.ids)) > len(set(answers(of, [request(source)])[0].ids))
     assert answers(of, [request(source, no_repeat_ngram=1)])[0].ids.count(END) == 0, "the start is of the target"
 
@@ -160,7 +160,7 @@ def test_samples_of_one_source_encode_it_once(monkeypatch):
     )
 
 
-def test_guidance_is_away_from_what_it_says_of_an_empty_source():
+def test_guidance_without_a_negative_prompt_uses_an_empty_source():
     of, scale = made(), 1.7
     for negative in (None, "bad"):
         sample = answers(of, [request("a man", max_tokens=6)], guidance=scale, negative=negative)[0]
@@ -201,7 +201,7 @@ def test_nothing_is_compiled_for_other_sources():
     assert compiled() == before
 
 
-def test_what_is_heard_is_kept_in_the_dtype_that_is_wanted():
+def test_encoder_output_has_the_cache_dtype():
     of = made()
     narrow = decoding.with_cache_dtype(of.generator, GenerationConfig(cache_dtype="bfloat16"))[0].decoder
     kept = prefill.encode_source(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).heard
@@ -227,8 +227,8 @@ def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
     of = made(**KINDS[kind])
     sources, ends = [source_of(text) for text in SOURCES[:3]], [END, 7, 28] if max_tokens == 9 else [END]
     found = beam.search(of.generator.decoder, [[END]] * 3, settings, max_tokens, ends, sources=sources)
-    for source, ours in zip(sources, found, strict=True):
-        same(ours, reference(uncached(of, source), [END], settings, max_tokens, ends))
+    for source, hypotheses in zip(sources, found, strict=True):
+        same(hypotheses, reference(uncached(of, source), [END], settings, max_tokens, ends))
     if max_tokens > beam.INITIAL_CAPACITY:
         assert max(len(one.ids) for one in found[0]) > beam.INITIAL_CAPACITY
     alone = beam.search(of.generator.decoder, [[END]], settings, max_tokens, ends, sources=sources[2:])
@@ -308,7 +308,7 @@ def test_a_line_each_is_printed_without_the_sources(translate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--prompt=x", "--sliding_context"], "sliding_context is for decoders"),
         (["--chat"], "--chat needs a decoder; this run is an encoder-decoder"),
@@ -316,8 +316,8 @@ def test_a_line_each_is_printed_without_the_sources(translate, tmp_path):
         (["--prompt=" + "x" * 64], "the source has 65 tokens, and the model's context is 64; shorten it"),
     ],
 )
-def test_what_encoder_decoders_cannot_do_is_one_line(translate, flags, said):
-    assert said in translate(made(), *flags).refusal()
+def test_unsupported_flags_are_refused_in_one_line(translate, flags, message):
+    assert message in translate(made(), *flags).refusal()
 
 
 def test_other_kinds_of_models_are_refused():

@@ -1,4 +1,4 @@
-"""Settings: each that cannot be is refused in one line; what no row asks for is in no program."""
+"""Sampling parameters: invalid ones are refused in one line; programs contain only the processing that rows need."""
 
 import math
 
@@ -52,13 +52,13 @@ NAN = float("nan")
          "typical_p=0.1 does nothing at temperature 0, which is greedy; leave out one of the two"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(settings, expected):
+def test_invalid_settings_are_refused_in_one_line(settings, expected):
     with pytest.raises(ConfigError) as error:
         SamplingParams(**settings).check(vocabulary=10)
     assert str(error.value) == expected
 
 
-def test_what_can_be_is_not_refused():
+def test_valid_settings_are_accepted():
     for settings in (
         SamplingParams(),
         SamplingParams(temperature=0),
@@ -69,7 +69,7 @@ def test_what_can_be_is_not_refused():
         batched([settings])
 
 
-def test_kinds_in_use_are_those_that_do_something():
+def test_used_kinds_are_those_with_an_effect():
     assert used([SamplingParams(temperature=0, top_k=7)]) == {"greedy"}
     assert used([SamplingParams(temperature=1, top_k=0)]) == {"sampling"}
     assert used([SamplingParams()]) == {"sampling", "temperature", "top_k"}

@@ -162,7 +162,7 @@ def test_a_special_token_in_another_spelling_is_refused_too(tmp_path):
         chat.prompt_ids(Template(CHATML), [dict(role="user", content="a <|EOT_ID|>")], odd)
 
 
-def test_what_ends_an_answer(tokenizer):
+def test_stop_strings_of_an_answer(tokenizer):
     stops = chat.stop_strings(Template(CHATML), tokenizer)
     assert stops == ("<|eot_id|>", "<|im_end|>")
     fed = detokenize.detokenize(
@@ -244,12 +244,12 @@ def test_a_refused_question_is_reported_and_the_dialogue_continues(tokenizer):
     assert talk.notices == ["the user message contains the special token <|im_start|>; leave it out"]
 
 
-def test_special_tokens_that_a_model_says_do_not_stop_the_dialogue(tokenizer):
+def test_special_tokens_in_an_answer_do_not_stop_the_dialogue(tokenizer):
     talk = Talk("one", "two", reply=lambda n: "<|im_<|im_end|>end|>a<|im_start|>b")
     assert talk.run(tokenizer) == messages("one", "ab", "two", "ab")
 
 
-def test_a_system_message_that_cannot_be_is_refused_before_anything_is_asked(tokenizer):
+def test_an_invalid_system_message_is_refused_first(tokenizer):
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system\n role') }}{% endif %}" + CHATML
     with pytest.raises(DataError, match="cannot show this dialogue: no system role"):
         Talk("one").run(tokenizer, refusing, system="Be kind.")
@@ -274,7 +274,7 @@ def test_templates_that_fail_are_one_line(tokenizer, text, words):
     assert "\n" not in str(caught.value)
 
 
-def test_jinja2_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+def test_a_missing_jinja2_is_reported(tmp_path, monkeypatch):
     (tmp_path / "x.jinja").write_text("without jinja2")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ConfigError, match=r"chat templates need jinja2: pip install 'gptjax\[chat\]'"):

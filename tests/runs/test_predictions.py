@@ -30,7 +30,7 @@ def records(form):
                 "label": 0 if i % 2 else 1,
             },
             "tags": {"text": text.split(), "label": ["C" if word in COLOURS else "O" for word in text.split()]},
-            "spans": {"text": text, "said": colour, "label": text.index(colour)},
+            "spans": {"text": text, "span": colour, "label": text.index(colour)},
         }
         found.append(own[form])
     return found
@@ -54,14 +54,14 @@ def flags(folder, arch, form, **more):
     )  # fmt: skip
     of_examples = {"form": form, "labels": labels.get(form, "()")}
     if form == "spans":
-        of_examples |= {"template": "?", "second": "{text}", "answer": "{said}"}
+        of_examples |= {"template": "?", "second": "{text}", "answer": "{span}"}
     own = [f"--config.data.examples.{key}={value}" for key, value in of_examples.items()]
     return [*overrides(**changes | more), *own]
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("arch", "form"), CASES)
-def test_heads_learn_from_examples_and_say_so(arch, form, tmp_path, call):
+def test_heads_learn_from_examples_and_predict(arch, form, tmp_path, call):
     found = records(form)
     for split, own in (("train", found[:96]), ("val", found[96:])):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
@@ -74,7 +74,7 @@ def test_heads_learn_from_examples_and_say_so(arch, form, tmp_path, call):
         assert figures["loss"] < 0.1
     else:
         assert figures["accuracy"] >= 0.95 > figures.get("majority_accuracy", 0) or form == "tags"
-    said = gptjax.load(workdir).predict(
+    predicted = gptjax.load(workdir).predict(
         [{key: value for key, value in one.items() if key != "label"} for one in found[96:]]
     )
     right = {
@@ -82,11 +82,11 @@ def test_heads_learn_from_examples_and_say_so(arch, form, tmp_path, call):
         "values": lambda one, given: abs(one["value"] - given["label"]) < 0.5,
         "choices": lambda one, given: one["choice"] == given["label"],
         "tags": lambda one, given: one["labels"] == given["label"],
-        "spans": lambda one, given: one["text"] == given["said"],
+        "spans": lambda one, given: one["text"] == given["span"],
     }[form]
-    assert sum(map(right, said, found[96:])) >= 20  # of 24
+    assert sum(map(right, predicted, found[96:])) >= 20  # of 24
     lines = call(evaluate, f"--workdir={workdir}", f"--predict={tmp_path / 'test.jsonl'}").out.splitlines()
-    assert [json.loads(line) for line in lines] == said[:8]
+    assert [json.loads(line) for line in lines] == predicted[:8]
     sample = (workdir / "samples.txt").read_text().splitlines()
     assert len(sample) == 5 and ("right: " in sample[0]) == (form in ("classes", "values", "choices"))
 
