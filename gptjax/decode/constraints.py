@@ -144,7 +144,7 @@ class Constraint(NamedTuple):
 
     def start(self) -> Matcher:
         """Returns a Matcher for a row, before its first new token."""
-        return self.beginning.copy()
+        return self.initial.copy()
 
 
 def compile_grammar(grammar: Grammar, tokenizer: Tokenizer, vocabulary: int) -> Constraint:

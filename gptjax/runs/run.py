@@ -149,5 +149,5 @@ def load(workdir: str | Path, step: int | str | None = None) -> Run:
     if tokenizer.n_vocab > config.model.vocabulary or any(not 0 <= one < tokenizer.n_vocab for one in around):
         problem = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
         raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {problem}")
-    tokenizer = prompts.seen(tokenizer, config)
-    return Run(workdir, config, methods.model_of(config), pretrained.saved(workdir, step=step), tokenizer)
+    with_prompt = prompts.seen(tokenizer, config)
+    return Run(workdir, config, methods.model_of(config), pretrained.saved(workdir, step=step), with_prompt)
