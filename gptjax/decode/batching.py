@@ -73,7 +73,7 @@ def capacity(batch: Batch, new_tokens: int, least: int = 64) -> int:
     return bucket(max(map(len, batch.prompts)) + new_tokens, least)
 
 
-def init_cache(decoder: Decoder, batch: Batch, C: int) -> Cache:
+def init_batch_cache(decoder: Decoder, batch: Batch, C: int) -> Cache:
     """Returns an empty cache of B rows, with the encoded sources of an encoder-decoder."""
     cache = decoder.empty(batch.rows, C, 1)
     return prefill.encode_source(decoder, batch.sources, cache) if batch.sources else cache
@@ -93,7 +93,7 @@ def put_row(cache: Cache, row: jax.Array, single: Cache) -> Cache:
 
 def prefill_batch(decoder: Decoder, batch: Batch, C: int) -> Cache:
     """Returns a cache of B rows with a capacity of C tokens, prefilled with all but the last token of each prompt."""
-    cache = init_cache(decoder, batch, C)
+    cache = init_batch_cache(decoder, batch, C)
     for row, ids in enumerate(batch.prompts):
         if len(ids) > 1:
             single = prefill.prefill(decoder, ids[:-1], init_row_cache(decoder, cache, row, C))

@@ -15,7 +15,7 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.decode import prefill
-from gptjax.decode.batching import Batch, batches, bucket, capacity, init_cache, init_row_cache, token_limits
+from gptjax.decode.batching import Batch, batches, bucket, capacity, init_batch_cache, init_row_cache, token_limits
 from gptjax.decode.prefill import Decoder
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, taken
@@ -85,7 +85,7 @@ def _put_row(cache: Cache, h_BCD: jax.Array, row: jax.Array, single: Cache, h_CD
 def prefill_batch(decoder: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
     """Returns a cache prefilled with all but the last token of each prompt, and h_BCD of these tokens."""
     C, D = capacity(batch, int(batch.limit_B.max())), decoder.model.config.width
-    cache, h_BCD = init_cache(decoder, batch, C), jnp.zeros((batch.rows, C, D))
+    cache, h_BCD = init_batch_cache(decoder, batch, C), jnp.zeros((batch.rows, C, D))
     longest = prefill.max_chunk()
     for row, ids in enumerate(batch.prompts):
         single, h_CD = init_row_cache(decoder, cache, row, C), jnp.zeros((C, D))
