@@ -83,7 +83,7 @@ def test_what_lies_beyond_the_length_does_not_matter(garbage):
 
 def test_biases_are_added_where_there_are_any():
     logits = jnp.zeros((2, V))
-    ids, bias = np.array([[2, 0], [penalties.NOWHERE] * 2]), np.array([[1.5, -np.inf], [0, 0]], np.float32)
+    ids, bias = np.array([[2, 0], [penalties.DROPPED_ID] * 2]), np.array([[1.5, -np.inf], [0, 0]], np.float32)
     np.testing.assert_array_equal(penalties.apply_logit_bias(logits, ids, bias), [[-np.inf, 0, 1.5, 0, 0, 0], [0] * V])
 
 
