@@ -74,11 +74,11 @@ def translate(run: "Run", flags: Any) -> dict[str, Any]:
     Raises:
       ConfigError: the run has no encoder, or the flags are invalid.
     """
-    from gptjax.decode.beam import Beams
+    from gptjax.decode.beam import BeamSearchParams
     from gptjax.evals import translation
 
     options = {"beams": flags.beams, "length_penalty": flags.length_penalty}
-    beams = Beams(**{name: value for name, value in options.items() if value is not None})
+    beams = BeamSearchParams(**{name: value for name, value in options.items() if value is not None})
     return translation.evaluate(run, flags.test or "val", flags.data or (), beams)
 
 

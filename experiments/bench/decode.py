@@ -4,7 +4,7 @@
     python experiments/bench/decode.py --batch=16
     python experiments/bench/decode.py --batch=1 --dtype=bfloat16 --device=cuda        # on a GPU
 
-GPT-2 124M with random weights, 16 prompt tokens and 128 new ones. A turn of ours is what Run.answers does: prompts are
+GPT-2 124M with random weights, 16 prompt tokens and 128 new ones. A turn of ours is Run.generate_batch: prompts are
 read, tokens drawn, ids brought to the host; nothing is compiled in it, which is counted. A figure is the median over
 rounds, a ratio the median of the rounds' ratios. The peer is a script that takes `decode --layers ...` and prints one
 line of JSON with `tokens_per_second`; it starts anew in each round and its start is not timed.
@@ -54,7 +54,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     config = configs.resolve(config)
     model = models.build(config.model, dtype)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
-    reader, B = prefill.decoder(model, params), shape["batch"]
+    decoder, B = prefill.decoder(model, params), shape["batch"]
     del params
     tokenizer, rng = bytes_encoding(), np.random.default_rng(0)
     tokenizer.end = None  # every text has all of its tokens
@@ -71,7 +71,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
             for n in range(B)
         ]
         start = time.perf_counter()
-        said = dict(engine.Engine(Ensemble((reader,)), Silent(tokenizer), limits).answer(requests))
+        said = dict(engine.Engine(Ensemble((decoder,)), Silent(tokenizer), limits).generate(requests))
         seconds = time.perf_counter() - start
         assert sum(len(sample.ids) for sample in said.values()) == B * new_tokens
         return seconds
@@ -79,11 +79,11 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     start = time.perf_counter()
     turn()
     compiled = time.perf_counter() - start
-    programs = [step.decode_steps, prefill.extended, engine.insert, speculative.run_rounds]
+    programs = [step.decode_steps, prefill.extend, engine.insert, speculative.run_rounds]
     known = sum(program._cache_size() for program in programs)
     c = config.model
     each = np.dtype(jnp.dtype(dtype)).itemsize
-    matrices = [leaf for leaf in jax.tree.leaves(reader.params) if leaf.ndim > 1]
+    matrices = [leaf for leaf in jax.tree.leaves(decoder.params) if leaf.ndim > 1]
     table = c.context * c.width  # of positions, of which a row is read
     parameters = (sum(leaf.size for leaf in matrices) - table) * each
     cached = 2 * c.layers * c.kv_heads * c.head_width * each * (prompt_tokens + new_tokens / 2)

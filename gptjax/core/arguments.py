@@ -173,7 +173,7 @@ def memory_trouble(error: BaseException) -> str:
         if isinstance(seen, MemoryError) or (isinstance(seen, RuntimeError) and EXHAUSTED.search(str(seen))):
             size = f" ({int(wanted[1]) / 2**30:,.1f} GiB more were asked for)" if wanted else ""
             return (
-                f"out of memory{size}; make a batch (data.batch_size, --rows), the context or the model smaller, "
+                f"out of memory{size}; make a batch (data.batch_size, --batch_size), the context or the model smaller, "
                 "or train with more train.grad_accumulation or --config.model.remat=full"
             )
         seen = seen.__cause__ or seen.__context__

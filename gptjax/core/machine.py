@@ -40,7 +40,7 @@ def check_cache(cache: Any, rows: int, capacity: int) -> None:
     if found is not None and need > found.bytes:
         raise ConfigError(
             f"keys and values of {rows:,} texts of {capacity:,} tokens need {gib(need)}, and {found.whose} has "
-            f"{gib(found.bytes)}; make --rows, --room or --max_tokens smaller"
+            f"{gib(found.bytes)}; make --batch_size, --max_length or --max_tokens smaller"
         )
 
 

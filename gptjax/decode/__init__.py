@@ -1,13 +1,13 @@
-"""Decoding: prompts and logits in, tokens and text out. Pure functions on the device, one engine of rows on the host.
+"""Decoding: prompts and logits in, tokens and text out. Pure functions on the device, one batching engine on the host.
 
-generate      what can be asked for, checked, and given to the part that does it
-engine        rows that requests wait for; step: the device's part, many tokens a dispatch
-prompts       what a model is given: a prompt, or a source and the id that its own text begins with; prompt_files
-reading       prompts into caches (gptjax.models.cache); scoring: log-probabilities of given text
-settings      what each row asks for; penalties, sampling: what that does to logits; watermark; constraints
-speakers      several models, or a guided one, as one
-speculative   tokens proposed (proposals) and judged
-beam          search, as contrastive; rows: their prompts side by side
-filling       an encoder's: what stands behind masks
-stopping      tokens to text, up to a stop string; chat: dialogues to prompts
+generate      checks requests and options, and runs the engine or a search
+engine        continuous batching of requests on the host; step: many tokens per dispatch on the device
+prompts       token ids of prompts and sources; prompt_files: prompts from files
+prefill       prompts into key/value caches (gptjax.models.cache)
+settings      sampling parameters; sampling, penalties, constraints, watermark: logits processors
+ensemble      one distribution from several models, and classifier-free guidance
+speculative   verifies drafted tokens; drafting: draft model and prompt lookup
+beam          beam search; contrastive: contrastive search; batching: their batches of prompts
+scoring       log-probabilities of given texts; fill_mask: predictions of an encoder for masked tokens
+detokenize    tokens to text, up to a stop string; printer: output of `gptjax.generate`
 """

@@ -1,7 +1,6 @@
-"""Beam search, plain or in groups that differ, for a batch of prompts: many tokens are one program on the device.
+"""Beam search and diverse beam search for a batch of prompts: many tokens are one program on the device.
 
-The rules are those of transformers 5 (`_beam_search`), so that texts and scores are the same as there. Nothing here
-knows text.
+Texts and scores equal those of transformers 5 (`_beam_search`).
 """
 
 import math
@@ -16,25 +15,25 @@ from flax import linen as nn
 
 from gptjax import models
 from gptjax.config.errors import ConfigError
-from gptjax.decode.batching import Batch, batches, capacity, limits, side_by_side
+from gptjax.decode.batching import Batch, batches, capacity, prefill_batch, token_limits
 from gptjax.decode.prefill import Decoder, bucket
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, take_rows
 
 
-class Beams(NamedTuple):
-    """How to search.
+class BeamSearchParams(NamedTuple):
+    """Parameters of beam search.
 
     Attributes:
-      beams: how many continuations of a prompt are kept at each step, over all groups.
-      groups: into how many groups the beams are divided, each of which avoids the tokens of those before it.
-      diversity_penalty: nats that a token loses for each beam of an earlier group that took it at the same step
+      beams: number of beams of a prompt, over all groups.
+      groups: number of groups of beams, each of which avoids the tokens of the groups before it.
+      diversity_penalty: nats subtracted for each beam of an earlier group that chose the token at the same step
         (arXiv 1610.02424, Hamming diversity); part of the score.
-      length_penalty: a finished continuation's score is the sum of its log-probabilities / its tokens ** this; the
-        end of text counts as a token, the prompt does not. More than 0 is for longer ones.
-      early_stopping: True ends a search with as many finished continuations as beams; False when the best unfinished
-        one would score less than all of these if it ended here; "never" when it would whatever its length.
-      best: how many continuations of each prompt are returned.
+      length_penalty: the score of a finished hypothesis is the sum of its log-probabilities divided by its number of
+        tokens to this power; the end of text counts as a token, the prompt does not. Values above 0 favor longer ones.
+      early_stopping: True ends a search with as many finished hypotheses as beams; False when the best live beam would
+        score less than all of these if it ended now; "never" when it would at any length.
+      best: number of hypotheses returned for each prompt.
     """
 
     beams: int = 4
@@ -45,7 +44,7 @@ class Beams(NamedTuple):
     best: int = 1
 
     def check(self) -> None:
-        """Raises ConfigError for settings that mean nothing."""
+        """Raises ConfigError for an invalid value."""
         for problem in self._problems():
             raise ConfigError(problem)
 
@@ -69,47 +68,47 @@ class Beams(NamedTuple):
 
 
 COUNTS = ("beams", "groups", "best")
-FIRST_ROOM = 32  # new tokens that a search has room for at first
-GROWTH = 4  # how many times as many, when it has that many: each room is a program
+INITIAL_CAPACITY = 32  # new tokens
+GROWTH_FACTOR = 4  # of the capacity when it is full; each capacity compiles a program
 
 
 class Hypothesis(NamedTuple):
-    """A continuation: its ids, its score, and each id's log-probability (nats) in the model's own distribution."""
+    """A continuation: its ids, its score, and the log-probability (nats) of each id in the model's distribution."""
 
     ids: list[int]
     score: float
     logprobs: list[float]
 
 
-class Rules(NamedTuple):
-    """What of `Beams` is a number to the program, so that another value compiles nothing."""
+class TracedParams(NamedTuple):
+    """Traced parameters of a search: other values compile no other program."""
 
     diversity_penalty: jax.Array | float
     length_penalty: jax.Array | float
     stop_when_full: jax.Array | bool
-    hope_for_length: jax.Array | bool  # early_stopping="never"
+    never_stop_early: jax.Array | bool  # early_stopping="never"
     ends_E: jax.Array | np.ndarray  # ids that end a continuation
-    forced: jax.Array | int = 0  # tokens of the prompt that count as new ones, of probability 1
+    forced: jax.Array | int = 0  # number of prompt tokens that count as new ones, of probability 1
 
 
 class Group(NamedTuple):
-    """W beams that go on, W finished ones, and whether the search goes on. Scores are -inf where there is none yet.
+    """A beam group: W live beams, W finished hypotheses, and `open` while the search continues. Empty ones score -inf.
 
-    Those of all groups and rows have the axes B, G before these.
+    The groups of all rows have leading axes B, G.
     """
 
     ids_WT: jax.Array  # int32
     logprobs_WT: jax.Array  # float32
-    score_W: jax.Array  # float32, sums, best first
+    score_W: jax.Array  # float32, sums of log-probabilities, best first
     done_ids_WT: jax.Array
     done_logprobs_WT: jax.Array
-    done_length_W: jax.Array  # int32, tokens
+    done_length_W: jax.Array  # int32, number of tokens
     done_score_W: jax.Array  # best first
     open: jax.Array  # bool
 
 
-def begun(limit_B: jax.Array, groups: int, width: int, T: int) -> Group:
-    """B x G groups whose first beam is the prompt; the others come to be as its continuations."""
+def init_groups(limit_B: jax.Array, groups: int, width: int, T: int) -> Group:
+    """Returns B x G groups with the prompt as their first beam and no others."""
     shape = len(limit_B), groups, width
     ids, logprobs = jnp.zeros((*shape, T), jnp.int32), jnp.zeros((*shape, T), jnp.float32)
     none = jnp.full(shape, -jnp.inf)
@@ -118,110 +117,115 @@ def begun(limit_B: jax.Array, groups: int, width: int, T: int) -> Group:
     return Group(ids, logprobs, none.at[..., 0].set(0), ids, logprobs, lengths, none, is_open)
 
 
-def advanced(
-    group: Group, logprob_WV: jax.Array, taken_V: jax.Array, step: jax.Array, limit: jax.Array, rules: Rules
+def advance_group(
+    group: Group, logprob_WV: jax.Array, taken_V: jax.Array, step: jax.Array, limit: jax.Array, traced: TracedParams
 ) -> tuple[Group, jax.Array, jax.Array]:
-    """One group of one row a token further: the group, parent_W that each beam came from, and token_W.
+    """Advances one group of one row by a token.
 
     Args:
       group: after `step` tokens.
-      logprob_WV: of its beams' next tokens.
-      taken_V: how many beams of earlier groups took each token at this step.
-      step: how many new tokens there are.
-      limit: how many there may be.
-      rules: of the search.
+      logprob_WV: log-probabilities of the next token of each beam.
+      taken_V: number of beams of earlier groups that chose each token at this step.
+      step: number of new tokens so far.
+      limit: maximum number of new tokens.
+      traced: parameters of the search.
+
+    Returns:
+      The group, parent_W (index of the beam that each continues), and token_W.
     """
     W, V = logprob_WV.shape
     length = step + 1
-    # Of so many candidates at least W do not end here, however many of the E ends are among the likeliest.
-    K = min(max(2, 1 + len(rules.ends_E)) * W, W * V)
-    total_WV = group.score_W[:, None] + logprob_WV - rules.diversity_penalty * taken_V
+    # Of K candidates at least W do not end here, however many of the E ends are among the most likely.
+    K = min(max(2, 1 + len(traced.ends_E)) * W, W * V)
+    total_WV = group.score_W[:, None] + logprob_WV - traced.diversity_penalty * taken_V
     score_K, flat_K = jax.lax.top_k(total_WV.reshape(-1), K)
     parent_K, token_K = flat_K // V, flat_K % V
     ids_KT = group.ids_WT[parent_K].at[:, step].set(token_K)
     logprobs_KT = group.logprobs_WT[parent_K].at[:, step].set(logprob_WV[parent_K, token_K])
-    ended_K = (token_K[:, None] == rules.ends_E).any(-1)
+    ended_K = (token_K[:, None] == traced.ends_E).any(-1)
 
-    live_W, on_W = jax.lax.top_k(jnp.where(ended_K, -jnp.inf, score_K), W)
-    # A candidate that ends is kept only where it is among the W best, for then it would have been a beam.
+    live_score_W, live_W = jax.lax.top_k(jnp.where(ended_K, -jnp.inf, score_K), W)
+    # A candidate that ends is kept only if it is among the W best, where it would have been a beam.
     finished_K = (ended_K | (length >= limit)) & (jnp.arange(K) < W) & group.open
-    tokens = (length + rules.forced).astype(jnp.float32)
-    final_K = jnp.where(finished_K, score_K / tokens**rules.length_penalty, -jnp.inf)
+    tokens = (length + traced.forced).astype(jnp.float32)
+    final_K = jnp.where(finished_K, score_K / tokens**traced.length_penalty, -jnp.inf)
     done_W, best_W = jax.lax.top_k(jnp.concatenate([group.done_score_W, final_K]), W)
 
-    def merged(old: jax.Array, new: jax.Array) -> jax.Array:
+    def merge(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.concatenate([old, new])[best_W]
 
-    hoped = jnp.where(rules.hope_for_length & (rules.length_penalty > 0), limit + rules.forced, tokens)
-    is_open = group.open & (length < limit) & (live_W[0] / hoped**rules.length_penalty > done_W[-1])
-    is_open &= ~(rules.stop_when_full & (done_W[-1] > -jnp.inf))
+    attainable = jnp.where(traced.never_stop_early & (traced.length_penalty > 0), limit + traced.forced, tokens)
+    is_open = group.open & (length < limit) & (live_score_W[0] / attainable**traced.length_penalty > done_W[-1])
+    is_open &= ~(traced.stop_when_full & (done_W[-1] > -jnp.inf))
     after = Group(
-        ids_KT[on_W],
-        logprobs_KT[on_W],
-        live_W,
-        merged(group.done_ids_WT, ids_KT),
-        merged(group.done_logprobs_WT, logprobs_KT),
-        merged(group.done_length_W, jnp.full(K, length)),
+        ids_KT[live_W],
+        logprobs_KT[live_W],
+        live_score_W,
+        merge(group.done_ids_WT, ids_KT),
+        merge(group.done_logprobs_WT, logprobs_KT),
+        merge(group.done_length_W, jnp.full(K, length)),
         done_W,
         is_open,
     )
-    return after, parent_K[on_W], token_K[on_W]
+    return after, parent_K[live_W], token_K[live_W]
 
 
-def advanced_groups(
-    groups: Group, logprob_GWV: jax.Array, step: jax.Array, limit: jax.Array, rules: Rules
+def advance_groups(
+    groups: Group, logprob_GWV: jax.Array, step: jax.Array, limit: jax.Array, traced: TracedParams
 ) -> tuple[Group, jax.Array, jax.Array]:
-    """All groups of one row a token further, one after the other, as `advanced`: groups, parent_GW, token_GW."""
+    """Advances all groups of one row in order, as `advance_group`; returns groups, parent_GW and token_GW."""
 
-    def one(taken_V: jax.Array, of: tuple[Group, jax.Array]) -> tuple[jax.Array, Any]:
-        group, logprob_WV = of
-        after, parent_W, token_W = advanced(group, logprob_WV, taken_V, step, limit, rules)
-        counts_W = group.open & (after.score_W > -jnp.inf)
-        return taken_V.at[token_W].add(counts_W), (after, parent_W, token_W)
+    def one(taken_V: jax.Array, inputs: tuple[Group, jax.Array]) -> tuple[jax.Array, Any]:
+        group, logprob_WV = inputs
+        after, parent_W, token_W = advance_group(group, logprob_WV, taken_V, step, limit, traced)
+        is_live_W = group.open & (after.score_W > -jnp.inf)
+        return taken_V.at[token_W].add(is_live_W), (after, parent_W, token_W)
 
     V = logprob_GWV.shape[-1]
     return jax.lax.scan(one, jnp.zeros(V), (groups, logprob_GWV))[1]  # type: ignore[no-any-return]
 
 
-class Search(NamedTuple):
-    """A batch of B rows after `step` new tokens; N = B * G * W beams, those of a row after one another."""
+class SearchState(NamedTuple):
+    """State of a search of B rows after `step` new tokens; N = B * G * W beams, those of a row are adjacent."""
 
     step: jax.Array
-    cache: Cache  # of N rows, and what B sources are heard as
-    token_N: jax.Array  # what each beam reads next
-    groups: Group  # [B, G, ...], with room for T new tokens
+    cache: Cache  # of N rows, with the encoder output of B sources
+    token_N: jax.Array  # the next input token of each beam
+    groups: Group  # [B, G, ...], with a capacity of T new tokens
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="search")
-def searched(model: nn.Module, params: Any, search: Search, limit_B: jax.Array, rules: Rules) -> Search:
-    """The search at its end, or with as many new tokens as there is room for.
+def run_search(
+    model: nn.Module, params: Any, search: SearchState, limit_B: jax.Array, traced: TracedParams
+) -> SearchState:
+    """Runs a search to its end or to its capacity of new tokens.
 
     Args:
-      model, params: whose layers are unrolled.
-      search: given up.
-      limit_B: the most new tokens of each row.
-      rules: of the search.
+      model, params: with unrolled layers.
+      search: donated.
+      limit_B: maximum number of new tokens of each row.
+      traced: parameters of the search.
     """
     B, G, W, T = search.groups.ids_WT.shape
     first_BG1 = jnp.arange(B * G * W).reshape(B, G, W)[:, :, :1]
 
-    def goes_on(search: Search) -> jax.Array:
+    def cond(search: SearchState) -> jax.Array:
         return search.groups.open.any() & (search.step < T)
 
-    def further(search: Search) -> Search:
+    def body(search: SearchState) -> SearchState:
         step, cache, token_N, state = search
         x_N1D, unembedding_VD, cache = models.extend(model, params, token_N[:, None], cache)
         logprob_NV = jax.nn.log_softmax(models.next_logits(model, x_N1D[:, 0], unembedding_VD))
         logprob_BGWV = logprob_NV.reshape(B, G, W, -1)
-        each_row = jax.vmap(advanced_groups, in_axes=(0, 0, None, 0, None))
-        state, parent_BGW, token_BGW = each_row(state, logprob_BGWV, step, limit_B, rules)
-        return Search(step + 1, take_rows(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state)
+        each_row = jax.vmap(advance_groups, in_axes=(0, 0, None, 0, None))
+        state, parent_BGW, token_BGW = each_row(state, logprob_BGWV, step, limit_B, traced)
+        return SearchState(step + 1, take_rows(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state)
 
-    return jax.lax.while_loop(goes_on, further, search)
+    return jax.lax.while_loop(cond, body, search)
 
 
-def ranked(row: Group, best: int) -> list[Hypothesis]:
-    """The best finished continuations of one row, of all its groups [G, W], in NumPy."""
+def best_hypotheses(row: Group, best: int) -> list[Hypothesis]:
+    """Returns the best finished hypotheses of one row, over all its groups [G, W], in NumPy."""
     ids_NT, logprobs_NT = (x.reshape(-1, x.shape[-1]) for x in (row.done_ids_WT, row.done_logprobs_WT))
     length_N, score_N = row.done_length_W.reshape(-1), row.done_score_W.reshape(-1)
     order_N = np.argsort(-score_N, kind="stable")[:best]
@@ -233,85 +237,86 @@ def ranked(row: Group, best: int) -> list[Hypothesis]:
 
 
 def search(
-    of: Decoder,
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    settings: Beams,
+    settings: BeamSearchParams,
     max_tokens: int,
     ends: Sequence[int] = (),
-    rows: int = 8,
+    batch_size: int = 8,
     sources: Sequence[Sequence[int]] = (),
 ) -> list[list[Hypothesis]]:
-    """The best continuations of each prompt, best first; what ends a text is their last id.
+    """Returns the best hypotheses of each prompt, best first; an id that ends the text is the last of its ids.
 
     Args:
-      of: who goes on.
-      prompts: ids of each, of any lengths.
-      settings: how to search.
-      max_tokens: the most new tokens; fewer where the model's context ends before.
+      decoder: the model.
+      prompts: ids of each prompt, of any lengths.
+      settings: parameters of the search.
+      max_tokens: maximum number of new tokens; fewer where the model's context ends before.
       ends: ids that end a continuation.
-      rows: how many prompts are searched at once; memory is for `rows * settings.beams` rows.
-      sources: of an encoder-decoder, what its encoder reads for each. Of its prompts, all but the first id count as new
-        ones in scores, for they are forced.
+      batch_size: number of prompts in a batch; it allocates `batch_size * settings.beams` rows.
+      sources: ids of each source, for an encoder-decoder. All but the first id of its prompts are forced, and count as
+        new ones in scores.
 
     Raises:
-      ConfigError, DataError: settings or a prompt that cannot be.
+      ConfigError: invalid settings.
+      DataError: an invalid prompt.
     """
     settings.check()
     # The last new token is never read, so it needs no place in the context.
-    most = limits(prompts, max_tokens, of.model.config.context + 1)
-    found: list[list[Hypothesis]] = []
-    for batch in batches(prompts, most, rows, sources):
-        groups = jax.device_get(_searched(of, batch, settings, ends))
+    most = token_limits(prompts, max_tokens, decoder.model.config.context + 1)
+    hypotheses: list[list[Hypothesis]] = []
+    for batch in batches(prompts, most, batch_size, sources):
+        groups = jax.device_get(_search_batch(decoder, batch, settings, ends))
         each = (Group(*(x[b] for x in groups)) for b in range(len(batch.prompts)))
-        found += [ranked(row, settings.best) for row in each]
-    return found
+        hypotheses += [best_hypotheses(row, settings.best) for row in each]
+    return hypotheses
 
 
-def _searched(of: Decoder, batch: Batch, settings: Beams, ends: Sequence[int]) -> Group:
-    rules = Rules(
+def _search_batch(decoder: Decoder, batch: Batch, settings: BeamSearchParams, ends: Sequence[int]) -> Group:
+    traced = TracedParams(
         float(settings.diversity_penalty),
         float(settings.length_penalty),
-        # One beam is greedy search, as in transformers: it ends with the first end.
+        # One beam is greedy search, as in transformers: it ends with the first end token.
         settings.early_stopping is True or settings.beams == 1,
         settings.early_stopping == "never",
         np.array(sorted(set(ends)), np.int32),
         len(batch.prompts[0]) - 1 if batch.sources else 0,
     )
     search, T = None, 0
-    # Room grows as texts do: most end long before they may, and what is kept of them is moved at every token.
+    # The capacity grows with the texts: most end long before their limit, and the buffers are moved at every token.
     while search is None or (T < batch.limit_B.max() and jax.device_get(search.groups.open).any()):
-        T = min(GROWTH * T or FIRST_ROOM, bucket(int(batch.limit_B.max()), FIRST_ROOM))
-        search = _begun(of, batch, settings, T) if search is None else _with_room(of, batch, search, T)
-        search = searched(of.model, of.params, search, batch.limit_B, rules)
+        T = min(GROWTH_FACTOR * T or INITIAL_CAPACITY, bucket(int(batch.limit_B.max()), INITIAL_CAPACITY))
+        search = _prefill_state(decoder, batch, settings, T) if search is None else _grow(decoder, batch, search, T)
+        search = run_search(decoder.model, decoder.params, search, batch.limit_B, traced)
     return search.groups
 
 
 def _capacity(batch: Batch, T: int) -> int:
-    # The last new token is never read. Prompts are of any length, but where there are sources they are all short.
-    return capacity(batch, min(T, int(batch.limit_B.max())) - 1, FIRST_ROOM if batch.sources else 64)
+    # The last new token is never read. Prompts have any length, but those of encoder-decoders are short.
+    return capacity(batch, min(T, int(batch.limit_B.max())) - 1, INITIAL_CAPACITY if batch.sources else 64)
 
 
 @partial(jax.jit, static_argnames=("groups", "width", "T"))
-def _started(cache: Cache, last_B: jax.Array, limit_B: jax.Array, groups: int, width: int, T: int) -> Search:
-    beams, start = groups * width, begun(limit_B, groups, width, T)
-    return Search(jnp.zeros((), jnp.int32), caches.repeat_rows(cache, beams), jnp.repeat(last_B, beams), start)
+def _init_state(cache: Cache, last_B: jax.Array, limit_B: jax.Array, groups: int, width: int, T: int) -> SearchState:
+    beams, start = groups * width, init_groups(limit_B, groups, width, T)
+    return SearchState(jnp.zeros((), jnp.int32), caches.repeat_rows(cache, beams), jnp.repeat(last_B, beams), start)
 
 
-def _begun(of: Decoder, batch: Batch, settings: Beams, T: int) -> Search:
-    cache = side_by_side(of, batch, _capacity(batch, T))
+def _prefill_state(decoder: Decoder, batch: Batch, settings: BeamSearchParams, T: int) -> SearchState:
+    cache = prefill_batch(decoder, batch, _capacity(batch, T))
     width = settings.beams // settings.groups
-    return _started(cache, batch.last_B, batch.limit_B, settings.groups, width, T)
+    return _init_state(cache, batch.last_B, batch.limit_B, settings.groups, width, T)
 
 
-def _with_room(of: Decoder, batch: Batch, search: Search, T: int) -> Search:
-    """The same search with room for T new tokens."""
+def _grow(decoder: Decoder, batch: Batch, search: SearchState, T: int) -> SearchState:
+    """Returns the search with a capacity of T new tokens."""
     more = T - search.groups.ids_WT.shape[-1]
 
-    def longer(x: jax.Array) -> jax.Array:
+    def pad(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
 
     groups = search.groups
-    groups = groups._replace(**{name: longer(getattr(groups, name)) for name in Group._fields if name.endswith("_WT")})
-    layers = jax.eval_shape(lambda: of.empty(len(search.token_N), _capacity(batch, T), 1)).layers
+    groups = groups._replace(**{name: pad(getattr(groups, name)) for name in Group._fields if name.endswith("_WT")})
+    layers = jax.eval_shape(lambda: decoder.empty(len(search.token_N), _capacity(batch, T), 1)).layers
     cache = search.cache._replace(layers=caches.pad_to(search.cache.layers, layers))
     return search._replace(cache=cache, groups=groups)

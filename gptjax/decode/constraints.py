@@ -1,7 +1,7 @@
 """Constrained decoding: only tokens with which the text can still match a regular expression, a schema or a choice.
 
-llguidance, an optional extra, keeps the grammar on the host, one `Matcher` a row, and says after each token which may
-come next. The device gets that as one bit per id. Nothing here draws a token or knows a model.
+llguidance, an optional extra, matches the grammar on the host with one `Matcher` per row, and computes after each token
+which ids are allowed next. The device gets a bitmask with one bit per id.
 """
 
 import copy
@@ -24,11 +24,11 @@ _BITS = 32  # of a word of a mask
 
 
 class Grammar(NamedTuple):
-    """What a text must be as a whole; plain data.
+    """A grammar that a whole text must match; plain data.
 
     Attributes:
-      kind: what it was made from, for messages.
-      text: as llguidance reads it.
+      kind: description of its origin, for messages.
+      text: in llguidance's format.
     """
 
     kind: str
@@ -36,28 +36,28 @@ class Grammar(NamedTuple):
 
 
 def regex(pattern: str) -> Grammar:
-    r"""Text that the whole pattern matches.
+    r"""Returns the grammar of texts that the whole pattern matches.
 
-    The syntax is that of Rust's `regex`: Python's without look-around, back references and `\b`. Its `\d` and `\w` mean
-    every script's and know letters that an older Python's Unicode does not: `[0-9]` says less and is surer.
+    The syntax is that of Rust's `regex`: Python's without look-around, back references and `\b`. Its `\d` and `\w`
+    match digits and letters of every script, also those that an older Python's Unicode lacks; `[0-9]` is safer.
 
     Raises:
-      ConfigError: it does not parse.
+      ConfigError: the pattern does not parse.
     """
-    return _checked(Grammar("the regular expression", _library().LLMatcher.grammar_from_regex(pattern)))
+    return _validated(Grammar("the regular expression", _library().LLMatcher.grammar_from_regex(pattern)))
 
 
 def json_schema(schema: str | dict[str, Any]) -> Grammar:
-    """JSON that the schema accepts, without white space between its parts.
+    """Returns the grammar of JSON that the schema accepts, without white space between its parts.
 
-    A member `"x-guidance": {"whitespace_flexible": true}` of the schema allows white space, any amount of it. Keywords
-    that cannot be kept are refused, not passed over.
+    A member `"x-guidance": {"whitespace_flexible": true}` of the schema allows any amount of white space. Keywords that
+    llguidance does not support are refused, not ignored.
 
     Args:
-      schema: as JSON, or the object that it stands for.
+      schema: a JSON schema, as text or parsed.
 
     Raises:
-      ConfigError: no JSON, no schema, one that nothing can meet, or a keyword that llguidance does not support.
+      ConfigError: no JSON, no schema, one that no text matches, or an unsupported keyword.
     """
     kind = "the JSON schema"
     try:
@@ -67,67 +67,67 @@ def json_schema(schema: str | dict[str, Any]) -> Grammar:
     if not isinstance(parsed, dict):
         raise ConfigError(f'{kind} must be an object, such as {{"type": "object"}}')
     compact = {"whitespace_flexible": False}
-    return _checked(Grammar(kind, _library().LLMatcher.grammar_from_json_schema(parsed, compact)))
+    return _validated(Grammar(kind, _library().LLMatcher.grammar_from_json_schema(parsed, compact)))
 
 
 def choices(texts: Sequence[str]) -> Grammar:
-    """One of the texts, to the letter.
+    """Returns the grammar of exactly one of the texts.
 
     Raises:
-      ConfigError: there are none.
+      ConfigError: there are no texts.
     """
     if isinstance(texts, str) or not texts:
         raise ConfigError("choices must be a list of one text or more")
     rules = " | ".join(json.dumps(text) for text in texts)
-    return _checked(Grammar("the list of choices", _library().LLMatcher.grammar_from_lark(f"start: {rules}")))
+    return _validated(Grammar("the list of choices", _library().LLMatcher.grammar_from_lark(f"start: {rules}")))
 
 
 class Matcher:
-    """A row's place in a grammar. It changes with each token; `copy` keeps a place.
+    """State of a row in a grammar, updated by each token.
 
     Attributes:
-      is_complete: the text so far matches. A row that ends for want of tokens while this is False has broken text.
-      is_done: nothing may follow but the end token: it was taken, or all is said, or there is a problem.
-      problem: why nothing can follow though the text does not match yet: the tokenizer lacks a character, or llguidance
-        gave up on a grammar that is too complex.
-      allowed_W: which ids may come next, a bit each, uint32 [W]; means nothing when the row is done.
+      is_complete: the text so far matches. A row that is cut off while this is False has an incomplete text.
+      is_done: nothing but the end token can follow: the text ended, is complete, or there is a problem.
+      problem: reason why nothing can follow an incomplete text: the tokenizer lacks a character, or llguidance gave up
+        on a grammar that is too complex.
+      allowed_W: bitmask of the ids that may come next, uint32 [W]; undefined when the row is done.
     """
 
-    def __init__(self, matcher: Any, vocabulary: int, source: "_Source") -> None:
+    def __init__(self, matcher: Any, vocabulary: int, source: "_TokenizerAdapter") -> None:
         self._matcher, self._vocabulary, self._source = matcher, vocabulary, source
         self.problem: str | None = None
-        self._look()
+        self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         end, endless = self._source.eos_token_id, self._source.tokenizer.end is None
-        mask_W = np.zeros(words(max(self._vocabulary, len(self._source.tokens))), np.uint32)
-        known_W = np.frombuffer(self._matcher.compute_bitmask(), "<u4")[: len(mask_W)]
-        mask_W[: len(known_W)] = known_W
+        mask_W = np.zeros(bitmask_words(max(self._vocabulary, len(self._source.tokens))), np.uint32)
+        bitmask_W = np.frombuffer(self._matcher.compute_bitmask(), "<u4")[: len(mask_W)]
+        mask_W[: len(bitmask_W)] = bitmask_W
         may_end = _has(mask_W, end)
         mask_W[end // _BITS] &= ~np.uint32(1 << end % _BITS)
         ending = not mask_W.any()
         if may_end and not endless:
             mask_W[end // _BITS] |= np.uint32(1 << end % _BITS)
-        self.allowed_W = mask_W[: words(self._vocabulary)]
+        self.allowed_W = mask_W[: bitmask_words(self._vocabulary)]
         if self._matcher.is_error():
             reason = _one_line(self._matcher.get_error())
-            self.problem = "it has no token to go on with" if "NoExtension" in reason else reason
+            self.problem = "it has no token that can follow" if "NoExtension" in reason else reason
         self.is_complete = self.problem is None and self._matcher.is_accepting()
         self.is_done = ending or self.problem is not None or self._matcher.is_stopped()
 
     def advance(self, token: int) -> None:
-        """Takes a token that `allowed_W` allows.
+        """Appends a token.
 
         Raises:
-          ValueError: it is not allowed, or the row is done.
+          ValueError: the token is not allowed, or the row is done.
         """
         if self.is_done or not _has(self.allowed_W, token):
             raise ValueError(f"token {token} is not allowed here")
         self._matcher.consume_token(token)
-        self._look()
+        self._update()
 
     def copy(self) -> "Matcher":
-        """Another one at the same place, which goes its own way."""
+        """Returns an independent copy."""
         other = copy.copy(self)
         other._matcher = self._matcher.deep_copy()
         return other
@@ -138,77 +138,77 @@ def _has(mask_W: np.ndarray, token: int) -> bool:
 
 
 class Constraint(NamedTuple):
-    """A grammar ready for a tokenizer and a model."""
+    """A grammar compiled for a tokenizer and a model."""
 
-    beginning: Matcher
+    initial: Matcher
 
     def start(self) -> Matcher:
-        """A Matcher for a row, before its first new token."""
-        return self.beginning.copy()
+        """Returns a Matcher for a row, before its first new token."""
+        return self.initial.copy()
 
 
-def compile(grammar: Grammar, tokenizer: Tokenizer, vocabulary: int) -> Constraint:
-    """The grammar in the tokenizer's tokens.
+def compile_grammar(grammar: Grammar, tokenizer: Tokenizer, vocabulary: int) -> Constraint:
+    """Compiles a grammar for a tokenizer.
 
-    A tokenizer without an end token ends a text when nothing more may come: `[0-9]{1,3}` gives three digits.
+    With a tokenizer without an end token, a text ends when nothing more may follow: `[0-9]{1,3}` gives three digits.
 
     Args:
-      grammar: what the text must be.
-      tokenizer: any; what llguidance makes of it is kept for the next time.
-      vocabulary: V, how many logits the model has; ids that no token has are never allowed.
+      grammar: that the text must match.
+      tokenizer: any; llguidance's form of it is cached.
+      vocabulary: V, number of the model's logits; ids without a token are never allowed.
 
     Raises:
       ConfigError: no token of the tokenizer can begin such a text, or the grammar is too complex.
     """
-    source, prepared = _prepared(cast(Hashable, tokenizer))
+    source, prepared = _library_tokenizer(cast(Hashable, tokenizer))
     matcher = _library().LLMatcher(prepared, grammar.text, log_level=0)
     if matcher.is_error():
         raise ConfigError(f"{grammar.kind} cannot be used: {_one_line(matcher.get_error())}")
-    beginning = Matcher(matcher, vocabulary, source)
-    if beginning.problem:
-        raise ConfigError(f"{grammar.kind} cannot be met with the tokenizer {tokenizer.name}: {beginning.problem}")
-    if beginning.is_done:
+    initial = Matcher(matcher, vocabulary, source)
+    if initial.problem:
+        raise ConfigError(f"{grammar.kind} cannot be met with the tokenizer {tokenizer.name}: {initial.problem}")
+    if initial.is_done:
         raise ConfigError(f"{grammar.kind} allows no text but the empty one")
-    return Constraint(beginning)
+    return Constraint(initial)
 
 
-def words(vocabulary: int) -> int:
-    """W, how many words of 32 bits hold a bit for each of V ids."""
+def bitmask_words(vocabulary: int) -> int:
+    """Returns W, the number of 32-bit words in a bitmask of V ids."""
     return -(-vocabulary // _BITS)
 
 
-def batched(matchers: Sequence[Matcher | None], vocabulary: int) -> np.ndarray:
-    """`allowed_W` of each row, uint32 [B, W]; everything for a row that is done or has no constraint (None)."""
-    allowed_BW = np.full((len(matchers), words(vocabulary)), 0xFFFFFFFF, np.uint32)
+def batched_bitmask(matchers: Sequence[Matcher | None], vocabulary: int) -> np.ndarray:
+    """Returns `allowed_W` of each row, uint32 [B, W]; all ids for a row that is done or has no constraint (None)."""
+    allowed_BW = np.full((len(matchers), bitmask_words(vocabulary)), 0xFFFFFFFF, np.uint32)
     for row, matcher in enumerate(matchers):
         if matcher is not None and not matcher.is_done:
             allowed_BW[row] = matcher.allowed_W
     return allowed_BW
 
 
-def only_allowed(logits_BV: jax.Array, allowed_BW: jax.Array) -> jax.Array:
-    """The logits with those of ids whose bit is 0 at -inf. On the device; a row depends on nothing but itself."""
+def apply_bitmask(logits_BV: jax.Array, allowed_BW: jax.Array) -> jax.Array:
+    """Sets logits of ids whose bit is 0 to -inf. Rows are independent."""
     B, V = logits_BV.shape
     bits_BW32 = allowed_BW[..., None] >> jnp.arange(_BITS, dtype=jnp.uint32) & 1
     return jnp.where(bits_BW32.reshape(B, -1)[:, :V] == 1, logits_BV, -jnp.inf)
 
 
-class _Source:
-    """A tokenizer as llguidance asks for it: bytes of every id, and the ids of a text whose bytes must come next."""
+class _TokenizerAdapter:
+    """Adapts a tokenizer to llguidance: bytes of every id, and the ids of a text whose bytes must come next."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.tokens = [b""] * tokenizer.n_vocab  # what stays empty is never allowed
+        self.tokens = [b""] * tokenizer.n_vocab  # an empty one is never allowed
         self.special_token_ids = []
         for token in range(tokenizer.n_vocab):
             with suppress(KeyError):
                 self.tokens[token] = tokenizer.decode_single_token_bytes(token)
                 if tokenizer.is_special_token(token):
                     self.special_token_ids.append(token)
-        if tokenizer.end is None:  # llguidance cannot do without; Matcher takes it out of every mask
+        if tokenizer.end is None:  # llguidance needs one; Matcher removes it from every mask
             self.special_token_ids.append(len(self.tokens))
             self.tokens.append(b"<end>")
         self.eos_token_id = len(self.tokens) - 1 if tokenizer.end is None else tokenizer.end
@@ -217,7 +217,7 @@ class _Source:
         self.longest = max(map(len, self.ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
-        """The tokenizer's own ids where they spell the text: what a model has learnt to read."""
+        """Returns the tokenizer's own ids where they spell the text, as the model has seen in training."""
         raw = text.encode()
         with suppress(DataError):
             ids = tokenizers.encode(self.tokenizer, text)
@@ -226,7 +226,7 @@ class _Source:
         return self._greedy(raw)
 
     def _greedy(self, raw: bytes) -> list[int]:
-        """The longest token, and again, as far as there are any."""
+        """Matches the longest token repeatedly, as far as there is one."""
         ids, at = [], 0
         while at < len(raw):
             sizes = range(min(self.longest, len(raw) - at), 0, -1)
@@ -239,8 +239,8 @@ class _Source:
 
 
 @lru_cache(maxsize=8)
-def _prepared(tokenizer: Any) -> tuple[_Source, Any]:
-    source = _Source(tokenizer)
+def _library_tokenizer(tokenizer: Any) -> tuple[_TokenizerAdapter, Any]:
+    source = _TokenizerAdapter(tokenizer)
     return source, _library().LLTokenizer(source)
 
 
@@ -252,8 +252,8 @@ def _library() -> Any:
     return llguidance
 
 
-def _checked(grammar: Grammar) -> Grammar:
-    """The grammar; ConfigError where llguidance refuses it."""
+def _validated(grammar: Grammar) -> Grammar:
+    """Returns the grammar; raises ConfigError where llguidance refuses it."""
     problem = _library().LLMatcher.validate_grammar(grammar.text)
     if problem and not problem.startswith("WARNING"):
         raise ConfigError(f"{grammar.kind} cannot be used: {_one_line(problem)}")
@@ -261,8 +261,8 @@ def _checked(grammar: Grammar) -> Grammar:
 
 
 def _one_line(message: str) -> str:
-    """The reason in a message that may also draw the place, name it, and go on with the parser's state."""
-    told = message.partition("<state>")[0].splitlines()
-    lines = [line for line in told if not re.match(r" *(\d+ \||\^)", line)]
+    """Extracts the reason from a message that may also show the position and the parser's state."""
+    lines_before_state = message.partition("<state>")[0].splitlines()
+    lines = [line for line in lines_before_state if not re.match(r" *(\d+ \||\^)", line)]
     reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), " ".join(lines))
     return re.sub(r"^at \d+\(\d+\): invalid regex .* \(in regex\): ", "", reason).strip()[:200]

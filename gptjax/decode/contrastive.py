@@ -1,6 +1,6 @@
-"""Contrastive search: likely tokens that do not repeat what the model has in mind already. One program on the device.
+"""Contrastive search (arXiv 2202.06417): likely tokens whose hidden states differ from the previous ones.
 
-It is deterministic. Nothing here knows text.
+Deterministic, on token ids. A search is one program on the device.
 """
 
 from collections.abc import Sequence
@@ -15,94 +15,99 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.decode import prefill
-from gptjax.decode.batching import Batch, alone, batches, begun, bucket, capacity, limits
+from gptjax.decode.batching import Batch, batches, bucket, capacity, init_batch_cache, init_row_cache, token_limits
 from gptjax.decode.prefill import Decoder
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache, take_rows
 
 
-class Contrastive(NamedTuple):
-    """How to choose (arXiv 2202.06417 equation 5).
+class ContrastiveSearchParams(NamedTuple):
+    """Parameters of contrastive search (arXiv 2202.06417 equation 5).
 
     Attributes:
       alpha: weight of the degeneration penalty against the probability; 0 is greedy.
-      k: how many of the likeliest tokens are candidates; 1 is greedy.
+      k: number of most likely tokens that are candidates; 1 is greedy.
     """
 
     alpha: float = 0.6
     k: int = 4
 
     def check(self) -> None:
-        """Raises ConfigError for settings that mean nothing."""
+        """Raises ConfigError for an invalid value."""
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha is {self.alpha}; it must be from 0 to 1")
         if not self.k >= 1:
             raise ConfigError(f"k is {self.k}; it must be at least 1")
 
 
-class Continuation(NamedTuple):
-    """Its ids, and each id's log-probability (nats) in the model's own distribution."""
+class Completion(NamedTuple):
+    """Ids of a continuation, and the log-probability (nats) of each in the model's distribution."""
 
     ids: list[int]
     logprobs: list[float]
 
 
 class State(NamedTuple):
-    """Of B rows with k candidates each. Row b's candidates have the cache's rows b * k to b * k + k - 1, all alike."""
+    """Search state of B rows with k candidates each; those of row b are rows b * k to b * k + k - 1 of the cache."""
 
     cache: Cache
-    h_BCD: jax.Array  # float32, the directions of the hidden states of what was read
+    h_BCD: jax.Array  # float32, directions of the hidden states of previous tokens
     token_Bk: jax.Array  # candidates
     logprob_Bk: jax.Array
     ids_BT: jax.Array
     logprobs_BT: jax.Array
     length_B: jax.Array  # int32, new tokens
-    open_B: jax.Array
+    active_B: jax.Array
 
 
 def direction(x: jax.Array) -> jax.Array:
-    """x / |x| in float32, over the last axis. x is what the head reads: the last hidden state, normed where it is."""
+    """Returns x / |x| in float32, over the last axis, for the head's input x: the last hidden state after its norm."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @partial(jax.jit, static_argnums=0)
-def extended(
+def extend(
     model: nn.Module, params: Any, ids_1T: jax.Array, cache: Cache, n: jax.Array, h_CD: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """The cache after the first n of some more tokens, and h_CD with their directions."""
+    """Returns the cache extended by the first n of T more tokens, and h_CD with their directions."""
     C, T = len(h_CD), ids_1T.shape[1]
     x_1TD, _, after = models.extend(model, params, ids_1T, cache, n[None])
-    places_T = jnp.where(jnp.arange(T) < n, cache.length_B[0] + jnp.arange(T), C)
-    return after, h_CD.at[places_T].set(direction(x_1TD[0, :, : h_CD.shape[1]]), mode="drop")
+    positions_T = jnp.where(jnp.arange(T) < n, cache.length_B[0] + jnp.arange(T), C)
+    return after, h_CD.at[positions_T].set(direction(x_1TD[0, :, : h_CD.shape[1]]), mode="drop")
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
-def _put(cache: Cache, h_BCD: jax.Array, row: jax.Array, single: Cache, h_CD: jax.Array) -> tuple[Cache, jax.Array]:
+def _put_row(cache: Cache, h_BCD: jax.Array, row: jax.Array, single: Cache, h_CD: jax.Array) -> tuple[Cache, jax.Array]:
     return caches.put(cache, row, single), h_BCD.at[row].set(h_CD)
 
 
-def side_by_side(of: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
-    """A cache of B rows that have read all of their prompts but the last token, and h_BCD of what they read."""
-    C, D = capacity(batch, int(batch.limit_B.max())), of.model.config.width
-    cache, h_BCD = begun(of, batch, C), jnp.zeros((batch.rows, C, D))
-    longest = prefill.longest_piece()
+def prefill_batch(decoder: Decoder, batch: Batch) -> tuple[Cache, jax.Array]:
+    """Returns a cache prefilled with all but the last token of each prompt, and h_BCD of these tokens."""
+    C, D = capacity(batch, int(batch.limit_B.max())), decoder.model.config.width
+    cache, h_BCD = init_batch_cache(decoder, batch, C), jnp.zeros((batch.rows, C, D))
+    longest = prefill.max_chunk()
     for row, ids in enumerate(batch.prompts):
-        single, h_CD = alone(of, cache, row, C), jnp.zeros((C, D))
-        for ids_1T, n in prefill.pieces(ids[:-1], 0, longest):
-            single, h_CD = extended(of.model, of.params, ids_1T, single, jnp.asarray(n), h_CD)
-        cache, h_BCD = _put(cache, h_BCD, jnp.asarray(row), single._replace(encoder_output=None), h_CD)
+        single, h_CD = init_row_cache(decoder, cache, row, C), jnp.zeros((C, D))
+        for ids_1T, n in prefill.chunks(ids[:-1], 0, longest):
+            single, h_CD = extend(decoder.model, decoder.params, ids_1T, single, jnp.asarray(n), h_CD)
+        cache, h_BCD = _put_row(cache, h_BCD, jnp.asarray(row), single._replace(encoder_output=None), h_CD)
     return cache, h_BCD
 
 
-def chosen(prob_Bk: jax.Array, h_BkD: jax.Array, h_BCD: jax.Array, length_B: jax.Array, alpha: Any) -> jax.Array:
-    """Which candidate each row takes: argmax (1 - alpha) p - alpha max cosine (arXiv 2202.06417 equation 5).
+def select_candidate(
+    prob_Bk: jax.Array, h_BkD: jax.Array, h_BCD: jax.Array, length_B: jax.Array, alpha: Any
+) -> jax.Array:
+    """Selects a candidate of each row: argmax (1 - alpha) p - alpha max cosine (arXiv 2202.06417 equation 5).
 
     Args:
       prob_Bk: probability of each candidate.
-      h_BkD, h_BCD: directions of the candidates' hidden states, and of those before them.
-      length_B: how many of the C are before them.
-      alpha: the penalty's weight.
+      h_BkD, h_BCD: directions of the hidden states of the candidates and of the tokens before them.
+      length_B: number of the C that are tokens before them.
+      alpha: weight of the penalty.
+
+    Returns:
+      int32 [B], index of the candidate.
     """
     cosine_BkC = jnp.einsum("bkd,bcd->bkc", h_BkD, h_BCD)
     before_B1C = (jnp.arange(h_BCD.shape[1]) < length_B[:, None])[:, None]
@@ -111,7 +116,7 @@ def chosen(prob_Bk: jax.Array, h_BkD: jax.Array, h_BCD: jax.Array, length_B: jax
 
 
 @partial(jax.jit, static_argnames=("model", "k", "T"))
-def searched(
+def run_search(
     model: nn.Module,
     params: Any,
     cache: Cache,
@@ -124,31 +129,31 @@ def searched(
     k: int,
     T: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """ids_BT and logprobs_BT of the continuations, and length_B, how many of the T are theirs.
+    """Returns ids_BT and logprobs_BT of the continuations, and length_B, the number of their tokens.
 
     Args:
-      model, params: whose layers are unrolled.
-      cache, h_BCD: as of `side_by_side`.
+      model, params: with unrolled layers.
+      cache, h_BCD: from `prefill_batch`.
       last_B: the last token of each prompt.
-      limit_B: the most new tokens of each, at most T.
+      limit_B: maximum number of new tokens of each, at most T.
       ends_E: ids that end a continuation.
-      alpha, k: as of `Contrastive`.
-      T: new tokens that there is room for.
+      alpha, k: as in `ContrastiveSearchParams`.
+      T: size of the results.
     """
     B = len(last_B)
     rows_B = jnp.arange(B)
 
-    def further(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+    def body(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         step, s = carry
         read_B = s.cache.length_B[::k]
         x_N1D, unembedding_VD, cache = models.extend(model, params, s.token_Bk.reshape(B * k, 1), s.cache)
         x_BkD = x_N1D.reshape(B, k, -1)
-        h_BkD = direction(x_BkD[..., : s.h_BCD.shape[-1]])  # without the one that a head's bias is multiplied with
-        best_B = chosen(jnp.exp(s.logprob_Bk), h_BkD, s.h_BCD, read_B, alpha)
+        h_BkD = direction(x_BkD[..., : s.h_BCD.shape[-1]])  # without the 1 that a head's bias is multiplied by
+        best_B = select_candidate(jnp.exp(s.logprob_Bk), h_BkD, s.h_BCD, read_B, alpha)
         token_B, logprob_B = s.token_Bk[rows_B, best_B], s.logprob_Bk[rows_B, best_B]
-        # Step 0 reads the prompt's last token as if it were the candidates, and says nothing.
-        slot_B = jnp.where(s.open_B & (step > 0), step - 1, T)
-        length_B = jnp.where(s.open_B, step, s.length_B)
+        # Step 0 reads the prompt's last token in place of candidates, and outputs nothing.
+        slot_B = jnp.where(s.active_B & (step > 0), step - 1, T)
+        length_B = jnp.where(s.active_B, step, s.length_B)
         ended_B = (token_B[:, None] == ends_E).any(-1) & (step > 0)
         logprob_BV = jax.nn.log_softmax(models.next_logits(model, x_BkD[rows_B, best_B], unembedding_VD))
         candidate_logprob_Bk, candidate_Bk = jax.lax.top_k(logprob_BV, k)
@@ -160,7 +165,7 @@ def searched(
             s.ids_BT.at[rows_B, slot_B].set(token_B, mode="drop"),
             s.logprobs_BT.at[rows_B, slot_B].set(logprob_B, mode="drop"),
             length_B,
-            s.open_B & ~ended_B & (length_B < limit_B),
+            s.active_B & ~ended_B & (length_B < limit_B),
         )
 
     start = State(
@@ -174,43 +179,44 @@ def searched(
         limit_B > 0,
     )
     zero = jnp.zeros((), jnp.int32)
-    end = jax.lax.while_loop(lambda carry: carry[1].open_B.any(), further, (zero, start))[1]
+    end = jax.lax.while_loop(lambda carry: carry[1].active_B.any(), body, (zero, start))[1]
     return end.ids_BT, end.logprobs_BT, end.length_B
 
 
 def search(
-    of: Decoder,
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    settings: Contrastive,
+    settings: ContrastiveSearchParams,
     max_tokens: int,
     ends: Sequence[int] = (),
-    rows: int = 8,
+    batch_size: int = 8,
     sources: Sequence[Sequence[int]] = (),
-) -> list[Continuation]:
-    """A continuation of each prompt; what ends a text is its last id.
+) -> list[Completion]:
+    """Continues each prompt by contrastive search; an id that ends the text is the last of its ids.
 
     Args:
-      of: who goes on.
-      prompts: ids of each, of any lengths.
-      settings: how to choose.
-      max_tokens: the most new tokens; fewer where the model's context ends before.
+      decoder: the model.
+      prompts: ids of each prompt, of any lengths.
+      settings: parameters of the search.
+      max_tokens: maximum number of new tokens; fewer where the model's context ends before.
       ends: ids that end a continuation.
-      rows: how many prompts are continued at once; memory is for `rows * settings.k` rows.
-      sources: of an encoder-decoder, what its encoder reads for each.
+      batch_size: number of prompts in a batch; it allocates `batch_size * settings.k` rows.
+      sources: ids of each source, for an encoder-decoder.
 
     Raises:
-      ConfigError, DataError: settings or a prompt that cannot be.
+      ConfigError: invalid settings.
+      DataError: an invalid prompt.
     """
     settings.check()
-    config = of.model.config
-    # Every new token is read, the last one too: its hidden state is what it is judged by.
-    most = limits(prompts, max_tokens, config.context)
-    found: list[Continuation] = []
-    for batch in batches(prompts, most, rows, sources):
-        said = searched(
-            of.model,
-            of.params,
-            *side_by_side(of, batch),
+    config = decoder.model.config
+    # Every new token is read, the last one too, since its hidden state is needed to select it.
+    most = token_limits(prompts, max_tokens, config.context)
+    completions: list[Completion] = []
+    for batch in batches(prompts, most, batch_size, sources):
+        outputs = run_search(
+            decoder.model,
+            decoder.params,
+            *prefill_batch(decoder, batch),
             batch.last_B,
             batch.limit_B,
             np.array(sorted(set(ends)), np.int32),
@@ -218,7 +224,7 @@ def search(
             k=min(settings.k, config.vocabulary),
             T=bucket(int(batch.limit_B.max())),
         )
-        ids_BT, logprobs_BT, length_B = jax.device_get(said)
+        ids_BT, logprobs_BT, length_B = jax.device_get(outputs)
         for b, n in enumerate(length_B[: len(batch.prompts)]):
-            found.append(Continuation(ids_BT[b, :n].tolist(), logprobs_BT[b, :n].tolist()))
-    return found
+            completions.append(Completion(ids_BT[b, :n].tolist(), logprobs_BT[b, :n].tolist()))
+    return completions

@@ -1,7 +1,6 @@
-"""Text from tokens, as they come: whole characters only, up to a stop string, an end token or an id without a token.
+"""Incremental detokenization: whole characters only, up to a stop string, an end token or an id without a token.
 
-On the host, and pure: what is known of a row's text so far is a `State`, an argument and a result. Nothing here draws
-a token or writes to a terminal.
+Pure functions on the host: the `State` of a row is an argument and a result.
 """
 
 import codecs
@@ -13,12 +12,12 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 
 class State(NamedTuple):
-    """What has been read but not given out.
+    """Input that has not been output yet.
 
     Attributes:
-      pending: bytes of a character that is not whole yet.
-      held: text that may turn out to be the beginning of a stop string.
-      ended: why the text is over, "stop" or "end"; None while it goes on.
+      pending: bytes of an incomplete character.
+      held: text that may be the beginning of a stop string.
+      ended: reason why the text ended, "stop" or "end"; None while it continues.
     """
 
     pending: bytes = b""
@@ -26,14 +25,14 @@ class State(NamedTuple):
     ended: str | None = None
 
 
-class Fed(NamedTuple):
-    """What came of some tokens.
+class Detokenized(NamedTuple):
+    """Result of detokenizing some tokens.
 
     Attributes:
-      state: for the next ones.
-      text: to be shown now; never a part of a stop string.
-      used: how many of the tokens belong to the row: the one that ended it is the last of them.
-      stop: the stop string that ended it, which is no part of the text.
+      state: for the next tokens.
+      text: new text, without any part of a stop string.
+      used: number of tokens that belong to the row; the one that ended it is the last of them.
+      stop: the stop string that ended it, which is not part of the text.
     """
 
     state: State
@@ -42,51 +41,53 @@ class Fed(NamedTuple):
     stop: str | None = None
 
 
-def stops(strings: Sequence[str]) -> tuple[str, ...]:
-    """Stop strings as the functions below take them.
+def check_stop_strings(stop_strings: Sequence[str]) -> tuple[str, ...]:
+    """Returns stop strings as a tuple.
 
     Raises:
-      ConfigError: an empty one, which would stop every text before its first character.
+      ConfigError: one is empty, which would end every text before its first character.
     """
-    strings = (strings,) if isinstance(strings, str) else tuple(strings)
-    if "" in strings:
+    stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    if "" in stop_strings:
         raise ConfigError("a stop string is empty; leave it out")
-    return strings
+    return stop_strings
 
 
-def fed(state: State, tokens: Sequence[int], tokenizer: Tokenizer, strings: tuple[str, ...] = ()) -> Fed:
-    """The state and the text after more tokens of a row.
+def detokenize(
+    state: State, tokens: Sequence[int], tokenizer: Tokenizer, stop_strings: tuple[str, ...] = ()
+) -> Detokenized:
+    """Returns the state and the text after more tokens of a row.
 
-    A text ends at the first of its characters with which a stop string is whole; where several are whole with the
-    same character, the longest of them is taken off. It also ends with one of the tokenizer's end ids ("end"), and
-    with an id that the tokenizer has no token for, such as a row that pads the embedding ("end" too).
+    A text ends with the first character that completes a stop string; where one character completes several, the
+    longest of them is removed. It also ends with one of the tokenizer's end ids ("end"), and with an id that the
+    tokenizer has no token for, such as padding of the embedding ("end" too).
 
     Args:
-      state: after the tokens before; `State()` at the beginning. A state that has ended takes no token.
+      state: after the previous tokens; `State()` at the beginning. A state that has ended takes no token.
       tokens: ids.
-      tokenizer: whose ids they are.
-      strings: from `stops`.
+      tokenizer: decodes the ids.
+      stop_strings: from `check_stop_strings`.
     """
-    shown = []
+    texts = []
     for used, token in enumerate(tokens if state.ended is None else ()):
-        raw = _bytes_of(token, tokenizer)
-        state, text, stop = _read(state, raw or b"", strings, final=raw is None)
-        shown.append(text)
+        raw = _token_bytes(token, tokenizer)
+        state, text, stop = _append_bytes(state, raw or b"", stop_strings, final=raw is None)
+        texts.append(text)
         if state.ended is not None:
-            return Fed(state, "".join(shown), used + 1, stop)
-    return Fed(state, "".join(shown), len(tokens) if state.ended is None else 0)
+            return Detokenized(state, "".join(texts), used + 1, stop)
+    return Detokenized(state, "".join(texts), len(tokens) if state.ended is None else 0)
 
 
-def finished(state: State, strings: tuple[str, ...] = ()) -> Fed:
-    """The rest of a text that no more tokens will come for; bytes that are no whole character become U+FFFD."""
+def flush(state: State, stop_strings: tuple[str, ...] = ()) -> Detokenized:
+    """Returns the rest of a text at its end; bytes of an incomplete character become U+FFFD."""
     if state.ended is not None:
-        return Fed(state, "", 0)
-    state, text, stop = _read(state, b"", strings, final=True)
-    return Fed(state, text, 0, stop)
+        return Detokenized(state, "", 0)
+    state, text, stop = _append_bytes(state, b"", stop_strings, final=True)
+    return Detokenized(state, text, 0, stop)
 
 
-def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes | None:
-    """What a token adds to a text; None where it ends it."""
+def _token_bytes(token: int, tokenizer: Tokenizer) -> bytes | None:
+    """Returns the bytes of a token; None for one that ends the text."""
     if token == tokenizer.end or token in tokenizer.stop_token_ids:
         return None
     try:
@@ -95,23 +96,25 @@ def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes | None:
         return None
 
 
-def _read(state: State, raw: bytes, strings: tuple[str, ...], final: bool) -> tuple[State, str, str | None]:
-    known = state.pending + raw
-    new, whole = codecs.utf_8_decode(known, "replace", final)
+def _append_bytes(
+    state: State, raw: bytes, stop_strings: tuple[str, ...], final: bool
+) -> tuple[State, str, str | None]:
+    pending = state.pending + raw
+    new, decoded = codecs.utf_8_decode(pending, "replace", final)
     text = state.held + new
-    # No stop string was whole before, so one that is now began in what was held or later.
-    ends = [(text.find(string) + len(string), -len(string), string) for string in strings if string in text]
+    # No stop string was complete before, so a complete one begins in the held text or later.
+    ends = [(text.find(string) + len(string), -len(string), string) for string in stop_strings if string in text]
     if ends:
         end, _, stop = min(ends)
         return State(ended="stop"), text[: end - len(stop)], stop
     if final:
         return State(ended="end"), text, None
-    kept = _beginning(text, strings)
-    return State(known[whole:], text[len(text) - kept :]), text[: len(text) - kept], None
+    n_held = _stop_prefix_length(text, stop_strings)
+    return State(pending[decoded:], text[len(text) - n_held :]), text[: len(text) - n_held], None
 
 
-def _beginning(text: str, strings: tuple[str, ...]) -> int:
-    """How many of the last characters may be the beginning of a stop string."""
-    longest = min(len(text), max(map(len, strings), default=1) - 1)
+def _stop_prefix_length(text: str, stop_strings: tuple[str, ...]) -> int:
+    """Returns how many of the last characters may be the beginning of a stop string."""
+    longest = min(len(text), max(map(len, stop_strings), default=1) - 1)
     sizes = range(longest, 0, -1)
-    return next((size for size in sizes if any(string.startswith(text[-size:]) for string in strings)), 0)
+    return next((size for size in sizes if any(string.startswith(text[-size:]) for string in stop_strings)), 0)

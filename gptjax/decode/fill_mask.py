@@ -1,7 +1,4 @@
-"""What an encoder finds likeliest where a text has masks: the text is read once, and each mask filled in for itself.
-
-Nothing is drawn, and nothing is written after the text: an encoder writes none.
-"""
+"""Predicts masked tokens with an encoder: the text is read once, and each mask is filled independently."""
 
 import re
 from functools import partial
@@ -16,100 +13,100 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.specials import COMMON_NAMES, decode_with_specials, lookup_special_ids
 from gptjax.data.tokenizers.tokenizers import Tokenizer
-from gptjax.decode.prefill import SHORTEST, bucket
+from gptjax.decode.prefill import MIN_CHUNK, bucket
 
 MASKS = re.compile("|".join(map(re.escape, COMMON_NAMES["mask"])))
 
 
-class Filling(NamedTuple):
-    """An id that a mask may stand for, its text, and how likely it is."""
+class MaskCandidate(NamedTuple):
+    """A predicted token of a mask: id, text and probability."""
 
     token: int
     text: str
     probability: float
 
 
-class Filled(NamedTuple):
-    """A text with each mask filled in with its likeliest id, and the likeliest ids of each, in order."""
+class FilledText(NamedTuple):
+    """A text with each mask replaced by its most likely token, and the candidates of each mask, most likely first."""
 
     text: str
-    masks: list[list[Filling]]
+    masks: list[list[MaskCandidate]]
 
     def lines(self) -> str:
-        """The same for the eye."""
+        """Formats the text and its candidates for printing."""
         several = len(self.masks) > 1
-        found = [self.text]
+        lines = [self.text]
         for number, mask in enumerate(self.masks, 1):
-            found += [f"mask {number}"] if several else []
-            found += [f"  {one.probability:.4f}  {one.text!r}" for one in mask]
-        return "\n".join(found)
+            lines += [f"mask {number}"] if several else []
+            lines += [f"  {one.probability:.4f}  {one.text!r}" for one in mask]
+        return "\n".join(lines)
 
 
-def fill(model: nn.Module, params: Any, tokenizer: Tokenizer, text: str, k: int = 5) -> Filled:
-    """The k likeliest fillings of each mask in a text, which is written there as in USUAL, such as [MASK].
+def fill(model: nn.Module, params: Any, tokenizer: Tokenizer, text: str, k: int = 5) -> FilledText:
+    """Returns the k most likely tokens for each mask in a text.
 
     Args:
       model: an encoder.
       params: of the model.
       tokenizer: of the model.
-      text: with at least one mask.
-      k: how many.
+      text: with at least one mask, written as in COMMON_NAMES, such as [MASK].
+      k: number of candidates for each mask.
 
     Raises:
-      ConfigError: another kind of model, one that knows no mask, or a k that cannot be.
+      ConfigError: the model is no encoder or was trained without masks, or `k` is invalid.
       DataError: no mask, too many tokens, or a character that the tokenizer does not have.
     """
     V, context = model.config.vocabulary, model.config.context  # type: ignore[attr-defined]
     if models.kind(model) != "encoder":
-        raise ConfigError("this model is no encoder, and fills in no masks; it goes on from a prompt")
+        raise ConfigError("this model is no encoder and cannot fill in masks; it continues a prompt")
     if not 1 <= k <= V:
         raise ConfigError(f"top_k is {k}; it must be 1 to {V}")
     mask = lookup_special_ids(tokenizer, ["mask"]).ids["mask"]
     if mask >= V:
         raise ConfigError("this model was trained without masks; train it with --config.train.objective=masked")
-    ids = masked_ids(tokenizer, text, mask)
+    ids = encode_masked(tokenizer, text, mask)
     if len(ids) > context:
         raise DataError(f"the text has {len(ids)} tokens, and the model's context is {context}; shorten it")
-    places = [place for place, token in enumerate(ids) if token == mask]
-    ids_1T = np.zeros((1, max(len(ids), min(bucket(len(ids), SHORTEST), context))), np.int32)
+    positions = [place for place, token in enumerate(ids) if token == mask]
+    ids_1T = np.zeros((1, max(len(ids), min(bucket(len(ids), MIN_CHUNK), context))), np.int32)
     ids_1T[0, : len(ids)] = ids
     segments_1T = (np.arange(ids_1T.shape[1]) < len(ids)).astype(np.int32)[None]
-    probability_TV = np.asarray(probabilities(model, params, ids_1T, segments_1T))[0]
+    probability_TV = np.asarray(token_probabilities(model, params, ids_1T, segments_1T))[0]
     masks = []
-    for place in places:
-        likeliest = np.argsort(-probability_TV[place], kind="stable")[:k].tolist()
+    for place in positions:
+        best = np.argsort(-probability_TV[place], kind="stable")[:k].tolist()
         masks.append(
-            [Filling(i, decode_with_specials(tokenizer, [i]), float(probability_TV[place, i])) for i in likeliest]
+            [MaskCandidate(i, decode_with_specials(tokenizer, [i]), float(probability_TV[place, i])) for i in best]
         )
-        ids[place] = likeliest[0]
-    begin, end = len(tokenizer.begin), len(closing(tokenizer))
-    return Filled(decode_with_specials(tokenizer, ids[begin : len(ids) - end]), masks)
+        ids[place] = best[0]
+    begin, end = len(tokenizer.begin), len(closing_ids(tokenizer))
+    return FilledText(decode_with_specials(tokenizer, ids[begin : len(ids) - end]), masks)
 
 
-def masked_ids(tokenizer: Tokenizer, text: str, mask: int) -> list[int]:
-    """The ids that an encoder reads for a text with masks.
+def encode_masked(tokenizer: Tokenizer, text: str, mask: int) -> list[int]:
+    """Returns the ids of a text with masks, with special tokens around it.
 
     Raises:
-      DataError: there is none, or a character that the tokenizer does not have.
+      DataError: there is no mask, or a character that the tokenizer does not have.
     """
     pieces = MASKS.split(text)
     if len(pieces) == 1:
         raise DataError("the prompt has no mask to fill in; write [MASK] where a token is missing")
-    # Most vocabularies have the space before a word in its token, and so in what the mask stands for.
-    apart = tokenizer.name in ("bytes", "chars")
-    before = pieces[:-1] if apart else [piece.removesuffix(" ") for piece in pieces[:-1]]
+    # Most vocabularies have the space before a word in its token, and so in the masked token.
+    has_plain_spaces = tokenizer.name in ("bytes", "chars")
+    before = pieces[:-1] if has_plain_spaces else [piece.removesuffix(" ") for piece in pieces[:-1]]
     ids = [token for piece in before for token in (*tokenizers.encode(tokenizer, piece), mask)]
-    return [*tokenizer.begin, *ids, *tokenizers.encode(tokenizer, pieces[-1]), *closing(tokenizer)]
+    return [*tokenizer.begin, *ids, *tokenizers.encode(tokenizer, pieces[-1]), *closing_ids(tokenizer)]
 
 
-def closing(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What stands behind a text: a separator in vocabularies that have one, else the end, if there is one."""
-    known = tokenizers.special_tokens(tokenizer)
-    separators = [known[name] for name in COMMON_NAMES["separator"] if name in known]
+def closing_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the ids after a text: the separator, else the end of text, where the vocabulary has one."""
+    special = tokenizers.special_tokens(tokenizer)
+    separators = [special[name] for name in COMMON_NAMES["separator"] if name in special]
     return tuple(separators[:1]) or (() if tokenizer.end is None else (tokenizer.end,))
 
 
 @partial(jax.jit, static_argnums=0)
-def probabilities(model: nn.Module, params: Any, ids_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """Of each id at each place, [B, T, V]."""
+def token_probabilities(model: nn.Module, params: Any, ids_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Returns the probability of each id at each position, [B, T, V]."""
     return jax.nn.softmax(models.logits(model, params, ids_BT, segments_BT=segments_BT))

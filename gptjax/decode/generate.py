@@ -1,4 +1,4 @@
-"""From prompts to texts: what can be asked for is checked here, and given to the part of gptjax.decode that does it."""
+"""Prompts to texts: checks requests and options, and runs the engine or a search."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
@@ -13,13 +13,13 @@ from gptjax.data import pairs
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode import beam, constraints, contrastive, drafting, ensemble, prefill, step
-from gptjax.decode.beam import Beams
+from gptjax.decode.beam import BeamSearchParams
 from gptjax.decode.constraints import Grammar
-from gptjax.decode.contrastive import Contrastive
-from gptjax.decode.drafting import Speculation
-from gptjax.decode.engine import Engine, EngineRequest, Limits, New, Sample, Slot
+from gptjax.decode.contrastive import ContrastiveSearchParams
+from gptjax.decode.drafting import SpeculativeConfig
+from gptjax.decode.engine import Engine, EngineRequest, Limits, NewTokens, Sample, Slot
 from gptjax.decode.prefill import Decoder
-from gptjax.decode.prompts import Prompt, checked_ids, checked_source, prompt_ids, start_ids
+from gptjax.decode.prompts import Prompt, check_prompt_ids, check_source_ids, prompt_ids, start_ids
 from gptjax.decode.settings import SamplingParams
 from gptjax.decode.watermark import Watermark
 
@@ -27,80 +27,79 @@ OnText = Callable[[int, str], None]
 
 
 class Generator(NamedTuple):
-    """A model that goes on from text, or, an encoder-decoder, that answers it."""
+    """A model that continues prompts; an encoder-decoder writes the target of a source."""
 
-    reader: Decoder
+    decoder: Decoder
     tokenizer: Tokenizer
-    context: int  # the most tokens that it reads at once; an encoder-decoder: of the source, and of its own
+    context: int  # maximum number of tokens; for an encoder-decoder, of the source and of the target each
 
 
 class Request(NamedTuple):
-    """One text that is wanted.
+    """A request for one text.
 
     Attributes:
-      prompt: text to go on from, or its ids where they are known; empty: the start of a document. Of an
-        encoder-decoder, the source.
-      settings: how to choose tokens.
-      key: decides every draw, with nothing of the other texts.
+      prompt: text to continue, or its ids; empty for the start of a document. The source, for an encoder-decoder.
+      sampling_params: of this text.
+      key: a jax.random key; the samples depend on it alone, not on other requests.
     """
 
     prompt: str | tuple[int, ...]
-    settings: SamplingParams
+    sampling_params: SamplingParams
     key: jax.Array
 
 
 class GenerationConfig(NamedTuple):
-    """What is the same for all texts that are wanted.
+    """Options that all requests of a call share.
 
     Attributes:
-      rows: how many texts at once; 0: as many as there are, at most 16. With the same rows and room a text is the same,
-        bit for bit, alone and among others; with others a sum may be made in another order.
-      room: how many ids of a text there is room for, prompt and new ones, and how many of a source; 0: as the longest
-        of these texts needs.
-      cache_dtype: of keys and values, float32 or bfloat16; "": of the model's arithmetic.
-      slide: texts may get longer than the context; see gptjax.decode.engine.Limits.
-      alternatives: how many of the likeliest tokens are told at each place.
-      watermark: what marks the text.
-      grammar: what each text must be.
-      guidance: of a model by what it says without the prompt (arXiv 2306.17806); 1: none.
-      negative: what it reads instead of the prompt, to be guided away from; None: the prompt's last token, or
-        an empty source.
-      others: voices that speak too, over the same vocabulary.
-      combine, weights: how they do; see gptjax.decode.ensemble.
-      speculation: proposes tokens.
-      draft: the voice that does, where not n-gram lookup.
-      beams, contrastive: search instead of drawing.
+      batch_size: number of texts generated at once; 0: as many as there are, at most 16. With the same `batch_size` and
+        `max_length` a text is the same, bit for bit, alone and among others; with other values a sum may be computed in
+        another order.
+      max_length: number of ids to allocate for a text, prompt and new ones, and for a source; 0: for the longest of
+        these texts.
+      cache_dtype: of keys and values, float32 or bfloat16; "": that of the model's arithmetic.
+      sliding_context: texts may get longer than the context; see gptjax.decode.engine.Limits.
+      alternatives: number of most likely tokens returned for each position.
+      watermark: to add to the text.
+      grammar: that each text must match.
+      guidance: scale of classifier-free guidance (arXiv 2306.17806); 1: none.
+      negative: negative prompt for guidance; None: the prompt's last token, or an empty source.
+      ensemble: further models with the same vocabulary, whose distributions are combined with the model's.
+      combine, weights: of the ensemble; see gptjax.decode.ensemble.
+      speculation: configuration of speculative decoding.
+      draft: the draft model; None with n-gram lookup.
+      beams, contrastive: parameters of a search, which replaces sampling.
     """
 
-    rows: int = 0
-    room: int = 0
+    batch_size: int = 0
+    max_length: int = 0
     cache_dtype: str = ""
-    slide: bool = False
+    sliding_context: bool = False
     alternatives: int = 0
     watermark: Watermark | None = None
     grammar: Grammar | None = None
     guidance: float = 1.0
     negative: str | None = None
-    others: tuple[Generator, ...] = ()
+    ensemble: tuple[Generator, ...] = ()
     combine: str = "probabilities"
     weights: tuple[float, ...] = ()
-    speculation: Speculation | None = None
+    speculation: SpeculativeConfig | None = None
     draft: Generator | None = None
-    beams: Beams | None = None
-    contrastive: Contrastive | None = None
+    beams: BeamSearchParams | None = None
+    contrastive: ContrastiveSearchParams | None = None
 
 
 DEFAULT = GenerationConfig()
-LOOKAHEAD = 64  # batches of a search that are looked at together, for sources of like lengths
+LOOKAHEAD = 64  # batches of a search that are sorted together by the length of their sources
 
 # Fields of GenerationConfig that exclude each other.
 INCOMPATIBLE = (
-    ("beams", "contrastive", "speculation", "slide"),
+    ("beams", "contrastive", "speculation", "sliding_context"),
     ("beams", "contrastive", "speculation", "grammar"),
-    ("beams", "contrastive", "speculation", "guidance", "others"),
+    ("beams", "contrastive", "speculation", "guidance", "ensemble"),
     ("beams", "contrastive", "speculation", "watermark"),
     ("beams", "contrastive", "speculation", "alternatives"),
-    ("guidance", "others", "slide"),
+    ("guidance", "ensemble", "sliding_context"),
 )
 # Fields of SamplingParams that searches do not read.
 SAMPLING_FIELDS = tuple(
@@ -109,143 +108,158 @@ SAMPLING_FIELDS = tuple(
 
 
 def generator(model: nn.Module, params: Any, tokenizer: Tokenizer, context: int) -> Generator:
-    """A Voice of a model as gptjax.models.build gives it."""
+    """Returns the Generator of a model from gptjax.models.build."""
     return Generator(prefill.decoder(model, params), tokenizer, context)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[SamplingParams, GenerationConfig]:
-    """Options by name as what they are options of.
+    """Splits options by name into sampling parameters and generation config.
 
     Raises:
-      ConfigError: one that there is not.
+      ConfigError: an unknown option.
     """
-    known = (*SamplingParams._fields, *GenerationConfig._fields)
+    names = (*SamplingParams._fields, *GenerationConfig._fields)
     for name in options:
-        if name not in known:
-            raise ConfigError(f"unknown option {name}; there are {', '.join(known)}")
-    settings = {name: value for name, value in options.items() if name in SamplingParams._fields}
-    return SamplingParams(**settings), GenerationConfig(
-        **{name: value for name, value in options.items() if name not in settings}
+        if name not in names:
+            raise ConfigError(f"unknown option {name}; options are {', '.join(names)}")
+    sampling_params = {name: value for name, value in options.items() if name in SamplingParams._fields}
+    return SamplingParams(**sampling_params), GenerationConfig(
+        **{name: value for name, value in options.items() if name not in sampling_params}
     )
 
 
-def check(of: Generator, settings: SamplingParams, generation: GenerationConfig) -> None:
-    """Raises ConfigError for the first thing that cannot be, or not together with another."""
-    for problem in _unfit(of, generation):
+def check(generator: Generator, sampling_params: SamplingParams, generation: GenerationConfig) -> None:
+    """Raises ConfigError for the first option that is invalid, unsupported, or incompatible with another."""
+    for problem in _unsupported(generator, generation):
         raise ConfigError(problem)
-    settings.check(of.reader.model.config.vocabulary)
+    sampling_params.check(generator.decoder.model.config.vocabulary)
     if generation.draft and generation.speculation:
-        drafting.check_draft(of.reader, generation.draft.reader, of.tokenizer, generation.draft.tokenizer)
+        drafting.check_draft(
+            generator.decoder, generation.draft.decoder, generator.tokenizer, generation.draft.tokenizer
+        )
     for part in (generation.beams, generation.contrastive, generation.watermark):
         if part:
             part.check()
     if generation.speculation:
         generation.speculation.check(generation.draft is not None)
-    for problems in (_impossible(of, generation), _contradictions(settings, generation)):
+    for problems in (_invalid_values(generator, generation), _contradictions(sampling_params, generation)):
         for problem in problems:
             raise ConfigError(problem)
 
 
-def _unfit(of: Generator, generation: GenerationConfig) -> Iterator[str]:
-    """Of what kinds of models cannot do."""
-    kind = models.kind(of.reader.model)
+def _unsupported(generator: Generator, generation: GenerationConfig) -> Iterator[str]:
+    """Yields problems with options that the kind of model does not support."""
+    kind = models.kind(generator.decoder.model)
     if kind == "encoder":
         yield "this model is an encoder and writes no text; it fills in masks, as in --prompt='The sea is [MASK].'"
     if any(
-        models.kind(other.reader.model) != kind for other in (*generation.others, *filter(None, [generation.draft]))
+        models.kind(other.decoder.model) != kind for other in (*generation.ensemble, *filter(None, [generation.draft]))
     ):
-        yield "an encoder-decoder speaks with others only where all of them have an encoder; leave out the others"
-    if kind == "seq2seq" and generation.slide:
-        yield "slide is for decoders; what an encoder-decoder writes is at most as long as its context"
-    speaking = (of, generation.draft) if generation.draft else (of,)
-    if generation.speculation and any(models.is_recurrent(generator.reader.model.config) for generator in speaking):
+        yield "an encoder-decoder can be combined only with encoder-decoders; leave out the other models"
+    if kind == "seq2seq" and generation.sliding_context:
+        yield "sliding_context is for decoders; what an encoder-decoder writes is at most as long as its context"
+    generators = (generator, generation.draft) if generation.draft else (generator,)
+    if generation.speculation and any(models.is_recurrent(one.decoder.model.config) for one in generators):
         yield "a recurrent model cannot take back what it has read; leave out speculation"
 
 
-def _impossible(of: Generator, generation: GenerationConfig) -> Iterator[str]:
-    if generation.rows < 0:
-        yield f"rows is {generation.rows}; it must be at least 1, or 0 for as many as there are"
-    if generation.room < 0:
-        yield f"room is {generation.room}; it must be at least 1, or 0 for what the longest text needs"
+def _invalid_values(generator: Generator, generation: GenerationConfig) -> Iterator[str]:
+    if generation.batch_size < 0:
+        yield f"batch_size is {generation.batch_size}; it must be at least 1, or 0 for as many as there are"
+    if generation.max_length < 0:
+        yield f"max_length is {generation.max_length}; it must be at least 1, or 0 for what the longest text needs"
     if generation.cache_dtype not in ("", "float32", "bfloat16"):
         yield f"cache_dtype is {generation.cache_dtype!r}; it must be float32 or bfloat16"
-    V = of.reader.model.config.vocabulary
+    V = generator.decoder.model.config.vocabulary
     if not 0 <= generation.alternatives <= V:
         yield f"alternatives is {generation.alternatives}; it must be 0 to {V}"
     if not 0 < generation.guidance < float("inf"):
-        yield f"guidance is {generation.guidance}; it must be a number above 0, and 1 guides nothing"
-    if generation.speculation and generation.speculation.ahead > of.context:
-        yield f"{generation.speculation.tokens} tokens of speculation are too many for a context of {of.context}"
-    if any(tokenizers.sha256(other.tokenizer) != tokenizers.sha256(of.tokenizer) for other in generation.others):
-        yield "models that speak together must have one tokenizer; train them with the same"
+        yield f"guidance is {generation.guidance}; it must be a number above 0, and 1 is no guidance"
+    if generation.speculation and generation.speculation.lookahead > generator.context:
+        yield f"{generation.speculation.tokens} tokens of speculation are too many for a context of {generator.context}"
+    if any(
+        tokenizers.sha256(other.tokenizer) != tokenizers.sha256(generator.tokenizer) for other in generation.ensemble
+    ):
+        yield "models of an ensemble must have one tokenizer; train them with the same one"
 
 
-def _contradictions(settings: SamplingParams, generation: GenerationConfig) -> Iterator[str]:
-    asked = [
+def _contradictions(sampling_params: SamplingParams, generation: GenerationConfig) -> Iterator[str]:
+    changed = [
         name for name in GenerationConfig._fields if getattr(generation, name) != GenerationConfig._field_defaults[name]
     ]
     for group in INCOMPATIBLE:
-        both = [name for name in group if name in asked]
+        both = [name for name in group if name in changed]
         if len(both) > 1:
             yield f"{both[0]} and {both[1]} cannot be used together; leave out one of them"
-    if generation.negative is not None and "guidance" not in asked:
+    if generation.negative is not None and "guidance" not in changed:
         yield "a negative prompt does nothing without guidance; give both"
     if generation.draft and not generation.speculation:
         yield "a draft model does nothing without speculation"
-    if generation.grammar and (settings.no_repeat_ngram or settings.min_tokens):
+    if generation.grammar and (sampling_params.no_repeat_ngram or sampling_params.min_tokens):
         yield "no_repeat_ngram and min_tokens may forbid all that a grammar allows; leave them out"
     for name in SAMPLING_FIELDS:
-        if (generation.beams or generation.contrastive) and getattr(settings, name) != SamplingParams._field_defaults[
-            name
-        ]:
+        if (generation.beams or generation.contrastive) and getattr(
+            sampling_params, name
+        ) != SamplingParams._field_defaults[name]:
             yield f"{name} does nothing in a search by beams or contrast; leave it out"
 
 
 def generate(
-    of: Generator,
+    generator: Generator,
     requests: Sequence[Request],
     generation: GenerationConfig = DEFAULT,
     on_text: OnText = lambda number, text: None,
     stride: int = 0,
 ) -> Iterator[tuple[int, Sample]]:
-    """Yields (which of `asks`, its text) as texts are over; of a search, each of the best in a row.
+    """Yields (index into `requests`, its sample) as texts end; of a search, each of the best in a row.
 
     Args:
-      of: who goes on.
-      asks: what is wanted.
-      how: what is the same for all.
-      on_text: gets each piece of a text as it comes, whole characters only.
-      stride: tokens of a row between two of these; 0: many, which costs least.
+      generator: the model.
+      requests: texts to generate.
+      generation: options that all requests share.
+      on_text: called with the index of a request and each new part of its text, whole characters only.
+      stride: number of tokens of a row between two such calls; 0: many, which is fastest.
 
     Raises:
-      ConfigError, DataError: settings or a prompt that cannot be; before anything is generated.
+      ConfigError: invalid options; before anything is generated.
+      DataError: an invalid prompt; before anything is generated.
     """
-    for settings in {id(request.settings): request.settings for request in requests}.values():
-        check(of, settings, generation)
+    for sampling_params in {id(request.sampling_params): request.sampling_params for request in requests}.values():
+        check(generator, sampling_params, generation)
     if not requests:
         return
-    of, generation = keeping(of, generation)
-    # Who speaks with others can look back no further than they can.
-    context = min(generator.context for generator in (of, *generation.others))
-    prompts = [prompt_of(of, request.prompt, 0 if generation.slide else context) for request in requests]
+    generator, generation = with_cache_dtype(generator, generation)
+    # The context of an ensemble is the shortest one.
+    context = min(one.context for one in (generator, *generation.ensemble))
+    prompts = [
+        encode_prompt(generator, request.prompt, 0 if generation.sliding_context else context) for request in requests
+    ]
     if generation.beams or generation.contrastive:
-        yield from searched(of, requests, prompts, generation)
+        yield from run_searches(generator, requests, prompts, generation)
         return
     constraint = None
     if generation.grammar:
-        constraint = constraints.compile(generation.grammar, of.tokenizer, of.reader.model.config.vocabulary)
+        constraint = constraints.compile_grammar(
+            generation.grammar, generator.tokenizer, generator.decoder.model.config.vocabulary
+        )
     negative = None
-    if generation.guidance != 1 and (of.reader.is_encoder_decoder or generation.negative is not None):
-        negative = prompt_of(of, generation.negative or "", 0 if generation.slide else context)
-    every = [*prompts, negative] if negative else prompts
-    longest = max(len(p.ids) + request.settings.max_tokens for p, request in zip(prompts, requests, strict=True))
-    longest = max(generation.room, longest + (len(negative.ids) if negative else 0))
-    rows, source = generation.rows or min(16, len(requests)), max(len(p.source) for p in every)
-    source = source and min(max(generation.room, source), context)
-    limits = Limits(rows, longest if generation.slide else min(longest, context), context, generation.slide, source)
+    if generation.guidance != 1 and (generator.decoder.is_encoder_decoder or generation.negative is not None):
+        negative = encode_prompt(generator, generation.negative or "", 0 if generation.sliding_context else context)
+    all_prompts = [*prompts, negative] if negative else prompts
+    longest = max(len(p.ids) + request.sampling_params.max_tokens for p, request in zip(prompts, requests, strict=True))
+    longest = max(generation.max_length, longest + (len(negative.ids) if negative else 0))
+    batch_size, source = generation.batch_size or min(16, len(requests)), max(len(p.source) for p in all_prompts)
+    source = source and min(max(generation.max_length, source), context)
+    limits = Limits(
+        batch_size,
+        longest if generation.sliding_context else min(longest, context),
+        context,
+        generation.sliding_context,
+        source,
+    )
     engine = Engine(
-        speaking(of, generation),
-        of.tokenizer,
+        build_ensemble(generator, generation),
+        generator.tokenizer,
         limits,
         generation.alternatives,
         generation.watermark,
@@ -254,96 +268,104 @@ def generate(
 
     def engine_requests() -> Iterable[EngineRequest]:
         for prompt, request in zip(prompts, requests, strict=True):
-            read = [prompt] * len(engine.ensemble.readers)
+            inputs = [prompt] * len(engine.ensemble.decoders)
             if generation.guidance != 1:
-                read[1] = negative or Prompt(prompt.ids[-1:])
-            sources = tuple(one.source for one in read) if source else ()
-            yield EngineRequest(tuple(one.ids for one in read), request.settings, request.key, constraint, sources)
+                inputs[1] = negative or Prompt(prompt.ids[-1:])
+            sources = tuple(one.source for one in inputs) if source else ()
+            ids = tuple(one.ids for one in inputs)
+            yield EngineRequest(ids, request.sampling_params, request.key, constraint, sources)
 
-    yield from engine.answer(engine_requests(), on_text, stride or step.MOST)
+    yield from engine.generate(engine_requests(), on_text, stride or step.MAX_STEPS)
 
 
-def prompt_of(of: Generator, prompt: str | tuple[int, ...], context: int) -> Prompt:
-    """What a model reads for a prompt, which for an encoder-decoder is a source.
+def encode_prompt(generator: Generator, prompt: str | tuple[int, ...], context: int) -> Prompt:
+    """Returns the ids of a prompt; for an encoder-decoder the prompt is the source.
 
     Args:
-      of: whose model.
+      generator: the model.
       prompt: text or ids.
-      context: the most ids that there may be, one new one of a decoder included; 0 for any number.
+      context: maximum number of ids, one new one of a decoder included; 0 for no maximum.
 
     Raises:
-      ConfigError, DataError: there are none, too many, or some that the model does not have.
+      ConfigError, DataError: there are no ids, too many, or ids outside the model's vocabulary.
     """
-    config, ids = of.reader.model.config, models.num_embeddings(of.reader.model)
+    config, ids = generator.decoder.model.config, models.num_embeddings(generator.decoder.model)
     if not isinstance(prompt, str) and not all(0 <= token < ids for token in prompt):
         raise DataError(f"the prompt has ids that the model does not; they must lie in 0 to {ids - 1}")
-    if of.reader.is_encoder_decoder:
-        source = pairs.source_ids(of.tokenizer, prompt) if isinstance(prompt, str) else prompt
-        return Prompt(start_ids(config, of.tokenizer), checked_source(source, context))
+    if generator.decoder.is_encoder_decoder:
+        source = pairs.source_ids(generator.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        return Prompt(start_ids(config, generator.tokenizer), check_source_ids(source, context))
     if isinstance(prompt, str):
-        return Prompt(prompt_ids(of.tokenizer, prompt, context))
-    return Prompt(checked_ids(prompt, context))
+        return Prompt(prompt_ids(generator.tokenizer, prompt, context))
+    return Prompt(check_prompt_ids(prompt, context))
 
 
-def keeping(of: Generator, generation: GenerationConfig) -> tuple[Generator, GenerationConfig]:
-    """All who speak, with keys and values in the dtype that is wanted."""
+def with_cache_dtype(generator: Generator, generation: GenerationConfig) -> tuple[Generator, GenerationConfig]:
+    """Returns the model, and the config with its other models, with the cache dtype of the config."""
     if not generation.cache_dtype:
-        return of, generation
+        return generator, generation
 
-    def kept(generator: Generator) -> Generator:
-        return generator._replace(reader=generator.reader._replace(dtype=generation.cache_dtype))
+    def with_dtype(one: Generator) -> Generator:
+        return one._replace(decoder=one.decoder._replace(dtype=generation.cache_dtype))
 
-    return kept(of), generation._replace(
-        draft=generation.draft and kept(generation.draft), others=tuple(map(kept, generation.others))
+    return with_dtype(generator), generation._replace(
+        draft=generation.draft and with_dtype(generation.draft), ensemble=tuple(map(with_dtype, generation.ensemble))
     )
 
 
-def speaking(of: Generator, generation: GenerationConfig) -> ensemble.Ensemble:
-    """Who chooses each token; of speculation, who judges and who proposes."""
+def build_ensemble(generator: Generator, generation: GenerationConfig) -> ensemble.Ensemble:
+    """Returns the models whose distributions are combined; with speculation, the model and its draft model."""
     if generation.guidance != 1:
-        return ensemble.guided(of.reader, generation.guidance)
-    if generation.others:
-        return ensemble.together(
-            [of.reader, *(other.reader for other in generation.others)], generation.combine, generation.weights
+        return ensemble.with_guidance(generator.decoder, generation.guidance)
+    if generation.ensemble:
+        return ensemble.make_ensemble(
+            [generator.decoder, *(other.decoder for other in generation.ensemble)],
+            generation.combine,
+            generation.weights,
         )
-    return ensemble.Ensemble((of.reader, generation.draft.reader) if generation.draft else (of.reader,))
+    return ensemble.Ensemble(
+        (generator.decoder, generation.draft.decoder) if generation.draft else (generator.decoder,)
+    )
 
 
-def searched(
-    of: Generator, requests: Sequence[Request], prompts: Sequence[Prompt], generation: GenerationConfig
+def run_searches(
+    generator: Generator, requests: Sequence[Request], prompts: Sequence[Prompt], generation: GenerationConfig
 ) -> Iterator[tuple[int, Sample]]:
-    """The texts that beams or contrast find; each comes whole, those with sources of about one length together."""
-    ends = tokenizers.eos_token_ids(of.tokenizer)
-    rows = generation.rows or 8
-    for _, alike in groupby(range(len(requests)), key=lambda number: requests[number].settings.max_tokens):
-        for some in batched(alike, LOOKAHEAD * rows):
-            for numbers in batched(sorted(some, key=lambda number: len(prompts[number].source)), rows):
-                these, most = [prompts[number].ids for number in numbers], requests[numbers[0]].settings.max_tokens
-                sources = [prompts[number].source for number in numbers] if of.reader.is_encoder_decoder else []
-                found: Sequence[Sequence[Any]]
+    """Yields the texts of beam or contrastive search; texts with sources of similar length share a batch."""
+    ends = tokenizers.eos_token_ids(generator.tokenizer)
+    batch_size = generation.batch_size or 8
+    for _, alike in groupby(range(len(requests)), key=lambda number: requests[number].sampling_params.max_tokens):
+        for group in batched(alike, LOOKAHEAD * batch_size):
+            for numbers in batched(sorted(group, key=lambda number: len(prompts[number].source)), batch_size):
+                ids = [prompts[number].ids for number in numbers]
+                max_tokens = requests[numbers[0]].sampling_params.max_tokens
+                sources = [prompts[number].source for number in numbers] if generator.decoder.is_encoder_decoder else []
+                hypotheses: Sequence[Sequence[Any]]
                 if generation.beams:
-                    found = beam.search(of.reader, these, generation.beams, most, ends, rows, sources)
+                    hypotheses = beam.search(
+                        generator.decoder, ids, generation.beams, max_tokens, ends, batch_size, sources
+                    )
                 elif generation.contrastive:
-                    one_each = contrastive.search(of.reader, these, generation.contrastive, most, ends, rows, sources)
-                    found = [[one] for one in one_each]
-                for number, best in zip(numbers, found, strict=True):
+                    completions = contrastive.search(
+                        generator.decoder, ids, generation.contrastive, max_tokens, ends, batch_size, sources
+                    )
+                    hypotheses = [[one] for one in completions]
+                for number, best in zip(numbers, hypotheses, strict=True):
                     for one in best:
-                        yield number, as_sample(of.tokenizer, prompts[number], requests[number], one)
+                        yield number, to_sample(generator.tokenizer, prompts[number], requests[number], one)
 
 
 def batched(numbers: Iterable[int], n: int) -> Iterator[tuple[int, ...]]:
-    """As itertools.batched, which Python 3.11 does not have."""
+    """Equals itertools.batched, which Python 3.11 does not have."""
     rest = iter(numbers)
-    while some := tuple(islice(rest, n)):
-        yield some
+    while batch := tuple(islice(rest, n)):
+        yield batch
 
 
-def as_sample(tokenizer: Tokenizer, prompt: Prompt, request: Request, found: Any) -> Sample:
-    """What a search found, as a text; a stop string in it ends it."""
-    row = Slot(
-        0,
-        EngineRequest((prompt.ids,), request.settings, request.key, sources=(prompt.source,) if prompt.source else ()),
-    )
-    row.feed(tokenizer, New(list(found.ids), list(found.logprobs), [[] for _ in found.ids]))
+def to_sample(tokenizer: Tokenizer, prompt: Prompt, request: Request, hypothesis: Any) -> Sample:
+    """Converts a hypothesis of a search to a Sample; a stop string in it ends it."""
+    sources = (prompt.source,) if prompt.source else ()
+    row = Slot(0, EngineRequest((prompt.ids,), request.sampling_params, request.key, sources=sources))
+    row.feed(tokenizer, NewTokens(list(hypothesis.ids), list(hypothesis.logprobs), [[] for _ in hypothesis.ids]))
     row.end("context")
-    return row.sample._replace(score=getattr(found, "score", None))
+    return row.sample._replace(score=getattr(hypothesis, "score", None))

@@ -13,33 +13,33 @@ from gptjax.data import records, streams
 
 
 def read(place: str) -> Iterator[str]:
-    """The prompts of a file, in order; at its end it is said how many were repaired.
+    """Yields the prompts of a file, in order; reports at the end how many were repaired.
 
     Args:
-      place: a file of records by its name (.json, .csv, .tsv, .parquet), or of lines; "-": lines of stdin. A line is a
-        prompt as it is, a string of JSON, or an object of JSON with a text `prompt`. Only line feeds end lines.
+      place: a file of records by its suffix (.json, .csv, .tsv, .parquet), or of lines; "-" for lines of stdin. A line
+        is a plain prompt, a JSON string, or a JSON object with a string `prompt`. Only line feeds end lines.
 
     Raises:
-      ConfigError: what reads it is not installed.
-      DataError: it cannot be read, or an object has no text `prompt`.
+      ConfigError: a package that is needed to read the file is not installed.
+      DataError: the file cannot be read, or an object has no string `prompt`.
     """
     format = "" if place == "-" else streams.suffix_of(Path(place))
     if format in records.FORMATS and format != "jsonl":
-        return (_of_object(record.fields, record.where) for record in records.read(Path(place)))
-    return _of_lines(place, strict=format == "jsonl")
+        return (_parse_object(record.fields, record.where) for record in records.read(Path(place)))
+    return _read_lines(place, strict=format == "jsonl")
 
 
-def _of_lines(place: str, strict: bool) -> Iterator[str]:
-    count = damaged = 0
+def _read_lines(place: str, strict: bool) -> Iterator[str]:
+    count = n_repaired = 0
     for number, line in _lines(place):
-        text, repaired = decode_repaired(line)
+        text, in_bytes = decode_repaired(line)
         text = streams.strip_newline(text)
         if text.strip():
-            prompt, mended = _of_line(text, f"{'stdin' if place == '-' else place}, line {number:,}", strict)
-            count, damaged = count + 1, damaged + (repaired or mended)
+            prompt, in_json = _parse_line(text, f"{'stdin' if place == '-' else place}, line {number:,}", strict)
+            count, n_repaired = count + 1, n_repaired + (in_bytes or in_json)
             yield prompt
-    if damaged:
-        console.say(f"prompts    {damaged:,} of {count:,} of {place} are not UTF-8 and are repaired with U+FFFD")
+    if n_repaired:
+        console.say(f"prompts    {n_repaired:,} of {count:,} of {place} are not UTF-8 and are repaired with U+FFFD")
 
 
 def _lines(place: str) -> Iterator[tuple[int, bytes]]:
@@ -51,20 +51,20 @@ def _lines(place: str) -> Iterator[tuple[int, bytes]]:
     yield from streams.lines(Path("stdin"), stdin or io.BytesIO(sys.stdin.read().encode("utf-8", "surrogatepass")))
 
 
-def _of_line(line: str, where: str, strict: bool) -> tuple[str, bool]:
-    """A line's prompt, and whether it was repaired; with `strict` what begins as a string or an object must be one."""
+def _parse_line(line: str, where: str, strict: bool) -> tuple[str, bool]:
+    """Returns a line's prompt and True if it was repaired; with `strict`, what begins like JSON must be JSON."""
     if not line.lstrip().startswith(("{", '"')):
         return line, False
     try:
-        value, mended = records.parse_repaired(line, where)
+        value, repaired = records.parse_repaired(line, where)
     except DataError:
         if strict or is_too_deep(line):
             raise
         return line, False
-    return value if isinstance(value, str) else _of_object(value, where), mended
+    return value if isinstance(value, str) else _parse_object(value, where), repaired
 
 
-def _of_object(value: Any, where: str) -> str:
+def _parse_object(value: Any, where: str) -> str:
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str):
         raise DataError(f"{where} has no text 'prompt'; it has {', '.join(map(str, value)) or 'nothing'}")

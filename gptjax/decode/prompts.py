@@ -1,7 +1,7 @@
-"""What a model is given to go on from. A decoder: the prompt itself. An encoder-decoder: the prompt is its source.
+"""Token ids of prompts. A decoder continues the prompt; for an encoder-decoder the prompt is the source.
 
-An encoder-decoder's own text begins with a start id, which is its prompt as everything else in gptjax.decode knows it:
-so penalties, lengths and histories are of the target alone. Ids only; nothing here touches a model.
+The target of an encoder-decoder begins with a start id, which the rest of gptjax.decode treats as its prompt: so
+penalties, lengths and histories are of the target alone. Nothing here touches a model.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 
 class Prompt(NamedTuple):
-    """What a text goes on from.
+    """Token ids that a text continues.
 
     Attributes:
-      ids: of the text itself, so far.
-      source: of an encoder-decoder, what its encoder reads; else nothing.
+      ids: of the text itself; the start of the target for an encoder-decoder.
+      source: read by the encoder of an encoder-decoder; else empty.
     """
 
     ids: tuple[int, ...]
@@ -25,34 +25,34 @@ class Prompt(NamedTuple):
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, context: int) -> tuple[int, ...]:
-    """The ids that a prompt stands for, with what a document begins with; an empty one is the border between documents.
+    """Returns the ids of a prompt, with those that begin a document; the end-of-text id for an empty prompt.
 
     Args:
-      tokenizer: whose ids.
+      tokenizer: encodes the prompt.
       prompt: text.
-      context: the most ids that a prompt may have together with one new token; 0 for any number.
+      context: maximum number of ids, one new token included; 0 for no maximum.
 
     Raises:
       DataError: a character that the tokenizer does not have, no ids at all, or too many.
     """
-    border = [] if tokenizer.end is None else [tokenizer.end]
-    return checked_ids([*tokenizer.begin, *tokenizers.encode(tokenizer, prompt)] or border, context)
+    end = [] if tokenizer.end is None else [tokenizer.end]
+    return check_prompt_ids([*tokenizer.begin, *tokenizers.encode(tokenizer, prompt)] or end, context)
 
 
-def checked_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
-    """The ids of a prompt, which something can follow; errors as of `prompt_ids`."""
+def check_prompt_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
+    """Returns the ids of a prompt, after checking that a token can follow; raises like `prompt_ids`."""
     if not ids:
         raise DataError("the prompt is empty, and this tokenizer has no token to begin with; give --prompt")
     if context and len(ids) >= context:
         raise DataError(
             f"the prompt has {len(ids)} tokens, and the model's context is {context}, the new ones included; "
-            "shorten it, or let the context slide with --slide"
+            "shorten it, or give --sliding_context"
         )
     return tuple(ids)
 
 
-def checked_source(ids: Sequence[int], context: int) -> tuple[int, ...]:
-    """The ids of a source.
+def check_source_ids(ids: Sequence[int], context: int) -> tuple[int, ...]:
+    """Returns the ids of a source, after checking their number.
 
     Raises:
       DataError: there are none, or more than `context`.
@@ -65,14 +65,14 @@ def checked_source(ids: Sequence[int], context: int) -> tuple[int, ...]:
 
 
 def start_ids(config: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What the text of an encoder-decoder begins with.
+    """Returns the ids that the target of an encoder-decoder begins with.
 
     Args:
-      config: `config.model`; reads start and forced_first.
-      tokenizer: whose end stands in for the former.
+      config: `config.model`; reads `start` and `forced_first`.
+      tokenizer: its end-of-text id is used where `start` is None.
 
     Raises:
-      ConfigError: neither is there.
+      ConfigError: there is neither a start nor an end-of-text id.
     """
     start = tokenizer.end if config.start is None else config.start
     if start is None:

@@ -1,7 +1,7 @@
-"""How each row of a batch wants its tokens chosen: `Settings` on the host, `Knobs` on the device.
+"""Sampling parameters of each row: `SamplingParams` on the host, `BatchedSamplingParams` on the device.
 
-Rows of one batch may differ without a program of their own: what they ask for are arrays. What no row asks for is not
-in the program at all: `used` tells, and is static. Nothing here computes with logits.
+Rows of one batch may differ without compiling another program, because their parameters are arrays. Processing that no
+row needs is left out of the program: `used` returns the kinds that are needed, and is static.
 """
 
 import math
@@ -16,30 +16,31 @@ import numpy as np
 from gptjax.config import limits
 from gptjax.config.errors import ConfigError
 
-FEW = 64  # the largest top k that is found without a look at the whole vocabulary for each of its bits
-NOWHERE = np.int32(2**31 - 1)  # an id that no vocabulary has: what is scattered there is dropped
-WHOLE = {"max_tokens": 1, "top_k": 0, "no_repeat_ngram": 0, "min_tokens": 0}  # whole numbers, and the least of each
-LARGEST = 1e6  # of a penalty or a bias: far beyond use, and float32 has room for it over the least temperature
-COLDEST = 1e-6
+SMALL_TOP_K = 64  # the largest k for which jax.lax.top_k is used
+DROPPED_ID = np.int32(2**31 - 1)  # beyond every vocabulary: a scatter to this id is dropped
+INTEGERS = {"max_tokens": 1, "top_k": 0, "no_repeat_ngram": 0, "min_tokens": 0}  # integers, with their minimum
+MAX_MAGNITUDE = 1e6  # of a penalty or a bias; float32 still holds it divided by MIN_TEMPERATURE
+MIN_TEMPERATURE = 1e-6
 
 
 class SamplingParams(NamedTuple):
-    """How to choose the tokens of one continuation. Those that filter come in this order, each after its predecessors.
+    """Sampling parameters of one continuation. Filters are applied in this order, each to the result of the previous.
 
     Attributes:
-      max_tokens: the most new tokens.
-      temperature: divides the logits; 0 takes the likeliest token, whatever the filters.
-      top_k: draws among the k likeliest, and their equals; 0 among all.
-      top_p: draws among the likeliest whose probabilities reach this sum (arXiv 1904.09751); 1 among all.
-      min_p: draws among those at least this likely in units of the likeliest (arXiv 2407.01082); 0 among all.
-      typical_p: draws among the nearest to the entropy whose probabilities reach this sum (arXiv 2202.00666); 1: all.
+      max_tokens: maximum number of new tokens.
+      temperature: divides the logits; 0 selects the most likely token, whatever the filters.
+      top_k: sample from the k most likely tokens and their ties; 0: off.
+      top_p: sample from the most likely tokens whose probabilities reach this sum (arXiv 1904.09751); 1: off.
+      min_p: sample from tokens with at least this fraction of the highest probability (arXiv 2407.01082); 0: off.
+      typical_p: sample from the tokens with information closest to the entropy whose probabilities reach this sum
+        (arXiv 2202.00666); 1: off.
       repetition_penalty: divides positive and multiplies negative logits of ids in prompt or continuation
-        (arXiv 1909.05858); 1: none.
-      frequency_penalty: nats taken for each time that the continuation has the id.
-      presence_penalty: nats taken once from each id of the continuation.
-      no_repeat_ngram: no n ids in a row come twice, the prompt's included; 0: they may.
+        (arXiv 1909.05858); 1: off.
+      frequency_penalty: nats subtracted for each occurrence of an id in the continuation.
+      presence_penalty: nats subtracted once for each id in the continuation.
+      no_repeat_ngram: no n-gram of this size occurs twice, prompt included; 0: off.
       logit_bias: nats added by id; -inf bans.
-      min_tokens: text does not end before so many new tokens.
+      min_tokens: minimum number of new tokens before the text may end.
       stop: strings that end the text.
     """
 
@@ -59,14 +60,17 @@ class SamplingParams(NamedTuple):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """True at temperature 0, which selects the most likely token."""
         return self.temperature == 0
 
     def check(self, vocabulary: int) -> None:
-        """Raises ConfigError for the first value that cannot be.
+        """Checks the values.
 
         Args:
-          vocabulary: how many ids the model gives logits for.
+          vocabulary: number of ids that the model has logits for.
+
+        Raises:
+          ConfigError: the first value that is invalid.
         """
         for problems in (_numbers(self), _biases(self, vocabulary), _stops(self), _contradictions(self)):
             for problem in problems:
@@ -74,27 +78,35 @@ class SamplingParams(NamedTuple):
 
 
 def _numbers(settings: SamplingParams) -> Iterator[str]:
-    for name, least in WHOLE.items():
+    for name, least in INTEGERS.items():
         value = getattr(settings, name)
         if not isinstance(value, Integral) or isinstance(value, bool):
             yield f"{name} is {value!r}; it must be a whole number"
         if value < least:
             yield f"{name} is {value}; it must be at least {least}"
-    for name, fits, what in (
+    for name, is_valid, requirement in (
         ("temperature", lambda t: 0 <= t <= limits.LARGEST, "at least 0 and finite"),
-        ("temperature", lambda t: t == 0 or t >= COLDEST, f"0 (the likeliest) or at least {COLDEST}"),
+        ("temperature", lambda t: t == 0 or t >= MIN_TEMPERATURE, f"0 (greedy) or at least {MIN_TEMPERATURE}"),
         ("top_p", lambda p: 0 < p <= 1, "more than 0 and at most 1"),
         ("min_p", lambda p: 0 <= p < 1, "at least 0 and less than 1"),
         ("typical_p", lambda p: 0 < p <= 1, "more than 0 and at most 1"),
-        ("repetition_penalty", lambda x: 1 / LARGEST <= x <= LARGEST, f"more than 0 ({1 / LARGEST:g} to {LARGEST:g})"),
-        ("frequency_penalty", lambda x: abs(x) <= LARGEST, f"a number in {-LARGEST:g} to {LARGEST:g}"),
-        ("presence_penalty", lambda x: abs(x) <= LARGEST, f"a number in {-LARGEST:g} to {LARGEST:g}"),
+        (
+            "repetition_penalty",
+            lambda x: 1 / MAX_MAGNITUDE <= x <= MAX_MAGNITUDE,
+            f"more than 0 ({1 / MAX_MAGNITUDE:g} to {MAX_MAGNITUDE:g})",
+        ),
+        (
+            "frequency_penalty",
+            lambda x: abs(x) <= MAX_MAGNITUDE,
+            f"a number in {-MAX_MAGNITUDE:g} to {MAX_MAGNITUDE:g}",
+        ),
+        ("presence_penalty", lambda x: abs(x) <= MAX_MAGNITUDE, f"a number in {-MAX_MAGNITUDE:g} to {MAX_MAGNITUDE:g}"),
     ):
         value = getattr(settings, name)
         if not isinstance(value, Real) or isinstance(value, bool):
             yield f"{name} is {value!r}; it must be a number"
-        if not fits(value):
-            yield f"{name} is {limits.shown(value)}; it must be {what}"
+        if not is_valid(value):
+            yield f"{name} is {limits.shown(value)}; it must be {requirement}"
 
 
 def _biases(settings: SamplingParams, vocabulary: int) -> Iterator[str]:
@@ -103,8 +115,9 @@ def _biases(settings: SamplingParams, vocabulary: int) -> Iterator[str]:
     for token, bias in settings.logit_bias.items():
         if not isinstance(token, Integral) or isinstance(token, bool) or not 0 <= token < vocabulary:
             yield f"logit_bias has the id {token!r}; ids are whole numbers in 0 to {vocabulary - 1}"
-        if not isinstance(bias, Real) or not (abs(bias) <= LARGEST or bias == -math.inf):
-            yield f"logit_bias of id {token} is {bias!r}; it must be a number in {-LARGEST:g} to {LARGEST:g}, or -inf"
+        if not isinstance(bias, Real) or not (abs(bias) <= MAX_MAGNITUDE or bias == -math.inf):
+            most = f"{MAX_MAGNITUDE:g}"
+            yield f"logit_bias of id {token} is {bias!r}; it must be a number in -{most} to {most}, or -inf"
 
 
 def _stops(settings: SamplingParams) -> Iterator[str]:
@@ -112,7 +125,7 @@ def _stops(settings: SamplingParams) -> Iterator[str]:
     if not isinstance(stop, tuple | list) or any(not isinstance(one, str) for one in stop):
         yield f"stop is {stop!r}; it must be a list of strings"
     if "" in stop:
-        yield "stop has an empty string, which every text has at once; leave it out"
+        yield "stop has an empty string, which would end every text at once; leave it out"
 
 
 def _contradictions(settings: SamplingParams) -> Iterator[str]:
@@ -121,11 +134,11 @@ def _contradictions(settings: SamplingParams) -> Iterator[str]:
     for name in ("top_p", "min_p", "typical_p"):
         value = getattr(settings, name)
         if settings.greedy and value != SamplingParams._field_defaults[name]:
-            yield f"{name}={value} does nothing at temperature 0, which takes the likeliest; leave out one of the two"
+            yield f"{name}={value} does nothing at temperature 0, which is greedy; leave out one of the two"
 
 
 class BatchedSamplingParams(NamedTuple):
-    """The same for a batch, as arrays; how many biases a row has room for (n) is part of the shape."""
+    """Sampling parameters of a batch, as arrays; n, the number of biases that a row can have, is part of the shape."""
 
     temperature_B: jax.Array
     top_k_B: jax.Array
@@ -142,62 +155,61 @@ class BatchedSamplingParams(NamedTuple):
 
 
 def batched(rows: Sequence[SamplingParams], biases: int = 0) -> BatchedSamplingParams:
-    """The settings of rows as arrays.
+    """Returns the sampling parameters of rows as arrays.
 
     Args:
-      rows: checked settings, one a row.
-      biases: room for at least so many biases a row; beyond it, room grows by powers of two so that few programs
-        are compiled.
+      rows: checked parameters, one per row.
+      biases: minimum size of n; a larger one is a power of two, so that few programs are compiled.
     """
     most = max(biases, *(len(row.logit_bias) for row in rows))
-    room = biases if most == biases else 1 << (most - 1).bit_length()
-    ids = np.full((len(rows), room), NOWHERE)
-    bias = np.zeros((len(rows), room), np.float32)
+    n = biases if most == biases else 1 << (most - 1).bit_length()
+    ids = np.full((len(rows), n), DROPPED_ID)
+    bias = np.zeros((len(rows), n), np.float32)
     for b, row in enumerate(rows):
         ids[b, : len(row.logit_bias)] = list(row.logit_bias)
         bias[b, : len(row.logit_bias)] = list(row.logit_bias.values())
 
-    def whole(name: str) -> jax.Array:
-        return jnp.asarray([min(getattr(row, name), int(NOWHERE)) for row in rows], jnp.int32)
+    def integers(name: str) -> jax.Array:
+        return jnp.asarray([min(getattr(row, name), int(DROPPED_ID)) for row in rows], jnp.int32)
 
-    def real(name: str) -> jax.Array:
+    def floats(name: str) -> jax.Array:
         return jnp.asarray([getattr(row, name) for row in rows], jnp.float32)
 
     return BatchedSamplingParams(
-        temperature_B=real("temperature"),
-        top_k_B=whole("top_k"),
-        top_p_B=real("top_p"),
-        min_p_B=real("min_p"),
-        typical_p_B=real("typical_p"),
-        repetition_B=real("repetition_penalty"),
-        frequency_B=real("frequency_penalty"),
-        presence_B=real("presence_penalty"),
-        ngram_B=whole("no_repeat_ngram"),
-        min_tokens_B=whole("min_tokens"),
+        temperature_B=floats("temperature"),
+        top_k_B=integers("top_k"),
+        top_p_B=floats("top_p"),
+        min_p_B=floats("min_p"),
+        typical_p_B=floats("typical_p"),
+        repetition_B=floats("repetition_penalty"),
+        frequency_B=floats("frequency_penalty"),
+        presence_B=floats("presence_penalty"),
+        ngram_B=integers("no_repeat_ngram"),
+        min_tokens_B=integers("min_tokens"),
         bias_ids_Bn=jnp.asarray(ids),
         bias_Bn=jnp.asarray(bias),
     )
 
 
 def used(rows: Sequence[SamplingParams]) -> frozenset[str]:
-    """Which kinds of processing do anything to any row: static, and what a program is compiled for.
+    """Returns the kinds of processing that affect any row: static, a program is compiled for them.
 
-    A program for more kinds gives each row the same, bit for bit: `used(rows) | used(others)` serves both.
+    A program for more kinds gives each row the same result, bit for bit: `used(rows) | used(others)` is valid for both.
     """
-    drawn = [row for row in rows if not row.greedy]
-    wanted: dict[str, Any] = {
-        "greedy": len(drawn) < len(rows),
-        "sampling": bool(drawn),
-        "temperature": any(row.temperature != 1 for row in drawn),
-        "top_k": any(0 < row.top_k for row in drawn),
-        "top_many": any(row.top_k > FEW for row in drawn),
-        "top_p": any(row.top_p < 1 for row in drawn),
-        "min_p": any(row.min_p > 0 for row in drawn),
-        "typical_p": any(row.typical_p < 1 for row in drawn),
+    sampled = [row for row in rows if not row.greedy]
+    is_used: dict[str, Any] = {
+        "greedy": len(sampled) < len(rows),
+        "sampling": bool(sampled),
+        "temperature": any(row.temperature != 1 for row in sampled),
+        "top_k": any(0 < row.top_k for row in sampled),
+        "top_many": any(row.top_k > SMALL_TOP_K for row in sampled),
+        "top_p": any(row.top_p < 1 for row in sampled),
+        "min_p": any(row.min_p > 0 for row in sampled),
+        "typical_p": any(row.typical_p < 1 for row in sampled),
         "logit_bias": any(row.logit_bias for row in rows),
         "repetition_penalty": any(row.repetition_penalty != 1 for row in rows),
         "frequency_penalty": any(row.frequency_penalty or row.presence_penalty for row in rows),
         "no_repeat_ngram": any(row.no_repeat_ngram for row in rows),
         "min_tokens": any(row.min_tokens for row in rows),
     }
-    return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+    return frozenset(name for name, value in is_used.items() if value)

@@ -1,11 +1,11 @@
-"""A watermark in sampled text, and its detector: green lists (Kirchenbauer et al., arXiv 2301.10226, algorithm 2).
+"""Watermark for sampled text, and its detector: green lists (Kirchenbauer et al., arXiv 2301.10226, algorithm 2).
 
-Before each draw the tokens before it and a secret key decide which ids are green; their logits are raised by delta.
-Who has the key counts green tokens in a text; no model is needed. Nothing here draws a token.
+Before each token is sampled, the previous tokens and a secret key determine which ids are green; delta is added to
+their logits. The detector counts green tokens in a text and needs the key, but no model.
 
 The paper permutes the vocabulary and takes the first gamma of it. Here each id is green by a hash of its own, which
-costs a few integer operations an id and no sort: the share of green ids is gamma in expectation, not exactly. The hash
-mixes well (https://github.com/skeeto/hash-prospector) but is no cipher: it hides the key from readers, not from
+costs a few integer operations per id and no sort: the fraction of green ids is gamma in expectation, not exactly. The
+hash mixes well (https://github.com/skeeto/hash-prospector) but is not cryptographic: it does not protect the key from
 cryptanalysis.
 """
 
@@ -23,14 +23,14 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 
 class Watermark(NamedTuple):
-    """What the writer and the detector must agree on.
+    """Parameters that generation and detection must share.
 
     Attributes:
       key: the secret, 0 to 2^64 - 1.
-      gamma: the share of ids that are green.
-      delta: what green logits gain (nats); the detector does not need it.
-      width: how many tokens before a token decide its green list. More are harder to learn from many texts, and an
-        edit spoils more tokens.
+      gamma: fraction of ids that are green.
+      delta: nats added to green logits; not used by the detector.
+      width: number of previous tokens that determine the green list of a token. With more, the lists are harder to
+        learn from many texts, and an edit affects more tokens.
     """
 
     key: int
@@ -39,7 +39,7 @@ class Watermark(NamedTuple):
     width: int = 1
 
     def check(self) -> None:
-        """Raises ConfigError for a value that means nothing."""
+        """Raises ConfigError for an invalid value."""
         if not 0 <= self.key < 2**64:
             raise ConfigError(f"the watermark's key is {self.key}; it must be 0 to 2^64 - 1")
         if not 0 < self.gamma < 1:
@@ -51,13 +51,13 @@ class Watermark(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """What the detector found.
+    """Result of the detector.
 
     Attributes:
-      z: standard deviations by which green tokens are more than gamma of the tokens (equation 3).
-      p_value: how often a text without this watermark has at least this z, by the normal distribution; z > 4 is 3e-5.
-      tokens: how many were counted; the same token after the same ones counts once (arXiv 2306.04634).
-      green: how many of them are green.
+      z: z-score of the number of green tokens (equation 3).
+      p_value: probability of at least this z without the watermark, by the normal distribution; z > 4 is 3e-5.
+      tokens: number of tokens counted; a token after the same previous tokens counts once (arXiv 2306.04634).
+      green: number of those that are green.
     """
 
     z: float
@@ -67,35 +67,35 @@ class Detection(NamedTuple):
 
 
 def is_green(tokens: Any, previous_w: Any, watermark: Watermark) -> Any:
-    """Whether ids are green after others; for arrays of NumPy and of JAX, with the same result.
+    """Returns True for ids that are green after the previous ones; NumPy and JAX arrays give the same result.
 
     Args:
       tokens: uint32 [...].
       previous_w: the `width` ids before, oldest first, uint32 [..., width]; its leading axes broadcast with `tokens`.
-      watermark: `key`, `gamma` and `width` decide.
+      watermark: its `key`, `gamma` and `width` are used.
     """
     low, high = (np.array([half], np.uint32) for half in (watermark.key & 0xFFFFFFFF, watermark.key >> 32))
-    seed = _mixed(_mixed(low) ^ high)  # before ids come in, or one key's lists would be another's after other ids
-    for place in range(watermark.width):
-        seed = _mixed(previous_w[..., place] ^ seed)
-    return _mixed(tokens ^ seed) < np.uint32(watermark.gamma * 2**32)
+    seed = _mix(_mix(low) ^ high)  # before ids come in, or one key's lists would be another's after other ids
+    for i in range(watermark.width):
+        seed = _mix(previous_w[..., i] ^ seed)
+    return _mix(tokens ^ seed) < np.uint32(watermark.gamma * 2**32)
 
 
-def _mixed(x: Any) -> Any:
-    """A bijection of uint32 in which each bit changes half of the others: lowbias32, with 0 moved from its place."""
+def _mix(x: Any) -> Any:
+    """Hashes uint32 bijectively, each bit affecting half of the others: lowbias32 with an offset, since it fixes 0."""
     x = x + np.uint32(0x9E3779B9)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
     return x ^ (x >> np.uint32(16))
 
 
-def marked(logits_BV: jax.Array, previous_Bw: jax.Array, watermark: Watermark) -> jax.Array:
-    """The logits with delta added to each row's green ids. On the device; a row depends on nothing but itself.
+def apply_watermark(logits_BV: jax.Array, previous_Bw: jax.Array, watermark: Watermark) -> jax.Array:
+    """Adds delta to the logits of each row's green ids. Rows are independent.
 
     Args:
-      logits_BV: before temperature and filters.
-      previous_Bw: the last `width` ids of each row, oldest first, int32; what stands for missing ones is up to the
-        caller, since the detector counts no token with fewer ids before it.
+      logits_BV: logits before temperature and filters.
+      previous_Bw: the last `width` ids of each row, oldest first, int32; any ids in place of missing ones, since the
+        detector does not count tokens with fewer ids before them.
       watermark: static under jit.
     """
     ids_1V = jnp.arange(logits_BV.shape[-1], dtype=jnp.uint32)[None]
@@ -104,11 +104,11 @@ def marked(logits_BV: jax.Array, previous_Bw: jax.Array, watermark: Watermark) -
 
 
 def detect(ids: Sequence[int], watermark: Watermark) -> Detection:
-    """Whether ids carry the watermark; their text alone, without a prompt, is enough.
+    """Tests ids for the watermark; needs neither the prompt nor the model.
 
     Raises:
-      ConfigError: a watermark that cannot be.
-      DataError: fewer ids than the watermark can be told from.
+      ConfigError: invalid parameters of the watermark.
+      DataError: too few ids for the watermark's width.
     """
     watermark.check()
     width, gamma = watermark.width, watermark.gamma
@@ -122,11 +122,11 @@ def detect(ids: Sequence[int], watermark: Watermark) -> Detection:
 
 
 def detect_text(text: str, tokenizer: Tokenizer, watermark: Watermark) -> Detection:
-    """The same for text, in the tokens that its writer's tokenizer cuts it into.
+    """Tests a text for the watermark, encoded with the tokenizer of its model.
 
-    Where a model wrote a word in other tokens than the tokenizer would, those few are not found.
+    Words that the model wrote in other tokens than the tokenizer's are not detected.
 
     Raises:
-      ConfigError, DataError: as `detect`, and characters that the tokenizer does not have.
+      ConfigError, DataError: as for `detect`, and for characters that the tokenizer does not have.
     """
     return detect(tokenizers.encode(tokenizer, text), watermark)

@@ -18,7 +18,7 @@ from gptjax.data import layouts, pairs
 from gptjax.data.augment import Augment
 from gptjax.data.pairs import Pair
 from gptjax.decode import generate as decoding
-from gptjax.decode.beam import Beams
+from gptjax.decode.beam import BeamSearchParams
 from gptjax.decode.settings import SamplingParams
 from gptjax.evals import held_out
 
@@ -81,7 +81,7 @@ def check_translates(run: "Run") -> None:
         )
 
 
-def translate(run: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS) -> list[str]:
+def translate(run: "Run", sources: Sequence[str], beams: BeamSearchParams, rows: int = ROWS) -> list[str]:
     """Translates sources by beam search, greedily with one beam. Sources that are too long are truncated.
 
     Args:
@@ -99,16 +99,16 @@ def translate(run: "Run", sources: Sequence[str], beams: Beams, rows: int = ROWS
     # Sorted by length: fewer shapes are compiled, and less is padded.
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
     translations = [""] * len(requests)
-    generation = decoding.GenerationConfig(rows=rows, beams=beams)
+    generation = decoding.GenerationConfig(batch_size=rows, beams=beams)
     with console.bar("translating", len(requests)) as advance:
-        for index, sample in run.answers([requests[number] for number in order], generation):
+        for index, sample in run.generate_batch([requests[number] for number in order], generation):
             translations[order[index]] = " ".join(sample.text.split())
             advance(1)
     return translations
 
 
 def evaluate(
-    run: "Run", split: str = pairs.HELD_OUT, files: Sequence[Path] = (), beams: Beams | None = None
+    run: "Run", split: str = pairs.HELD_OUT, files: Sequence[Path] = (), beams: BeamSearchParams | None = None
 ) -> dict[str, Any]:
     """Evaluates loss, BLEU and chrF of a run on a split of its parallel text, or on two files; writes the translations.
 
@@ -128,7 +128,7 @@ def evaluate(
     """
     check_translates(run)
     check_installed()
-    config, beams = run.config.data, beams or Beams()
+    config, beams = run.config.data, beams or BeamSearchParams()
     beams.check()
     if files and len(files) != 2:
         raise ConfigError(f"--data has {len(files)} files; of an encoder-decoder it takes two, sources and targets")

@@ -82,7 +82,9 @@ def write_answers(run: "Run", inputs: Sequence[Record], rows: int = 16) -> list[
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
     texts = [""] * len(requests)
     with console.bar("writing", len(requests)) as advance:
-        for index, sample in run.answers([requests[number] for number in order], decoding.GenerationConfig(rows=rows)):
+        for index, sample in run.generate_batch(
+            [requests[number] for number in order], decoding.GenerationConfig(batch_size=rows)
+        ):
             texts[order[index]] = sample.text.strip()
             advance(1)
     return texts

@@ -1,4 +1,4 @@
-"""`Run`: a trained model with all that belongs to it, as a notebook and every command but train sees it."""
+"""`Run`: a trained model with its config, parameters and tokenizer, for notebooks and every command but train."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,15 +26,15 @@ from gptjax.runs.directory import read_config
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Run:
-    """A trained model with all that belongs to it.
+    """A trained model with its config, parameters and tokenizer.
 
     Attributes:
       workdir: its directory.
       config: resolved and locked.
-      model: the Linen module; `model.apply({"params": params}, ids_BT)` gives logits.
-      params: float32 parameters of a checkpoint, the newest unless another was asked for.
-      tokenizer: a tiktoken.Encoding, or a LibraryTokenizer where that library cannot give the same ids; where a prompt
-        was tuned, with its ids in `begin`, which are behind the vocabulary.
+      model: the Linen module; `model.apply({"params": params}, ids_BT)` returns logits.
+      params: float32 parameters of a checkpoint.
+      tokenizer: a tiktoken.Encoding, or a LibraryTokenizer where tiktoken does not give the same ids; the ids of a
+        tuned prompt are in its `begin`, and lie beyond the vocabulary.
     """
 
     workdir: Path
@@ -44,29 +44,32 @@ class Run:
     tokenizer: Tokenizer
 
     def logits(self, *arrays: Any, **by_name: Any) -> np.ndarray:
-        """float32 [B, T, V]: of the token after each position; of an encoder, of the token at it, which may be masked.
+        """Returns logits, float32 [B, T, V]: of the token after each position; for an encoder, of the token at it.
 
         Args:
-          *arrays: what the model's forward pass takes, int32. A decoder: ids_BT, and if wanted segments_BT and
-          bidirectional_BT
-            (1: read from before, too). An encoder: ids_BT, and if wanted segments_BT and types_BT. An encoder-decoder:
-            ids_BT of the target, its start first, source_BS, and if wanted source_segments_BS and segments_BT. Segments
-            number the texts of a row, and 0 is padding; without them a row is one text.
-          **by_name: the same by these names.
+          *arrays: int32 inputs of the model's forward pass. A decoder: ids_BT, optionally segments_BT and
+            bidirectional_BT (1: attended to from earlier positions, too). An encoder: ids_BT, optionally segments_BT
+            and types_BT. An encoder-decoder: ids_BT of the target, its start first, source_BS, optionally
+            source_segments_BS and segments_BT. Segments number the texts of a row, and 0 is padding; without them a row
+            is one text.
+          **by_name: inputs by these names.
 
         Raises:
-          DataError: not two dimensions, longer than the context, ids out of range, or arrays that do not fit together.
+          DataError: not two dimensions, longer than the context, ids out of range, or arrays of different shapes.
         """
-        return np.asarray(self._apply(self.params, inputs.checked(self.model, arrays, by_name)))
+        return np.asarray(self._apply(self.params, inputs.check_inputs(self.model, arrays, by_name)))
 
     def answer(self, *arrays: Any, **by_name: Any) -> np.ndarray:
-        """What the task head says (`config.model.task`), float32; see gptjax.models.heads. As of `logits` otherwise."""
+        """Returns the output of the task head (`config.model.task`), float32; see gptjax.models.heads.
+
+        Arguments and errors are those of `logits`.
+        """
         if self.config.model.task == "none":
             raise DataError(f"{self.workdir} has no task head; its config.model.task is none")
-        return np.asarray(self._answer(self.params, inputs.checked(self.model, arrays, by_name)))
+        return np.asarray(self._answer(self.params, inputs.check_inputs(self.model, arrays, by_name)))
 
     def predict(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What the task head says of records, in words; see gptjax.runs.predictions.predictions."""
+        """Returns predictions of the task head for records; see gptjax.runs.predictions.predictions."""
         return predictions.predictions(self, records)
 
     def generate(
@@ -77,40 +80,41 @@ class Run:
         on_text: Callable[[str], None] = lambda text: None,
         **options: Any,
     ) -> Sample:
-        """A continuation of the prompt; of a search, the best.
+        """Generates a continuation of the prompt; of a search, the best.
 
         Args:
-          prompt: text to go on from; empty for the start of a document. Of an encoder-decoder: the source.
-          seed: decides every draw, together with `index`.
-          index: which of several continuations this is.
-          on_text: gets each piece of text as it comes.
+          prompt: text to continue; empty for the start of a document. The source, for an encoder-decoder.
+          seed: determines all samples, together with `index`.
+          index: number of the continuation among several of a prompt.
+          on_text: called with each new part of the text.
           **options: of gptjax.decode.settings.SamplingParams (`max_tokens`, `temperature`, `top_k`, `stop`, ...) and of
-            gptjax.decode.generate.GenerationConfig (`slide`, `beams`, `grammar`, ...).
+            gptjax.decode.generate.GenerationConfig (`sliding_context`, `beams`, `grammar`, ...).
 
         Raises:
-          ConfigError, DataError: settings or a prompt that cannot be.
+          ConfigError: invalid options.
+          DataError: an invalid prompt.
         """
-        settings, generation = decoding.split_options(options)
-        request = decoding.Request(prompt, settings, rng.key(seed, "sample", index))
-        return next(self.answers([request], generation, lambda _, text: on_text(text)))[1]
+        sampling_params, generation = decoding.split_options(options)
+        request = decoding.Request(prompt, sampling_params, rng.key(seed, "sample", index))
+        return next(self.generate_batch([request], generation, lambda _, text: on_text(text)))[1]
 
-    def answers(
+    def generate_batch(
         self,
         requests: Sequence[decoding.Request],
         generation: decoding.GenerationConfig = decoding.DEFAULT,
         on_text: decoding.OnText = lambda number, text: None,
         stride: int = 0,
     ) -> Iterator[tuple[int, Sample]]:
-        """Continuations of many prompts, as they are ready; see gptjax.decode.generate.generate."""
+        """Yields continuations of many prompts as they finish; see gptjax.decode.generate.generate."""
         return decoding.generate(self.generator, requests, generation, on_text, stride)
 
-    def fill(self, text: str, k: int = 5) -> fill_mask.Filled:
-        """The k likeliest fillings of each mask in a text; of an encoder. See gptjax.decode.fill_mask.fill."""
+    def fill(self, text: str, k: int = 5) -> fill_mask.FilledText:
+        """Returns the k most likely tokens for each mask of a text; for encoders. See gptjax.decode.fill_mask.fill."""
         return fill_mask.fill(self.model, self.params, self.tokenizer, text, k)
 
     @cached_property
     def _apply(self) -> Any:
-        return jax.jit(lambda params, read: models.logits(self.model, params, **read))
+        return jax.jit(lambda params, arrays: models.logits(self.model, params, **arrays))
 
     @cached_property
     def _answer(self) -> Any:
@@ -118,7 +122,7 @@ class Run:
 
     @cached_property
     def generator(self) -> decoding.Generator:
-        """The model as gptjax.decode takes it."""
+        """The model in the form that gptjax.decode takes."""
         return decoding.generator(self.model, self.params, self.tokenizer, self.config.model.context)
 
     def __repr__(self) -> str:
@@ -129,21 +133,21 @@ class Run:
 
 
 def load(workdir: str | Path, step: int | str | None = None) -> Run:
-    """The run in a directory.
+    """Loads a run from its directory.
 
     Args:
       workdir: the directory.
-      step: of the checkpoint; "best": the one with the least held-out loss; None: the newest.
+      step: of the checkpoint; "best": the one with the lowest held-out loss; None: the newest.
 
     Raises:
-      CheckpointError: no run, no such checkpoint, or none that is not damaged.
+      CheckpointError: no run, no such checkpoint, or only damaged ones.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = tokenizers.load(workdir / "tokenizer")
     around = [*tokenizer.begin, *([] if tokenizer.end is None else [tokenizer.end])]
     if tokenizer.n_vocab > config.model.vocabulary or any(not 0 <= one < tokenizer.n_vocab for one in around):
-        what = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
-        raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {what}")
-    seen = prompts.with_prompt(tokenizer, config)
-    return Run(workdir, config, methods.build_model(config), pretrained.load_params(workdir, step=step), seen)
+        problem = f"{tokenizer.n_vocab:,} ids, {around} around a text, of the {config.model.vocabulary:,} of the model"
+        raise CheckpointError(f"the tokenizer in {workdir} is damaged: it has {problem}")
+    with_prompt = prompts.with_prompt(tokenizer, config)
+    return Run(workdir, config, methods.build_model(config), pretrained.load_params(workdir, step=step), with_prompt)

@@ -20,7 +20,7 @@ from gptjax.core import console, rng
 from gptjax.data import batches, chat, layouts, pairs, sources, task_formats
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
-from gptjax.decode.prompts import checked_source, prompt_ids
+from gptjax.decode.prompts import check_source_ids, prompt_ids
 from gptjax.decode.settings import SamplingParams
 from gptjax.evals import held_out
 from gptjax.finetune import methods, prompts, quantization
@@ -238,7 +238,7 @@ def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> SamplingParams:
     try:
         settings.check(config.model.vocabulary)
         if config.model.arch == "seq2seq":
-            checked_source(pairs.source_ids(tokenizer, config.sample.prompt), config.model.context)
+            check_source_ids(pairs.source_ids(tokenizer, config.sample.prompt), config.model.context)
         else:
             prompt_ids(tokenizer, config.sample.prompt, 0)
     except UserError as error:

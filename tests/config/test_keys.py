@@ -264,7 +264,7 @@ def test_other_failures_are_not_taken_for_memory():
         ("--seed=-1", "--seed: it cannot be negative, not -1"),
         ("--max_tokens=1000000000000", "--max_tokens: it must be at most 2,147,483,647"),
         ("--samples=1000000000", "--samples: it must be at most 1,000,000"),
-        ("--rows=100000000", "keys and values of 100,000,000 texts of"),
+        ("--batch_size=100000000", "keys and values of 100,000,000 texts of"),
     ],
 )
 def test_flags_that_no_machine_can_do_are_refused(trained, call, flag, expected):

@@ -15,7 +15,7 @@ from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import hub
 from gptjax.decode import beam, prefill
-from gptjax.decode.beam import Beams
+from gptjax.decode.beam import BeamSearchParams
 from gptjax.interop import convert_run, families
 
 sys.path.append(str(ROOT / "tests" / "golden"))
@@ -110,17 +110,17 @@ def same(found, expected, tolerance=1e-4):
 def test_equals_transformers(llama, width):
     """Prompts of one length, for transformers pads what is shorter; the golden file has more cases."""
     pytest.importorskip("transformers", reason="the parity extra is not installed")
-    theirs, lengths, ends = make_beam.load(), set(), [2, 26]
+    hf_model, lengths, ends = make_beam.load(), set(), [2, 26]
     prompts = [PROMPT, PROMPT[::-1], [20, 29, 30, 31, 32, 33, 34, 35]]
     for penalty, stopping in CASES[width % 2 :: 4] if width > 1 else CASES[:1]:
-        expected = make_beam.searched(theirs, prompts, width, penalty, stopping, width, ends)
-        settings = Beams(width, length_penalty=penalty, early_stopping=stopping, best=width)
-        for ours, each in zip(beam.search(llama, prompts, settings, MAX_TOKENS, ends), expected, strict=True):
+        expected = make_beam.searched(hf_model, prompts, width, penalty, stopping, width, ends)
+        settings = BeamSearchParams(width, length_penalty=penalty, early_stopping=stopping, best=width)
+        for hypotheses, each in zip(beam.search(llama, prompts, settings, MAX_TOKENS, ends), expected, strict=True):
             if width == 1:
-                assert ours[0].ids == each[0][0]
+                assert hypotheses[0].ids == each[0][0]
             else:
-                same(ours, each)
-            lengths |= {len(one.ids) for one in ours}
+                same(hypotheses, each)
+            lengths |= {len(one.ids) for one in hypotheses}
     assert min(lengths) < MAX_TOKENS, "some end before the others"
 
 
@@ -130,7 +130,7 @@ def test_equals_its_golden_file(llama, width):
     for penalty, stopping in CASES:
         name = f"{width} {penalty} {stopping}"
         expected = [[int(i) for i in row if i >= 0] for row in golden[f"{name} ids"]]
-        settings = Beams(width, length_penalty=penalty, early_stopping=stopping, best=width)
+        settings = BeamSearchParams(width, length_penalty=penalty, early_stopping=stopping, best=width)
         found = beam.search(llama, [PROMPT], settings, MAX_TOKENS, ENDS)[0]
         same(found, list(zip(expected, golden[f"{name} scores"], strict=True)))
         assert beam.search(llama, [PROMPT], settings._replace(best=1), MAX_TOKENS, ENDS)[0] == found[:1]
@@ -140,9 +140,9 @@ def test_equals_its_golden_file(llama, width):
 @pytest.mark.parametrize(
     "family, settings",
     [
-        ("llama", Beams(4, 2, 0.5, best=4)),
-        ("llama", Beams(6, 3, 2.0, length_penalty=0.5, early_stopping="never", best=6)),
-        ("mistral", Beams(3, 3, 1.0, early_stopping=True, best=3)),  # looks back 5 tokens
+        ("llama", BeamSearchParams(4, 2, 0.5, best=4)),
+        ("llama", BeamSearchParams(6, 3, 2.0, length_penalty=0.5, early_stopping="never", best=6)),
+        ("mistral", BeamSearchParams(3, 3, 1.0, early_stopping=True, best=3)),  # looks back 5 tokens
     ],
 )
 def test_groups_equal_a_plain_reference(family, settings, llama):
@@ -150,15 +150,15 @@ def test_groups_equal_a_plain_reference(family, settings, llama):
     next_logprobs = uncached(of, 24)
     prompts = [PROMPT, [5], [7, 2, 30]]
     found = beam.search(of, prompts, settings, 9, ENDS)
-    for prompt, ours in zip(prompts, found, strict=True):
-        same(ours, reference(next_logprobs, prompt, settings, 9, ENDS))
+    for prompt, hypotheses in zip(prompts, found, strict=True):
+        same(hypotheses, reference(next_logprobs, prompt, settings, 9, ENDS))
 
 
 def test_groups_differ(llama):
     """At the first step each group of one beam takes a token that the others have not."""
-    first = [one.ids[0] for one in beam.search(llama, [PROMPT], Beams(4, 4, 50.0, best=4), 6)[0]]
+    first = [one.ids[0] for one in beam.search(llama, [PROMPT], BeamSearchParams(4, 4, 50.0, best=4), 6)[0]]
     assert len(set(first)) == 4
-    alike = [one.ids[0] for one in beam.search(llama, [PROMPT], Beams(4, 4, 1e-6, best=4), 6)[0]]
+    alike = [one.ids[0] for one in beam.search(llama, [PROMPT], BeamSearchParams(4, 4, 1e-6, best=4), 6)[0]]
     assert len(set(alike)) < 4
 
 
@@ -176,7 +176,7 @@ def test_wide_beams_find_the_best_of_all_texts(learned):
     for penalty in (0.0, 1.0, 2.0):
         scores = [one / len(ids) ** penalty for one, ids in zip(sums, texts, strict=True)]
         best = [(list(texts[i]), scores[i]) for i in np.argsort(scores)[::-1][:10]]
-        settings = Beams(64, length_penalty=penalty, early_stopping="never", best=10)
+        settings = BeamSearchParams(64, length_penalty=penalty, early_stopping="never", best=10)
         same(beam.search(learned, [prompt], settings, T, [end])[0], best)
 
 
@@ -185,14 +185,14 @@ def test_one_beam_is_greedy(llama):
     while len(ids) < MAX_TOKENS and not (ids and ids[-1] in ENDS):
         ids.append(int(next_logprobs([PROMPT + ids])[0].argmax()))
     for penalty, stopping in CASES:
-        settings = Beams(1, length_penalty=penalty, early_stopping=stopping)
+        settings = BeamSearchParams(1, length_penalty=penalty, early_stopping=stopping)
         assert beam.search(llama, [PROMPT], settings, MAX_TOKENS, ENDS)[0][0].ids == ids
 
 
-def test_log_probabilities_are_the_models_own(llama):
+def test_log_probabilities_are_those_of_the_model(llama):
     """With groups the score has penalties in it, and the log-probabilities have not."""
     next_logprobs = uncached(llama, 24)
-    for settings in (Beams(4, best=4), Beams(4, 4, 0.2, best=4)):
+    for settings in (BeamSearchParams(4, best=4), BeamSearchParams(4, 4, 0.2, best=4)):
         found = beam.search(llama, [PROMPT], settings, MAX_TOKENS, ENDS)[0]
         for one in found:
             for t, (token, logprob) in enumerate(zip(one.ids, one.logprobs, strict=True)):
@@ -202,9 +202,9 @@ def test_log_probabilities_are_the_models_own(llama):
 
 
 @pytest.mark.parametrize("rows", [8, 2])
-def test_prompts_of_different_lengths_do_not_touch_each_other(llama, rows):
-    settings = Beams(4, 2, 0.5, best=3)
-    together = beam.search(llama, PROMPTS, settings, MAX_TOKENS, ENDS, rows=rows)
+def test_prompts_of_different_lengths_are_independent(llama, rows):
+    settings = BeamSearchParams(4, 2, 0.5, best=3)
+    together = beam.search(llama, PROMPTS, settings, MAX_TOKENS, ENDS, batch_size=rows)
     assert len(together) == len(PROMPTS)
     for prompt, found in zip(PROMPTS, together, strict=True):
         alone = beam.search(llama, [prompt], settings, MAX_TOKENS, ENDS)[0]
@@ -212,24 +212,24 @@ def test_prompts_of_different_lengths_do_not_touch_each_other(llama, rows):
 
 
 def test_other_lengths_and_settings_compile_nothing(llama, caplog):
-    beam.search(llama, [PROMPT, [5] * 20], Beams(2, best=2), 9, ENDS)
+    beam.search(llama, [PROMPT, [5] * 20], BeamSearchParams(2, best=2), 9, ENDS)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        settings = Beams(2, length_penalty=0.3, early_stopping="never")
-        beam.search(llama, [[3] * 14, [1, 2, 3], [9] * 31, [4]], settings, 11, [1, 2], rows=2)
+        settings = BeamSearchParams(2, length_penalty=0.3, early_stopping="never")
+        beam.search(llama, [[3] * 14, [1, 2, 3], [9] * 31, [4]], settings, 11, [1, 2], batch_size=2)
         assert [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()] == []
-        beam.search(llama, [PROMPT], Beams(3), 9, ENDS)
+        beam.search(llama, [PROMPT], BeamSearchParams(3), 9, ENDS)
         assert any("ompil" in r.getMessage() for r in caplog.records), "another width would be seen"
 
 
 def test_ends_with_the_models_context(learned):
-    found = beam.search(learned, [[1] * 16, [2] * 13], Beams(3, best=3), 9)
+    found = beam.search(learned, [[1] * 16, [2] * 13], BeamSearchParams(3, best=3), 9)
     assert [{len(one.ids) for one in each} for each in found] == [{1}, {4}]
     with pytest.raises(DataError, match="prompt 2 has 17 tokens; the model's context leaves room for 16"):
-        beam.search(learned, [[1], [1] * 17], Beams(), 9)
+        beam.search(learned, [[1], [1] * 17], BeamSearchParams(), 9)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         (dict(beams=0), "beams is 0; it must be at least 1"),
         (dict(best=0), "best is 0"),
@@ -242,15 +242,15 @@ def test_ends_with_the_models_context(learned):
         (dict(early_stopping="ever"), 'must be True, False or "never"'),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(changes, said):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ConfigError) as refused:
-        Beams(**changes).check()
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+        BeamSearchParams(**changes).check()
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_no_tokens_are_refused(llama):
     with pytest.raises(DataError, match="prompt 2 has no tokens"):
-        beam.search(llama, [[1], []], Beams(), 3)
+        beam.search(llama, [[1], []], BeamSearchParams(), 3)
     with pytest.raises(ConfigError, match="max_tokens is 0"):
-        beam.search(llama, [[1]], Beams(), 0)
-    assert beam.search(llama, [], Beams(), 3) == []
+        beam.search(llama, [[1]], BeamSearchParams(), 0)
+    assert beam.search(llama, [], BeamSearchParams(), 3) == []

@@ -72,21 +72,21 @@ TOKENIZERS = {
 
 
 @jax.jit
-def likeliest(logits_BV, allowed_BW):
-    return jnp.argmax(constraints.only_allowed(logits_BV, allowed_BW), axis=-1)
+def greedy(logits_BV, allowed_BW):
+    return jnp.argmax(constraints.apply_bitmask(logits_BV, allowed_BW), axis=-1)
 
 
 def samples(grammar, tokenizer, rows, seed=0, padding=9, limit=400):
     """(matcher, ids) of each row. The logits are noise, for padding too: each allowed id is as likely as another."""
     vocabulary = tokenizer.n_vocab + padding
-    constraint = constraints.compile(grammar, tokenizer, vocabulary)
+    constraint = constraints.compile_grammar(grammar, tokenizer, vocabulary)
     matchers, texts = [constraint.start() for _ in range(rows)], [[] for _ in range(rows)]
     rng = np.random.default_rng(seed)
     for _ in range(limit):
         if all(matcher.is_done for matcher in matchers):
             break
         logits_BV = rng.gumbel(size=(rows, vocabulary)).astype("f")
-        ids = likeliest(logits_BV, constraints.batched(matchers, vocabulary))
+        ids = greedy(logits_BV, constraints.batched_bitmask(matchers, vocabulary))
         for matcher, text, token in zip(matchers, texts, np.asarray(ids).tolist(), strict=True):
             if not matcher.is_done:
                 text.append(token)
@@ -131,7 +131,7 @@ def test_every_choice_is_reached_and_nothing_else(name):
 
 def test_a_character_of_several_tokens_is_whole_or_unfinished():
     tokenizer = TOKENIZERS["bytes"]
-    matcher = constraints.compile(constraints.regex("[é中🤖]x?"), tokenizer, 257).start()
+    matcher = constraints.compile_grammar(constraints.regex("[é中🤖]x?"), tokenizer, 257).start()
     for byte in "🤖".encode():
         assert not matcher.is_complete and not matcher.is_done
         matcher.advance(byte)
@@ -146,13 +146,13 @@ def allowed(matcher):
     return set(np.flatnonzero(np.unpackbits(matcher.allowed_W.view(np.uint8), bitorder="little")).tolist())
 
 
-def test_what_must_come_comes_as_the_tokenizer_writes_it():
+def test_forced_text_has_the_tokenizers_ids():
     """A model has learnt to read `a bcd`, which the merges give, and not `ab c d`, which the longest tokens give."""
     merged = {bytes([value]): value for value in range(256)} | {b"bc": 256, b"bcd": 257, b"ab": 258}
     tokenizer = tokenizers.Encoding(
         "x", pat_str=r"[\s\S]+", mergeable_ranks=merged, special_tokens={"<e>": 259}, end=259
     )
-    matcher = constraints.compile(constraints.json_schema({"const": {"abcd": "é"}}), tokenizer, 260).start()
+    matcher = constraints.compile_grammar(constraints.json_schema({"const": {"abcd": "é"}}), tokenizer, 260).start()
     ids = []
     while not matcher.is_done:
         [token] = allowed(matcher)
@@ -165,7 +165,7 @@ def test_tokens_that_spell_the_same_are_both_allowed():
     tokenizer = TOKENIZERS["llama"]
     twins = [token for token in range(tokenizer.n_vocab) if tokenizer.decode_single_token_bytes(token) == b"a"]
     assert len(twins) == 2 and set(twins) <= allowed(
-        constraints.compile(constraints.regex("[ax]+"), tokenizer, 270).start()
+        constraints.compile_grammar(constraints.regex("[ax]+"), tokenizer, 270).start()
     )
 
 
@@ -173,8 +173,8 @@ def test_tokens_that_spell_the_same_are_both_allowed():
 @pytest.mark.parametrize("name", ["bytes", "chars"])
 def test_ids_without_a_token_are_never_allowed(name, vocabulary):
     tokenizer = TOKENIZERS[name]
-    matcher = constraints.compile(constraints.regex(r"(?s:.*)"), tokenizer, vocabulary).start()
-    assert len(matcher.allowed_W) == constraints.words(vocabulary)
+    matcher = constraints.compile_grammar(constraints.regex(r"(?s:.*)"), tokenizer, vocabulary).start()
+    assert len(matcher.allowed_W) == constraints.bitmask_words(vocabulary)
     assert max(allowed(matcher)) == tokenizer.n_vocab - 1  # with the end token, where there is one
 
 
@@ -183,12 +183,12 @@ def test_the_device_reads_the_bits():
     for V in (1, 31, 32, 33, 1000):
         logits, kept = rng.normal(size=(3, V)).astype("f"), rng.random((3, V)) < 0.5
         bits = np.packbits(np.pad(kept, ((0, 0), (0, -V % 32))), axis=1, bitorder="little").view("<u4")
-        found = np.asarray(constraints.only_allowed(jnp.array(logits), jnp.array(bits)))
+        found = np.asarray(constraints.apply_bitmask(jnp.array(logits), jnp.array(bits)))
         np.testing.assert_array_equal(found, np.where(kept, logits, -np.inf))
 
 
-def test_a_copy_goes_its_own_way():
-    matcher = constraints.compile(constraints.choices(["ab", "ac"]), TOKENIZERS["bytes"], 257).start()
+def test_a_copy_is_independent():
+    matcher = constraints.compile_grammar(constraints.choices(["ab", "ac"]), TOKENIZERS["bytes"], 257).start()
     matcher.advance(ord("a"))
     other = matcher.copy()
     other.advance(ord("c"))
@@ -197,8 +197,8 @@ def test_a_copy_goes_its_own_way():
     assert matcher.is_done and matcher.is_complete
 
 
-def test_what_is_not_allowed_cannot_be_taken():
-    matcher = constraints.compile(constraints.regex("a{1,2}"), TOKENIZERS["bytes"], 257).start()
+def test_tokens_that_are_not_allowed_are_refused():
+    matcher = constraints.compile_grammar(constraints.regex("a{1,2}"), TOKENIZERS["bytes"], 257).start()
     with pytest.raises(ValueError, match="token 98 is not allowed here"):
         matcher.advance(98)
     matcher.advance(97)
@@ -208,12 +208,12 @@ def test_what_is_not_allowed_cannot_be_taken():
         matcher.advance(97)
 
 
-def test_text_cut_short_is_not_called_complete():
+def test_truncated_text_is_not_complete():
     [(matcher, ids)] = samples(constraints.regex("[ab]{40}"), TOKENIZERS["bytes"], 1, limit=10)
     assert len(ids) == 10 and not matcher.is_done and not matcher.is_complete
 
 
-def test_text_without_bounds_ends_or_is_told_to_be_unfinished():
+def test_unbounded_text_ends_or_is_reported_as_incomplete():
     schema = {"type": "array", "items": {"type": "string"}}
     ends = set()
     for matcher, ids in samples(constraints.json_schema(schema), TOKENIZERS["bpe"], 50, limit=60):
@@ -245,19 +245,19 @@ def test_a_pattern_that_turns_out_too_complex_ends_its_row():
 def test_a_character_that_the_tokenizer_lacks():
     poor = tokenizers.chars_encoding(["ab"])
     with pytest.raises(ConfigError, match="the list of choices cannot be met with the tokenizer chars: it has"):
-        constraints.compile(constraints.choices(["é", "z"]), poor, 2)
+        constraints.compile_grammar(constraints.choices(["é", "z"]), poor, 2)
     assert {spelt(poor, ids) for _, ids in samples(constraints.choices(["a", "bé", "bb"]), poor, 50)} == {"a", "bb"}
     for matcher, ids in samples(constraints.regex("b[ab]é"), poor, 5):
         assert len(ids) == 2 and matcher.is_done and not matcher.is_complete
-        assert matcher.problem == "it has no token to go on with"
+        assert matcher.problem == "it has no token that can follow"
     assert all(m.is_done and m.is_complete for m, _ in samples(constraints.regex("abé?"), poor, 2))
 
 
 def test_rows_without_a_constraint_and_rows_that_ended_are_free():
-    constraint = constraints.compile(constraints.regex("a"), TOKENIZERS["bytes"], 257)
+    constraint = constraints.compile_grammar(constraints.regex("a"), TOKENIZERS["bytes"], 257)
     done, going = constraint.start(), constraint.start()
     done.advance(97)
-    allowed_BW = constraints.batched([None, done, going], 257)
+    allowed_BW = constraints.batched_bitmask([None, done, going], 257)
     assert (allowed_BW[:2] == 0xFFFFFFFF).all() and np.bitwise_count(allowed_BW[2]).sum() == 1
 
 
@@ -280,7 +280,7 @@ def test_rows_without_a_constraint_and_rows_that_ended_are_free():
         (lambda: constraints.choices("ab"), "choices must be a list of one text or more"),
     ],
 )
-def test_grammars_that_cannot_be_are_refused_in_one_line(make, expected):
+def test_invalid_grammars_are_refused_in_one_line(make, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)) as raised:
         make()
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 260

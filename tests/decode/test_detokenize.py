@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.hf_tokenizer import HFTokenizer
-from gptjax.decode.detokenize import Fed, State, fed, finished, stops
+from gptjax.decode.detokenize import Detokenized, State, check_stop_strings, detokenize, flush
 
 BYTES = tokenizers.bytes_encoding()
 TEXT = ["the né中🤖 abc\n\nUser: "] * 9
@@ -16,9 +16,9 @@ TEXT = ["the né中🤖 abc\n\nUser: "] * 9
 
 def sentencepiece():
     """A vocabulary of Llama's kind: `▁` for a space, bytes as tokens of their own."""
-    pieces = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ab", "ab", "▁ab", "b▁"]
+    split = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ab", "ab", "▁ab", "b▁"]
     made = library.Tokenizer(
-        library.models.BPE({p: i for i, p in enumerate(pieces)}, [("a", "b"), ("▁", "ab"), ("b", "▁")])
+        library.models.BPE({p: i for i, p in enumerate(split)}, [("a", "b"), ("▁", "ab"), ("b", "▁")])
     )
     fallback, fuse = library.decoders.ByteFallback(), library.decoders.Fuse()
     made.decoder = library.decoders.Sequence([library.decoders.Metaspace(), fallback, fuse])
@@ -45,7 +45,7 @@ def held(text, strings):
     return next((end for end in ends if any(string.startswith(end) and string != end for string in strings)), "")
 
 
-def pieces(ids, sizes):
+def split(ids, sizes):
     """The ids in lists of these sizes, the last ones together."""
     for size in sizes:
         yield ids[:size]
@@ -64,13 +64,13 @@ def test_every_stream_of_tokens_vs_reference(tokenizer, data, strings, sizes):
     usual = [ids for text in data.draw(st.lists(some_text, max_size=3)) for ids in tokenizer.encode_ordinary(text)]
     odd = st.lists(st.integers(0, tokenizer.n_vocab - 1).filter(lambda token: not tokenizer.is_special_token(token)))
     ids = data.draw(st.permutations(usual)) if data.draw(st.booleans()) else usual + data.draw(odd)
-    strings = stops(strings)
+    strings = check_stop_strings(strings)
     whole = b"".join(map(tokenizer.decode_single_token_bytes, ids)).decode(errors="replace")
     expected, stop = reference(whole, strings)
 
     state, shown, read, found = State(), "", [], None
-    for some in pieces(ids, sizes):
-        state, text, used, found = fed(state, some, tokenizer, strings)
+    for some in split(ids, sizes):
+        state, text, used, found = detokenize(state, some, tokenizer, strings)
         shown, read = shown + text, read + some[:used]
         assert expected.startswith(shown)  # no part of a stop string is ever seen
         if state.ended:
@@ -80,7 +80,7 @@ def test_every_stream_of_tokens_vs_reference(tokenizer, data, strings, sizes):
         assert shown + state.held == known.decode(errors="replace")
         assert state.held == held(shown + state.held, strings)  # and nothing is held back without need
     if not state.ended:
-        state, text, _, found = finished(state, strings)
+        state, text, _, found = flush(state, strings)
         shown += text
     assert (shown, found, state.ended) == (expected, stop, "stop" if stop else "end")
     # The last token that was read is the one with which the stop string is whole.
@@ -97,7 +97,7 @@ def stream(text, *strings, tokenizer=BYTES):
     """What is shown for each token of a text, up to its end, and the last result."""
     state, shown = State(), []
     for token in tokenizer.encode_ordinary(text):
-        result = fed(state, [token], tokenizer, stops(strings))
+        result = detokenize(state, [token], tokenizer, check_stop_strings(strings))
         state = result.state
         shown.append(result.text)
         if state.ended:
@@ -105,7 +105,7 @@ def stream(text, *strings, tokenizer=BYTES):
     return shown, result
 
 
-def test_text_that_only_begins_like_a_stop_string_is_held_and_given_out():
+def test_the_beginning_of_a_stop_string_is_held_and_output():
     shown, result = stream("abaabab.", "abab!", "b.")
     assert shown == ["", "", "", "aba", "", "", "", "aba"] and result.stop == "b."
 
@@ -116,44 +116,44 @@ def test_the_earliest_end_wins_and_then_the_longest():
     assert result.stop == "abc" and "".join(shown) == "x"
 
 
-def test_a_stop_string_in_the_midst_of_tokens_says_how_many_were_used():
+def test_a_stop_string_within_tokens_counts_the_used_tokens():
     bpe = TOKENIZERS[1]
     ids = bpe.encode_ordinary("the né abc\n\nUser: the")
     assert len(ids) < len("the né abc\n\nUser: the")
-    result = fed(State(), ids, bpe, stops(["\n\nUser:"]))
+    result = detokenize(State(), ids, bpe, check_stop_strings(["\n\nUser:"]))
     assert result.text == "the né abc" and result.stop == "\n\nUser:"
     assert "\n\nUser:" in bpe.decode(ids[: result.used]) and "\n\nUser:" not in bpe.decode(ids[: result.used - 1])
-    assert fed(result.state, ids, bpe) == Fed(result.state, "", 0)
+    assert detokenize(result.state, ids, bpe) == Detokenized(result.state, "", 0)
 
 
-def test_characters_come_whole():
+def test_characters_are_output_whole():
     shown, _ = stream("é中🤖")
     assert shown == ["", "é", "", "", "中", "", "", "", "🤖"]
-    state = fed(State(), list("a中".encode()[:-1]), BYTES)
-    assert state.text == "a" and finished(state.state).text == "\ufffd"
+    state = detokenize(State(), list("a中".encode()[:-1]), BYTES)
+    assert state.text == "a" and flush(state.state).text == "\ufffd"
 
 
 def test_the_end_token_and_ids_without_a_token_end_a_text():
     for token in (256, 257, 999):
-        result = fed(State(), [97, 0xE4, token, 98], BYTES, stops(["ab"]))
-        assert result == Fed(State(ended="end"), "a\ufffd", 3)
-    assert finished(result.state) == Fed(result.state, "", 0)
+        result = detokenize(State(), [97, 0xE4, token, 98], BYTES, check_stop_strings(["ab"]))
+        assert result == Detokenized(State(ended="end"), "a\ufffd", 3)
+    assert flush(result.state) == Detokenized(result.state, "", 0)
 
 
-def test_what_is_held_at_the_end_is_text():
-    result = fed(State(), list(b"xab"), BYTES, stops(["abc"]))
+def test_held_text_is_output_at_the_end():
+    result = detokenize(State(), list(b"xab"), BYTES, check_stop_strings(["abc"]))
     assert (result.text, result.state.held) == ("x", "ab")
-    assert finished(result.state, stops(["abc"])) == Fed(State(ended="end"), "ab", 0)
+    assert flush(result.state, check_stop_strings(["abc"])) == Detokenized(State(ended="end"), "ab", 0)
 
 
 def test_a_library_tokenizers_spaces_and_bytes():
     llama = TOKENIZERS[-1]
     ids = [llama.library.token_to_id(piece) for piece in ("▁ab", "b▁", "<0xC3>", "<0xA9>", "ab", "▁")]
-    result = fed(State(), ids, llama, stops(["éa"]))
+    result = detokenize(State(), ids, llama, check_stop_strings(["éa"]))
     assert (result.text, result.used) == (" abb ", 5)
 
 
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(ConfigError, match="a stop string is empty; leave it out"):
-        stops(["a", ""])
-    assert stops("ab") == ("ab",) and stops([]) == ()
+        check_stop_strings(["a", ""])
+    assert check_stop_strings("ab") == ("ab",) and check_stop_strings([]) == ()

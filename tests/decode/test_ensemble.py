@@ -27,7 +27,7 @@ PROMPT = tuple(make_beam.PROMPT)
 
 @pytest.fixture(scope="module")
 def llama():
-    """The voice of make_beam's model; its tokenizer has no end, so that texts are of one length."""
+    """The generator of make_beam's model; its tokenizer has no end, so that texts are of one length."""
     family, config = families.model_of(hub.read_json(make_beam.FOLDER / "config.json"))
     params = convert_run.read_params(make_beam.FOLDER, family, config)
     params["tokens"]["embedding"], head = make_beam.tables()
@@ -36,7 +36,7 @@ def llama():
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def hf_model():
     pytest.importorskip("transformers", reason="the parity extra is not installed")
     model = make_beam.load()
     model.generation_config.eos_token_id = None
@@ -51,36 +51,36 @@ def generator(seed, vocabulary=37, context=32):
     return decoding.generator(model, params, tokenizer, context)
 
 
-def said(of, generation, prompt=PROMPT, **settings):
-    """The sample that a voice says."""
-    wanted = SamplingParams(**{"temperature": 0, "max_tokens": 20} | settings)
-    ((_, sample),) = decoding.generate(of, [Request(prompt, wanted, jax.random.key(0))], generation)
+def generate(of, generation, prompt=PROMPT, **settings):
+    """Returns a sample of a generator."""
+    params = SamplingParams(**{"temperature": 0, "max_tokens": 20} | settings)
+    ((_, sample),) = decoding.generate(of, [Request(prompt, params, jax.random.key(0))], generation)
     return sample
 
 
-def they_say(theirs, prompt=PROMPT, max_tokens=20, **options):
-    """The new ids of transformers' greedy text."""
+def hf_generate(hf_model, prompt=PROMPT, max_tokens=20, **options):
+    """Returns the new ids of transformers' greedy text."""
     import torch
 
     ids = torch.tensor([prompt])
     options |= dict(attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens, pad_token_id=0)
-    return theirs.generate(ids, **options)[0, len(prompt) :].tolist()
+    return hf_model.generate(ids, **options)[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.5, 4.0])
 @pytest.mark.parametrize("negative", [None, (1, 2, 3), (30,) * 12])
-def test_guidance_equals_transformers(llama, theirs, scale, negative):
+def test_guidance_equals_transformers(llama, hf_model, scale, negative):
     import torch
 
     options = {} if negative is None else {"negative_prompt_ids": torch.tensor([negative])}
     generation = GenerationConfig(guidance=scale, negative=None if negative is None else CHARS.decode(negative))
-    ours = said(llama, generation).ids
-    assert ours == they_say(theirs, guidance_scale=scale, **options)
-    assert ours != said(llama, GenerationConfig()).ids or scale == 0.5
+    ids = generate(llama, generation).ids
+    assert ids == hf_generate(hf_model, guidance_scale=scale, **options)
+    assert ids != generate(llama, GenerationConfig()).ids or scale == 0.5
 
 
 @pytest.mark.parametrize(
-    "ours, options",
+    "settings, options",
     [
         ({}, {}),
         ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
@@ -91,10 +91,10 @@ def test_guidance_equals_transformers(llama, theirs, scale, negative):
         ),
     ],
 )
-def test_greedy_with_penalties_equals_transformers(llama, theirs, ours, options):
+def test_greedy_with_penalties_equals_transformers(llama, hf_model, settings, options):
     for prompt in (PROMPT, (5,), (7, 30, 2) * 6):
-        assert said(llama, GenerationConfig(), prompt, max_tokens=40, **ours).ids == they_say(
-            theirs, prompt, 40, **options
+        assert generate(llama, GenerationConfig(), prompt, max_tokens=40, **settings).ids == hf_generate(
+            hf_model, prompt, 40, **options
         )
 
 
@@ -116,42 +116,42 @@ def mixed(combine, logits_MTV, weights):
     return np.log((weights * np.exp(logprobs_MTV)).sum(0))
 
 
-@pytest.mark.parametrize("combine", ensemble.COMBINES)
+@pytest.mark.parametrize("combine", ensemble.COMBINE_FNS)
 @pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
 def test_mixtures_equal_numpy(combine, weights):
     first, second = generator(0), generator(1)
-    sample = said(first, GenerationConfig(others=(second,), combine=combine, weights=weights))
+    sample = generate(first, GenerationConfig(ensemble=(second,), combine=combine, weights=weights))
     ids = np.array([[*PROMPT, *sample.ids]])
-    logits_MTV = [models.logits(of.reader.model, of.reader.params, ids)[0, 7:-1] for of in (first, second)]
+    logits_MTV = [models.logits(of.decoder.model, of.decoder.params, ids)[0, 7:-1] for of in (first, second)]
     logprobs_TV = mixed(combine, logits_MTV, weights or (1, 1))
     assert sample.ids == logprobs_TV.argmax(-1).tolist()
     np.testing.assert_allclose(sample.logprobs, logprobs_TV.max(-1), atol=1e-4)
-    assert sample.ids != said(first, GenerationConfig()).ids
+    assert sample.ids != generate(first, GenerationConfig()).ids
 
 
-@pytest.mark.parametrize("combine", ensemble.COMBINES)
+@pytest.mark.parametrize("combine", ensemble.COMBINE_FNS)
 def test_one_model_twice_is_itself(combine):
     of = generator(0)
-    twice, alone = said(of, GenerationConfig(others=(of,), combine=combine)), said(of, GenerationConfig())
+    twice, alone = generate(of, GenerationConfig(ensemble=(of,), combine=combine)), generate(of, GenerationConfig())
     assert twice.ids == alone.ids
     np.testing.assert_allclose(twice.logprobs, alone.logprobs, atol=1e-5)
 
 
-def test_who_speaks_with_others_looks_back_no_further_than_they_can():
-    sample = said(generator(0), GenerationConfig(others=(generator(1, context=16),)), max_tokens=20)
+def test_the_context_of_an_ensemble_is_the_shortest():
+    sample = generate(generator(0), GenerationConfig(ensemble=(generator(1, context=16),)), max_tokens=20)
     assert sample.finish == "context" and len(PROMPT) + len(sample.ids) == 16
 
 
-def test_what_cannot_speak_together_is_refused():
-    readers = [generator(0).reader, generator(1, vocabulary=31).reader]
+def test_models_that_do_not_fit_together_are_refused():
+    decoders = [generator(0).decoder, generator(1, vocabulary=31).decoder]
     with pytest.raises(ConfigError, match=r"models have different vocabularies \(\[31, 37\] ids\)"):
-        ensemble.together(readers, "probabilities")
+        ensemble.make_ensemble(decoders, "probabilities")
     with pytest.raises(ConfigError, match="must have one tokenizer"):
-        said(generator(0), GenerationConfig(others=(generator(1, vocabulary=31),)))
+        generate(generator(0), GenerationConfig(ensemble=(generator(1, vocabulary=31),)))
     with pytest.raises(ConfigError, match="combine is 'mean'; it must be one of probabilities, logits, token"):
-        ensemble.together(readers[:1] * 2, "mean")
+        ensemble.make_ensemble(decoders[:1] * 2, "mean")
     for weights in ((1.0,), (1.0, 0.0), (1.0, float("nan"))):
         with pytest.raises(ConfigError, match="there must be a weight above 0 for each of the 2 models"):
-            ensemble.together(readers[:1] * 2, "logits", weights)
+            ensemble.make_ensemble(decoders[:1] * 2, "logits", weights)
     with pytest.raises(ConfigError, match="guidance is 0; it must be a number above 0"):
-        said(generator(0), GenerationConfig(guidance=0))
+        generate(generator(0), GenerationConfig(guidance=0))

@@ -28,7 +28,7 @@ def made(tokenizer=BYTES, **changes):
     return run.Run(Path("run"), config, model, params, tokenizer)
 
 
-def test_each_mask_is_filled_with_what_is_likeliest_there():
+def test_each_mask_is_filled_with_its_most_likely_token():
     of = made()
     filled = of.fill("ab [MASK]c<mask>", 4)
     ids = [*b"ab ", MASK, *b"c", MASK, 256]
@@ -58,12 +58,12 @@ def test_the_command_prints_it(call, monkeypatch):
     told = json.loads(call(generate, "--workdir=run", "--prompt=a[MASK]", "--top_k=2", "--json").out)
     assert told["masks"][0][0]["token"] == filled.masks[0][0].token and told["text"] == filled.text
     for flag in ("--temperature=1", "--chat", "--beams=2", "--max_tokens=3"):
-        said = call(generate, "--workdir=run", "--prompt=a[MASK]", flag).refusal()
-        assert said.startswith(flag.split("=")[0] + " is for models that write text")
+        text = call(generate, "--workdir=run", "--prompt=a[MASK]", flag).refusal()
+        assert text.startswith(flag.split("=")[0] + " is for models that write text")
     assert "the prompt has no mask" in call(generate, "--workdir=run", "--prompt=a").refusal()
 
 
-def test_what_cannot_be_filled_is_refused():
+def test_texts_that_cannot_be_filled_are_refused():
     with pytest.raises(DataError, match="the text has 18 tokens, and the model's context is 16"):
         made().fill("x" * 16 + "[MASK]")
     with pytest.raises(ConfigError, match="trained without masks"):
@@ -81,7 +81,7 @@ def test_a_runs_sample_has_its_masks_filled_in(prompt, begins):
     of = made()
     config = tiny_config(model_arch="encoder", sample_prompt=prompt)
     job = SimpleNamespace(config=config, model=of.model, data=SimpleNamespace(tokenizer=BYTES))
-    said = samples.sample(job, of.params)
-    assert said.startswith(begins) and bool(said) == bool(begins)
+    text = samples.sample(job, of.params)
+    assert text.startswith(begins) and bool(text) == bool(begins)
     if begins == "a":
-        assert said == of.fill(prompt).lines()
+        assert text == of.fill(prompt).lines()

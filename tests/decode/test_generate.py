@@ -8,15 +8,15 @@ import jax
 import jsonschema
 import pytest
 from conftest import generate
-from test_engine import voice
+from test_engine import generator
 
 import gptjax
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.decode import constraints
 from gptjax.decode import generate as decoding
-from gptjax.decode.beam import Beams
-from gptjax.decode.contrastive import Contrastive
-from gptjax.decode.drafting import Speculation
+from gptjax.decode.beam import BeamSearchParams
+from gptjax.decode.contrastive import ContrastiveSearchParams
+from gptjax.decode.drafting import SpeculativeConfig
 from gptjax.decode.engine import Sample
 from gptjax.decode.generate import GenerationConfig, Request
 from gptjax.decode.settings import SamplingParams
@@ -39,7 +39,7 @@ def chars(tmp_path_factory, text_file):
     return workdir
 
 
-def test_seeds_decide(run):
+def test_seeds_determine_texts(run):
     texts = [run.generate("the", max_tokens=12, temperature=1.0, seed=seed, index=i).text for seed, i in
              ((1, 0), (1, 0), (2, 0), (1, 1))]  # fmt: skip
     assert texts[0] == texts[1] and len(set(texts)) == 3
@@ -48,29 +48,29 @@ def test_seeds_decide(run):
 def test_an_empty_prompt_begins_a_document(run):
     assert run.generate("", max_tokens=3, temperature=0).ids == run.generate("", max_tokens=3, temperature=0).ids
     (sample,) = dict(
-        run.answers([Request((256,), SamplingParams(max_tokens=3, temperature=0), jax.random.key(0))])
+        run.generate_batch([Request((256,), SamplingParams(max_tokens=3, temperature=0), jax.random.key(0))])
     ).values()
     assert sample.ids == run.generate("", max_tokens=3, temperature=0).ids
 
 
-def test_text_is_told_as_it_comes(run):
+def test_text_is_streamed(run):
     pieces = []
-    sample = run.generate("the", max_tokens=60, slide=True, on_text=pieces.append, temperature=1.5, top_k=0)
+    sample = run.generate("the", max_tokens=60, sliding_context=True, on_text=pieces.append, temperature=1.5, top_k=0)
     assert "".join(pieces) == sample.text and len(pieces) > 1
 
 
-@pytest.mark.parametrize("how", [Speculation(3, ngram=2), Speculation(4)])
-def test_speculation_says_the_same(run, generation):
-    options = {"draft": run.generator} if not generation.ngram else {}
+@pytest.mark.parametrize("speculation", [SpeculativeConfig(3, ngram=2), SpeculativeConfig(4)])
+def test_speculation_gives_the_same_text(run, speculation):
+    options = {"draft": run.generator} if not speculation.ngram else {}
     for prompt in ("", "the model", "a"):
         plain = run.generate(prompt, temperature=0)
-        quick = run.generate(prompt, temperature=0, speculation=generation, **options)
+        quick = run.generate(prompt, temperature=0, speculation=speculation, **options)
         assert (quick.ids, quick.text, quick.finish) == (plain.ids, plain.text, plain.finish)
 
 
-def test_a_watermark_is_found_where_it_is(run):
+def test_a_watermark_is_detected_where_there_is_one(run):
     mark = Watermark(key=7, delta=5.0)
-    options = dict(max_tokens=200, slide=True, temperature=1.5, top_k=0, logit_bias={256: -1e6})
+    options = dict(max_tokens=200, sliding_context=True, temperature=1.5, top_k=0, logit_bias={256: -1e6})
     assert detect(run.generate("the", **options, watermark=mark).ids, mark).z > 6
     assert abs(detect(run.generate("the", **options).ids, mark).z) < 4
 
@@ -94,8 +94,8 @@ def constrained(grammar, prompt="x", n=1000, max_tokens=110):
     requests = [
         Request(prompt, SamplingParams(max_tokens, top_k=0, temperature=1.0), jax.random.key(i)) for i in range(n)
     ]
-    of = voice(BYTES, model_context=128, model_layers=1)
-    return [sample for _, sample in decoding.generate(of, requests, GenerationConfig(rows=64, grammar=grammar))]
+    of = generator(BYTES, model_context=128, model_layers=1)
+    return [sample for _, sample in decoding.generate(of, requests, GenerationConfig(batch_size=64, grammar=grammar))]
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def objects(result):
 
 
 def test_the_command_prints_texts_in_order_and_objects(trained, call):
-    flags = [f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=3", "--rows=2"]
+    flags = [f"--workdir={trained}", "--prompt=the ", "--max_tokens=9", "--seed=1", "--samples=3", "--batch_size=2"]
     plain, samples = call(generate, *flags), objects(call(generate, *flags, "--json"))
     assert plain.out == "\n\n".join("the " + s["text"] for s in samples) + "\n"
     assert [s["index"] for s in samples] == [0, 1, 2] and all(len(s["ids"]) == len(s["logprobs"]) for s in samples)
@@ -132,16 +132,16 @@ def test_the_command_prints_texts_in_order_and_objects(trained, call):
     assert re.search(rf"{tokens} tokens in \d+\.\d s, [\d,.]+ tokens/s; the first text after \d+\.\d\d s", plain.err)
 
 
-def test_texts_are_shown_when_they_are_over_not_when_the_next_is(trained, call, monkeypatch, capsys):
+def test_texts_are_printed_when_they_end(trained, call, monkeypatch, capsys):
     shown = []
 
-    def answers(self, requests, generation, on_text, stride):
+    def generate_batch(self, requests, generation, on_text, stride):
         for number in range(2):
             on_text(number, f"{number}")
             yield number, Sample(f"{number}", [1], [0.0], "end", [])
             shown.append(capsys.readouterr().out)
 
-    monkeypatch.setattr("gptjax.runs.run.Run.answers", answers)
+    monkeypatch.setattr("gptjax.runs.run.Run.generate_batch", generate_batch)
     call(generate, f"--workdir={trained}", "--prompt=a", "--samples=2")
     assert shown == ["a0\n\n", "a1\n"]
 
@@ -156,26 +156,26 @@ def test_prompts_of_a_file_of_stdin_and_of_json(trained, call, tmp_path, monkeyp
         (prompt, index) for prompt in ("the", "a \n b", "model", "17") for index in (0, 1)
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    assert objects(call(generate, *flags, "--prompts=-", "--rows=8")) == from_file
+    assert objects(call(generate, *flags, "--prompts=-", "--batch_size=8")) == from_file
     # A row's seed is its own: another file has the same text for the same prompt.
     path.write_text("model\n")
-    assert objects(call(generate, *flags, f"--prompts={path}", "--rows=8"))[1]["ids"] == from_file[5]["ids"]
+    assert objects(call(generate, *flags, f"--prompts={path}", "--batch_size=8"))[1]["ids"] == from_file[5]["ids"]
 
 
 def test_searches_and_alternatives_by_flags(trained, call, run):
     flags = [f"--workdir={trained}", "--prompt=the", "--max_tokens=5", "--json"]
     best = objects(call(generate, *flags, "--beams=4", "--best=2", "--length_penalty=0.5"))
     assert len(best) == 2 and best[0]["score"] >= best[1]["score"]
-    assert best[0]["ids"] == run.generate("the", max_tokens=5, beams=Beams(4, length_penalty=0.5)).ids
+    assert best[0]["ids"] == run.generate("the", max_tokens=5, beams=BeamSearchParams(4, length_penalty=0.5)).ids
     (found,) = objects(call(generate, *flags, "--contrastive_k=3", "--contrastive_alpha=0.5"))
-    assert found["ids"] == run.generate("the", max_tokens=5, contrastive=Contrastive(k=3, alpha=0.5)).ids
+    assert found["ids"] == run.generate("the", max_tokens=5, contrastive=ContrastiveSearchParams(k=3, alpha=0.5)).ids
     (told,) = objects(call(generate, *flags, "--logprobs=2", "--temperature=0"))
     assert [place[0][0] for place in told["alternatives"]] == told["ids"]
     assert [place[0][1] for place in told["alternatives"]] == pytest.approx(told["logprobs"])
     assert all(len(place) == 2 for place in told["alternatives"])
 
 
-def test_what_the_text_must_be_by_flags(trained, call, tmp_path):
+def test_constraints_by_flags(trained, call, tmp_path):
     pytest.importorskip("llguidance", reason="the constraints extra is not installed")
     flags = [f"--workdir={trained}", "--prompt=x", "--json"]
     assert re.fullmatch("[0-9]{3}", objects(call(generate, *flags, "--regex=[0-9]{3}"))[0]["text"])
@@ -188,7 +188,14 @@ def test_what_the_text_must_be_by_flags(trained, call, tmp_path):
 
 def test_a_watermark_by_flags(trained, call, tmp_path):
     flags = [f"--workdir={trained}", "--watermark=5", "--watermark_delta=8"]
-    wanted = ["--max_tokens=150", "--slide", "--temperature=1.5", "--top_k=0", "--logit_bias=256=-1000", "--json"]
+    wanted = [
+        "--max_tokens=150",
+        "--sliding_context",
+        "--temperature=1.5",
+        "--top_k=0",
+        "--logit_bias=256=-1000",
+        "--json",
+    ]
     # Only bytes that are text by themselves come back as the same tokens.
     wanted += [f"--logit_bias={byte}=-1000" for byte in range(128, 256)]
     (sample,) = objects(call(generate, *flags, "--prompt=the", *wanted))
@@ -202,7 +209,7 @@ def test_a_watermark_by_flags(trained, call, tmp_path):
 
 REFUSED = [
     (["--prompt=" + "x" * 16], "the prompt has 16 tokens, and the model's context is 16, the new ones included"),
-    (["--prompt=" + "x" * 40], "or let the context slide with --slide"),
+    (["--prompt=" + "x" * 40], "or give --sliding_context"),
     (["--temperature=-1"], "temperature is -1.0; it must be at least 0"),
     (["--temperature=nan"], "--temperature: it must be a finite number, not nan"),
     (["--max_tokens=0"], "max_tokens is 0; it must be at least 1"),
@@ -212,12 +219,12 @@ REFUSED = [
     (["--beams=2", "--temperature=1"], "temperature does nothing in a search by beams or contrast"),
     (["--beams=2", "--top_p=0.5"], "top_p does nothing in a search"),
     (["--beams=2", "--contrastive_k=3"], "beams and contrastive cannot be used together"),
-    (["--beams=2", "--slide"], "slide"),
+    (["--beams=2", "--sliding_context"], "sliding_context"),
     (["--beams=2", "--samples=2"], "--samples does nothing in a search"),
     (["--groups=2"], "--groups does nothing without --beams"),
     (["--contrastive_alpha=0.5"], "--contrastive_alpha does nothing without --contrastive_k"),
     (["--detect=x"], "--detect does nothing without --watermark"),
-    (["--combine=token"], "--combine does nothing without --with"),
+    (["--combine=token"], "--combine does nothing without --ensemble"),
     (["--watermark=0", "--watermark_gamma=2"], "gamma is 2.0; it must be more than 0"),
     (["--logit_bias=5"], "--logit_bias=5 is not ID=NATS, such as 50=-2.5"),
     (["--logit_bias=999=1"], "logit_bias has the id 999; ids are whole numbers in 0 to 256"),
@@ -236,44 +243,48 @@ REFUSED = [
     (["--stop="], "stop has an empty string"),
     (["--min_tokens=9", "--max_tokens=3"], "min_tokens is 9, more than the 3 of max_tokens"),
     (["--logprobs=999", "--json"], "alternatives is 999; it must be 0 to 257"),
-    (["--rows=-1"], "rows is -1"),
+    (["--batch_size=-1"], "batch_size is -1"),
 ]
 
 
 @pytest.mark.parametrize("flags, expected", REFUSED, ids=[" ".join(flags)[:40] for flags, _ in REFUSED])
-def test_what_cannot_be_is_one_line(trained, call, flags, expected):
+def test_invalid_flags_are_refused_in_one_line(trained, call, flags, expected):
     if any("regex" in flag or "schema" in flag for flag in flags):
         pytest.importorskip("llguidance", reason="the constraints extra is not installed")
     assert expected in call(generate, f"--workdir={trained}", *flags).refusal()
 
 
-def test_what_other_runs_cannot_do_is_one_line(trained, chars, call, tmp_path):
+def test_unsuitable_runs_are_refused_in_one_line(trained, chars, call, tmp_path):
     assert "no token to begin with; give --prompt" in call(generate, f"--workdir={chars}").refusal()
     assert "they must share one vocabulary" in call(generate, f"--workdir={trained}", f"--draft={chars}").refusal()
-    assert "must have one tokenizer" in call(generate, f"--workdir={trained}", f"--with={chars}").refusal()
+    assert "must have one tokenizer" in call(generate, f"--workdir={trained}", f"--ensemble={chars}").refusal()
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    assert "has no prompts; write one a line" in call(generate, f"--workdir={trained}", f"--prompts={empty}").refusal()
+    assert (
+        "has no prompts; write one per line" in call(generate, f"--workdir={trained}", f"--prompts={empty}").refusal()
+    )
 
 
-def test_options_and_ids_that_there_are_not(run):
-    with pytest.raises(ConfigError, match="unknown option topk; there are max_tokens, temperature, top_k"):
+def test_unknown_options_and_ids_are_refused(run):
+    with pytest.raises(ConfigError, match="unknown option topk; options are max_tokens, temperature, top_k"):
         run.generate("x", topk=3)
     for ids, expected in (((), "the prompt is empty"), ((3, 257), "they must lie in 0 to 256"), ((-1,), "0 to 256")):
         with pytest.raises(DataError, match=expected):
-            next(run.answers([Request(ids, SamplingParams(), jax.random.key(0))]))
+            next(run.generate_batch([Request(ids, SamplingParams(), jax.random.key(0))]))
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("search", [dict(beams=Beams(3, best=2)), dict(contrastive=Contrastive(0.5, 3))], ids=str)
+@pytest.mark.parametrize(
+    "search", [dict(beams=BeamSearchParams(3, best=2)), dict(contrastive=ContrastiveSearchParams(0.5, 3))], ids=str
+)
 def test_searches_of_several_prompts_are_those_of_each(run, search):
     wanted = [("the", 4), ("a", 4), ("model reads", 4), ("the", 6)]
     requests = [Request(prompt, SamplingParams(max_tokens), jax.random.key(0)) for prompt, max_tokens in wanted]
-    found = list(run.answers(requests, GenerationConfig(rows=2, **search)))
+    found = list(run.generate_batch(requests, GenerationConfig(batch_size=2, **search)))
     alone = [
         (n, sample)
         for n, request in enumerate(requests)
-        for _, sample in run.answers([request], GenerationConfig(**search))
+        for _, sample in run.generate_batch([request], GenerationConfig(**search))
     ]
     assert [(n, sample.ids) for n, sample in found] == [(n, sample.ids) for n, sample in alone]
     assert len(found) == 4 * (2 if "beams" in search else 1)
@@ -291,14 +302,14 @@ def test_a_dialogue_on_the_command_line(trained, call, monkeypatch, tmp_path):
     first = gptjax.load(trained).generate("the\n", max_tokens=4, temperature=0, top_k=0).text
     # After /reset the same question has the same answer; the third, which does not fit, has none.
     assert result.out.startswith(first + "\n") and result.out.endswith(first + "\n")
-    assert "say it shorter" in result.err and next(lines) == "not read"
-    for more in (["--json"], ["--samples=2"], ["--beams=2"], ["--prompt=x"], ["--slide"]):
+    assert "shorten it" in result.err and next(lines) == "not read"
+    for more in (["--json"], ["--samples=2"], ["--beams=2"], ["--prompt=x"], ["--sliding_context"]):
         assert "cannot be used together" in call(generate, f"--workdir={trained}", "--chat", *more).refusal()
     assert "has no chat template" in call(generate, f"--workdir={trained}", "--chat").refusal()
     assert "--system does nothing without --chat" in call(generate, f"--workdir={trained}", "--system=x").refusal()
 
 
-def test_keys_and_values_may_be_kept_in_bfloat16(run, trained, call):
+def test_the_cache_may_be_bfloat16(run, trained, call):
     wanted = dict(max_tokens=9, temperature=0, top_k=0)
     exact, rounded = (run.generate("the", **wanted, cache_dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert exact == run.generate("the", **wanted)
@@ -310,7 +321,7 @@ def test_keys_and_values_may_be_kept_in_bfloat16(run, trained, call):
         run.generate("the", cache_dtype="int8")
 
 
-def test_flags_and_files_that_would_show_nothing(trained, call, tmp_path):
+def test_flags_and_files_without_effect_are_refused(trained, call, tmp_path):
     for flags, expected in (
         (["--logprobs=2"], "--logprobs does nothing without --json"),
         (["--prompt_logprobs"], "--prompt_logprobs does nothing without --json"),

@@ -30,7 +30,7 @@ def test_frequency_and_presence_vs_reference(seed):
     logits, history, rng = case(seed)
     frequency, presence = rng.uniform(-2, 2, (2, B)).astype(np.float32)
     frequency[0] = presence[0] = presence[1] = 0
-    found = penalties.frequency_and_presence(jnp.array(logits), history, frequency, presence)
+    found = penalties.apply_frequency_and_presence(jnp.array(logits), history, frequency, presence)
     expected = logits.copy()
     for b in range(B):
         new = written(history, b)[history.prompt_B[b] :]
@@ -45,7 +45,7 @@ def test_frequency_and_presence_vs_reference(seed):
 def test_no_repeat_ngram_vs_reference(seed):
     logits, history, rng = case(seed)
     n = rng.integers(0, 5, B).astype(np.int32)
-    found = np.asarray(penalties.no_repeat_ngram(jnp.array(logits), history, n))
+    found = np.asarray(penalties.ban_repeated_ngrams(jnp.array(logits), history, n))
     for b in range(B):
         ids = written(history, b)
         for token in range(V):
@@ -63,7 +63,7 @@ def test_repetition_vs_reference(seed):
     for b in range(B):
         for token in set(written(history, b)):
             expected[b, token] *= penalty[b] if logits[b, token] < 0 else 1 / penalty[b]
-    found = penalties.repetition(jnp.array(logits), history, penalty)
+    found = penalties.apply_repetition_penalty(jnp.array(logits), history, penalty)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_array_equal(found[0], logits[0])
 
@@ -74,20 +74,20 @@ def test_what_lies_beyond_the_length_does_not_matter(garbage):
     ids = np.where(np.arange(S) < history.length_B[:, None], history.ids_BS, garbage).astype(np.int32)
     ones = np.ones(B, np.float32)
     for apply in (
-        lambda history: penalties.repetition(jnp.array(logits), history, 2 * ones),
-        lambda history: penalties.frequency_and_presence(jnp.array(logits), history, ones, ones),
-        lambda history: penalties.no_repeat_ngram(jnp.array(logits), history, np.array([1, 2, 1, 2, 3])),
+        lambda history: penalties.apply_repetition_penalty(jnp.array(logits), history, 2 * ones),
+        lambda history: penalties.apply_frequency_and_presence(jnp.array(logits), history, ones, ones),
+        lambda history: penalties.ban_repeated_ngrams(jnp.array(logits), history, np.array([1, 2, 1, 2, 3])),
     ):
         np.testing.assert_array_equal(apply(history), apply(history._replace(ids_BS=ids)))
 
 
 def test_biases_are_added_where_there_are_any():
     logits = jnp.zeros((2, V))
-    ids, bias = np.array([[2, 0], [penalties.NOWHERE] * 2]), np.array([[1.5, -np.inf], [0, 0]], np.float32)
-    np.testing.assert_array_equal(penalties.biased(logits, ids, bias), [[-np.inf, 0, 1.5, 0, 0, 0], [0] * V])
+    ids, bias = np.array([[2, 0], [penalties.DROPPED_ID] * 2]), np.array([[1.5, -np.inf], [0, 0]], np.float32)
+    np.testing.assert_array_equal(penalties.apply_logit_bias(logits, ids, bias), [[-np.inf, 0, 1.5, 0, 0, 0], [0] * V])
 
 
 def test_ends_are_banned_until_enough_is_written():
     history = History(np.zeros((3, 8), np.int32), np.array([5, 5, 5]), np.array([3, 3, 3]))
-    found = penalties.not_ended(jnp.zeros((3, V)), history, np.array([0, 2, 3]), ends=(1, 4))
+    found = penalties.apply_min_tokens(jnp.zeros((3, V)), history, np.array([0, 2, 3]), ends=(1, 4))
     np.testing.assert_array_equal(np.isinf(found), [[False] * V, [False] * V, [v in (1, 4) for v in range(V)]])

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from gptjax.decode import sampling
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import FEW, SamplingParams, batched, used
+from gptjax.decode.settings import SMALL_TOP_K, SamplingParams, batched, used
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NEUTRAL = SamplingParams(temperature=1.0, top_k=0)
-process = jax.jit(sampling.processed, static_argnums=(3, 4))
+process = jax.jit(sampling.process_logits, static_argnums=(3, 4))
 draw = jax.jit(sampling.sample, static_argnums=3)
 
 
@@ -40,7 +40,7 @@ def maker():
     return module
 
 
-def ours(logits, rows, ids=None, lengths=None, prompts=None, ends=(), kinds=None):
+def process_rows(logits, rows, ids=None, lengths=None, prompts=None, ends=(), kinds=None):
     B = len(logits)
     history = History(np.zeros((B, 1), np.int32) if ids is None else ids, lengths, prompts)
     if ids is None:
@@ -61,7 +61,7 @@ def test_processed_vs_golden_transformers():
         for case in json.loads(str(golden["settings"]))
     ]
     ends = tuple(int(end) for end in golden["ends"])
-    found = ours(golden["logits"], rows, golden["ids"], golden["lengths"], golden["prompts"], ends)
+    found = process_rows(golden["logits"], rows, golden["ids"], golden["lengths"], golden["prompts"], ends)
     assert_same(found, golden["expected"])
 
 
@@ -88,7 +88,7 @@ def test_processed_vs_transformers(hf, changes, seed):
     """One program for all settings; that of a row's own kinds gives the same, as is tested below."""
     logits, ids, lengths, prompts = hf.rows(seed, 4)
     rows = [NEUTRAL._replace(**change) for change in changes]
-    found = ours(logits, rows, ids, lengths, prompts, hf.ENDS, KINDS)
+    found = process_rows(logits, rows, ids, lengths, prompts, hf.ENDS, KINDS)
     for b in range(4):
         assert_same(found[b], hf.processed(logits[b], ids[b, : lengths[b]], prompts[b], changes[b]))
 
@@ -104,7 +104,7 @@ def test_processed_vs_transformers(hf, changes, seed):
 def test_filters_vs_transformers_where_logits_are_equal(hf, change, equals, banned, seed):
     logits = np.random.default_rng(seed).integers(0, equals, (1, 40)).astype(np.float32)
     logits[0, :7] = -np.inf if banned else -0.0
-    found = ours(logits, [NEUTRAL._replace(**change)])
+    found = process_rows(logits, [NEUTRAL._replace(**change)])
     assert_same(found[0], hf.processed(logits[0], [1], 1, change))
 
 
@@ -113,21 +113,21 @@ def test_filters_vs_transformers_where_logits_are_equal(hf, change, equals, bann
 def test_top_p_keeps_all_that_equal_the_last(hf, p, equals, seed):
     """Which of them transformers keeps depends on its sort; the rest is the same."""
     logits = np.random.default_rng(seed).integers(0, equals, (1, 40)).astype(np.float32)
-    found = ours(logits, [NEUTRAL._replace(top_p=p)])[0]
-    theirs = hf.processed(logits[0], [1], 1, {"top_p": p})
-    least = theirs[np.isfinite(theirs)].min()
+    found = process_rows(logits, [NEUTRAL._replace(top_p=p)])[0]
+    expected = hf.processed(logits[0], [1], 1, {"top_p": p})
+    least = expected[np.isfinite(expected)].min()
     np.testing.assert_array_equal(np.isfinite(found), logits[0] >= least)
 
 
 @settings(max_examples=20, deadline=None)
 @given(k=st.integers(1, 200), seed=st.integers(0, 99))
-@example(k=FEW, seed=0)
-def test_both_ways_to_the_top_k_are_the_same(k, seed):
+@example(k=SMALL_TOP_K, seed=0)
+def test_both_implementations_of_top_k_agree(k, seed):
     logits = np.random.default_rng(seed).normal(size=(1, 150)).round(1).astype(np.float32)
     found = np.isfinite(sampling.top_k(jnp.array(logits), jnp.array([k])))
     np.testing.assert_array_equal(found, logits >= np.sort(logits)[:, -min(k, 150)])
-    if k <= FEW:
-        np.testing.assert_array_equal(found, np.isfinite(sampling.top_few(jnp.array(logits), jnp.array([k]))))
+    if k <= SMALL_TOP_K:
+        np.testing.assert_array_equal(found, np.isfinite(sampling.small_top_k(jnp.array(logits), jnp.array([k]))))
 
 
 def test_cutoff_is_exact_over_all_sizes_of_floats():
@@ -141,19 +141,19 @@ def test_cutoff_is_exact_over_all_sizes_of_floats():
 
 def test_a_greedy_row_is_left_unfiltered():
     logits = np.random.default_rng(0).normal(size=(2, 90)).astype(np.float32)
-    found = ours(logits, [SamplingParams(temperature=0, top_k=3), SamplingParams(top_p=0.5)])
+    found = process_rows(logits, [SamplingParams(temperature=0, top_k=3), SamplingParams(top_p=0.5)])
     np.testing.assert_array_equal(found[0], logits[0])
     assert np.isfinite(found[1]).sum() < 50
 
 
 @pytest.mark.parametrize("V", [5, 300])
-def test_draws_follow_the_processed_distribution(V):
+def test_samples_follow_the_processed_distribution(V):
     """Also where there are more ids than lanes."""
     B = 20_000
     logits = np.full(V, -20, np.float32)
     likely = np.random.default_rng(0).choice(V, 5, replace=False)
     logits[likely] = [1.0, 2.0, 0.0, -1.0, 1.5]
-    processed = jnp.asarray(ours(logits[None], [SamplingParams(temperature=0.7, top_k=4)]))
+    processed = jnp.asarray(process_rows(logits[None], [SamplingParams(temperature=0.7, top_k=4)]))
     ids = draw(jnp.broadcast_to(processed, (B, V)), jax.random.split(jax.random.key(0), B), jnp.full(B, 0.7))
     kept = likely[[0, 1, 2, 4]]
     weights = np.exp(logits[kept] / 0.7)
@@ -162,7 +162,7 @@ def test_draws_follow_the_processed_distribution(V):
     assert ((counts[kept] - expected) ** 2 / expected).sum() < 16.3  # three degrees of freedom, p = 0.001
 
 
-def test_temperature_zero_takes_the_first_of_the_likeliest():
+def test_temperature_zero_selects_the_first_of_ties():
     logits = jnp.array([[1.0, 3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 9.0]])
     for seed in range(5):
         keys = jax.random.split(jax.random.key(seed), 2)
@@ -170,7 +170,7 @@ def test_temperature_zero_takes_the_first_of_the_likeliest():
         assert draw(logits, keys, jnp.zeros(2), frozenset({"greedy"})).tolist() == [1, 3]
 
 
-def test_keys_decide_draws():
+def test_keys_determine_samples():
     logits, warm = jnp.zeros((8, 997)), jnp.ones(8)
     same, other = jnp.stack([jax.random.key(1)] * 8), jax.random.split(jax.random.key(2), 8)
     assert len(set(draw(logits, same, warm).tolist())) == 1
@@ -182,7 +182,7 @@ def rows_alone_and_together(V):
     rng = np.random.default_rng(0)
     rows = [SamplingParams(), SamplingParams(temperature=0), NEUTRAL, SamplingParams(temperature=1.3, top_k=0,
     top_p=0.9),
-            SamplingParams(top_k=FEW + 9, typical_p=0.7), SamplingParams(min_p=0.1, repetition_penalty=1.3),
+            SamplingParams(top_k=SMALL_TOP_K + 9, typical_p=0.7), SamplingParams(min_p=0.1, repetition_penalty=1.3),
             SamplingParams(frequency_penalty=0.3, presence_penalty=0.2, logit_bias={3: 2.0}),
             SamplingParams(no_repeat_ngram=2, min_tokens=9)] * 2  # fmt: skip
     logits = 3 * rng.normal(size=(16, V)).astype(np.float32)
@@ -206,13 +206,13 @@ def rows_alone_and_together(V):
             np.testing.assert_array_equal(alone, among[at])
 
 
-def test_a_row_does_not_know_its_neighbours():
+def test_rows_are_independent():
     """Bit for bit: distribution, draw and log-probabilities."""
     rows_alone_and_together(1031)
 
 
 @pytest.mark.slow
-def test_a_row_does_not_know_its_neighbours_in_optimised_programs():
+def test_rows_are_independent_in_optimised_programs():
     """The same as a user's programs are compiled, at GPT-2's vocabulary."""
     environment = os.environ | AS_USERS_RUN
     code = "import conftest, test_sampling; test_sampling.rows_alone_and_together(50257)"

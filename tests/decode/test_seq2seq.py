@@ -16,9 +16,9 @@ from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import beam, engine, prefill, prompts, step
 from gptjax.decode import generate as decoding
-from gptjax.decode.beam import Beams
-from gptjax.decode.contrastive import Contrastive
-from gptjax.decode.drafting import Speculation
+from gptjax.decode.beam import BeamSearchParams
+from gptjax.decode.contrastive import ContrastiveSearchParams
+from gptjax.decode.drafting import SpeculativeConfig
 from gptjax.decode.generate import GenerationConfig, Request
 from gptjax.decode.settings import SamplingParams
 from gptjax.runs import run
@@ -93,14 +93,14 @@ def request(prompt, seed=0, **settings):
 
 
 def answers(of, requests, **generation):
-    found = dict(of.answers(requests, GenerationConfig(**generation)))
+    found = dict(of.generate_batch(requests, GenerationConfig(**generation)))
     return [found[number] for number in range(len(requests))]
 
 
 SOURCES = ["a man rides a bike.", "", "x", "zwei Hunde " * 5, "ünïcode"]
 
 
-def said_by(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
+def check_sample(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
     next_logprobs, ids = uncached(of, source), list(prefix)
     for token, logprob in zip(sample.ids, sample.logprobs, strict=True):
         logprobs_V = next_logprobs([ids])[0]
@@ -114,20 +114,20 @@ def said_by(of, source, sample, prefix, process=lambda logprobs, ids: logprobs):
 def test_greedy_targets_equal_the_uncached_forward(kind):
     """Of sources of one token and of many, in two rows, one after the other."""
     of = made(**KINDS[kind])
-    found = answers(of, [request(text) for text in SOURCES], rows=2)
+    found = answers(of, [request(text) for text in SOURCES], batch_size=2)
     for text, sample in zip(SOURCES, found, strict=True):
         assert sample.finish in ("length", "end")
-        said_by(of, source_of(text), sample, start_of(of))
+        check_sample(of, source_of(text), sample, start_of(of))
     assert len({tuple(sample.ids) for sample in found}) > 3, "the source matters"
 
 
-def test_rows_of_different_sources_do_not_touch_each_other():
+def test_rows_of_different_sources_are_independent():
     of = made()
     requests = [
         request(text, seed=n, temperature=0.5 + n, top_k=9 + n, max_tokens=7 + n) for n, text in enumerate(SOURCES)
     ]
-    together = answers(of, requests, rows=3, room=60)
-    assert together == [answers(of, [one], rows=3, room=60)[0] for one in requests]
+    together = answers(of, requests, batch_size=3, max_length=60)
+    assert together == [answers(of, [one], batch_size=3, max_length=60)[0] for one in requests]
 
 
 def test_penalties_count_the_target_alone():
@@ -142,22 +142,25 @@ def test_penalties_count_the_target_alone():
         return penalised_V
 
     sample = answers(of, [request(source, presence_penalty=7.0)])[0]
-    said_by(of, source_of(source), sample, start_of(of), penalised)
+    check_sample(of, source_of(source), sample, start_of(of), penalised)
     assert len(set(sample.ids)) > len(set(answers(of, [request(source)])[0].ids))
     assert answers(of, [request(source, no_repeat_ngram=1)])[0].ids.count(END) == 0, "the start is of the target"
 
 
 def test_samples_of_one_source_encode_it_once(monkeypatch):
     of, calls = made(), []
-    heard = prefill.with_encoder_output
-    monkeypatch.setattr(prefill, "heard", lambda *given: calls.append(1) or heard(*given))
+    encode = prefill.with_encoder_output
+    monkeypatch.setattr(prefill, "with_encoder_output", lambda *arguments: calls.append(1) or encode(*arguments))
     requests = [request("one source", seed=n, temperature=1.0) for n in range(4)]
-    found = answers(of, [*requests, request("another")], rows=2)
+    found = answers(of, [*requests, request("another")], batch_size=2)
     assert len(calls) == 2 and len({tuple(sample.ids) for sample in found}) == 5
-    assert answers(of, requests[2:3], rows=2, room=30)[0].ids == answers(of, requests, rows=2, room=30)[2].ids
+    assert (
+        answers(of, requests[2:3], batch_size=2, max_length=30)[0].ids
+        == answers(of, requests, batch_size=2, max_length=30)[2].ids
+    )
 
 
-def test_guidance_is_away_from_what_it_says_of_an_empty_source():
+def test_guidance_without_a_negative_prompt_uses_an_empty_source():
     of, scale = made(), 1.7
     for negative in (None, "bad"):
         sample = answers(of, [request("a man", max_tokens=6)], guidance=scale, negative=negative)[0]
@@ -175,7 +178,7 @@ def test_speculation_gives_the_same_targets(draft):
     of = made()
     generation = {"draft": made(model_layers=1).generator} if draft else {}
     found = answers(
-        of, [request(t) for t in SOURCES[:3]], speculation=Speculation(3, ngram=0 if draft else 2), **generation
+        of, [request(t) for t in SOURCES[:3]], speculation=SpeculativeConfig(3, ngram=0 if draft else 2), **generation
     )
     assert [sample.ids for sample in found] == [sample.ids for sample in answers(of, [request(t) for t in SOURCES[:3]])]
 
@@ -183,19 +186,24 @@ def test_speculation_gives_the_same_targets(draft):
 def test_nothing_is_compiled_for_other_sources():
     of = made()
     compiled = lambda: [
-        f._cache_size() for f in (prefill.with_encoder_output, engine.insert, step.decode_steps, beam.searched)
+        f._cache_size() for f in (prefill.with_encoder_output, engine.insert, step.decode_steps, beam.run_search)
     ]
-    answers(of, [request("a" * 20), request("bb")], rows=2, room=40)
-    answers(of, [request("a" * 20), request("bb")], rows=2, beams=Beams(2))
+    answers(of, [request("a" * 20), request("bb")], batch_size=2, max_length=40)
+    answers(of, [request("a" * 20), request("bb")], batch_size=2, beams=BeamSearchParams(2))
     before = compiled()
-    answers(of, [request("c" * 31), request("d" * 17), request("e")], rows=2, room=40)
-    answers(of, [request("c" * 31), request("dd"), request("eee" * 6), request("f" * 19)], rows=2, beams=Beams(2))
+    answers(of, [request("c" * 31), request("d" * 17), request("e")], batch_size=2, max_length=40)
+    answers(
+        of,
+        [request("c" * 31), request("dd"), request("eee" * 6), request("f" * 19)],
+        batch_size=2,
+        beams=BeamSearchParams(2),
+    )
     assert compiled() == before
 
 
-def test_what_is_heard_is_kept_in_the_dtype_that_is_wanted():
+def test_encoder_output_has_the_cache_dtype():
     of = made()
-    narrow = decoding.keeping(of.generator, GenerationConfig(cache_dtype="bfloat16"))[0].reader
+    narrow = decoding.with_cache_dtype(of.generator, GenerationConfig(cache_dtype="bfloat16"))[0].decoder
     kept = prefill.encode_source(narrow, [[1, 2, 3]], narrow.empty(1, 8, 1)).encoder_output
     assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16", "int32"}
     room = narrow.empty(1, 8, 1, 16).encoder_output
@@ -207,10 +215,10 @@ def test_what_is_heard_is_kept_in_the_dtype_that_is_wanted():
 @pytest.mark.parametrize(
     "kind, settings, max_tokens",
     [
-        ("learned", Beams(4, best=4), 40),
-        ("modern", Beams(4, 2, 0.5, length_penalty=0.4, early_stopping=True, best=3), 9),
-        ("bahdanau", Beams(3, length_penalty=2.0, early_stopping="never", best=3), 40),
-        ("luong", Beams(3, best=3), 9),
+        ("learned", BeamSearchParams(4, best=4), 40),
+        ("modern", BeamSearchParams(4, 2, 0.5, length_penalty=0.4, early_stopping=True, best=3), 9),
+        ("bahdanau", BeamSearchParams(3, length_penalty=2.0, early_stopping="never", best=3), 40),
+        ("luong", BeamSearchParams(3, best=3), 9),
     ],
 )
 @pytest.mark.thorough
@@ -218,12 +226,12 @@ def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
     """Sources of different lengths in one batch; more tokens than a search has room for at first."""
     of = made(**KINDS[kind])
     sources, ends = [source_of(text) for text in SOURCES[:3]], [END, 7, 28] if max_tokens == 9 else [END]
-    found = beam.search(of.generator.reader, [[END]] * 3, settings, max_tokens, ends, sources=sources)
-    for source, ours in zip(sources, found, strict=True):
-        same(ours, reference(uncached(of, source), [END], settings, max_tokens, ends))
-    if max_tokens > beam.FIRST_ROOM:
-        assert max(len(one.ids) for one in found[0]) > beam.FIRST_ROOM
-    alone = beam.search(of.generator.reader, [[END]], settings, max_tokens, ends, sources=sources[2:])
+    found = beam.search(of.generator.decoder, [[END]] * 3, settings, max_tokens, ends, sources=sources)
+    for source, hypotheses in zip(sources, found, strict=True):
+        same(hypotheses, reference(uncached(of, source), [END], settings, max_tokens, ends))
+    if max_tokens > beam.INITIAL_CAPACITY:
+        assert max(len(one.ids) for one in found[0]) > beam.INITIAL_CAPACITY
+    alone = beam.search(of.generator.decoder, [[END]], settings, max_tokens, ends, sources=sources[2:])
     same(found[2], [(one.ids, one.score) for one in alone[0]], 1e-5)
 
 
@@ -231,17 +239,22 @@ def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
 def test_a_forced_first_id_counts_in_scores():
     """As in transformers, where it is generated with probability 1."""
     of = made(**KINDS["relative"])
-    (found,) = beam.search(of.generator.reader, [[3, 5]], Beams(3, best=3), 6, [END], sources=[source_of("a man")])
+    (found,) = beam.search(
+        of.generator.decoder, [[3, 5]], BeamSearchParams(3, best=3), 6, [END], sources=[source_of("a man")]
+    )
     for one in found:
         assert one.score == pytest.approx(sum(one.logprobs) / (len(one.ids) + 1), rel=1e-5)
-    (plain,) = beam.search(made().generator.reader, [[5]], Beams(3), 6, [END], sources=[source_of("a man")])
+    (plain,) = beam.search(made().generator.decoder, [[5]], BeamSearchParams(3), 6, [END], sources=[source_of("a man")])
     assert plain[0].score == pytest.approx(sum(plain[0].logprobs) / len(plain[0].ids), rel=1e-5)
 
 
 def test_searches_give_each_its_own_though_lengths_are_sorted():
     of = made()
     found = list(
-        of.answers([request(text, max_tokens=6) for text in SOURCES], GenerationConfig(beams=Beams(2, best=2), rows=2))
+        of.generate_batch(
+            [request(text, max_tokens=6) for text in SOURCES],
+            GenerationConfig(beams=BeamSearchParams(2, best=2), batch_size=2),
+        )
     )
     assert sorted(number for number, _ in found) == sorted([*range(5)] * 2)
     for number, sample in found:
@@ -254,9 +267,9 @@ def test_searches_give_each_its_own_though_lengths_are_sorted():
 @pytest.mark.thorough
 def test_contrastive_search_without_a_penalty_is_greedy(kind):
     of = made(**KINDS[kind])
-    found = answers(of, [request(t) for t in SOURCES], contrastive=Contrastive(0.0, 3), rows=2)
+    found = answers(of, [request(t) for t in SOURCES], contrastive=ContrastiveSearchParams(0.0, 3), batch_size=2)
     assert [sample.ids for sample in found] == [
-        sample.ids for sample in answers(of, [request(t) for t in SOURCES], rows=2)
+        sample.ids for sample in answers(of, [request(t) for t in SOURCES], batch_size=2)
     ]
 
 
@@ -265,7 +278,7 @@ def test_contrastive_search_leaves_out_what_a_bias_is_multiplied_with():
     plain, biased = made(), made(model_head_bias=True)
     zero = biased.params | {"head_bias": jnp.zeros(V)}
     with_zero = decoding.generator(biased.model, zero | {k: plain.params[k] for k in plain.params}, BYTES, CONTEXT)
-    generation = GenerationConfig(contrastive=Contrastive(0.9, 4))
+    generation = GenerationConfig(contrastive=ContrastiveSearchParams(0.9, 4))
     found = [
         next(decoding.generate(of, [request("a man", max_tokens=20)], generation))[1]
         for of in (plain.generator, with_zero)
@@ -295,25 +308,33 @@ def test_a_line_each_is_printed_without_the_sources(translate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
-        (["--prompt=x", "--slide"], "slide is for decoders"),
+        (["--prompt=x", "--sliding_context"], "sliding_context is for decoders"),
         (["--chat"], "--chat needs a decoder; this run is an encoder-decoder"),
         (["--prompt=x", "--json", "--prompt_logprobs"], "--prompt_logprobs is for decoders"),
         (["--prompt=" + "x" * 64], "the source has 65 tokens, and the model's context is 64; shorten it"),
     ],
 )
-def test_what_encoder_decoders_cannot_do_is_one_line(translate, flags, said):
-    assert said in translate(made(), *flags).refusal()
+def test_unsupported_flags_are_refused_in_one_line(translate, flags, message):
+    assert message in translate(made(), *flags).refusal()
 
 
 def test_other_kinds_of_models_are_refused():
     decoder = made(model_arch="gpt")
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
-        list(made().answers([request("x")], GenerationConfig(others=(decoder.generator,))))
+        list(made().generate_batch([request("x")], GenerationConfig(ensemble=(decoder.generator,))))
     with pytest.raises(ConfigError, match="only where all of them have an encoder"):
-        list(decoder.answers([request("x")], GenerationConfig(speculation=Speculation(), draft=made().generator)))
+        list(
+            decoder.generate_batch(
+                [request("x")], GenerationConfig(speculation=SpeculativeConfig(), draft=made().generator)
+            )
+        )
     with pytest.raises(ConfigError, match="a recurrent model cannot take back"):
-        list(made(**KINDS["luong"]).answers([request("x")], GenerationConfig(speculation=Speculation(ngram=2))))
+        list(
+            made(**KINDS["luong"]).generate_batch(
+                [request("x")], GenerationConfig(speculation=SpeculativeConfig(ngram=2))
+            )
+        )
     with pytest.raises(ConfigError, match="this model is an encoder and writes no text"):
         made(model_arch="encoder").generate("x")

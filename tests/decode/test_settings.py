@@ -1,4 +1,4 @@
-"""Settings: each that cannot be is refused in one line; what no row asks for is in no program."""
+"""Sampling parameters: invalid ones are refused in one line; programs contain only the processing that rows need."""
 
 import math
 
@@ -9,7 +9,7 @@ import pytest
 from gptjax.config.errors import ConfigError
 from gptjax.decode import sampling
 from gptjax.decode.penalties import History
-from gptjax.decode.settings import FEW, SamplingParams, batched, used
+from gptjax.decode.settings import SMALL_TOP_K, SamplingParams, batched, used
 
 NAN = float("nan")
 
@@ -23,7 +23,7 @@ NAN = float("nan")
         ({"temperature": NAN}, "temperature is nan; it must be at least 0 and finite"),
         ({"temperature": math.inf}, "temperature is inf; it must be at least 0 and finite"),
         ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
-        ({"temperature": 1e-30}, "temperature is 1e-30; it must be 0 (the likeliest) or at least 1e-06"),
+        ({"temperature": 1e-30}, "temperature is 1e-30; it must be 0 (greedy) or at least 1e-06"),
         ({"top_k": -3}, "top_k is -3; it must be at least 0"),
         ({"top_k": True}, "top_k is True; it must be a whole number"),
         ({"top_p": 0}, "top_p is 0; it must be more than 0 and at most 1"),
@@ -42,23 +42,23 @@ NAN = float("nan")
         ({"logit_bias": {"a": 1.0}}, "logit_bias has the id 'a'; ids are whole numbers in 0 to 9"),
         ({"logit_bias": {3: NAN}}, "logit_bias of id 3 is nan; it must be a number in -1e+06 to 1e+06, or -inf"),
         ({"logit_bias": [3]}, "logit_bias is [3]; it must map ids to nats, such as {50: -2.5}"),
-        ({"stop": ("a", "")}, "stop has an empty string, which every text has at once; leave it out"),
+        ({"stop": ("a", "")}, "stop has an empty string, which would end every text at once; leave it out"),
         ({"stop": "end"}, "stop is 'end'; it must be a list of strings"),
         ({"temperature": 0, "top_p": 0.9},
-         "top_p=0.9 does nothing at temperature 0, which takes the likeliest; leave out one of the two"),
+         "top_p=0.9 does nothing at temperature 0, which is greedy; leave out one of the two"),
         ({"temperature": 0, "min_p": 0.1},
-         "min_p=0.1 does nothing at temperature 0, which takes the likeliest; leave out one of the two"),
+         "min_p=0.1 does nothing at temperature 0, which is greedy; leave out one of the two"),
         ({"temperature": 0, "typical_p": 0.1},
-         "typical_p=0.1 does nothing at temperature 0, which takes the likeliest; leave out one of the two"),
+         "typical_p=0.1 does nothing at temperature 0, which is greedy; leave out one of the two"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(settings, expected):
+def test_invalid_settings_are_refused_in_one_line(settings, expected):
     with pytest.raises(ConfigError) as error:
         SamplingParams(**settings).check(vocabulary=10)
     assert str(error.value) == expected
 
 
-def test_what_can_be_is_not_refused():
+def test_valid_settings_are_accepted():
     for settings in (
         SamplingParams(),
         SamplingParams(temperature=0),
@@ -69,12 +69,12 @@ def test_what_can_be_is_not_refused():
         batched([settings])
 
 
-def test_kinds_in_use_are_those_that_do_something():
+def test_used_kinds_are_those_with_an_effect():
     assert used([SamplingParams(temperature=0, top_k=7)]) == {"greedy"}
     assert used([SamplingParams(temperature=1, top_k=0)]) == {"sampling"}
     assert used([SamplingParams()]) == {"sampling", "temperature", "top_k"}
-    assert used([SamplingParams(top_k=FEW)]) == used([SamplingParams()])
-    assert used([SamplingParams(top_k=FEW + 1)]) == used([SamplingParams()]) | {"top_many"}
+    assert used([SamplingParams(top_k=SMALL_TOP_K)]) == used([SamplingParams()])
+    assert used([SamplingParams(top_k=SMALL_TOP_K + 1)]) == used([SamplingParams()]) | {"top_many"}
     assert used([SamplingParams(), SamplingParams(temperature=0, min_tokens=2)]) == used([SamplingParams()]) | {
         "greedy",
         "min_tokens",
@@ -96,12 +96,12 @@ def test_other_settings_of_the_same_kinds_compile_nothing_new():
     @jax.jit
     def process(logits, batched):
         traced.append(batched)
-        return sampling.processed(logits, batched, history, kinds, (0,))
+        return sampling.process_logits(logits, batched, history, kinds, (0,))
 
     row = SamplingParams(9, 0.5, 100, 0.5, 0.1, 0.5, 2, 1, 1, 2, {1: 2.0, 2: 1.0, 3: 1.0}, 3)
     kinds = used([row])
     for other in (row, row._replace(logit_bias=dict.fromkeys(range(4), 1.0), top_k=70), SamplingParams(temperature=0)):
         process(np.ones((2, V), np.float32), batched([other, row]))
     assert len(traced) == 1
-    assert "sort[" not in str(jax.make_jaxpr(sampling.processed, static_argnums=(3,))(
+    assert "sort[" not in str(jax.make_jaxpr(sampling.process_logits, static_argnums=(3,))(
         np.ones((2, V), np.float32), batched([row, row]), history, kinds))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Speculative decoding: the text of plain decoding, or its distribution; rows that know nothing of each other."""
+"""Speculative decoding: the text of plain decoding, or its distribution; rows are independent."""
 
 from functools import cache, partial
 
@@ -13,9 +13,9 @@ from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import prefill
-from gptjax.decode.drafting import DraftPlan, Speculation, check_draft, prompt_lookup
+from gptjax.decode.drafting import DraftPlan, SpeculativeConfig, check_draft, prompt_lookup
 from gptjax.decode.penalties import History
-from gptjax.decode.sampling import processed, sample
+from gptjax.decode.sampling import process_logits, sample
 from gptjax.decode.settings import SamplingParams, batched, used
 from gptjax.decode.speculative import State, run_rounds
 from gptjax.models import cache as caches
@@ -30,8 +30,8 @@ KINDS = {
 
 
 @cache
-def reader(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
-    """A model with large weights: what it says depends on all that it read. Noise makes another much like it."""
+def decoder(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
+    """A model with large weights, whose output depends on all of its input. Noise makes a similar one."""
     config = tiny_config(model_context=256, **KINDS[kind]).model
     with config.unlocked():
         config.vocabulary, config.tied_head = V, False
@@ -42,11 +42,11 @@ def reader(kind="rotary", seed=0, V=32, noise=0.0, loud=30):
     return prefill.decoder(model, jax.tree.unflatten(tree, wild))
 
 
-def begun(generation, target, draft, prompts, S, budgets):
-    """Rows that have read their prompts."""
+def prefilled(speculation, target, draft, prompts, S, budgets):
+    """Returns the state of rows after prefill."""
 
     def read(of):
-        batch = of.empty(len(prompts), S, generation.ahead)
+        batch = of.empty(len(prompts), S, speculation.lookahead)
         for row, prompt in enumerate(prompts):
             batch = caches.put(batch, row, prefill.prefill(of, prompt[:-1], of.empty(1, S, S)))
         return batch
@@ -60,11 +60,11 @@ def begun(generation, target, draft, prompts, S, budgets):
     return State(history, read(target), draft and read(draft), active, jnp.array(budgets, jnp.int32))
 
 
-class Spoken:
-    """What came of rows: ids and log-probabilities a row, and the counts added up."""
+class Decoded:
+    """Result of rows: ids and log-probabilities of each, and the summed counts."""
 
-    def __init__(self, generation, target, draft, settings, state, keys, ends=(), rounds=16):
-        plan = DraftPlan(target.model, draft and draft.model, generation, used(settings), ends)
+    def __init__(self, speculation, target, draft, settings, state, keys, ends=(), rounds=16):
+        plan = DraftPlan(target.model, draft and draft.model, speculation, used(settings), ends)
         self.ids, self.logprobs = [[] for _ in keys], [[] for _ in keys]
         self.proposed, self.accepted, self.rounds = np.zeros((3, len(keys)), int)
         self.calls = 0
@@ -80,10 +80,10 @@ class Spoken:
         self.state = state
 
 
-def spoken(generation, target, draft, prompts, budgets, settings, S=256, seed=0, **more):
+def decode(speculation, target, draft, prompts, budgets, settings, S=256, seed=0, **more):
     keys = jax.random.split(jax.random.key(seed), len(prompts))
-    state = begun(generation, target, draft, prompts, S, budgets)
-    return Spoken(generation, target, draft, settings, state, keys, **more)
+    state = prefilled(speculation, target, draft, prompts, S, budgets)
+    return Decoded(speculation, target, draft, settings, state, keys, **more)
 
 
 def prompts_of(*lengths, V=32):
@@ -92,12 +92,12 @@ def prompts_of(*lengths, V=32):
 
 
 def assert_plain(of, prompt, ids, logprobs, settings, key, ends=()):
-    """Plain decoding without a cache, its choice after each place of the whole text at once, says the same ids."""
+    """Plain decoding without a cache, its choice after each place of the whole text at once, gives the same ids."""
     text = np.array(prompt + ids, np.int32)
     places = np.arange(len(prompt), len(text))
     logits_NV = _whole(of.model, of.params, np.pad(text, (0, 256 - len(text)))[None])[0, places - 1]
     history = History(jnp.tile(text, (len(ids), 1)), jnp.array(places), jnp.full(len(ids), len(prompt)))
-    wanted_NV = processed(logits_NV, batched([settings] * len(ids)), history, used([settings]), ends)
+    wanted_NV = process_logits(logits_NV, batched([settings] * len(ids)), history, used([settings]), ends)
     keys_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(ids)))
     expected = sample(wanted_NV, keys_N, jnp.full(len(ids), settings.temperature))
     np.testing.assert_array_equal(ids, expected)
@@ -114,11 +114,11 @@ def _whole(model, params, ids_BT):
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
 @pytest.mark.thorough
 def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
-    target = reader(kind)
-    draft = reader(kind, noise=0.1) if proposer == "draft" else None
-    generation = Speculation(4, 0 if draft else 3)
+    target = decoder(kind)
+    draft = decoder(kind, noise=0.1) if proposer == "draft" else None
+    speculation = SpeculativeConfig(4, 0 if draft else 3)
     prompts, budgets = prompts_of(3, 1, 17), [230, 210, 215]
-    got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
+    got = decode(speculation, target, draft, prompts, budgets, [GREEDY] * 3)
     assert len(set(got.ids[0])) > 4  # a text that says something
     assert [len(ids) for ids in got.ids] == budgets
     for row, prompt in enumerate(prompts):
@@ -128,8 +128,8 @@ def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
 
 def test_a_draft_that_is_the_model_is_always_right():
     """Every round but the last gives k + 1 tokens, and the counts say so."""
-    target, generation, prompts, budgets = reader(), Speculation(4), prompts_of(3, 1, 17), [230, 210, 213]
-    got = spoken(generation, target, reader(noise=0), prompts, budgets, [GREEDY] * 3)
+    target, speculation, prompts, budgets = decoder(), SpeculativeConfig(4), prompts_of(3, 1, 17), [230, 210, 213]
+    got = decode(speculation, target, decoder(noise=0), prompts, budgets, [GREEDY] * 3)
     rounds = [46, 42, 43]
     assert got.rounds.tolist() == rounds and got.calls == 3
     assert got.proposed.tolist() == got.accepted.tolist() == [n - r for n, r in zip(budgets, rounds, strict=True)]
@@ -137,11 +137,11 @@ def test_a_draft_that_is_the_model_is_always_right():
 
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
 def test_counts_vs_a_count_by_hand(proposer):
-    """Rounds told again from the text alone: what the proposer says after each prefix, and how far it was right."""
-    target, generation = reader(), Speculation(4, 0 if proposer == "draft" else 3)
-    draft = reader(noise=0.1) if proposer == "draft" else None
+    """Rounds are reconstructed from the text: proposals after each prefix, and how many are accepted."""
+    target, speculation = decoder(), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
+    draft = decoder(noise=0.1) if proposer == "draft" else None
     prompts, budgets = prompts_of(3, 1, 17), [60, 50, 40]
-    got = spoken(generation, target, draft, prompts, budgets, [GREEDY] * 3)
+    got = decode(speculation, target, draft, prompts, budgets, [GREEDY] * 3)
 
     def proposals(ids, most):
         if draft is None:
@@ -155,11 +155,17 @@ def test_counts_vs_a_count_by_hand(proposer):
     for row, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
         done = proposed = accepted = rounds = 0
         while done < budget:
-            said = proposals(prompt + got.ids[row][:done], min(4, budget - done - 1))
+            proposed_ids = proposals(prompt + got.ids[row][:done], min(4, budget - done - 1))
             right = next(
-                (i for i, (a, b) in enumerate(zip(said, got.ids[row][done:], strict=False)) if a != b), len(said)
+                (i for i, (a, b) in enumerate(zip(proposed_ids, got.ids[row][done:], strict=False)) if a != b),
+                len(proposed_ids),
             )
-            done, proposed, accepted, rounds = done + right + 1, proposed + len(said), accepted + right, rounds + 1
+            done, proposed, accepted, rounds = (
+                done + right + 1,
+                proposed + len(proposed_ids),
+                accepted + right,
+                rounds + 1,
+            )
         assert (proposed, accepted, rounds) == (got.proposed[row], got.accepted[row], got.rounds[row])
 
 
@@ -181,14 +187,14 @@ def test_lookup_vs_plain_python():
     ids = rng.integers(0, 3, (300, 24))
     history = History(jnp.array(ids), jnp.array(lengths), jnp.array(lengths))
     for longest in (1, 3):
-        got = prompt_lookup(Speculation(4, longest), history, jnp.full(300, 4))
+        got = prompt_lookup(SpeculativeConfig(4, longest), history, jnp.full(300, 4))
         for row, length in enumerate(lengths):
-            said = by_hand(ids[row, :length].tolist(), longest, 4)
-            assert np.asarray(got.ids_Bk)[row, : got.length_B[row]].tolist() == said
+            proposed_ids = by_hand(ids[row, :length].tolist(), longest, 4)
+            assert np.asarray(got.ids_Bk)[row, : got.length_B[row]].tolist() == proposed_ids
 
 
 def expected_counts(of, prompt, places, settings, draws):
-    """How often each text of so many tokens should come, from every prefix's processed distribution."""
+    """Returns the expected count of each text, from the processed distribution after every prefix."""
     V = of.model.config.vocabulary
     texts = np.stack(np.meshgrid(*[np.arange(V)] * places, indexing="ij"), -1).reshape(-1, places)
     whole = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], 1)
@@ -197,13 +203,15 @@ def expected_counts(of, prompt, places, settings, draws):
     for place in range(places):
         at = np.full(len(texts), len(prompt) + place)
         history = History(jnp.array(whole), jnp.array(at), jnp.full(len(texts), len(prompt)))
-        logits_NV = processed(logits_NTV[:, at[0] - 1], batched([settings] * len(texts)), history, used([settings]))
+        logits_NV = process_logits(
+            logits_NTV[:, at[0] - 1], batched([settings] * len(texts)), history, used([settings])
+        )
         chance *= np.asarray(jax.nn.softmax(logits_NV))[np.arange(len(texts)), texts[:, place]]
     return draws * chance
 
 
 def p_value(counts, expected):
-    """Of Pearson's chi-square; texts too rare for it are counted together."""
+    """Returns the p-value of Pearson's chi-square test; rare texts are counted together."""
     assert counts[expected == 0].sum() == 0
     rare = expected < 10
     counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
@@ -229,12 +237,12 @@ def optimised():
 @pytest.mark.slow
 def test_sampled_text_follows_the_models_distribution(proposer, optimised):
     """20,000 rows with one prompt: their first token, and their first three jointly, by chi-square."""
-    prompt, generation = [2, 3, 3], Speculation(2, 0 if proposer == "draft" else 2)
-    target = reader("single", V=5, loud=12)
-    draft = reader("single", V=5, noise=0.7, loud=12) if proposer == "draft" else None
-    start = begun(generation, target, draft, [prompt], 12, [5])
+    prompt, speculation = [2, 3, 3], SpeculativeConfig(2, 0 if proposer == "draft" else 2)
+    target = decoder("single", V=5, loud=12)
+    draft = decoder("single", V=5, noise=0.7, loud=12) if proposer == "draft" else None
+    start = prefilled(speculation, target, draft, [prompt], 12, [5])
     start, settings = jax.tree.map(lambda x: jnp.repeat(x, DRAWS, axis=0), (start, batched([FILTERED])))
-    plan = DraftPlan(target.model, draft and draft.model, generation, used([FILTERED]))
+    plan = DraftPlan(target.model, draft and draft.model, speculation, used([FILTERED]))
     keys = jax.random.split(jax.random.key(3), DRAWS)
     _, got = run_rounds(plan, 3, target.params, draft and draft.params, keys, settings, start)
     for places in (1, 3):
@@ -247,53 +255,53 @@ def test_sampled_text_follows_the_models_distribution(proposer, optimised):
 
 
 @pytest.mark.slow
-def test_lookup_draws_what_plain_sampling_draws():
+def test_lookup_samples_the_tokens_of_plain_sampling():
     settings = SamplingParams(temperature=0.9, top_k=8, repetition_penalty=1.1, frequency_penalty=0.2)
-    target, prompts = reader(loud=6), prompts_of(3, 1, 17)
-    got = spoken(Speculation(4, 3), target, None, prompts, [90] * 3, [settings] * 3, seed=5)
+    target, prompts = decoder(loud=6), prompts_of(3, 1, 17)
+    got = decode(SpeculativeConfig(4, 3), target, None, prompts, [90] * 3, [settings] * 3, seed=5)
     for row, key in enumerate(jax.random.split(jax.random.key(5), 3)):
         assert_plain(target, prompts[row], got.ids[row], got.logprobs[row], settings, key)
     assert got.accepted.sum() > 0
 
 
 @pytest.mark.parametrize("proposer", [pytest.param("draft", marks=pytest.mark.slow), "ngram"])
-def test_a_row_knows_nothing_of_its_neighbours(proposer):
+def test_rows_are_independent(proposer):
     """Alone, and as one of 16 of other lengths, budgets and settings, greedy ones among them."""
-    target, generation = reader("windows", loud=12), Speculation(4, 0 if proposer == "draft" else 3)
-    draft = reader("windows", noise=0.3, loud=12) if proposer == "draft" else None
+    target, speculation = decoder("windows", loud=12), SpeculativeConfig(4, 0 if proposer == "draft" else 3)
+    draft = decoder("windows", noise=0.3, loud=12) if proposer == "draft" else None
     cool, nucleus = SamplingParams(temperature=0.8, top_k=5), SamplingParams(top_p=0.9, top_k=0)
     settings = [GREEDY, SamplingParams(temperature=1.0, top_k=0), cool, nucleus] * 4
     prompts, budgets = prompts_of(*range(1, 17)), list(range(100, 116))
-    together = spoken(generation, target, draft, prompts, budgets, settings, ends=(9,), S=128)
+    together = decode(speculation, target, draft, prompts, budgets, settings, ends=(9,), S=128)
     keys = jax.random.split(jax.random.key(0), 16)
 
     def empty_but(row):
-        state = begun(generation, target, draft, [[5]] * row + [prompts[row]] + [[5]] * (15 - row), 128, budgets)
+        state = prefilled(speculation, target, draft, [[5]] * row + [prompts[row]] + [[5]] * (15 - row), 128, budgets)
         return state._replace(active_B=jnp.arange(16) == row)
 
     for row in (2, 8):
-        alone = Spoken(generation, target, draft, settings, empty_but(row), keys, ends=(9,))
+        alone = Decoded(speculation, target, draft, settings, empty_but(row), keys, ends=(9,))
         assert alone.ids[row] == together.ids[row] and alone.logprobs[row] == together.logprobs[row]
         assert (alone.proposed[row], alone.accepted[row]) == (together.proposed[row], together.accepted[row])
     assert_plain(target, prompts[8], together.ids[8], together.logprobs[8], GREEDY, keys[8])
     # A batch of one is a program with products of other shapes, whose last bits may differ.
-    state = begun(generation, target, draft, prompts[2:3], 128, budgets[2:3])
-    alone = Spoken(generation, target, draft, settings[2:3], state, keys[2:3], ends=(9,))
+    state = prefilled(speculation, target, draft, prompts[2:3], 128, budgets[2:3])
+    alone = Decoded(speculation, target, draft, settings[2:3], state, keys[2:3], ends=(9,))
     assert alone.ids == together.ids[2:3]
     np.testing.assert_allclose(alone.logprobs[0], together.logprobs[2], atol=1e-4)
 
 
 def test_rows_end_where_they_should_within_an_accepted_run():
     """The model is its own draft, so runs are accepted whole: budget, capacity and ends cut them at every place."""
-    target, generation, S = reader(), Speculation(4), 24
+    target, speculation, S = decoder(), SpeculativeConfig(4), 24
     starts = prompts_of(3, 1, 17)
-    texts = spoken(generation, target, target, starts, [30] * 3, [GREEDY] * 3).ids
+    texts = decode(speculation, target, target, starts, [30] * 3, [GREEDY] * 3).ids
     prompt, text = starts[0], texts[0]
     last = next(n for n in range(7, 20) if text[n] not in text[:n] + texts[2][:7])
     prompts = [starts[2]] + [prompt] * 5 + [prompt + text[:n] for n in range(6)]
     whole = [starts[2] + texts[2]] + [prompt + text] * 11
     budgets = [30, 1, 2, 4, 5, 6] + [30] * 6
-    got = spoken(generation, target, target, prompts, budgets, [GREEDY] * 12, S=S, ends=(text[last], 98))
+    got = decode(speculation, target, target, prompts, budgets, [GREEDY] * 12, S=S, ends=(text[last], 98))
     for row, (begin, budget) in enumerate(zip(prompts, budgets, strict=True)):
         room = min(budget, S - len(begin))
         expected = whole[row][len(begin) :][:room]
@@ -308,37 +316,37 @@ def test_rows_end_where_they_should_within_an_accepted_run():
 
 
 def test_rows_that_are_not_active_stay_as_they_are():
-    target, generation, prompts = reader(), Speculation(4, 3), prompts_of(3, 5, 17)
-    state = begun(generation, target, None, prompts, 256, [20] * 3)
+    target, speculation, prompts = decoder(), SpeculativeConfig(4, 3), prompts_of(3, 5, 17)
+    state = prefilled(speculation, target, None, prompts, 256, [20] * 3)
     before = jax.tree.map(np.array, state)
     state = state._replace(active_B=jnp.array([True, False, True]))
-    got = Spoken(generation, target, None, [GREEDY] * 3, state, jax.random.split(jax.random.key(0), 3))
+    got = Decoded(speculation, target, None, [GREEDY] * 3, state, jax.random.split(jax.random.key(0), 3))
     assert [len(ids) for ids in got.ids] == [20, 0, 20] and got.proposed[1] == got.rounds[1] == 0
     assert got.state.target.length_B[1] == before.target.length_B[1]
     np.testing.assert_array_equal(got.state.history.ids_BS[1], before.history.ids_BS[1])
     got.state = got.state._replace(active_B=jnp.array([False, True, False]))
-    later = Spoken(generation, target, None, [GREEDY] * 3, got.state, jax.random.split(jax.random.key(0), 3))
+    later = Decoded(speculation, target, None, [GREEDY] * 3, got.state, jax.random.split(jax.random.key(0), 3))
     assert_plain(target, prompts[1], later.ids[1], later.logprobs[1], GREEDY, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
-    "how, has_draft, expected",
+    "speculation, has_draft, expected",
     [
-        (Speculation(0), True, "tokens of speculation is 0; it must be 1 to 64"),
-        (Speculation(4, -1), False, "ngram of speculation is -1"),
-        (Speculation(4, 3), True, "leave out one of the two"),
-        (Speculation(4), False, "nothing proposes tokens"),
+        (SpeculativeConfig(0), True, "tokens of speculation is 0; it must be 1 to 64"),
+        (SpeculativeConfig(4, -1), False, "ngram of speculation is -1"),
+        (SpeculativeConfig(4, 3), True, "leave out one of the two"),
+        (SpeculativeConfig(4), False, "nothing proposes tokens"),
     ],
 )
-def test_speculation_that_cannot_be_is_refused(generation, has_draft, expected):
+def test_invalid_speculation_is_refused(speculation, has_draft, expected):
     with pytest.raises(ConfigError, match=expected):
-        generation.check(has_draft)
+        speculation.check(has_draft)
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused():
     own, other = tokenizers.bytes_encoding(), tokenizers.chars_encoding(["abc"])
-    check_draft(reader(), reader(seed=1), own, own)
+    check_draft(decoder(), decoder(seed=1), own, own)
     with pytest.raises(ConfigError, match="has 5 ids and the model 32; they must share one vocabulary"):
-        check_draft(reader(), reader(V=5, loud=12), own, own)
+        check_draft(decoder(), decoder(V=5, loud=12), own, own)
     with pytest.raises(ConfigError, match="tokenizer is not the model's"):
-        check_draft(reader(), reader(seed=1), own, other)
+        check_draft(decoder(), decoder(seed=1), own, other)

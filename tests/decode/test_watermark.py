@@ -20,18 +20,18 @@ SECRET = Watermark(key=0x1234_5678_9ABC_DEF0)
 
 def green_ids(previous, watermark, vocabulary=V):
     """The device's green ids after some: those whose logit 0 became delta."""
-    logits = wm.marked(jnp.zeros((1, vocabulary)), jnp.array([previous]), watermark)
+    logits = wm.apply_watermark(jnp.zeros((1, vocabulary)), jnp.array([previous]), watermark)
     return np.flatnonzero(np.asarray(logits[0]) == watermark.delta)
 
 
-def written(rows, length, watermark, seed=0):
+def watermarked(rows, length, watermark, seed=0):
     """ids [rows, length] that an untrained model, whose logits are noise, writes with a watermark."""
 
     @jax.jit
     def step(previous_Bw, key):
         noise, draw = jax.random.split(key)
         logits_BV = jax.random.normal(noise, (rows, V))
-        ids_B = jax.random.categorical(draw, wm.marked(logits_BV, previous_Bw, watermark))
+        ids_B = jax.random.categorical(draw, wm.apply_watermark(logits_BV, previous_Bw, watermark))
         return jnp.concatenate([previous_Bw[:, 1:], ids_B[:, None]], axis=1), ids_B
 
     keys = jax.random.split(jax.random.key(seed), length)
@@ -49,7 +49,7 @@ def test_gamma_of_the_ids_are_green(gamma):
         assert spread == pytest.approx(1, abs=0.35)
 
 
-def test_green_lists_of_neighbours_have_nothing_to_do_with_each_other():
+def test_green_lists_of_neighbours_are_independent():
     before = np.arange(300, dtype=np.uint32)[:, None]
     keys = [
         wm.is_green(np.arange(4000, dtype=np.uint32)[None], before[:, None], Watermark(k, 0.5)) for k in (0, 1, 1 << 40)
@@ -67,18 +67,18 @@ def test_the_device_and_the_detector_agree(width):
     mark, rng = Watermark(2**63 + 5, 0.3, 1.5, width), np.random.default_rng(1)
     previous = rng.integers(0, 50_257, (16, width))
     logits = rng.normal(size=(16, 50_257)).astype("f")
-    found = np.asarray(jax.jit(wm.marked, static_argnums=2)(logits, previous, mark))
+    found = np.asarray(jax.jit(wm.apply_watermark, static_argnums=2)(logits, previous, mark))
     tokens = np.arange(50_257, dtype=np.uint32)[None]
     green = wm.is_green(tokens, previous.astype(np.uint32)[:, None], mark)
     np.testing.assert_array_equal(found, np.where(green, logits + np.float32(1.5), logits))
-    alone = np.asarray(wm.marked(jnp.array(logits[3:4]), jnp.array(previous[3:4]), mark))
+    alone = np.asarray(wm.apply_watermark(jnp.array(logits[3:4]), jnp.array(previous[3:4]), mark))
     np.testing.assert_array_equal(alone[0], found[3])
     if width > 1:  # every one of the ids before counts, and their order
         lists = {tuple(green_ids(p, mark)) for p in ([1] * width, [2] + [1] * (width - 1), [1] * (width - 1) + [2])}
         assert len(lists) == 3
 
 
-def test_z_is_the_papers():
+def test_z_equals_the_papers_equation():
     """Equation 3 by hand: only the first of two equal pairs counts."""
     green = green_ids([9], SECRET)
     red = np.setdiff1d(np.arange(V), green)
@@ -101,25 +101,25 @@ def test_text_without_a_watermark_has_a_normal_z(width):
 
 
 @pytest.mark.parametrize("mark", [SECRET, SECRET._replace(gamma=0.5, width=2)])
-def test_marked_text_is_found_with_the_key_alone(mark):
-    texts = written(24, 200, mark)
+def test_a_watermark_is_detected_with_the_key_alone(mark):
+    texts = watermarked(24, 200, mark)
     assert min(wm.detect(ids, mark).z for ids in texts) > 4
     for other in (mark._replace(key=mark.key + 1), mark._replace(key=mark.key ^ 1 << 63)):
         assert max(wm.detect(ids, other).z for ids in texts) < 4
-    assert max(wm.detect(ids, mark).z for ids in written(24, 200, mark._replace(delta=0.0))) < 4
+    assert max(wm.detect(ids, mark).z for ids in watermarked(24, 200, mark._replace(delta=0.0))) < 4
 
 
-def test_marked_text_is_found_cut_and_edited():
+def test_a_watermark_is_detected_in_truncated_and_edited_text():
     rng = np.random.default_rng(0)
-    for ids in written(20, 400, SECRET):
+    for ids in watermarked(20, 400, SECRET):
         kept = ids[50:350]
         kept = np.where(rng.random(300) < 0.2, rng.integers(0, V, 300), kept)
         assert wm.detect([*rng.integers(0, V, 40), *kept], SECRET).z > 4
 
 
-def test_text_is_found_through_its_tokenizer():
+def test_a_watermark_is_detected_in_text():
     tokenizer = tokenizers.chars_encoding(["".join(map(chr, range(0x4E00, 0x4E00 + V)))])
-    [ids] = written(1, 200, SECRET)
+    [ids] = watermarked(1, 200, SECRET)
     text = tokenizer.decode(ids.tolist())
     assert wm.detect_text(text, tokenizer, SECRET) == wm.detect(ids.tolist(), SECRET)
 
@@ -137,7 +137,7 @@ def test_text_is_found_through_its_tokenizer():
         ({"key": 2**64}, "key is 18446744073709551616"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(changes, expected):
+def test_invalid_values_are_refused(changes, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
         SECRET._replace(**changes).check()
 

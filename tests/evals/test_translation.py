@@ -7,7 +7,7 @@ import pytest
 from conftest import evaluate, shared, tiny_config
 
 from gptjax.config.errors import ConfigError
-from gptjax.decode.beam import Beams
+from gptjax.decode.beam import BeamSearchParams
 from gptjax.evals import translation
 from gptjax.runs import run
 
@@ -99,7 +99,7 @@ def test_the_default_is_the_held_out_split_and_files_can_be_given(translator, ca
 
 def test_translations_are_in_order_and_long_sources_are_truncated(translator):
     of = run.load(translator)
-    found = translation.translate(of, ["d", "a" * 40, "c", "b"], Beams(beams=1), rows=2)
+    found = translation.translate(of, ["d", "a" * 40, "c", "b"], BeamSearchParams(beams=1), rows=2)
     assert [found[0], *found[2:]] == ["d", "c", "b"]
 
 

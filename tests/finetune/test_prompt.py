@@ -227,9 +227,9 @@ def test_what_it_writes_follows_the_prompt_and_never_has_it(call, tuned, lines_f
         Request(text, SamplingParams(max_tokens=7, **options), jax.random.key(i))
         for i, text in enumerate(["", "the", "a "])
     ]
-    for _, one in run.answers(requests):
+    for _, one in run.generate_batch(requests):
         assert one.ids and max(one.ids) < V and np.isfinite(one.logprobs).all()
-    assert np.isfinite(run.generate("the", beams=gptjax.decode.beam.Beams(beams=2), max_tokens=5).score)
+    assert np.isfinite(run.generate("the", beams=gptjax.decode.beam.BeamSearchParams(beams=2), max_tokens=5).score)
     with pytest.raises(DataError, match="longer than the context|the model's context is"):
         run.generate("x" * (context - 4))
     flags = (f"--workdir={tuned}", "--prompt=the", "--logprobs=2", "--prompt_logprobs", "--json", "--max_tokens=4")
@@ -239,7 +239,7 @@ def test_what_it_writes_follows_the_prompt_and_never_has_it(call, tuned, lines_f
     expected = [jax.nn.log_softmax(whole[4 + i - 1])[token] for i, token in enumerate(b"the")]
     np.testing.assert_allclose(line["prompt_logprobs"][-3:], expected, atol=1e-4)
     with pytest.raises(DataError, match="tuned prompt is longer"):
-        scoring.scored(run.generator.reader, [*run.tokenizer.begin, *b"a" * 30], stride=4)
+        scoring.score_text(run.generator.decoder, [*run.tokenizer.begin, *b"a" * 30], stride=4)
     with pytest.raises(DataError, match="must lie in 0 to 259"):
         run.logits(np.array([[260]]))
 
@@ -305,7 +305,7 @@ def test_translation_reads_it_before_the_source(tmp_path):
         config.data.languages = ("en", "de")
     train(config, tmp_path / "run")
     run, before = (gptjax.load(tmp_path / name) for name in ("run", "base"))
-    assert run.generator.reader.is_encoder_decoder and run.generate("a x", temperature=0.0, max_tokens=4).ids
+    assert run.generator.decoder.is_encoder_decoder and run.generate("a x", temperature=0.0, max_tokens=4).ids
     now, first = paths.flat(run.params), paths.flat(before.params)
     assert set(now) - set(first) == {"tokens/prompt"}
     source = np.array([[257, 258, 259, *b"a x", 256]])

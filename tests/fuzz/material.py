@@ -26,8 +26,8 @@ OF_PREPARE = """--held_out --shard_tokens --text_key --prompt_key --separator --
 --blocklist --evaluation --near_threshold --min_words --clean"""
 OF_TRAIN = """optimizer.name schedule.name data.mixture data.stages model.windows finetune.method log.writers mesh.data
 model.activation guard.spike_z optimizer.learning_rate seed"""
-OF_GENERATE = """--temperature --top_k --top_p --min_p --stop --seed --samples --regex --json_schema --choice --with
---weights --ngram --step --rows --logit_bias --no_repeat_ngram"""
+OF_GENERATE = """--temperature --top_k --top_p --min_p --stop --seed --samples --regex --json_schema --choice --ensemble
+--weights --ngram --step --batch_size --logit_bias --no_repeat_ngram"""
 # What stands last on a command line, so that no odd value makes an example long.
 CAPS = [f"--config.{key}" for key in ("train.steps=4", "eval.batches=1", "data.batch_size=4", "data.prefetch=0")]
 

@@ -282,7 +282,7 @@ def test_convert_there_and_back_on_the_command_line(call, tmp_path):
         (
             "BertForMaskedLM",
             dict(ids_BT=[[1]], source_BS=[[1]]),
-            "source_BS is nothing that models of kind encoder read",
+            "source_BS is no input of models of kind encoder",
         ),
         ("BertForMaskedLM", dict(), "models of kind encoder need ids_BT"),
         ("MarianMTModel", dict(ids_BT=[[1, 2]]), "models of kind seq2seq need source_BS"),

@@ -332,13 +332,13 @@ def test_text_of_a_library_tokenizer_comes_in_whole_characters(tmp_path):
     ids = tokenizer.encode_ordinary("a bell é再🤖")
     pieces, state = [], detokenize.State()
     for token in [*ids, 2]:
-        state, text, used, _ = detokenize.fed(state, [token], tokenizer)
+        state, text, used, _ = detokenize.detokenize(state, [token], tokenizer)
         pieces.append(text)
         assert used == 1
     assert "".join(pieces) == " " + tokenizer.decode(ids) == " a bell é再🤖"
     assert state.ended == "end" and "🤖" in pieces
     # A row beyond the vocabulary has no text to go on with.
-    assert detokenize.fed(detokenize.State(), [ids[0], 268, 0], tokenizer).used == 2
+    assert detokenize.detokenize(detokenize.State(), [ids[0], 268, 0], tokenizer).used == 2
 
 
 def test_a_prompt_begins_as_the_folder_says(tmp_path):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gptjax import models
 from gptjax.decode import beam, prefill
-from gptjax.decode.beam import Beams
+from gptjax.decode.beam import BeamSearchParams
 from gptjax.interop import convert_run
 
 sys.path.append(str(ROOT / "tests" / "golden"))
@@ -29,7 +29,7 @@ def imported(folder):
 
 def check(of, start, case, expected):
     beams, penalty, stopping = case
-    settings = Beams(beams, length_penalty=penalty, early_stopping=stopping, best=beams)
+    settings = BeamSearchParams(beams, length_penalty=penalty, early_stopping=stopping, best=beams)
     prompts = [[one for one in start if one is not None]] * len(make_texts.SOURCES)
     found = beam.search(of, prompts, settings, make_texts.MAX_TOKENS, make_texts.ENDS, sources=make_texts.SOURCES)
     for ours, theirs in zip(found, expected, strict=True):

@@ -30,7 +30,7 @@ def records(form):
                 "label": 0 if i % 2 else 1,
             },
             "tags": {"text": text.split(), "label": ["C" if word in COLOURS else "O" for word in text.split()]},
-            "spans": {"text": text, "said": colour, "label": text.index(colour)},
+            "spans": {"text": text, "span": colour, "label": text.index(colour)},
         }
         found.append(own[form])
     return found
@@ -54,14 +54,14 @@ def flags(folder, arch, form, **more):
     )  # fmt: skip
     of_examples = {"form": form, "labels": labels.get(form, "()")}
     if form == "spans":
-        of_examples |= {"template": "?", "second": "{text}", "answer": "{said}"}
+        of_examples |= {"template": "?", "second": "{text}", "answer": "{span}"}
     own = [f"--config.data.examples.{key}={value}" for key, value in of_examples.items()]
     return [*overrides(**changes | more), *own]
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("arch", "form"), CASES)
-def test_heads_learn_from_examples_and_say_so(arch, form, tmp_path, call):
+def test_heads_learn_from_examples_and_predict(arch, form, tmp_path, call):
     found = records(form)
     for split, own in (("train", found[:96]), ("val", found[96:])):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
@@ -74,7 +74,7 @@ def test_heads_learn_from_examples_and_say_so(arch, form, tmp_path, call):
         assert figures["loss"] < 0.1
     else:
         assert figures["accuracy"] >= 0.95 > figures.get("majority_accuracy", 0) or form == "tags"
-    said = gptjax.load(workdir).predict(
+    predicted = gptjax.load(workdir).predict(
         [{key: value for key, value in one.items() if key != "label"} for one in found[96:]]
     )
     right = {
@@ -82,11 +82,11 @@ def test_heads_learn_from_examples_and_say_so(arch, form, tmp_path, call):
         "values": lambda one, given: abs(one["value"] - given["label"]) < 0.5,
         "choices": lambda one, given: one["choice"] == given["label"],
         "tags": lambda one, given: one["labels"] == given["label"],
-        "spans": lambda one, given: one["text"] == given["said"],
+        "spans": lambda one, given: one["text"] == given["span"],
     }[form]
-    assert sum(map(right, said, found[96:])) >= 20  # of 24
+    assert sum(map(right, predicted, found[96:])) >= 20  # of 24
     lines = call(evaluate, f"--workdir={workdir}", f"--predict={tmp_path / 'test.jsonl'}").out.splitlines()
-    assert [json.loads(line) for line in lines] == said[:8]
+    assert [json.loads(line) for line in lines] == predicted[:8]
     sample = (workdir / "samples.txt").read_text().splitlines()
     assert len(sample) == 5 and ("right: " in sample[0]) == (form in ("classes", "values", "choices"))
 
@@ -105,19 +105,26 @@ def test_probabilities_are_the_heads_and_a_span_does_not_end_before_it_begins():
     answer = np.zeros((1, 4, 2), "f")
     answer[0, 2, 0], answer[0, 0, 1], answer[0, 3, 1] = 9, 9, 5  # the best end comes before the best start
     batch = {"inputs_BT": np.array([list(b"abcd")]), "segments_BT": np.array([[1, 1, 1, 1]])}
-    (found,) = predictions.in_words(answer, batch, config, tokenizers.bytes_encoding())
+    (found,) = predictions.to_predictions(answer, batch, config, tokenizers.bytes_encoding())
     starts, ends = (np.exp(answer[0, :, i]) / np.exp(answer[0, :, i]).sum() for i in (0, 1))
     best = max((starts[i] * ends[j], i, j) for i in range(4) for j in range(i, 4))
     assert found["text"] == "abcd"[best[1] : best[2] + 1] and found["probability"] == pytest.approx(best[0], rel=1e-5)
     padded = batch | {"segments_BT": np.array([[1, 1, 0, 0]])}
-    assert predictions.in_words(answer, padded, config, tokenizers.bytes_encoding())[0]["text"] in ("a", "b", "ab")
+    assert predictions.to_predictions(answer, padded, config, tokenizers.bytes_encoding())[0]["text"] in (
+        "a",
+        "b",
+        "ab",
+    )
 
 
 def test_a_run_without_a_head_predicts_nothing(trained, tmp_path, call):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(ConfigError, match="learnt no answers from examples"):
+    with pytest.raises(ConfigError, match="was not trained on examples with answers"):
         gptjax.load(trained).predict([{"text": "a"}])
-    assert "learnt no answers" in call(evaluate, f"--workdir={trained}", f"--predict={tmp_path / 'a.jsonl'}").refusal()
+    assert (
+        "was not trained on examples"
+        in call(evaluate, f"--workdir={trained}", f"--predict={tmp_path / 'a.jsonl'}").refusal()
+    )
     assert "have splits; leave --test out" in call(evaluate, f"--workdir={trained}", "--test=test").refusal()
 
 
@@ -134,4 +141,6 @@ def test_a_run_that_learns_dialogues_has_their_template(tmp_path):
     run = gptjax.load(tmp_path / "run")
     template = chat.load_template(tmp_path / "run")
     text = run.tokenizer.decode(chat.prompt_ids(template, turns[:1], run.tokenizer))
-    assert text == "<|endoftext|>User: hi\nAssistant:" and chat.ends(template, run.tokenizer)[0] == "<|endoftext|>"
+    assert (
+        text == "<|endoftext|>User: hi\nAssistant:" and chat.stop_strings(template, run.tokenizer)[0] == "<|endoftext|>"
+    )

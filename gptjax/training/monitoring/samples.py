@@ -27,16 +27,16 @@ def sample(setup: TrainSetup, params: Any) -> str:
         return _filled(setup, params) if fill_mask.MASKS.search(c.sample.prompt) else ""
     generator = decoding.generator(setup.model, params, setup.data.tokenizer, c.model.context)
     requests = [decoding.Request(c.sample.prompt, setup.sampling_params, rng.key(c.seed, "sample", 0))]
-    _, completion = next(decoding.generate(generator, requests, decoding.GenerationConfig(slide=kind == "decoder")))
+    _, completion = next(decoding.generate(generator, requests, decoding.GenerationConfig(sliding_context=kind == "decoder")))
     return c.sample.prompt + completion.text if kind == "decoder" else f"{c.sample.prompt}\n{completion.text}"
 
 
 def _predicted(setup: TrainSetup, params: Any) -> str:
     batch = {name: x[:SHOWN] for name, x in setup.eval_batches[0].items()}
-    predicted = predictions.in_words(
-        predictions.said(setup.model, params, batch), batch, setup.config, setup.data.tokenizer
+    predicted = predictions.to_predictions(
+        predictions.head_outputs(setup.model, params, batch), batch, setup.config, setup.data.tokenizer
     )
-    return predictions.shown(predicted, batch, setup.config, setup.data.tokenizer)
+    return predictions.format_predictions(predicted, batch, setup.config, setup.data.tokenizer)
 
 
 def _filled(setup: TrainSetup, params: Any) -> str:

@@ -347,7 +347,7 @@ def test_trains_writes_and_is_evaluated_by_the_commands(call, call_train, tmp_pa
     assert done.code == 0, done.err
     output = call(evaluate, f"--workdir={tmp_path / 'run'}", "--json")
     assert output.code == 0 and '"loss"' in output.out
-    ask = f"--workdir={tmp_path / 'run'}", "--prompt=the model", "--max_tokens=20", "--slide"
+    ask = f"--workdir={tmp_path / 'run'}", "--prompt=the model", "--max_tokens=20", "--sliding_context"
     once, again = call(generate, *ask), call(generate, *ask)
     assert (once.code, once.out) == (0, again.out)
     assert len(once.out) > 10, once.out
