@@ -219,7 +219,9 @@ def run_search(
         logprob_BGWV = logprob_NV.reshape(B, G, W, -1)
         each_row = jax.vmap(advance_groups, in_axes=(0, 0, None, 0, None))
         state, parent_BGW, token_BGW = each_row(state, logprob_BGWV, step, limit_B, traced)
-        return SearchState(step + 1, take_rows(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state)
+        return SearchState(
+            step + 1, take_rows(cache, (first_BG1 + parent_BGW).reshape(-1)), token_BGW.reshape(-1), state
+        )
 
     return jax.lax.while_loop(cond, body, search)
 

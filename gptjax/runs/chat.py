@@ -60,9 +60,7 @@ def stop_strings(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
     """
     special = tokenizers.special_tokens(tokenizer)
     turns = [("user", "hello"), ("assistant", ANSWER), ("user", NEXT)]
-    text = render(
-        template, [dict(role=role, content=content) for role, content in turns], tokenizer, answer_next=False
-    )
+    text = render(template, [dict(role=role, content=content) for role, content in turns], tokenizer, answer_next=False)
     _, answer, after = text.partition(ANSWER)
     if not answer:
         raise ConfigError("the chat template leaves out the assistant's messages; it cannot be used for a dialogue")

@@ -27,7 +27,9 @@ def sample(setup: TrainSetup, params: Any) -> str:
         return _filled(setup, params) if fill_mask.MASKS.search(c.sample.prompt) else ""
     generator = decoding.generator(setup.model, params, setup.data.tokenizer, c.model.context)
     requests = [decoding.Request(c.sample.prompt, setup.sampling_params, rng.key(c.seed, "sample", 0))]
-    _, completion = next(decoding.generate(generator, requests, decoding.GenerationConfig(sliding_context=kind == "decoder")))
+    _, completion = next(
+        decoding.generate(generator, requests, decoding.GenerationConfig(sliding_context=kind == "decoder"))
+    )
     return c.sample.prompt + completion.text if kind == "decoder" else f"{c.sample.prompt}\n{completion.text}"
 
 
