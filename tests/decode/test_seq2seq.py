@@ -322,9 +322,9 @@ def test_unsupported_flags_are_refused_in_one_line(translate, flags, message):
 
 def test_other_kinds_of_models_are_refused():
     decoder = made(model_arch="gpt")
-    with pytest.raises(ConfigError, match="only where all of them have an encoder"):
+    with pytest.raises(ConfigError, match="can be combined only with encoder-decoders"):
         list(made().generate_batch([request("x")], GenerationConfig(ensemble=(decoder.generator,))))
-    with pytest.raises(ConfigError, match="only where all of them have an encoder"):
+    with pytest.raises(ConfigError, match="can be combined only with encoder-decoders"):
         list(
             decoder.generate_batch(
                 [request("x")], GenerationConfig(speculation=SpeculativeConfig(), draft=made().generator)
