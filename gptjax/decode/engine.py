@@ -1,8 +1,7 @@
 """Continuous batching: requests wait for a row of the batch, are prefilled into it, and free it when their text ends.
 
-The host's part of decoding; the device's parts are step.py and prefill.py, and detokenize.py turns tokens to text. An
-Engine has a fixed number of rows, and the sampling parameters of rows are arrays: so no other prompt, length within
-a chunk, or value of a parameter compiles another program.
+The host's part of decoding; step.py and prefill.py are the device's. An Engine has a fixed number of rows, and the
+sampling parameters of rows are arrays: no other prompt, length within a chunk, or parameter compiles a program.
 """
 
 from collections import deque
@@ -152,8 +151,8 @@ class Limits(NamedTuple):
       batch_size: B, the number of rows.
       max_length: maximum number of ids in a row, prompt and new tokens together.
       context: maximum number of tokens that a model attends to.
-      sliding_context: whether a text may get longer than `context`. Layers then attend to the newest `context` tokens;
-        with a table of positions, the newest half of them is read again each time the table is full.
+      sliding_context: texts may get longer than `context`: layers attend to the newest `context` tokens; a table of
+        positions is refilled with the newest half of them each time it is full.
       max_source_length: maximum number of ids in a source, for encoder-decoders.
     """
 
@@ -197,12 +196,7 @@ def _params_sharding(params: Any) -> jax.sharding.Sharding:
 
 
 class Engine:
-    """Batched decoding of requests in rows that are independent of each other.
-
-    Attributes:
-      limits: allocated sizes.
-      slots: the request of each row, or None.
-    """
+    """Batched decoding of requests in independent rows; `slots` has the request of each row, or None."""
 
     def __init__(
         self,
@@ -232,17 +226,13 @@ class Engine:
         self.speculation = speculation
         self.weight_M = jnp.asarray(ensemble.weights, jnp.float32)
         self.prefix_caches: deque[PrefixCache] = deque(maxlen=CACHED_PREFIXES * M)
-        zeros_B, lookahead = jnp.zeros(B, jnp.int32), speculation.lookahead if speculation else 1
+        zeros_B, source = jnp.zeros(B, jnp.int32), limits.max_source_length
+        lookahead = speculation.lookahead if speculation else 1
         # Committed to the parameters' devices: an uncommitted array is another kind of argument to `jax.jit`.
         self.device = _params_sharding(ensemble.params)
         state = State(
             caches=tuple(
-                decoder.empty(
-                    B,
-                    self.capacity,
-                    lookahead,
-                    limits.max_source_length and prefill.source_capacity(decoder, limits.max_source_length),
-                )
+                decoder.empty(B, self.capacity, lookahead, source and prefill.source_capacity(decoder, source))
                 for decoder in ensemble.decoders
             ),
             next_MB=jnp.zeros((M, B), jnp.int32),

@@ -221,8 +221,7 @@ def generate(
       stride: number of tokens of a row between two such calls; 0: many, which is fastest.
 
     Raises:
-      ConfigError: invalid options; before anything is generated.
-      DataError: an invalid prompt; before anything is generated.
+      ConfigError, DataError: invalid options or an invalid prompt; raised before anything is generated.
     """
     for sampling_params in {id(request.sampling_params): request.sampling_params for request in requests}.values():
         check(generator, sampling_params, generation)
@@ -231,40 +230,27 @@ def generate(
     generator, generation = with_cache_dtype(generator, generation)
     # The context of an ensemble is the shortest one.
     context = min(one.context for one in (generator, *generation.ensemble))
-    prompts = [
-        encode_prompt(generator, request.prompt, 0 if generation.sliding_context else context) for request in requests
-    ]
+    sliding, tokenizer = generation.sliding_context, generator.tokenizer
+    max_ids = 0 if sliding else context
+    prompts = [encode_prompt(generator, request.prompt, max_ids) for request in requests]
     if generation.beams or generation.contrastive:
         yield from run_searches(generator, requests, prompts, generation)
         return
     constraint = None
     if generation.grammar:
-        constraint = constraints.compile_grammar(
-            generation.grammar, generator.tokenizer, generator.decoder.model.config.vocabulary
-        )
+        V = generator.decoder.model.config.vocabulary
+        constraint = constraints.compile_grammar(generation.grammar, tokenizer, V)
     negative = None
     if generation.guidance != 1 and (generator.decoder.is_encoder_decoder or generation.negative is not None):
-        negative = encode_prompt(generator, generation.negative or "", 0 if generation.sliding_context else context)
+        negative = encode_prompt(generator, generation.negative or "", max_ids)
     all_prompts = [*prompts, negative] if negative else prompts
     longest = max(len(p.ids) + request.sampling_params.max_tokens for p, request in zip(prompts, requests, strict=True))
     longest = max(generation.max_length, longest + (len(negative.ids) if negative else 0))
     batch_size, source = generation.batch_size or min(16, len(requests)), max(len(p.source) for p in all_prompts)
     source = source and min(max(generation.max_length, source), context)
-    limits = Limits(
-        batch_size,
-        longest if generation.sliding_context else min(longest, context),
-        context,
-        generation.sliding_context,
-        source,
-    )
-    engine = Engine(
-        build_ensemble(generator, generation),
-        generator.tokenizer,
-        limits,
-        generation.alternatives,
-        generation.watermark,
-        generation.speculation,
-    )
+    limits = Limits(batch_size, longest if sliding else min(longest, context), context, sliding, source)
+    combined = build_ensemble(generator, generation)
+    engine = Engine(combined, tokenizer, limits, generation.alternatives, generation.watermark, generation.speculation)
 
     def engine_requests() -> Iterable[EngineRequest]:
         for prompt, request in zip(prompts, requests, strict=True):

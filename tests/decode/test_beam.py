@@ -101,7 +101,7 @@ def reference(next_logprobs, prompt, settings, max_tokens, ends):
 
 
 def same(found, expected, tolerance=1e-4):
-    """Whether hypotheses are those expected, [(ids, score)]."""
+    """Asserts that hypotheses are those expected, [(ids, score)]."""
     assert [one.ids for one in found] == [ids for ids, _ in expected]
     np.testing.assert_allclose([one.score for one in found], [score for _, score in expected], rtol=tolerance)
 
@@ -163,7 +163,7 @@ def test_groups_differ(llama):
 
 
 def test_wide_beams_find_the_best_of_all_texts(learned):
-    """Of a vocabulary of 5, with one end: 4 tokens make 341 texts, of 64 prefixes and fewer."""
+    """With a vocabulary of 5 and one end, 4 tokens make 341 texts, of 64 prefixes and fewer."""
     prompt, end, T = [1, 2, 3], 4, 4
     texts = [ids for n in range(1, T + 1) for ids in itertools.product(range(5), repeat=n) if end not in ids[:-1]]
     texts = [ids for ids in texts if len(ids) == T or ids[-1] == end]

@@ -94,7 +94,7 @@ def spelt(tokenizer, ids):
 
 
 def stream(text, *strings, tokenizer=BYTES):
-    """What is shown for each token of a text, up to its end, and the last result."""
+    """Returns the text of each token up to the end, and the last result."""
     state, shown = State(), []
     for token in tokenizer.encode_ordinary(text):
         result = detokenize(state, [token], tokenizer, check_stop_strings(strings))

@@ -111,7 +111,7 @@ def test_filters_vs_transformers_where_logits_are_equal(hf, change, equals, bann
 @settings(max_examples=30, deadline=None)
 @given(p=st.sampled_from([0.05, 0.33, 0.8, 0.95]), equals=st.integers(2, 6), seed=st.integers(0, 99))
 def test_top_p_keeps_all_that_equal_the_last(hf, p, equals, seed):
-    """Which of them transformers keeps depends on its sort; the rest is the same."""
+    """Transformers keeps some of the ties, which depends on its sort; the rest is the same."""
     logits = np.random.default_rng(seed).integers(0, equals, (1, 40)).astype(np.float32)
     found = process_rows(logits, [NEUTRAL._replace(top_p=p)])[0]
     expected = hf.processed(logits[0], [1], 1, {"top_p": p})

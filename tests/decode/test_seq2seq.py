@@ -112,7 +112,7 @@ def check_sample(of, source, sample, prefix, process=lambda logprobs, ids: logpr
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.thorough
 def test_greedy_targets_equal_the_uncached_forward(kind):
-    """Of sources of one token and of many, in two rows, one after the other."""
+    """Sources of one token and of many, in two rows, one after the other."""
     of = made(**KINDS[kind])
     found = answers(of, [request(text) for text in SOURCES], batch_size=2)
     for text, sample in zip(SOURCES, found, strict=True):
@@ -131,7 +131,7 @@ def test_rows_of_different_sources_are_independent():
 
 
 def test_penalties_count_the_target_alone():
-    """As in transformers, where what is penalised are the decoder's ids."""
+    """The same as in transformers, which penalizes the decoder's ids."""
     of = made()
     plain = answers(of, [request("xx")])[0]
     source = bytes(token for token in plain.ids[:3] if token < 128).decode()
@@ -237,7 +237,7 @@ def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
 
 @pytest.mark.slow
 def test_a_forced_first_id_counts_in_scores():
-    """As in transformers, where it is generated with probability 1."""
+    """The same as in transformers, which generates it with probability 1."""
     of = made(**KINDS["relative"])
     (found,) = beam.search(
         of.generator.decoder, [[3, 5]], BeamSearchParams(3, best=3), 6, [END], sources=[source_of("a man")]
@@ -322,9 +322,9 @@ def test_unsupported_flags_are_refused_in_one_line(translate, flags, message):
 
 def test_other_kinds_of_models_are_refused():
     decoder = made(model_arch="gpt")
-    with pytest.raises(ConfigError, match="only where all of them have an encoder"):
+    with pytest.raises(ConfigError, match="can be combined only with encoder-decoders"):
         list(made().generate_batch([request("x")], GenerationConfig(ensemble=(decoder.generator,))))
-    with pytest.raises(ConfigError, match="only where all of them have an encoder"):
+    with pytest.raises(ConfigError, match="can be combined only with encoder-decoders"):
         list(
             decoder.generate_batch(
                 [request("x")], GenerationConfig(speculation=SpeculativeConfig(), draft=made().generator)
