@@ -143,8 +143,8 @@ def example_problems(config: ConfigDict) -> Iterator[str]:
         return
     if data.languages or data.mixture:
         yield f"data.examples.form={c.form} and data.{'languages' if data.languages else 'mixture'} are both given"
-    asks_head = c.form not in ("text", "instructions", "chat")
-    known = ("examples",) if asks_head else ("examples", "packed", "pairs")
+    has_head_targets = c.form not in ("text", "instructions", "chat")
+    known = ("examples",) if has_head_targets else ("examples", "packed", "pairs")
     if data.layout not in known or (c.form == "chat" and data.layout == "pairs"):
         yield f"data.examples.form={c.form} needs data.layout={known[0]}, not {data.layout}"
     if c.too_long not in ("cut", "leave_out", "refuse"):

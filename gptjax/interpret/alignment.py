@@ -12,7 +12,7 @@ import numpy as np
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.data import pairs
-from gptjax.data.tokenizers.specials import text_of
+from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.interpret import attention
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def alignment(run: "Run", source: str, target: str | None = None) -> Alignment:
     weights = [np.asarray(leaf)[0] for leaf in attention.weights(run.model, run.params, arrays, "weights_BHTS")]
 
     def labels(ids: list[int]) -> list[str]:
-        return ["end" if token == run.tokenizer.end else text_of(run.tokenizer, [token]) for token in ids]
+        return ["end" if token == run.tokenizer.end else decode_with_specials(run.tokenizer, [token]) for token in ids]
 
     return Alignment(np.stack(weights), labels(target_ids), labels(source_ids))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptjax.data.tokenizers.specials import text_of
+from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.interpret.lens import Predictions
 
@@ -24,7 +24,7 @@ def token_labels(tokenizer: Tokenizer, ids_T: Any) -> list[str]:
     def visible(c: str) -> str:
         return symbols.get(c, c if c.isprintable() else "·")
 
-    return ["".join(map(visible, text_of(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
+    return ["".join(map(visible, decode_with_specials(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
 
 
 def labels_with_values(tokenizer: Tokenizer, ids_T: Any, values_T: Any, form: str = ".2f") -> str:

@@ -110,7 +110,7 @@ def planned(config: ConfigDict) -> ConfigDict:
     check(config)
     if config.init_from:
         return config
-    size = tokenizers.size_by_name(config.data.tokenizer) or config.model.vocabulary
+    size = tokenizers.vocab_size_of(config.data.tokenizer) or config.model.vocabulary
     if not size:
         name = config.data.tokenizer
         raise ConfigError(f"how many tokens {name!r} has depends on the text; give --config.model.vocabulary=N")
