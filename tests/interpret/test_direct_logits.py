@@ -48,5 +48,5 @@ def test_a_head_has_what_it_writes():
 
 def test_norms_behind_sublayers_are_refused():
     model, params = made(model_norm_position="post")
-    with pytest.raises(ConfigError, match="norms come before"):
+    with pytest.raises(ConfigError, match="pre-norm blocks"):
         direct_logits.components(model, params, jnp.asarray(IDS))

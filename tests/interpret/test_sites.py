@@ -69,7 +69,7 @@ def test_a_table_that_is_read_twice_has_two_sites():
     assert names["decoder/block_1/cross"] == (2, 9, 16)
 
 
-def test_a_site_that_is_nowhere_is_named_with_its_neighbours():
+def test_missing_site_names_similar_sites():
     model, params = made()
     with pytest.raises(DataError, match="no site 'block_0/mpl'.*block_0/mlp"):
         sites.forward(model, params, IDS, changes={"block_0/mpl": 0.0})

@@ -23,7 +23,7 @@ def test_unit_arrays_have_a_mean_square_of_one():
     assert result["b"].tolist() == [-1.0]
 
 
-def test_neighbours_point_the_same_way():
+def test_neighbors_have_large_cosines():
     table = np.array([[1, 0], [5, 0.5], [0, 1], [-1, 0], [0, 0]], np.float32)
     ids, cosines = spectra.neighbors(table, [0, 3], k=2)
     assert ids[0].tolist() == [1, 2] and ids[1, 0] in (2, 4)

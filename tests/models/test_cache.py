@@ -185,7 +185,7 @@ def test_a_row_read_alone_is_put_beside_others(prompt):
     compared("windows", logits, (9, prompt, 13))
 
 
-def test_scanned_layers_are_told_to_be_unrolled():
+def test_scanned_layers_must_be_unrolled():
     model = models.build(tiny_config(**BASE | KINDS["scanned"]).model)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     cache = models.init_cache(model, 1, T, 1, "float32")

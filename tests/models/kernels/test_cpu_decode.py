@@ -36,7 +36,7 @@ def test_product_and_head_vs_plain(rows, D, F):
     ids=str,
 )
 @pytest.mark.thorough
-def test_a_model_stored_for_few_rows_says_the_same(changes):
+def test_decoding_layout_gives_the_same_logits(changes):
     config = tiny_config(**changes, model_kernels="cpu").copy_and_resolve_references()
     with config.unlocked():
         config.model.vocabulary = 50

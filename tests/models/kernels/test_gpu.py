@@ -98,7 +98,7 @@ def calls(on_gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("window, scale", [(0, None), (1, None), (5, 0.5), (99, None)])
-def test_cudnn_is_asked_by_name_for_what_plain_attention_gives(calls, window, scale):
+def test_cudnn_is_selected_and_matches_reference(calls, window, scale):
     rng = np.random.default_rng(0)
     q, k, v = (normal(rng, 2, 13, heads, 8, dtype="bfloat16") for heads in (4, 2, 2))
     causal = AttentionSpec(window, scale)

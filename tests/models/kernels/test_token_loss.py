@@ -71,7 +71,7 @@ def test_slices_vs_plain(T, V, cap, smoothing, z, multiple, seed):
 
     compare(lambda *given: actual(*given).loss, lambda *given: reference_value(*given).loss, x, table)
     np.testing.assert_allclose(jax.jit(actual)(x, table), reference_value(x, table), rtol=1e-5, atol=1e-5)
-    # What is only told has no gradient, in either.
+    # Metrics have no gradient, in either implementation.
     for which in (actual, reference_value):
         message = jax.grad(lambda x, which=which: which(x, table).nats + which(x, table).hits)(x)
         assert not np.any(message)
