@@ -31,26 +31,26 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
     if any(size < 1 and size != -1 for size in mesh.values()) or list(mesh.values()).count(-1) > 1:
         yield f"{setting}: sizes must be at least 1, or -1 once for the remaining devices (mesh.data=1?)"
         return
-    axis_sizes = mesh_sizes(mesh, devices)
-    total = math.prod(axis_sizes.values())
+    sizes_by_axis = mesh_sizes(mesh, devices)
+    total = math.prod(sizes_by_axis.values())
     if total > devices or (-1 in mesh.values() and devices % total):
         yield f"{setting} does not fit the {devices} devices here; -1 takes the remaining ones"
         return
-    rows, slices = math.prod(axis_sizes[axis] for axis in COMPUTED["B"]), config.train.grad_accumulation
+    rows, slices = math.prod(sizes_by_axis[axis] for axis in COMPUTED["B"]), config.train.grad_accumulation
     batches = {f"data.stages: batch_size {stage[1]}": stage[1] for stage in config.data.stages}
     batches[f"data.batch_size={config.data.batch_size}"] = config.data.batch_size
     times = f" in {slices} slices (train.grad_accumulation)" if slices > 1 else ""
     for setting_of_size, size in batches.items():
         if size % (rows * slices):
             yield f"{setting_of_size} cannot be split over {rows} devices{times}; take a multiple of {rows * slices}"
-    tensor, context, expert = axis_sizes["tensor"], axis_sizes["context"], axis_sizes["expert"]
+    tensor, context, expert = sizes_by_axis["tensor"], sizes_by_axis["context"], sizes_by_axis["expert"]
     if recurs(model) and tensor * context > 1:
         yield f"{setting} cannot shard recurrent layers; use mesh.data or mesh.fsdp, which shard the batch"
     for key in ("kv_heads", "mlp_width"):
         if model[key] % tensor:
             yield f"mesh.tensor={tensor} does not divide model.{key}={model[key]}"
-    if model.width % axis_sizes["fsdp"]:
-        yield f"mesh.fsdp={axis_sizes['fsdp']} does not divide model.width={model.width}"
+    if model.width % sizes_by_axis["fsdp"]:
+        yield f"mesh.fsdp={sizes_by_axis['fsdp']} does not divide model.width={model.width}"
     for length in sorted({stage[2] for stage in config.data.stages} | {config.data.context}):
         divided = {length: f"sequences of {length} tokens (data.context)"}
         divided |= {
