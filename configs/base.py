@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
     examples.balanced = False  # weight labels equally, whatever their number of examples
     examples.shots = 0  # number of training examples per label, or in total if there are no labels; 0: all
     examples.shot_seed = 0  # seed of the choice of shots
-    data.seed = placeholder(int)  # seed of the order of batches and of random choices in them; None: same as config.seed
+    data.seed = placeholder(int)  # seed of the order and the random choices of batches; None: same as config.seed
     data.batch_size = 16  # sequences per optimizer step over all devices
     data.context = placeholder(int)  # tokens per sequence, at most model.context; None: same as model.context
     data.augment = augment = ConfigDict()  # fractions of training tokens that are changed, sampled anew each epoch
@@ -183,7 +183,7 @@ def get_config() -> ConfigDict:
     optimizer.gamma = 0.01  # sophia: factor of the Hessian in the denominator; the lower, the more updates are clipped
     optimizer.hessian_every_steps = 10  # sophia: steps between estimates of the Hessian's diagonal
     optimizer.clip_norm = 1.0  # maximum global norm of the gradient; 0: no clipping
-    optimizer.ema = 0.0  # decay per step of an exponential moving average of the parameters, used in their place; 0: off
+    optimizer.ema = 0.0  # decay per step of the moving average of the parameters that is used in their place; 0: none
 
     config.schedule = schedule = ConfigDict()
     schedule.name = "cosine"  # cosine, linear, wsd (warmup-stable-decay), inverse_sqrt or constant (for schedule_free)
