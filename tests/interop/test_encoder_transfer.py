@@ -79,7 +79,7 @@ def test_export_and_import_are_bit_exact(kind, tmp_path):
     convert_run.import_run(str(tmp_path / "hf"), tmp_path / "run")
     again = gptjax.load(tmp_path / "run")
     equal(again.params, run.params)
-    there, here = (families.meaning(one.config.model.to_dict()) for one in (run, again))
+    there, here = (families.canonical(one.config.model.to_dict()) for one in (run, again))
     if "start" in there:
         assert here["start"] == (256 if there["start"] is None else there["start"])
     assert {**there, "start": 0} == {**here, "start": 0}
@@ -123,7 +123,7 @@ def test_what_has_no_place_beside_a_tasks_head_is_left_out_with_a_word(tmp_path)
     with pytest.raises(ConfigError, match="bert is nearest, without .*pooling mean"):
         convert_run.export_run(random_run(tmp_path, **tuned), tmp_path / "hf")
     made = convert_run.export_run(random_run(tmp_path, **tuned | dict(model_pooling="pooler")), tmp_path / "hf")
-    assert made["architecture"] == "BertForSequenceClassification" and "masked words is left out" in made["remark"]
+    assert made["architecture"] == "BertForSequenceClassification" and "masked language model head is left out" in made["remark"]
     embedding = ENCODER | dict(model_task="embedding", model_pooling="mean", train_objective="contrastive")
     made = convert_run.export_run(random_run(tmp_path, **embedding), tmp_path / "vectors")
     assert made["architecture"] == "BertModel" and "pooling (mean)" in made["remark"]

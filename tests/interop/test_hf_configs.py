@@ -177,7 +177,7 @@ def test_wrapped_names_are_read_and_git_lfs_pointers_are_told(tmp_path):
         ids = (np.arange(24)[None] * 7) % 290
         np.testing.assert_array_equal(models.logits(models.build(model), params, ids), plain)
     save_file(tensors | {f"module.{name}": value for name, value in tensors.items()}, folder / "model.safetensors")
-    assert "stands there twice" in str(both(folder)[0])
+    assert "has a duplicate of" in str(both(folder)[0])
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
         assert f"{name} is a Git LFS pointer" in str(both(folder)[0])

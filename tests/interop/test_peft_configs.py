@@ -97,7 +97,7 @@ def test_rank_and_alpha_by_module_give_pefts_logits(stabilised, bases, tmp_path)
 
 def test_every_field_of_pefts_config_is_known():
     """A field that is neither read nor without effect is refused by its name; a new one has to be put somewhere."""
-    known = {*peft_config.READ, *(key for keys in peft_config.NO_EFFECT.values() for key in keys)}
+    known = {*peft_config.SUPPORTED, *(key for keys in peft_config.NO_EFFECT.values() for key in keys)}
     refused = {
         "modules_to_save", "megatron_config", "trainable_token_indices", "velora_config", "alora_invocation_tokens",
         "use_qalora", "monteclora_config", "layer_replication", "lora_bias", "target_parameters", "use_bdlora",
