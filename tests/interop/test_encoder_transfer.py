@@ -123,7 +123,7 @@ def test_what_has_no_place_beside_a_tasks_head_is_left_out_with_a_word(tmp_path)
     with pytest.raises(ConfigError, match="bert is nearest, without .*pooling mean"):
         convert_run.export_run(random_run(tmp_path, **tuned), tmp_path / "hf")
     made = convert_run.export_run(random_run(tmp_path, **tuned | dict(model_pooling="pooler")), tmp_path / "hf")
-    assert made["architecture"] == "BertForSequenceClassification" and "masked language model head is left out" in made["remark"]
+    assert made["architecture"] == "BertForSequenceClassification" and "model head is left out" in made["remark"]
     embedding = ENCODER | dict(model_task="embedding", model_pooling="mean", train_objective="contrastive")
     made = convert_run.export_run(random_run(tmp_path, **embedding), tmp_path / "vectors")
     assert made["architecture"] == "BertModel" and "pooling (mean)" in made["remark"]
