@@ -117,12 +117,12 @@ def bandwidth() -> float:
     from gptjax.planning import chips
 
     kind = jax.devices()[0].device_kind
-    known = [chip.bandwidth for chip in chips.SHEETS if kind.startswith(chip.kind)]
+    known = [chip.bandwidth for chip in chips.DATA_SHEETS if kind.startswith(chip.kind)]
     if known:
         return known[0]
     matrix = jnp.ones((2**13, 2**14))
     product = jax.jit(lambda x, matrix: x @ matrix)
-    return matrix.nbytes / chips.seconds(lambda x: product(x, matrix), jnp.ones((1, 2**13)))
+    return matrix.nbytes / chips.seconds_per_call(lambda x: product(x, matrix), jnp.ones((1, 2**13)))
 
 
 class Silent:
