@@ -123,7 +123,7 @@ def test_a_cached_program_of_other_names_is_not_used():
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--steps=3"], "--steps must be at least 1, and goes with --measure"),
+        (["--steps=3"], "--steps must be at least 1, and needs --measure"),
         (["--measure", "--steps=0"], "--steps must be at least 1"),
         (["--measure", "--config.data.tokenizer=chars"], "'chars' has depends on the text; give --config.model.vocab"),
         (["--config.data.tokenizer=bert"], "unknown tokenizer 'bert'"),
