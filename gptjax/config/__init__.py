@@ -240,7 +240,7 @@ def from_json(text: str) -> ConfigDict:
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
     config = ConfigDict(_with_tuples(found))
-    for problem in keys.of_run(flatten(config)):
+    for problem in keys.run_problems(flatten(config)):
         raise ValueError(problem)
     return config.lock()
 

@@ -192,11 +192,11 @@ def model_problems(model: ConfigDict) -> Iterator[str]:
     for key in ("layers", "encoder_layers"):
         if not model.scan_layers and (model[key] or 0) > UNROLLED:
             yield f"model.{key} is {model[key]}; more than {UNROLLED:,} blocks need model.scan_layers"
-    yield from never_problems(model)
+    yield from suppress_problems(model)
     yield from arch_problems(model)
 
 
-def never_problems(model: ConfigDict) -> Iterator[str]:
+def suppress_problems(model: ConfigDict) -> Iterator[str]:
     """Of `model.suppress_tokens`."""
     if any(type(token) is not int or token < 0 for token in model.suppress_tokens):
         yield f"model.suppress_tokens is {model.suppress_tokens}; it must list ids, such as (0,)"
@@ -208,13 +208,13 @@ def arch_problems(model: ConfigDict) -> Iterator[str]:
     """Of what goes with one `model.arch` alone."""
     if model.mtp_depth and model.arch != "gpt":
         yield f"model.mtp_depth={model.mtp_depth} is for decoders, model.arch=gpt"
-    if recurs(model):
+    if is_recurrent(model):
         for key, value in {"scan_layers": False, "remat": "none"}.items():
             if model[key] != value:
                 yield f"model.{key}={model[key]} is of Transformers alone; recurrent layers need {value}"
 
 
-def recurs(model: ConfigDict) -> bool:
+def is_recurrent(model: ConfigDict) -> bool:
     """Whether `config.model` has recurrent layers."""
     return model.arch == "recurrent" or (model.arch == "seq2seq" and {model.encoder, model.decoder} != {"transformer"})
 

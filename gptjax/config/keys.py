@@ -106,10 +106,10 @@ def problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if key in NAMES and any(not isinstance(one, NAMES[key]) or isinstance(one, bool) for one in value):
             yield f"{key} is {_shown(value)}; it must be a list of names, such as ('good', 'bad')"
         for number in _numbers(value):
-            wrong = limits.fault(number, _least(key), MOST.get(key))
+            wrong = limits.range_problem(number, _least(key), MOST.get(key))
             if wrong:
                 where = f"{key} is" if number is value else f"{key} has"
-                yield f"{where} {limits.shown(number)}; {wrong}"
+                yield f"{where} {limits.format_number(number)}; {wrong}"
 
 
 def _least(key: str) -> float | None:
@@ -133,7 +133,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def of_run(flat: Mapping[str, Any]) -> Iterator[str]:
+def run_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """What makes the config of a run, be it an imported one, damaged, key by key."""
     yield from problems(flat)
     for key in KINDS:

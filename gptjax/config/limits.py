@@ -9,7 +9,7 @@ LARGEST = 1e38  # of a float, which float32 has room for
 SMALLEST = 1e-37  # of a float that is not 0: float32 would make a smaller one 0
 
 
-def fault(value: int | float, least: float | None = None, most: float | None = None) -> str:
+def range_problem(value: int | float, least: float | None = None, most: float | None = None) -> str:
     """What is wrong with a number, such as "it must be at least 1"; "" where nothing is.
 
     Args:
@@ -27,7 +27,7 @@ def fault(value: int | float, least: float | None = None, most: float | None = N
     return "" if whole or value == 0 or abs(value) >= SMALLEST else f"it must be 0, or at least {SMALLEST:g} in size"
 
 
-def shown(value: int | float) -> str:
+def format_number(value: int | float) -> str:
     """The number for a message, however many digits it has."""
     if isinstance(value, Integral) and abs(int(value)) >= 10**30:
         return f"a number of {len(str(abs(int(value)))) if abs(int(value)) < 10**4000 else 'thousands of'} digits"

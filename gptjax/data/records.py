@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console
-from gptjax.core.files import decode_repaired, parse_json
+from gptjax.core.files import decode_lossy, parse_json
 from gptjax.data.streams import BYTE_ORDER_MARK, lines, opened, suffix_of, too_large, without_end
 
 BATCH = 256  # rows of a .parquet
@@ -161,7 +161,7 @@ def _items_of_jsonl(path: Path, stream: BinaryIO, options: Options) -> Iterator[
 
 def _parse_jsonl(item: Item, where: str) -> Record:
     assert isinstance(item.raw, bytes)
-    text, repaired = decode_repaired(item.raw)
+    text, repaired = decode_lossy(item.raw)
     value, mended = parsed(text, where)
     return Record(_object(value, where), where, repaired or mended)
 
@@ -172,7 +172,7 @@ def _items_of_json(path: Path, stream: BinaryIO, options: Options) -> Iterator[I
         raise DataError(f"{path} has more than {options.limit:,} bytes; as .jsonl it could be read in pieces")
     if b"\0" in whole:
         raise DataError(f"{path} is not text: it has a zero byte at {whole.index(0):,}")
-    text, repaired = decode_repaired(whole.removeprefix(BYTE_ORDER_MARK))
+    text, repaired = decode_lossy(whole.removeprefix(BYTE_ORDER_MARK))
     found, mended = parsed(text, str(path))
     if not isinstance(found, list):
         raise DataError(f"{path} is not a list of objects")
@@ -231,7 +231,7 @@ def check_names(names: Sequence[str], path: Path) -> None:
 
 def _rows_of_tsv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Row]:
     for number, line in lines(path, stream, limit):
-        text, repaired = decode_repaired(line)
+        text, repaired = decode_lossy(line)
         text = without_end(text)
         yield number, text.split("\t") if text else [], repaired
 
@@ -244,7 +244,7 @@ def _rows_of_csv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Ro
 
     def texts() -> Iterator[str]:
         for _, line in lines(path, stream, limit):
-            text, repaired = decode_repaired(line)
+            text, repaired = decode_lossy(line)
             damaged[0] |= repaired
             yield _LONE_RETURN.sub("\0", text) if "\r" in text else text  # which csv would end a line at
 
@@ -318,7 +318,7 @@ def _of_scalar(scalar: Any, damaged: list[bool]) -> Any:
     if pyarrow.types.is_dictionary(kind):
         return _of_scalar(scalar.value, damaged)
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        text, repaired = decode_repaired(scalar.as_buffer().to_pybytes())
+        text, repaired = decode_lossy(scalar.as_buffer().to_pybytes())
         damaged.append(repaired)
         return text
     if pyarrow.types.is_struct(kind):

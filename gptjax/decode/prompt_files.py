@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from gptjax.config.errors import DataError
 from gptjax.core import console
-from gptjax.core.files import decode_repaired, is_too_deep
+from gptjax.core.files import decode_lossy, is_too_deep
 from gptjax.data import records, streams
 
 
@@ -32,7 +32,7 @@ def read(place: str) -> Iterator[str]:
 def _of_lines(place: str, strict: bool) -> Iterator[str]:
     count = damaged = 0
     for number, line in _lines(place):
-        text, repaired = decode_repaired(line)
+        text, repaired = decode_lossy(line)
         text = streams.without_end(text)
         if text.strip():
             prompt, mended = _of_line(text, f"{'stdin' if place == '-' else place}, line {number:,}", strict)

@@ -94,7 +94,7 @@ def _numbers(settings: SamplingParams) -> Iterator[str]:
         if not isinstance(value, Real) or isinstance(value, bool):
             yield f"{name} is {value!r}; it must be a number"
         if not fits(value):
-            yield f"{name} is {limits.shown(value)}; it must be {what}"
+            yield f"{name} is {limits.format_number(value)}; it must be {what}"
 
 
 def _biases(settings: SamplingParams, vocabulary: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from gptjax import models, objectives
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console, hub
-from gptjax.core.files import appearing, is_free
+from gptjax.core.files import atomic_directory, is_new_or_empty
 from gptjax.data.tokenizers import from_hf as hf_tokenizers
 from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import methods
@@ -204,7 +204,7 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
       ConfigError: the directory is not empty, or a tokenizer is missing.
       DataError: the model is not supported, or its files are damaged.
     """
-    if not is_free(workdir):
+    if not is_new_or_empty(workdir):
         raise ConfigError(f"{workdir} exists; give another --to")
     folder = hub.find(name)
     family, model = read_model(folder)
@@ -265,7 +265,7 @@ def new_run(run: Run, params: Any, workdir: Path, origin: str) -> dict[str, Any]
     Raises:
       ConfigError: the directory is not empty.
     """
-    if not is_free(workdir):
+    if not is_new_or_empty(workdir):
         raise ConfigError(f"{workdir} exists; give another --to")
     config = ConfigDict(run.config.to_dict())
     config.init_from, config.finetune = "", ConfigDict({"method": "full"})
@@ -314,7 +314,7 @@ def export_run(
     Raises:
       ConfigError: the folder is not empty, or no Hugging Face family computes the same as the model.
     """
-    if not is_free(folder):
+    if not is_new_or_empty(folder):
         raise ConfigError(f"{folder} exists; give another --to")
     model = run.config.model.to_dict() | {"objective": run.config.train.objective}
     family, hf_config, model, remark = match_family(model)
@@ -324,7 +324,7 @@ def export_run(
     params = unstack(params) if run.config.model.scan_layers else params
     tensors = _tensors(families.tensors_of(family, model), shapes, params)
     total = sum(int(np.prod(shape)) for shape in shapes.values())
-    with appearing(folder) as unfinished:
+    with atomic_directory(folder) as unfinished:
         text = json.dumps(hf_config | ids | {"dtype": dtype, "torch_dtype": dtype}, indent=2)
         (unfinished / "config.json").write_text(text + "\n", encoding="utf-8")
         if model["arch"] == "seq2seq":

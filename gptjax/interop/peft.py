@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import hub
-from gptjax.core.files import appearing, is_free
+from gptjax.core.files import atomic_directory, is_new_or_empty
 from gptjax.finetune import methods, paths
 from gptjax.finetune.paths import Flat
 from gptjax.interop import families, peft_config, weights
@@ -57,7 +57,7 @@ def save(run: "Run", folder: Path) -> dict[str, Any]:
     options = run.config.finetune
     if options.method not in METHODS:
         raise ConfigError(f"peft: writes LoRA and DoRA adapters only; {run.workdir} was tuned by {options.method}")
-    if not is_free(folder):
+    if not is_new_or_empty(folder):
         raise ConfigError(f"{folder} exists; give another folder")
     leaves, modules = paths.flat(unstack(run.params)), kernels(run)
     arrays: dict[str, np.ndarray] = {}
@@ -90,7 +90,7 @@ def save(run: "Run", folder: Path) -> dict[str, Any]:
         "fan_in_fan_out": any(not tensor.transposed for tensor in modules.values()),
         "bias": "none",
     }
-    with appearing(folder) as unfinished:
+    with atomic_directory(folder) as unfinished:
         (unfinished / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, unfinished / TENSORS)
     return {

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from gptjax import optim
 from gptjax.config.errors import CheckpointError
 from gptjax.core import console
-from gptjax.core.files import disk_trouble
+from gptjax.core.files import disk_error
 from gptjax.runs import checkpoint_dir, checkpoint_policy, integrity
 from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
@@ -202,7 +202,7 @@ class Checkpoints:
     def _failed(self, error: Exception) -> None:
         # Threads of the save before may still be writing into what is cleared away for this one.
         still = self._failures and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY
-        self._trouble = disk_trouble(error) or (self._trouble if still else "")
+        self._trouble = disk_error(error) or (self._trouble if still else "")
         if not self._trouble:
             raise error
         if not self._failures:

@@ -13,7 +13,7 @@ from typing import Any
 from gptjax import config as configs
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
-from gptjax.core.files import appearing, is_free, locked
+from gptjax.core.files import atomic_directory, file_lock, is_new_or_empty
 from gptjax.runs import directory as workdirs
 from gptjax.sweeps.trials import Search, shape_of
 
@@ -33,7 +33,7 @@ def begin(folder: Path, search: Search) -> dict[str, Any]:
     """
     if workdirs.is_run(folder):
         raise ConfigError(f"{folder} is a run, and no sweep; give another --workdir")
-    if is_free(folder):
+    if is_new_or_empty(folder):
         make(folder, search)
     if not (folder / OWN).is_file():
         raise ConfigError(f"{folder} exists and is no sweep; give another --workdir")
@@ -49,7 +49,7 @@ def make(folder: Path, search: Search) -> None:
     """Makes a sweep's directory, unless another process of the same sweep has just made it."""
     own = identity(search) | {"home": secrets.token_hex(8)}
     try:
-        with appearing(folder) as unfinished:
+        with atomic_directory(folder) as unfinished:
             (unfinished / OWN).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
     except OSError:
         if not (folder / OWN).is_file():
@@ -75,7 +75,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
       ConfigError: another process has it.
     """
-    with locked(folder / OWN) as ours:
+    with file_lock(folder / OWN) as ours:
         if not ours:
             raise ConfigError(f"another process is sweeping in {folder}; with --optuna=N several share one study")
         yield

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptjax.config.errors import ConfigError
-from gptjax.core.files import locked
+from gptjax.core.files import file_lock
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import training, trials
 from gptjax.sweeps.results import DONE, IMPOSSIBLE, PRUNED, Result
@@ -114,14 +114,14 @@ def to_train(study: Study) -> Iterator[Any]:
     """
     optuna = library()
     for number, trial_id in unfinished_here(study):
-        with locked(claim(study, number)) as ours:
+        with file_lock(claim(study, number)) as ours:
             # It may have been finished before we had the claim.
             if ours and (number, trial_id) in unfinished_here(study):
                 yield optuna.trial.Trial(study.optuna, trial_id)
     copies = 0
     while copies < COPIES and len(counted(study)) < min(study.search.wanted, size(study.search.space)):
         asked = study.optuna.ask()
-        with locked(claim(study, asked.number)):
+        with file_lock(claim(study, asked.number)):
             asked.set_user_attr("home", study.home)
             suggested(asked, study)
             if reason := not_needed(study, asked):

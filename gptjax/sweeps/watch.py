@@ -96,7 +96,7 @@ class Table(Watch):
 @contextmanager
 def watching(total: int) -> Iterator[Watch]:
     """A watch for the block: a table on a terminal, else lines."""
-    if not console.is_watched():
+    if not console.is_interactive():
         with console.quiet() as say:
             yield Lines(total, say)
         return

@@ -73,7 +73,7 @@ def train(
             with goodput.kept(job.clock, workdir, int(state.step), processes.is_first()):
                 with interrupts.noted() as asked:
                     state = take_all_steps(job, state, checkpoints, on_line, asked)
-                with job.clock.during("finish"), cpu_idle.wakeful(jax.default_backend() == "cpu"):
+                with job.clock.during("finish"), cpu_idle.keep_awake(jax.default_backend() == "cpu"):
                     return finish(job, state)
         except KeyboardInterrupt as error:
             checkpoints.wait()
@@ -246,7 +246,7 @@ def take_steps(
     due = SaveSchedule(c.checkpoint, steps)
     with (
         recovery.with_state(lambda: state),
-        cpu_idle.wakeful(jax.default_backend() == "cpu"),
+        cpu_idle.keep_awake(jax.default_backend() == "cpu"),
         batches.prefetched(partial(placed_unless_left_out, job), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,

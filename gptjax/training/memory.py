@@ -11,10 +11,10 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import sharding
-from gptjax.config.checks import recurs
+from gptjax.config.checks import is_recurrent
 from gptjax.config.errors import ConfigError
 from gptjax.core import machine
-from gptjax.core.machine import bytes_of, gib
+from gptjax.core.machine import gib, tree_bytes
 
 MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}  # of the optimizer, a float32 each
 NUMBER = 4  # bytes of a float32, and of an id
@@ -42,7 +42,7 @@ def least(config: ConfigDict) -> list[Need]:
     """
     m = config.model
     layers = m.layers + (m.encoder_layers or 0 if m.arch == "seq2seq" else 0)
-    if recurs(m):
+    if is_recurrent(m):
         block = m.width * m.width  # a cell has more
     else:
         experts = m.experts if m.mlp == "experts" else 1
@@ -50,7 +50,7 @@ def least(config: ConfigDict) -> list[Need]:
     copies = 1
     if config.finetune.method == "full" and config.finetune.quantise == "none":
         copies = 2 + MOMENTS.get(config.optimizer.name, 0) + (config.optimizer.ema > 0)
-    learned = m.positions == "learned" and not recurs(m)
+    learned = m.positions == "learned" and not is_recurrent(m)
     found = [
         Need("embeddings", copies * NUMBER * (m.vocabulary or 0) * m.width, "model.vocabulary or model.width"),
         Need("positions", copies * NUMBER * m.context * m.width * learned, "model.context or model.width"),
@@ -65,7 +65,7 @@ def of_batches(config: ConfigDict) -> list[Need]:
     tokens = max(size * context for size, context in (*shapes, (config.data.batch_size, config.data.context)))
     ahead = 1 + min(config.data.prefetch, config.train.steps - 1)
     item = 2 if config.train.dtype == "bfloat16" else 4
-    arrays, whole = (1, False) if config.model.arch == "seq2seq" else (3, not recurs(config.model))  # rows may be short
+    arrays, whole = (1, False) if config.model.arch == "seq2seq" else (3, not is_recurrent(config.model))  # short rows
     kept = tokens // config.train.grad_accumulation * config.model.width * config.model.layers * item
     return [
         Need("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),
@@ -80,19 +80,19 @@ def exact(config: ConfigDict, state: Any) -> list[Need]:
       config: resolved, with its vocabulary.
       state: shapes of the gptjax.runs.train_state.TrainState.
     """
-    trained, kept = bytes_of(state.params), bytes_of(state.frozen)
+    trained, kept = tree_bytes(state.params), tree_bytes(state.frozen)
     keys = "model.width, model.layers or model.vocabulary"
     return [
         Need("parameters", trained + kept, keys),
         Need("gradients", trained, keys),
-        Need("optimizer", bytes_of(state.opt_state), f"{keys}, or take another optimizer.name"),
+        Need("optimizer", tree_bytes(state.opt_state), f"{keys}, or take another optimizer.name"),
         *of_batches(config),
     ]
 
 
 def is_close(needs: list[Need], devices: int, members: int = 1) -> bool:
     """Whether they take a third or more of what there is."""
-    found = machine.room()
+    found = machine.device_memory()
     return found is not None and 3 * members * sum(need.bytes for need in needs) > found.bytes * devices
 
 
@@ -104,7 +104,7 @@ def check(needs: list[Need], devices: int, members: int = 1) -> None:
       devices: that its mesh divides it among, at best evenly.
       members: runs that are trained at once.
     """
-    found = machine.room()
+    found = machine.device_memory()
     total = members * sum(need.bytes for need in needs)
     if found is None or total <= found.bytes * devices:
         return
@@ -112,7 +112,7 @@ def check(needs: list[Need], devices: int, members: int = 1) -> None:
     several = f" of {members:,} members" if members > 1 else ""
     each = f" on each of {devices:,} devices" if devices > 1 else ""
     raise ConfigError(
-        f"a step{several} needs about {gib(total / devices)}{each}, and {found.whose} has {gib(found.bytes)}: "
+        f"a step{several} needs about {gib(total / devices)}{each}, and {found.owner} has {gib(found.bytes)}: "
         f"{gib(members * most.bytes / devices)} are for {most.what}; make {most.keys} smaller"
     )
 

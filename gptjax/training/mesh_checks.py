@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from gptjax.config.checks import recurs
+from gptjax.config.checks import is_recurrent
 from gptjax.objectives.denoising import sizes_of_rows
 from gptjax.sharding import COMPUTED, sizes
 
@@ -44,7 +44,7 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
         if size % (rows * slices):
             yield f"{what} cannot be split over {rows} devices{times}; take a multiple of {rows * slices}"
     tensor, context, expert = found["tensor"], found["context"], found["expert"]
-    if recurs(model) and tensor * context > 1:
+    if is_recurrent(model) and tensor * context > 1:
         yield f"{said} cannot divide recurrent layers; divide rows alone, by mesh.data or mesh.fsdp"
     for key in ("kv_heads", "mlp_width"):
         if model[key] % tensor:

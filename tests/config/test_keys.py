@@ -69,7 +69,7 @@ def test_a_value_of_a_recipe_or_a_saved_config_that_cannot_be_is_refused_by_key(
         fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
         if not fits:
             assert said is not None and "it must" in said, (value, said)
-        damaged = list(keys.of_run(configs.flatten(config)))
+        damaged = list(keys.run_problems(configs.flatten(config)))
         assert bool(damaged) >= (not fits)
 
 
@@ -149,7 +149,7 @@ def test_a_path_that_is_no_file_of_python_is_no_recipe(tmp_path, name):
     ],
 )
 def test_numbers_have_the_size_of_what_holds_them(value, bounds, expected):
-    assert limits.fault(value, **bounds) == expected
+    assert limits.range_problem(value, **bounds) == expected
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e300", "", "hot", "1e", "9" * 5000, "0x1"])
@@ -209,17 +209,17 @@ def test_what_a_machine_has_is_the_least_of_what_is_free_and_what_a_group_may_ha
     (proc / "self").mkdir(parents=True)
     (proc / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
     (proc / "self" / "status").write_text("Name: x\nVmRSS: 100 kB\n")
-    assert machine.of_process(proc, groups) == 600 * 1024
+    assert machine.process_memory(proc, groups) == 600 * 1024
     (proc / "self" / "cgroup").write_text("5:cpu:/a\n0::/pod/inner\n")
     (groups / "pod" / "inner").mkdir(parents=True)
     (groups / "pod" / "inner" / "memory.max").write_text("max\n")
     (groups / "pod" / "memory.max").write_text("200000\n")
-    assert machine.of_process(proc, groups) == 200_000
+    assert machine.process_memory(proc, groups) == 200_000
     (proc / "self" / "cgroup").write_text("4:memory:/not_shown_here\n")
     (groups / "memory").mkdir()
     (groups / "memory" / "memory.limit_in_bytes").write_text("100000\n")
-    assert machine.of_process(proc, groups) == 100_000
-    assert machine.of_process(tmp_path / "absent", tmp_path / "absent") is None
+    assert machine.process_memory(proc, groups) == 100_000
+    assert machine.process_memory(tmp_path / "absent", tmp_path / "absent") is None
 
 
 def exhaust():
@@ -250,8 +250,8 @@ def test_memory_that_runs_out_is_one_line(call, fail):
 
 
 def test_other_failures_are_not_taken_for_memory():
-    assert arguments.memory_trouble(RuntimeError("INVALID_ARGUMENT: of memory")) == ""
-    assert arguments.memory_trouble(ValueError("std::bad_alloc")) == ""
+    assert arguments.memory_error_message(RuntimeError("INVALID_ARGUMENT: of memory")) == ""
+    assert arguments.memory_error_message(ValueError("std::bad_alloc")) == ""
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_other_failures_are_not_taken_for_memory():
         ("--seed=-1", "--seed: it cannot be negative, not -1"),
         ("--max_tokens=1000000000000", "--max_tokens: it must be at most 2,147,483,647"),
         ("--samples=1000000000", "--samples: it must be at most 1,000,000"),
-        ("--rows=100000000", "keys and values of 100,000,000 texts of"),
+        ("--rows=100000000", "the key/value cache of 100,000,000 texts of"),
     ],
 )
 def test_flags_that_no_machine_can_do_are_refused(trained, call, flag, expected):

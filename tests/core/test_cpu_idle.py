@@ -29,7 +29,7 @@ def waiting(count):
 def test_there_is_a_waiting_thread_a_processor_for_the_block_alone(monkeypatch):
     monkeypatch.setenv("GPTJAX_WAKEFUL", "1")
     before = threading.active_count()
-    with cpu_idle.wakeful():
+    with cpu_idle.keep_awake():
         assert waiting(len(os.sched_getaffinity(0)))
         start, until = time.process_time(), time.monotonic() + 60  # a busy machine leaves them little
         while time.process_time() - start < 0.1 and time.monotonic() < until:
@@ -40,7 +40,7 @@ def test_there_is_a_waiting_thread_a_processor_for_the_block_alone(monkeypatch):
 
 def test_an_error_in_the_block_ends_them(monkeypatch):
     monkeypatch.setenv("GPTJAX_WAKEFUL", "1")
-    with pytest.raises(ValueError, match="this"), cpu_idle.wakeful():
+    with pytest.raises(ValueError, match="this"), cpu_idle.keep_awake():
         raise ValueError("this")
     assert waiting(0)
 
@@ -48,7 +48,7 @@ def test_an_error_in_the_block_ends_them(monkeypatch):
 @pytest.mark.parametrize("variable, wanted", [("0", True), ("1", False)])
 def test_it_can_be_turned_off(monkeypatch, variable, wanted):
     monkeypatch.setenv("GPTJAX_WAKEFUL", variable)
-    with cpu_idle.wakeful(wanted):
+    with cpu_idle.keep_awake(wanted):
         time.sleep(0.05)
         assert waiting(0)
 
@@ -58,4 +58,4 @@ def test_it_is_for_virtual_machines_without_a_limit(monkeypatch, virtual, limit,
     monkeypatch.delenv("GPTJAX_WAKEFUL", raising=False)
     monkeypatch.setattr(cpu_idle, "_is_virtual", lambda: virtual)
     monkeypatch.setattr(cpu_idle, "_has_limit", lambda: limit)
-    assert cpu_idle.is_wanted() == expected
+    assert cpu_idle.is_enabled() == expected

@@ -182,7 +182,7 @@ def test_here_the_forecast_is_compared_with_a_run(call):
         (["--chip=h100", "--search"], "--search needs --devices=N"),
         (["--chip=h100", "--devices=8"], "--search needs --devices=N"),
         (["--chip=h100", "--search", "--devices=0"], "--search needs --devices=N, at least 1"),
-        (["--chip=h100", "--search", "--devices=8", "--mesh=data=8"], "and without --mesh"),
+        (["--chip=h100", "--search", "--devices=8", "--mesh=data=8"], "and no --mesh"),
     ],
 )
 def test_refusals(call, flags, expected):

@@ -97,7 +97,7 @@ def train(
                 stack.enter_context(goodput.kept(clock, job.workdir, step))
             with interrupts.noted() as asked:
                 states, alive = take_steps(population, states, written, on_line, asked)
-            with clock.during("finish"), cpu_idle.wakeful(jax.default_backend() == "cpu"):
+            with clock.during("finish"), cpu_idle.keep_awake(jax.default_backend() == "cpu"):
                 return finish(population, states, alive, done)
         except KeyboardInterrupt as error:
             for checkpoints in written:
@@ -251,7 +251,7 @@ def take_steps(
     sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
     due = SaveSchedule(c.checkpoint, steps)
     with (
-        cpu_idle.wakeful(jax.default_backend() == "cpu"),
+        cpu_idle.keep_awake(jax.default_backend() == "cpu"),
         batches.prefetched(partial(placed, population), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorders(population.jobs, states, advance, on_line) as recorders,
