@@ -150,7 +150,7 @@ def _compiled(pattern: str, where: str, key: str, form: str = "{}") -> str:
     try:
         return re.compile(form.format(pattern)).pattern
     except (re.error, RecursionError, OverflowError) as error:
-        raise DataError(f"{where}: {key} has {_short(pattern)}, which is no regular expression: {error}") from error
+        raise DataError(f"{where}: {key} has {_short(pattern)}, which is not a regular expression: {error}") from error
 
 
 def _names(content: Mapping[str, Any], key: str, where: str) -> list[str] | str:

@@ -91,8 +91,8 @@ def test_the_table_of_keys_is_what_the_base_recipe_says():
 @pytest.mark.parametrize(
     "body, expected",
     [
-        ("def get_config():\n    return {}", "get_config gives no config but dict"),
-        ("def get_config():\n    return None", "get_config gives no config but NoneType"),
+        ("def get_config():\n    return {}", "get_config returns dict, not a config"),
+        ("def get_config():\n    return None", "get_config returns NoneType, not a config"),
         ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()", "its config lacks"),
         ("import sys\ndef get_config():\n    sys.exit(0)", "SystemExit"),
         ("import sys\nsys.exit('bye')", "SystemExit: bye"),
@@ -128,7 +128,7 @@ def test_a_path_that_is_no_file_of_python_is_no_recipe(tmp_path, name):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.py").mkdir()
-    with pytest.raises(ConfigError, match="is no file of Python"):
+    with pytest.raises(ConfigError, match="is not a Python file"):
         configs.read(str(tmp_path / name))
 
 

@@ -200,7 +200,7 @@ def test_only_what_trains_and_is_the_bases_is_held(tune, trained):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["finetune.ewc=1.0"], "remembers the text of another run; give --config.init_from=RUN"),
+        (["finetune.ewc=1.0"], "uses the text of another run; give --config.init_from=RUN"),
         (["finetune.fisher_rows=0"], "finetune.fisher_rows is 0; it must be more than 0"),
         (["finetune.ewc=1.0", "init_from=IMPORTED"], "was imported or made of others and has none"),
         (["finetune.ewc=1.0", "init_from=CHANGED"], "was trained on has changed since"),
