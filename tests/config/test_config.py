@@ -1,4 +1,4 @@
-"""Configs: what is refused, in which words, and that the rest survives being saved."""
+"""Configs: error messages of invalid ones, and round trips of valid ones."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""Every key of a config with values that no config can have: a refusal of one line that names the key, or a config."""
+"""Invalid values of every config key: a one-line error that names the key."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def numeric(key):
 
 
 def outcome(config):
-    """What is said of a config, or None where training would begin to read its text."""
+    """Returns the error of a config, or None if training would start to read its text."""
     try:
         resolved = configs.resolve(config)
         setup.check(resolved)
@@ -181,7 +181,7 @@ def test_what_no_memory_holds_is_refused_with_the_figure(changes, keys):
 
 
 def test_memory_is_counted_as_the_state_is():
-    """Of shapes of all kinds the count that needs no shapes is at most the exact one, and near it."""
+    """The estimate without shapes is at most the exact count, and close to it."""
     from functools import partial
 
     from gptjax import models, optim

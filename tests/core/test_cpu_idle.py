@@ -1,4 +1,4 @@
-"""Processors are kept awake for a block and no longer, by threads that give way to everything else."""
+"""CPUs are kept busy during a block only, by threads of the lowest priority."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's sc
 
 
 def waiting(count):
-    """Whether as many threads of this process have the lowest priority, or soon have."""
+    """Returns True once that many threads of this process have the lowest priority."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         try:

@@ -1,4 +1,4 @@
-"""BERT, BART, Marian and T5 to runs and back: bit-exact, with their tokenizers, and loaded by transformers again."""
+"""Tests conversion of BERT, BART, Marian and T5 to runs and back: bit-exact, with tokenizers, loadable by transformers."""
 
 import json
 
@@ -57,7 +57,7 @@ RUNS["T5ForConditionalGeneration, 1.1"] = T5 | dict(model_tied_head=False, model
 
 
 def random_run(workdir, **changes):
-    """A run with drawn parameters that is in no directory."""
+    """Returns a run with random parameters without a directory."""
     config = configs.with_vocabulary(tiny_config(**changes), 260)
     rng, model = np.random.default_rng(0), models.build(config.model)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype("f"), models.shapes(model))
@@ -141,7 +141,7 @@ def test_a_scanned_encoder_decoder_is_written_layer_by_layer(tmp_path):
 
 
 def test_old_names_copies_and_what_nothing_reads_are_understood(tmp_path):
-    """Names as in the files of bert-base-uncased, and of facebook/bart-base, which is a bare trunk."""
+    """Tensor names as in bert-base-uncased and in facebook/bart-base, which is a base model."""
     for kind in ("BertForPreTraining", "BartForConditionalGeneration"):
         run = random_run(tmp_path, **RUNS[kind])
         folder = tmp_path / kind

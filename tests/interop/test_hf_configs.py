@@ -1,4 +1,4 @@
-"""Configs of Hugging Face: the defaults of absent keys and the logits as in transformers, one line for the rest."""
+"""Hugging Face configs: defaults and logits equal transformers', and unsupported configs are refused in one line."""
 
 import copy
 import dataclasses
@@ -57,7 +57,7 @@ def test_every_field_of_transformers_class_is_known_and_has_its_default(family):
 
 
 def both(folder):
-    """(our logits or our refusal, transformers' logits or None where it does not accept the folder)."""
+    """Returns gptjax's logits or error, and transformers' logits or None if it does not accept the folder."""
     ids = (np.arange(24)[None] * 7) % 290
     try:
         family, model = convert_run.read_model(folder)
@@ -119,7 +119,7 @@ VALUES = st.sampled_from(
 
 @st.composite
 def mutations(draw):
-    """A case's config with one key, also of its rope, of another value or gone."""
+    """A case's config with one key, also of its rope, changed or removed."""
     case = draw(st.sampled_from(["pb_llama", "pb_gpt2", "mistral_layer_types", "qwen3_head_dim_default"]))
     config = copy.deepcopy(example(case)[1])
     at = draw(st.sampled_from([one for one in (config, config.get("rope_parameters")) if one]))

@@ -1,4 +1,4 @@
-"""Every family against transformers: logits, loss and gradients, live with the parity extra, and golden files anywhere.
+"""Parity of every family with transformers: logits, loss and gradients, live or with golden files.
 
 `pytest tests/interop/test_parity.py -s` prints the largest error of each.
 """
@@ -22,7 +22,7 @@ WITH_GRADIENTS = ("gpt2", "llama")
 
 
 def imported(folder):
-    """Model and parameters of a folder, and `from_hf`, which gives any tensors of that family our names."""
+    """Returns the model, parameters and tensors of a folder."""
     family, config = families.model_of(hub.read_json(folder / "config.json"))
     params = convert_run.read_params(folder, family, config)
     return models.build(config), params, families.tensors_of(family, config)

@@ -1,4 +1,4 @@
-"""adapter_config.json: peft's logits for what gptjax reads, one line that names the key for the rest."""
+"""adapter_config.json: supported adapters give peft's logits; the others are refused in one line that names the key."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """`bases(name)`: the directory of a case's base as a run."""
+    """Returns `bases(name)`: the run directory of a case's base."""
 
     @functools.cache
     def made(name):
@@ -54,7 +54,7 @@ def bases(tmp_path_factory):
 
 
 def theirs(base, adapter):
-    """peft's logits."""
+    """Returns peft's logits."""
     model = transformers.AutoModelForCausalLM.from_pretrained(shared(f"cases/{base}"))
     with torch.no_grad():
         return peft.PeftModel.from_pretrained(model, str(adapter)).eval()(torch.tensor(IDS)).logits.numpy()
@@ -96,7 +96,7 @@ def test_rank_and_alpha_by_module_give_pefts_logits(stabilised, bases, tmp_path)
 
 
 def test_every_field_of_pefts_config_is_known():
-    """A field that is neither read nor without effect is refused by its name; a new one has to be put somewhere."""
+    """Every field is supported, without effect, or refused by name; a new field of peft fails this test."""
     known = {*peft_config.SUPPORTED, *(key for keys in peft_config.NO_EFFECT.values() for key in keys)}
     refused = {
         "modules_to_save", "megatron_config", "trainable_token_indices", "velora_config", "alora_invocation_tokens",
@@ -117,7 +117,7 @@ def test_every_field_of_pefts_config_is_known():
 
 
 def changed(tmp_path, change):
-    """The adapter of a case with other tensors; gives the refusal."""
+    """Returns a copy of a case's adapter with other tensors."""
     folder = shutil.copytree(shared("cases/peft_alpha_pattern") / "adapter", tmp_path / "adapter")
     change(folder, load_file(folder / "adapter_model.safetensors"))
     return folder

@@ -1,4 +1,4 @@
-"""What is read of a compiled program: collectives in every form that XLA prints them in, and how often they run."""
+"""Parsing of compiled programs: collectives in every format that XLA prints, and their execution counts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Plans for meshes that are not here: what is foreseen of 8 virtual devices against what a run really has there."""
+"""Plans for absent meshes: predictions for 8 virtual devices against an actual run on them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a step costs: FLOPs against the formula, measured time that adds up, and names that are this program's own."""
+"""Cost of a step: FLOPs against the formula, measured times that sum to the step, and operation names."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How a profile's time is divided, on made-up events and programs whose division is known."""
+"""Attribution of a profile's time, on synthetic events and programs with a known result."""
 
 import pytest
 
