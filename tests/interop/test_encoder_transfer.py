@@ -1,4 +1,4 @@
-"""Tests conversion of BERT, BART, Marian and T5 to runs and back: bit-exact, with tokenizers, loadable by transformers."""
+"""Conversion of BERT, BART, Marian and T5 to runs and back: bit-exact, with tokenizers, readable by transformers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Generated texts of BART, Marian and T5, greedy and by beam search, against transformers, live or with golden files."""
+"""Generated texts of BART, Marian and T5, greedy and by beam search, against transformers, live or golden."""
 
 import json
 import sys
