@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +98,22 @@ def _parse(arguments: Sequence[str]) -> ConfigDict:
     return values.config
 
 
-def check_keys(overrides: Sequence[str], known: dict[str, Any]) -> None:
+def check_keys(overrides: Sequence[str], names: Collection[str]) -> None:
     """Raises ConfigError, with the nearest known key, for an unknown `--config.KEY`."""
     for flag in overrides:
         match = re.match(r"--(?:no)?config\.([^=]+)", flag)
         if not match:
             raise ConfigError(f"unknown flag {flag}; a config's keys are set with --config.KEY=VALUE")
         key = match[1]
-        if key in known:
+        if key in names:
             continue
-        if any(name.startswith(key + ".") for name in known):
-            raise ConfigError(f"{key} holds other keys; set one of them, such as --config.{_first(key, known)}=...")
-        raise ConfigError(f"unknown key {key}{did_you_mean(key, known)}")
+        if any(name.startswith(key + ".") for name in names):
+            raise ConfigError(f"{key} holds other keys; set one of them, such as --config.{_first(key, names)}=...")
+        raise ConfigError(f"unknown key {key}{did_you_mean(key, names)}")
 
 
-def _first(section: str, known: dict[str, Any]) -> str:
-    return next(name for name in known if name.startswith(section + "."))
+def _first(section: str, names: Collection[str]) -> str:
+    return next(name for name in names if name.startswith(section + "."))
 
 
 def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -132,10 +132,10 @@ def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
     return table[name.lower()]
 
 
-def did_you_mean(name: str, known: Any) -> str:
+def did_you_mean(name: str, names: Any) -> str:
     """Returns "; did you mean X?" for the nearest known name, or a list of all if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}" if len(known) < 12 else ""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}" if len(names) < 12 else ""
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

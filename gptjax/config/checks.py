@@ -275,7 +275,7 @@ def pattern_problems(options: ConfigDict) -> Iterator[str]:
 def unknown_choices(config: ConfigDict, choices: Choices) -> Iterator[str]:
     """Yields unknown choices."""
     flat = flatten(config)
-    for key, known in choices.items():
+    for key, names in choices.items():
         for chosen in flat[key] if isinstance(flat[key], tuple) else [flat[key]]:
-            if not isinstance(chosen, str) or chosen not in known:
-                yield f"{key} has no choice {chosen!r}{did_you_mean(str(chosen), known)}"
+            if not isinstance(chosen, str) or chosen not in names:
+                yield f"{key} has no choice {chosen!r}{did_you_mean(str(chosen), names)}"

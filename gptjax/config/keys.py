@@ -92,7 +92,7 @@ def problems(flat: Mapping[str, Any]) -> Iterator[str]:
     Absent keys are not a problem.
     """
     for key, value in flat.items():
-        if any(known.startswith(f"{key}.") for known in KINDS):
+        if any(name.startswith(f"{key}.") for name in KINDS):
             yield f"{key} is {_shown(value)}; it must hold other keys"
             continue
         parent = key.rpartition(".")[0]

@@ -76,11 +76,11 @@ def match_tensors(
       DataError: missing or unexpected tensors, or wrong shapes; the message names each.
     """
     tensors = families.tensors_of(family, model)
-    known = {name for tensor in tensors for name in tensor.hf_names}
+    expected = {name for tensor in tensors for name in tensor.hf_names}
     stored = {
         name: piece
         for name, piece in full_names(family, checkpoint).items()
-        if name in known or not re.search(family.buffers, name)
+        if name in expected or not re.search(family.buffers, name)
     }
     shapes, problems, pieces = flat_shapes(model), [], {}
     for tensor in tensors:
@@ -93,7 +93,7 @@ def match_tensors(
             if name in stored and stored[name].shape != shape
         ]
         problems += [f"{p.name} is {p.dtype}" for p in pieces[tensor.name] if p.dtype not in weights.FLOATS]
-    surplus = stored.keys() - known
+    surplus = stored.keys() - expected
     for name, original in families.tied_names(family, model).items():
         if name in surplus and original in stored:
             surplus.remove(name)

@@ -65,6 +65,7 @@ def majority(scopes: Sequence[Scope], default: Scope) -> Scope:
       scopes: scopes of its operations.
       default: scope of the fusion's name.
     """
-    known = [scope for scope in scopes if scope.part != OTHER]
-    most = max(known, key=known.count, default=default)
-    return default if default.part != OTHER and known.count(default) == known.count(most) else most
+    candidates = [scope for scope in scopes if scope.part != OTHER]
+    most = max(candidates, key=candidates.count, default=default)
+    is_tied = candidates.count(default) == candidates.count(most)
+    return default if default.part != OTHER and is_tied else most

@@ -83,8 +83,8 @@ def scopes(text: str) -> dict[str, Scope]:
         by_name = majority([scope_of(one.op_name) for one in products or inner], scope_of(instruction.op_name))
         if instruction.op_name or by_name.part != OTHER:
             return by_name
-        known = (result[one] for one in instruction.operands if one in result and result[one].part != OTHER)
-        return next(known, by_name)
+        operand_scopes = (result[one] for one in instruction.operands if one in result and result[one].part != OTHER)
+        return next(operand_scopes, by_name)
 
     for instructions in program.values():
         for one in instructions:
