@@ -164,8 +164,8 @@ VALUES = st.sampled_from(
 def test_a_changed_config_gives_pefts_logits_or_one_line(bases, tmp_path_factory, key, value):
     folder = tmp_path_factory.mktemp("adapters") / "adapter"
     shutil.copytree(shared("cases/peft_alpha_pattern") / "adapter", folder)
-    facts = json.loads((folder / adapters.FACTS).read_text())
-    (folder / adapters.FACTS).write_text(json.dumps(facts | {key: value}))
+    facts = json.loads((folder / adapters.CONFIG).read_text())
+    (folder / adapters.CONFIG).write_text(json.dumps(facts | {key: value}))
     try:
         ours = adapters.load(gptjax.load(bases("pb_llama")), folder).logits(IDS)
     except DataError as error:
