@@ -15,7 +15,7 @@ from gptjax.core import arguments, files
 # A command that prints, after it has opened a file and read what stdin has.
 PRINTS = """
 import sys
-from gptjax import command
+from gptjax.core import arguments
 from gptjax.config import DataError
 def main(argv):
     with open(argv[0], "w", encoding="utf-8") as file:
@@ -25,9 +25,9 @@ def main(argv):
         if "refuse" in argv:
             raise DataError("it cannot be: ü \\udcff")
         file.write("whole")
-command.run(main)
+arguments.run(main)
 """
-HELPS = "from gptjax import command\ncommand.run(lambda argv: command.Parser().parse_args(['--help']))"
+HELPS = "from gptjax.core import arguments\narguments.run(lambda argv: arguments.Parser().parse_args(['--help']))"
 
 
 def shell(redirection, place, *arguments, code=PRINTS, **environment):
@@ -57,7 +57,7 @@ def shell(redirection, place, *arguments, code=PRINTS, **environment):
 def test_a_stream_that_cannot_be_used(tmp_path, redirection, code, told):
     if "2>/dev/full" in redirection:  # what the command itself says is its own to say
         source = PRINTS.replace(
-            'print("to a person", file=sys.stderr)', 'from gptjax import console; console.say("to")'
+            'print("to a person", file=sys.stderr)', 'from gptjax.core import console; console.say("to")'
         )
     else:
         source = PRINTS
@@ -148,7 +148,7 @@ def test_what_cannot_be_read_to_its_end_is_refused(tmp_path, name):
 
 def test_the_shells_own_pipes_and_the_null_device_are_read():
     reading = (
-        "from gptjax import files; from pathlib import Path; import sys; print(files.read_text(Path(sys.argv[1])))"
+        "from gptjax.core import files; from pathlib import Path; import sys; print(files.read_text(Path(sys.argv[1])))"
     )
     line = 'exec "$0" -c "$1" <(echo "ü")'
     done = subprocess.run(["bash", "-c", line, sys.executable, reading], capture_output=True, check=True)

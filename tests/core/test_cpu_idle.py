@@ -57,5 +57,5 @@ def test_it_can_be_turned_off(monkeypatch, variable, wanted):
 def test_it_is_for_virtual_machines_without_a_limit(monkeypatch, virtual, limit, expected):
     monkeypatch.delenv("GPTJAX_WAKEFUL", raising=False)
     monkeypatch.setattr(cpu_idle, "_is_virtual", lambda: virtual)
-    monkeypatch.setattr(cpu_idle, "_has_limit", lambda: limit)
+    monkeypatch.setattr(cpu_idle, "_has_quota", lambda: limit)
     assert cpu_idle.is_enabled() == expected

@@ -14,7 +14,7 @@ from conftest import ROOT
     [("", {}, "True"), ("", {"GPTJAX_MALLOC": "0"}, "False"), ("import jax; ", {}, "False")],
 )
 def test_freed_memory_is_kept_unless_turned_off_or_too_late(before, variables, expected):
-    script = f"{before}from gptjax import runtime; print(runtime.keep_freed_memory())"
+    script = f"{before}from gptjax.core import runtime; print(runtime.keep_freed_memory())"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=True
     )
@@ -30,7 +30,7 @@ def test_the_memory_of_one_call_is_the_next_ones():
     Any one call may still take new ones, as it depends on which thread frees first: so it is of the median call.
     """
     script = """
-from gptjax import runtime; print(runtime.keep_freed_memory())
+from gptjax.core import runtime; print(runtime.keep_freed_memory())
 import jax, jax.numpy as jnp, resource
 x = jnp.ones((4500, 4500))
 f = jax.jit(lambda x: (jax.lax.optimization_barrier(x.T + 1) * x).sum())
@@ -48,7 +48,7 @@ print(sorted(faults() for _ in range(60))[30])
 
 
 def test_a_users_own_cache_wins(tmp_path):
-    script = "from gptjax import runtime; runtime.start(); import jax; print(jax.config.jax_compilation_cache_dir)"
+    script = "from gptjax.core import runtime; runtime.start(); import jax; print(jax.config.jax_compilation_cache_dir)"
     for variables, expected in (
         ({"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}, str(tmp_path)),
         ({"XDG_CACHE_HOME": str(tmp_path)}, f"{tmp_path}/gptjax/xla"),
@@ -69,7 +69,7 @@ def test_a_users_own_cache_wins(tmp_path):
     ],
 )
 def test_each_processor_is_a_device_unless_somebody_has_said_how_many(variables, expected):
-    script = "from gptjax import runtime; runtime.processors_as_devices(); import jax; print(jax.device_count())"
+    script = "from gptjax.core import runtime; runtime.processors_as_devices(); import jax; print(jax.device_count())"
     env = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     env |= variables | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
@@ -80,7 +80,7 @@ def test_devices_are_left_as_they_are_once_jax_has_begun():
     script = """
 import jax
 jax.numpy.ones(1)
-from gptjax import runtime
+from gptjax.core import runtime
 runtime.processors_as_devices()
 print(jax.device_count())
 """

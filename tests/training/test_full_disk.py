@@ -23,10 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 
 # The command as it is, but that it does not wait as long.
 IMPATIENT = """
-from gptjax import command, train
+from gptjax import train
+from gptjax.core import arguments
 from gptjax.training import checkpoints
 checkpoints.RETRY_SECONDS, checkpoints.LAST_SAVE_SECONDS = 0.1, 1.0
-command.run(train.main)
+arguments.run(train.main)
 """
 
 

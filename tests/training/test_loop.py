@@ -238,7 +238,8 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):
 def test_a_second_start_takes_its_programs_from_the_cache(tmp_path, text_file):
     script = (
         "import sys\n"
-        "from gptjax import runtime, train\n"
+        "from gptjax import train\n"
+        "from gptjax.core import runtime\n"
         "runtime.start()\n"
         "import jax.monitoring\n"
         "hits = []\n"

@@ -11,7 +11,8 @@ from gptjax.training.monitoring import watchdog
 
 HANGS_AT_STEP_6 = """
 import sys, time
-from gptjax import command, train
+from gptjax import train
+from gptjax.core import arguments
 from gptjax.data import batches
 
 fetch = batches.Batches.__getitem__
@@ -22,7 +23,7 @@ def planted(self, step):
     return fetch(self, step)
 
 batches.Batches.__getitem__ = planted
-command.run(train.main)
+arguments.run(train.main)
 """
 HOLDS_THE_LOCK = """
 import ctypes, sys
