@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers (t
 
 # Fields of transformers' classes that change no logits, by the reason; every other one must be read or refused.
 NO_EFFECT = {
-    "of training alone": (
+    "training only": (
         "attention_dropout attn_pdrop embd_pdrop embed_dropout classifier_dropout activation_dropout encoder_layerdrop "
         "decoder_layerdrop attention_probs_dropout_prob problem_type initializer_factor"
     ),

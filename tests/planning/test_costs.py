@@ -125,12 +125,12 @@ def test_a_cached_program_of_other_names_is_not_used():
     [
         (["--steps=3"], "--steps must be at least 1, and needs --measure"),
         (["--measure", "--steps=0"], "--steps must be at least 1"),
-        (["--measure", "--config.data.tokenizer=chars"], "'chars' has depends on the text; give --config.model.vocab"),
+        (["--measure", "--config.data.tokenizer=chars"], "'chars' depends on the text; give --config.model.vocab"),
         (["--config.data.tokenizer=bert"], "unknown tokenizer 'bert'"),
         (["--config.model.vocabulary=100"], "model.vocabulary=100 is smaller than the tokenizer's 4096 (bpe:4096)"),
         (["--config.model.heads=5"], "model.heads=5 does not divide model.width=128"),
         (["--config.init_from=nowhere"], "nowhere is no run: it has no config.json"),
-        (["--config.init_from=hf:gpt2"], "init_from=hf:gpt2 has to be a run: python -m gptjax.convert"),
+        (["--config.init_from=hf:gpt2"], "a plan needs a run, but init_from=hf:gpt2: python -m gptjax.convert"),
     ],
 )
 def test_refusals(call, flags, expected):
