@@ -1,4 +1,4 @@
-"""GPT-1 ("Improving Language Understanding by Generative Pre-Training", section 4.1): 117M parameters, norms after.
+"""GPT-1 ("Improving Language Understanding by Generative Pre-Training", section 4.1): 117M parameters, post-norm.
 
 python -m gptjax.train --config=configs/gpt1.py --config.data.source=text --config.data.path='books/*.txt'
 """

@@ -4,7 +4,7 @@ Every second layer is locally banded, as section 2.1 says without a width; 256 t
 of the batch over the first billions of tokens is left out. Where the table's columns disagree (XL has 24 heads of 128
 in a width of 2,048; 13B has a width of 5,140 for 40 heads of 128), what fits the parameter counts of table D.1 is here.
 
-175b is for a cluster: its blocks are scanned and computed again, and its batch, 1,536 sequences for the paper's 1,600
+175b is for a cluster: its blocks are scanned and rematerialized, and its batch, 1,536 sequences for the paper's 1,600
 (3.1 M tokens for 3.2 M), is one that meshes of 512 devices can share:
 python -m gptjax.plan --config=configs/gpt3.py:175b --mesh=data=8,fsdp=64,tensor=8 --chip=h100
 

@@ -1,8 +1,8 @@
-"""Llama 3 (arXiv 2407.21783 table 3; 1b is Llama 3.2's, with its tied head), and small ones of the same make.
+"""Llama 3 (arXiv 2407.21783 table 3; 1b is Llama 3.2's, with its tied head), and small models of the same architecture.
 
-1b, 8b and 70b have the published vocabulary and are for weights that are imported or a cluster; the small ones train
+1b, 8b and 70b have the published vocabulary and are for imported weights or a cluster; the small ones train
 their own tokenizer: 15m, 42m and 110m have the shapes of llama2.c's stories, and tiny the default run's budget. 70b
-has Llama 2's batch of 4 M tokens (arXiv 2307.09288 section 2.2), its blocks scanned and computed again.
+has Llama 2's batch of 4 M tokens (arXiv 2307.09288 section 2.2), its blocks scanned and rematerialized.
 
 python -m gptjax.train --config=configs/llama.py:tiny
 """

@@ -1,7 +1,8 @@
-"""What small-model speed-runs found (github.com/KellerJordan/modded-nanogpt), on the default run's text and budget.
+"""Architecture changes from the small-model speed-runs of modded-nanogpt (github.com/KellerJordan/modded-nanogpt).
 
-Each line of the model is a switch of its own: take one back on the command line, as in --config.model.qk_norm=False.
-A mixture of experts is --config.model.mlp=experts. Sizes: tiny (the default run's shape) and small (GPT-2's).
+Text and budget are the default run's. Each line of the model can be switched off on the command line, as in
+--config.model.qk_norm=False.
+--config.model.mlp=experts makes it a mixture of experts. Sizes: tiny (the default run's shape) and small (GPT-2's).
 
 python -m gptjax.train --config=configs/modern.py
 """

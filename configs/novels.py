@@ -1,6 +1,6 @@
 """A small base to fine-tune from, within 90 minutes on two CPU cores: English novels and articles, a modern decoder.
 
-The set is made by one command, of a folder of novels and WikiText-2's training articles:
+One command prepares the data set from a folder of novels and WikiText-2's training articles:
 
 python -m gptjax.prepare --input "english_novels/*_*.txt" wikitext2/train.txt --document_start "^ = [^=]" \
   --tokenizer bpe:8192 --held_out 0.01 --output sets/novels

@@ -1,6 +1,6 @@
-"""The shortest way on two CPU cores to what nanoGPT's CPU recipe ends at on characters of Shakespeare (1.898).
+"""Fastest recipe on two CPU cores to the final loss of nanoGPT's CPU recipe on characters of Shakespeare (1.898).
 
-Few steps, few programs to compile, nothing evaluated on the way: see experiments/speedrun.
+Few steps, few programs to compile and no evaluation during training: see experiments/speedrun.
 
 python -m gptjax.train --config=configs/speedrun.py --config.data.path=input.txt
 """

@@ -1,6 +1,6 @@
-"""The Transformer of arXiv 1706.03762: post-norm, sinusoidal positions, one table of tokens, its warm-up schedule.
+"""The Transformer of arXiv 1706.03762: post-norm, sinusoidal positions, shared embeddings and its warmup schedule.
 
-Sizes: tiny (for Multi30k on two cores), base and big (table 3 of the article; its batches have 25,000 target tokens).
+Sizes: tiny (for Multi30k on two cores), base and big (table 3 of the paper; its batches have 25,000 target tokens).
 
 python -m gptjax.train --config=configs/transformer.py:tiny --config.data.path=multi30k
 """

@@ -1,6 +1,6 @@
 """A small modern Transformer that translates: Multi30k's captions, English to German, well within an hour on two cores.
 
-The encoder-decoder of arXiv 1706.03762 in today's form: pre-norm, RMSNorm, rotary positions. The other way round is
+The encoder-decoder of arXiv 1706.03762 in today's form: pre-norm, RMSNorm, rotary positions. The reverse direction is
 --config.data.languages="('de', 'en')"; another corpus is another path, such as a tab-separated file of English and
 Chinese with --config.data.languages="('en', 'zh')".
 

@@ -1,4 +1,4 @@
-"""Translation before attention was all: a bidirectional LSTM reads, an LSTM with Bahdanau's attention writes.
+"""Translation before the Transformer: a bidirectional LSTM encoder and an LSTM decoder with Bahdanau attention.
 
 After arXiv 1409.0473, with LSTMs for its gated units; data and schedule as in configs/translate.py.
 

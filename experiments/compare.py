@@ -18,7 +18,7 @@ from typing import Any
 from gptjax.config.errors import ConfigError
 from gptjax.core import arguments, runtime
 from gptjax.core.console import Rows
-from gptjax.core.files import is_free, write_atomic
+from gptjax.core.files import is_new_or_empty, write_atomic
 
 PAGE, PICTURE = "compare.html", "compare.png"
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="where page and picture go")
     flags = parser.parse_args(argv)
-    if not is_free(flags.out) and not (flags.out / PAGE).is_file():
+    if not is_new_or_empty(flags.out) and not (flags.out / PAGE).is_file():
         raise ConfigError(f"{flags.out} exists and has no {PAGE}; give another --out")
     runtime.start()
     from gptjax.sweeps import comparison, runs_table

@@ -1,6 +1,6 @@
 """gptjax: GPT-style language models in JAX and Flax, from text to a trained decoder.
 
-`gptjax.load(workdir)` opens a run in a notebook. Importing this costs nothing: jax comes with the first use.
+`gptjax.load(workdir)` opens a run in a notebook. Importing this package is cheap: jax is imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -14,14 +14,14 @@ __version__ = "0.1.0"
 
 
 def load(workdir: "str | Path", step: int | str | None = None) -> "Run":
-    """The run in a directory: `.model .params .tokenizer .config .logits(ids_BT) .generate(...)`.
+    """Opens the run in a directory: `.model .params .tokenizer .config .logits(ids_BT) .generate(...)`.
 
     Args:
-      workdir: the run's.
-      step: of the checkpoint; "best": the one with the least held-out loss; None: the newest.
+      workdir: directory of the run.
+      step: step of the checkpoint; "best": the one with the lowest validation loss; None: the newest.
 
     Raises:
-      gptjax.config.CheckpointError: no run, no such checkpoint, or none that is not damaged.
+      gptjax.config.errors.CheckpointError: no run, no such checkpoint, or all checkpoints are damaged.
     """
     from gptjax.core import runtime
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gptjax.config import limits
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import arguments, console, cpu_idle, runtime
-from gptjax.core.files import decode, read_text, repair
+from gptjax.core.files import decode, read_text, replace_surrogates
 from gptjax.decode import printer
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _prompts(flags: Any) -> list[str]:
     from gptjax.decode import prompt_files
 
     if flags.prompts is None:
-        prompt = repair(flags.prompt or "")
+        prompt = replace_surrogates(flags.prompt or "")
         if prompt != (flags.prompt or ""):
             console.say("prompt     is not UTF-8 and is repaired with U+FFFD")
         return [prompt]
@@ -388,7 +388,7 @@ def main(argv: Sequence[str]) -> None:
 
     loaded = run.load(flags.workdir, flags.step)
     fills = models.kind(loaded.model) == "encoder"
-    with cpu_idle.wakeful(jax.default_backend() == "cpu"):
+    with cpu_idle.keep_awake(jax.default_backend() == "cpu"):
         (detect if flags.detect else fill if fills else run_chat if flags.chat else generate_texts)(flags, loaded)
 
 

@@ -1,7 +1,7 @@
-"""python -m gptjax.plan --config=configs/base.py --measure: what a train step costs, part by part of the model.
-python -m gptjax.plan --config=configs/gpt3.py:175b --mesh=data=8,fsdp=64,tensor=8 --chip=h100: on what is not here.
+"""Command that prints the cost of a train step by part of the model, on this machine or on an absent mesh.
 
-Flags in, gptjax.planning.costs.plan or gptjax.planning.compiled_plan called, their tables printed.
+python -m gptjax.plan --config=configs/base.py --measure
+python -m gptjax.plan --config=configs/gpt3.py:175b --mesh=data=8,fsdp=64,tensor=8 --chip=h100
 """
 
 import argparse
@@ -13,88 +13,86 @@ from gptjax import config
 from gptjax.config.errors import ConfigError
 from gptjax.core import arguments, console, runtime
 
-EPILOG = """without --measure, --mesh, --chip and --search only what follows from shapes is printed, and nothing is
-compiled; no text is read and no run is written; every key of the recipe can be set with --config.KEY=VALUE"""
-MOST_DEVICES = 100_000  # virtual ones
-SHOWN, COMPILED = 10, 3  # of the meshes that --search ranks
+EPILOG = """without --measure, --mesh, --chip and --search the costs follow from shapes and nothing is compiled; no text
+is read and no run is written; every key of the recipe can be set with --config.KEY=VALUE"""
+MAX_DEVICES = 100_000  # virtual ones
+PRINTED, COMPILED = 10, 3  # of the meshes ranked by --search
 
 
 def main(argv: Sequence[str]) -> None:
-    """Plans as the flags say."""
-    about = "Tells what a train step costs: parameters, FLOPs and, measured on this machine or foreseen, time."
+    """Parses the flags and prints the plan."""
+    about = "Prints the cost of a train step: parameters, FLOPs and time, measured on this machine or predicted."
     parser = arguments.Parser(prog="python -m gptjax.plan", description=about, epilog=EPILOG)
     parser.add_argument("--config", metavar="RECIPE", required=True, help="Python file such as configs/base.py")
-    parser.add_argument("--measure", action="store_true", help="run some steps on random tokens and tell their time")
-    parser.add_argument(
-        "--steps", type=arguments.number(), metavar="N", help="steps to time, and as many again to trace; default: 5"
-    )
-    parser.add_argument("--mesh", metavar="AXES", help="such as data=8,fsdp=64,tensor=8; compiled for virtual devices")
-    parser.add_argument("--chip", metavar="NAME", help="each device of the mesh: h100, v5p, ..., or here, measured")
-    parser.add_argument("--search", action="store_true", help="rank the meshes of --devices on which the run fits")
-    parser.add_argument("--devices", type=arguments.number(most=MOST_DEVICES), metavar="N", help="of --search")
+    parser.add_argument("--measure", action="store_true", help="time some steps on random tokens")
+    parser.add_argument("--steps", type=arguments.number(), metavar="N", help="steps to time, and to trace; default: 5")
+    parser.add_argument("--mesh", metavar="AXES", help="mesh of virtual devices, such as data=8,fsdp=64,tensor=8")
+    parser.add_argument("--chip", metavar="NAME", help="chip of the mesh: h100, v5p, ..., or here (measured)")
+    parser.add_argument("--search", action="store_true", help="rank the meshes of --devices that the run fits on")
+    parser.add_argument("--devices", type=arguments.number(most=MAX_DEVICES), metavar="N", help="devices for --search")
     flags, overrides = parser.parse_known_args(argv)
     if flags.steps is not None and (flags.steps < 1 or not flags.measure):
-        raise ConfigError("--steps must be at least 1, and goes with --measure")
+        raise ConfigError("--steps must be at least 1, and needs --measure")
     if flags.mesh or flags.chip or flags.search or flags.devices is not None:
-        plan_elsewhere(flags, overrides)
+        plan_mesh(flags, overrides)
         return
-    chosen = config.read(flags.config, overrides)
+    recipe = config.read(flags.config, overrides)
     runtime.start()
     from gptjax.planning import costs
 
-    found = costs.plan(chosen, (flags.steps or 5) if flags.measure else 0)
+    result = costs.plan(recipe, (flags.steps or 5) if flags.measure else 0)
     if flags.json:
-        for row in costs.rows(found):
+        for row in costs.rows(result):
             print(json.dumps(row))
     else:
-        print(costs.as_text(found))
+        print(costs.as_text(result))
 
 
-def plan_elsewhere(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Plans for a mesh of chips, or for the best of those there could be."""
+def plan_mesh(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Prints the plan for a mesh of chips, or for the best meshes of a search."""
     if not flags.chip:
         raise ConfigError("--mesh and --search need --chip, such as --chip=h100")
     if flags.measure and (flags.chip != "here" or flags.search):
-        raise ConfigError("only --chip=here can be measured, on one --mesh")
-    few = flags.devices is not None and flags.devices < 1
-    if few or flags.search == (flags.devices is None) or (flags.search and flags.mesh):
-        raise ConfigError("--search goes with --devices=N, at least 1, and without --mesh")
+        raise ConfigError("--measure needs --chip=here and a single --mesh")
+    too_few = flags.devices is not None and flags.devices < 1
+    if too_few or flags.search == (flags.devices is None) or (flags.search and flags.mesh):
+        raise ConfigError("--search needs --devices=N, at least 1, and no --mesh")
     runtime.start()
     from gptjax.planning import virtual_devices
 
     virtual_devices.check_chip(flags.chip)
-    given = virtual_devices.mesh(flags.mesh) if flags.mesh else None
-    chosen = config.read(flags.config, overrides)
-    mesh = given or {axis: max(size, 1) for axis, size in chosen.mesh.items()}
+    axes = virtual_devices.parse_mesh(flags.mesh) if flags.mesh else None
+    recipe = config.read(flags.config, overrides)
+    mesh = axes or {axis: max(size, 1) for axis, size in recipe.mesh.items()}
     devices = flags.devices or math.prod(mesh.values())
-    virtual_devices.start(devices, flags.chip)
+    virtual_devices.create(devices, flags.chip)
     from gptjax.planning import compiled_plan, costs, meshes, plan_table
 
-    planned = costs.planned(compiled_plan.with_mesh(chosen, {} if flags.search else mesh))
-    chip = virtual_devices.chip(flags.chip, planned, devices)
+    resolved = costs.resolve(compiled_plan.with_mesh(recipe, {} if flags.search else mesh))
+    chip = virtual_devices.get_chip(flags.chip, resolved, devices)
     if not flags.search:
         console.say(f"compiling for {devices:,} devices")
         measured = None
         if flags.measure:
-            found, measured = compiled_plan.compared(planned, chip, flags.steps or 5)
+            result, measured = compiled_plan.compile_and_measure(resolved, chip, flags.steps or 5)
         else:
-            found = compiled_plan.scaled(planned, chip)
-        print(json.dumps(plan_table.as_object(found, measured)) if flags.json else plan_table.as_text(found, measured))
+            result = compiled_plan.compile_plan(resolved, chip)
+        print(json.dumps(plan_table.as_dict(result, measured)) if flags.json else plan_table.as_text(result, measured))
         return
-    with console.bar("searching", len(meshes.meshes(planned, devices))) as advance:
-        ranked = meshes.search(planned, devices, chip, advance)
+    with console.bar("searching", len(meshes.candidate_meshes(resolved, devices))) as advance:
+        ranked = meshes.search(resolved, devices, chip, advance)
     if not ranked:
-        raise ConfigError(f"no mesh of {devices} {flags.chip} fits; take more devices, or --config.model.remat=full")
+        raise ConfigError(f"no mesh of {devices} {flags.chip} fits; use more devices, or --config.model.remat=full")
     if not flags.json:
-        print(plan_table.ranking(ranked, SHOWN))
+        print(plan_table.ranking(ranked, PRINTED))
     with console.bar("compiling", min(COMPILED, len(ranked))) as advance:
         best = []
         for one in ranked[:COMPILED]:
-            best.append(compiled_plan.scaled(one.config, chip))
+            best.append(compiled_plan.compile_plan(one.config, chip))
             advance(1)
     if flags.json:
-        objects = {"ranked": [*map(plan_table.candidate_object, ranked)]}
-        print(json.dumps(objects | {"compiled": [*map(plan_table.as_object, best)]}))
+        objects = {"ranked": [*map(plan_table.candidate_dict, ranked)]}
+        print(json.dumps(objects | {"compiled": [*map(plan_table.as_dict, best)]}))
     else:
         print("\n\n".join(["", *map(plan_table.as_text, best)]))
 

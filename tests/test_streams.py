@@ -130,7 +130,7 @@ def test_a_prepared_set_is_the_same_in_a_locale_without_letters(tmp_path):
     ],
 )
 def test_what_is_the_machines_trouble(error, expected):
-    found = arguments.machine_trouble(error)
+    found = arguments.system_error_message(error)
     assert found.startswith(expected) and bool(found) == bool(expected)
 
 

@@ -1,4 +1,4 @@
-"""Instructions: a pretrained decoder learns to do as it is told (Alpaca's fields), with loss on what it answers.
+"""Instructions: a pretrained decoder learns to follow them (Alpaca's fields), with loss on the output only.
 
 data.path is a .json or .jsonl of {"instruction": ..., "input": ..., "output": ...}.
 
@@ -11,7 +11,7 @@ from configs import base
 from configs.finetune.methods import apply_method
 
 
-def get_config(way: str = "full") -> ConfigDict:
+def get_config(method: str = "full") -> ConfigDict:
     config = base.get_config()
     config.model.dropout = 0.1
     config.data.update(
@@ -22,5 +22,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=50, batches=20)
     config.checkpoint.every_steps = 150
     config.sample.update(prompt="### Instruction:\nName three animals.\n\n### Response:\n", max_tokens=60)
-    apply_method(config, way)
+    apply_method(config, method)
     return config

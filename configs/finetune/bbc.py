@@ -1,6 +1,6 @@
-"""Summaries of news (BBC): a pretrained decoder goes on from an article's beginning with a summary of it.
+"""Summaries of news (BBC): a pretrained decoder continues an article's beginning with a summary of it.
 
-data.path is a .jsonl of {"article": ..., "summary": ...}; an article that is too long loses its end, never its summary.
+data.path is a .jsonl of {"article": ..., "summary": ...}; the end of a long article is cut, never its summary.
 
 python -m gptjax.train --config=configs/finetune/bbc.py --config.data.path=bbc.jsonl --config.init_from=runs/novels
 """
@@ -11,7 +11,7 @@ from configs import base
 from configs.finetune.methods import apply_method
 
 
-def get_config(way: str = "full") -> ConfigDict:
+def get_config(method: str = "full") -> ConfigDict:
     config = base.get_config()
     config.model.dropout = 0.1
     config.data.update(
@@ -26,5 +26,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=50, batches=10)
     config.checkpoint.every_steps = 150
     config.sample.update(prompt="", max_tokens=100)
-    apply_method(config, way)
+    apply_method(config, method)
     return config

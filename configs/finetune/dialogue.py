@@ -13,7 +13,7 @@ from configs import base
 from configs.finetune.methods import apply_method
 
 
-def get_config(way: str = "full") -> ConfigDict:
+def get_config(method: str = "full") -> ConfigDict:
     config = base.get_config()
     config.model.dropout = 0.1
     config.data.update(source="text", layout="packed", batch_size=8, context=256)
@@ -22,5 +22,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=50, batches=20)
     config.checkpoint.every_steps = 150
     config.sample.update(prompt="User: How are you ?\nAssistant:", max_tokens=40)
-    apply_method(config, way)
+    apply_method(config, method)
     return config

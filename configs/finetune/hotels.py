@@ -1,4 +1,4 @@
-"""Sentiment of Chinese hotel reviews (ChnSentiCorp): a head on a decoder that has read nothing but such reviews.
+"""Sentiment of Chinese hotel reviews (ChnSentiCorp): a head on a decoder pretrained on such reviews only.
 
 data.path is a .csv with a first line `label,review`. The base is pretrained on the same reviews without their labels:
 
@@ -12,7 +12,7 @@ from configs import modern
 from configs.finetune.methods import apply_method
 
 
-def get_config(way: str = "full") -> ConfigDict:
+def get_config(method: str = "full") -> ConfigDict:
     config = modern.get_config("tiny")
     config.model.update(layers=4, heads=4, width=192, context=128, windows=(0,))
     config.data.update(
@@ -22,10 +22,10 @@ def get_config(way: str = "full") -> ConfigDict:
         held_out=0.15,
     )
     config.data.examples.update(form="text", template="{review}", answer="")
-    config.train.steps = 1200 if way == "base" else 300
+    config.train.steps = 1200 if method == "base" else 300
     config.eval.every_steps = config.checkpoint.every_steps = config.train.steps // 5
     config.sample.update(prompt="房间", max_tokens=60)
-    if way == "base":
+    if method == "base":
         config.data.layout = "packed"
         config.optimizer.update(name="muon", learning_rate=1e-2, adam_learning_rate=5e-3)
         return config
@@ -34,5 +34,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.data.examples.update(form="classes", labels=("0", "1"), balanced=True)
     config.train.objective = "classification"
     config.eval.batches = 40
-    apply_method(config, way)
+    apply_method(config, method)
     return config

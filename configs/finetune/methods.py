@@ -1,10 +1,10 @@
-"""What each way of fine-tuning wants, of the small models of this folder's recipes. No recipe itself."""
+"""Learning rate and options of each fine-tuning method for the small models of this folder. Not a recipe itself."""
 
 from ml_collections import ConfigDict
 
 from gptjax.config import pick
 
-# Learning rate at the peak, and keys of `config.finetune`; what trains less of a model wants more.
+# Peak learning rate and keys of `config.finetune`; the fewer parameters a method trains, the higher its rate.
 METHODS = {
     "full": (1e-3, {}),
     "top": (1e-3, {"top_layers": 2}),
@@ -18,11 +18,11 @@ METHODS = {
 }
 
 
-def apply_method(config: ConfigDict, way: str) -> None:
-    """Sets a recipe's way of fine-tuning, its learning rate and its sizes."""
-    rate, options = pick(METHODS, way, "configs/finetune")
+def apply_method(config: ConfigDict, method: str) -> None:
+    """Sets the fine-tuning method of a recipe, with its learning rate and options."""
+    rate, options = pick(METHODS, method, "configs/finetune")
     config.optimizer.update(learning_rate=rate, weight_decay=0.01, beta2=0.98)
     config.schedule.update(name="linear", warmup_steps=config.train.steps // 10, final_fraction=0.0)
-    config.finetune.update(method=way, **options)
+    config.finetune.update(method=method, **options)
     adalora, steps = config.finetune.adalora, config.train.steps
     adalora.update(warmup_steps=steps // 10, final_steps=steps // 3, every_steps=5)

@@ -1,4 +1,4 @@
-"""Sentiment of film reviews (SST-2): a head on what a pretrained decoder reads, by any way of fine-tuning.
+"""Sentiment of film reviews (SST-2): a head on a pretrained decoder, with any fine-tuning method.
 
 data.path is a directory of {train,dev,test}.tsv whose lines are a sentence, a tab, and 0 or 1.
 
@@ -13,7 +13,7 @@ from configs import base
 from configs.finetune.methods import apply_method
 
 
-def get_config(way: str = "full") -> ConfigDict:
+def get_config(method: str = "full") -> ConfigDict:
     config = base.get_config()
     config.model.update(task="classification", labels=2, pooling="mean", dropout=0.1)
     config.data.update(path="../shared/data/sst2", layout="examples", batch_size=32, context=48)
@@ -22,5 +22,5 @@ def get_config(way: str = "full") -> ConfigDict:
     config.eval.update(every_steps=86, batches=28)
     config.checkpoint.every_steps = 430
     config.sample.prompt = ""
-    apply_method(config, way)
+    apply_method(config, method)
     return config

@@ -97,7 +97,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     }
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        with cpu_idle.wakeful(jax.default_backend() == "cpu"):
+        with cpu_idle.keep_awake(jax.default_backend() == "cpu"):
             times = [turn() for _ in range(int(line))]
         seconds = statistics.median(times)
         found = {
@@ -117,12 +117,12 @@ def bandwidth() -> float:
     from gptjax.planning import chips
 
     kind = jax.devices()[0].device_kind
-    known = [chip.bandwidth for chip in chips.SHEETS if kind.startswith(chip.kind)]
+    known = [chip.bandwidth for chip in chips.DATA_SHEETS if kind.startswith(chip.kind)]
     if known:
         return known[0]
     matrix = jnp.ones((2**13, 2**14))
     product = jax.jit(lambda x, matrix: x @ matrix)
-    return matrix.nbytes / chips.seconds(lambda x: product(x, matrix), jnp.ones((1, 2**13)))
+    return matrix.nbytes / chips.seconds_per_call(lambda x: product(x, matrix), jnp.ones((1, 2**13)))
 
 
 class Silent:

@@ -85,7 +85,7 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         times = []
-        with cpu_idle.wakeful(jax.default_backend() == "cpu"):
+        with cpu_idle.keep_awake(jax.default_backend() == "cpu"):
             for _ in range(UNTIMED + int(line)):
                 start = time.perf_counter()
                 state, said = step(state, batch)

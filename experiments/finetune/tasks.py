@@ -165,7 +165,7 @@ def table(rows: Sequence[dict[str, Any]], task: Task) -> str:
             lines.append(
                 f"| {way} | {statistics.mean(scores):.2f} | {spread} | {each} | {minutes:.1f} | {own[0]['trained']:,} |"
             )
-    head = f"| way | {task.score} | deviation | seeds | minutes | trained |\n|---|---|---|---|---|---|"
+    head = f"| method | {task.score} | deviation | seeds | minutes | trained |\n|---|---|---|---|---|---|"
     return "\n".join([head, *lines])
 
 

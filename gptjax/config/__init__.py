@@ -1,7 +1,7 @@
-"""Configs: read from a recipe and the command line, checked, resolved, saved and compared.
+"""Reads configs from recipes and the command line, resolves, saves and compares them.
 
-The keys and their meanings are in configs/base.py; what is impossible together is gptjax.config.checks' part. Reads
-no data and touches no device.
+The keys and their meanings are in configs/base.py; gptjax.config.checks has the constraints between them. Reads no data
+and uses no device.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from gptjax.config.errors import ConfigError, UserError
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"model.layers": 4, ...} from a nested config or dictionary."""
+    """Flattens a nested config or dictionary to {"model.layers": 4, ...}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict | dict):
@@ -32,22 +32,23 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config of a recipe with the command line's changes, locked.
+    """Returns the locked config of a recipe with overrides from the command line.
 
     Args:
-      recipe: path of a Python file with `get_config`, and after a colon its argument: `configs/gpt2.py:medium`.
+      recipe: path of a Python file with `get_config`, optionally with a colon and its argument, as in
+        `configs/gpt2.py:medium`.
       overrides: flags such as `--config.model.layers=6`.
 
     Raises:
-      ConfigError: no such file, it fails, a key it does not have, or a value of another type.
+      ConfigError: the file is missing or fails, a key is unknown, or a value has the wrong type.
     """
     from absl import flags
 
     path = Path(recipe.split(":", 1)[0])
     if path.suffix != ".py" or not path.is_file():
-        why = "is no file of Python" if path.exists() else "does not exist"
+        why = "is not a Python file" if path.exists() else "does not exist"
         raise ConfigError(f"there is no recipe {path}: it {why}; configs/base.py is one")
-    sys.path.append(str(_home_of(path.resolve())))
+    sys.path.append(str(_import_root(path.resolve())))
     try:
         plain = _parse([f"--config={recipe}"])
         check_recipe(plain, recipe)
@@ -57,7 +58,7 @@ def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    except BaseException as error:  # whatever a recipe raises, SystemExit too
+    except BaseException as error:  # a recipe may raise anything, including SystemExit
         line = " ".join(str(error).split())
         raise ConfigError(f"{recipe}: {type(error).__name__}: {line[:300]}") from error
     finally:
@@ -65,10 +66,10 @@ def read(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def check_recipe(config: Any, recipe: str) -> None:
-    """Raises ConfigError unless a recipe gives a config with the keys of configs/base.py and no others."""
+    """Raises ConfigError unless a recipe returns a config with exactly the keys of configs/base.py."""
     if not isinstance(config, ConfigDict):
         raise ConfigError(
-            f"{recipe}: get_config gives no config but {type(config).__name__}; begin with configs/base.py"
+            f"{recipe}: get_config returns {type(config).__name__}, not a config; start from configs/base.py"
         )
     flat = flatten(config)
     lacking, surplus = keys.KINDS.keys() - flat.keys(), [key for key in flat if key not in keys.KINDS]
@@ -77,11 +78,11 @@ def check_recipe(config: Any, recipe: str) -> None:
     if surplus:
         raise ConfigError(f"{recipe}: unknown key {surplus[0]}{did_you_mean(surplus[0], keys.KINDS)}")
     if lacking:
-        raise ConfigError(f"{recipe}: its config lacks {min(lacking)}; begin with configs/base.py")
+        raise ConfigError(f"{recipe}: its config lacks {min(lacking)}; start from configs/base.py")
 
 
-def _home_of(recipe: Path) -> Path:
-    """Where a recipe's `from configs import base` finds that, whatever folder below it the recipe lies in."""
+def _import_root(recipe: Path) -> Path:
+    """Returns the directory that a recipe's `from configs import base` is resolved in."""
     return next((folder for folder in recipe.parents if (folder / "configs").is_dir()), recipe.parent.parent)
 
 
@@ -89,7 +90,7 @@ def _parse(arguments: Sequence[str]) -> ConfigDict:
     from absl import flags
     from ml_collections import config_flags
 
-    sys.modules.pop("config_config", None)  # else a recipe read before shows through where this one lacks a name
+    sys.modules.pop("config_config", None)  # else names of a previous recipe remain visible
     argv = ["gptjax", *arguments]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -97,53 +98,53 @@ def _parse(arguments: Sequence[str]) -> ConfigDict:
     return values.config
 
 
-def check_keys(overrides: Sequence[str], known: dict[str, Any]) -> None:
-    """Raises ConfigError for a `--config.KEY` that is not known, with the nearest one that is."""
+def check_keys(overrides: Sequence[str], names: Collection[str]) -> None:
+    """Raises ConfigError, with the nearest known key, for an unknown `--config.KEY`."""
     for flag in overrides:
         match = re.match(r"--(?:no)?config\.([^=]+)", flag)
         if not match:
             raise ConfigError(f"unknown flag {flag}; a config's keys are set with --config.KEY=VALUE")
         key = match[1]
-        if key in known:
+        if key in names:
             continue
-        if any(name.startswith(key + ".") for name in known):
-            raise ConfigError(f"{key} holds other keys; set one of them, such as --config.{_first(key, known)}=...")
-        raise ConfigError(f"unknown key {key}{did_you_mean(key, known)}")
+        if any(name.startswith(key + ".") for name in names):
+            raise ConfigError(f"{key} holds other keys; set one of them, such as --config.{_first(key, names)}=...")
+        raise ConfigError(f"unknown key {key}{did_you_mean(key, names)}")
 
 
-def _first(section: str, known: dict[str, Any]) -> str:
-    return next(name for name in known if name.startswith(section + "."))
+def _first(section: str, names: Collection[str]) -> str:
+    return next(name for name in names if name.startswith(section + "."))
 
 
 def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
-    """`table[name]`, whatever its case.
+    """Returns `table[name]`, ignoring case.
 
     Args:
-      table: what there is.
-      name: what was asked for.
-      what: of the thing, for the message.
+      table: values by name.
+      name: the name.
+      what: description of the table, for the message.
 
     Raises:
-      ConfigError: no such name; tells what there is.
+      ConfigError: unknown name; the message lists the known ones.
     """
     if name.lower() not in table:
         raise ConfigError(f"{what} has no {name!r}; there are {', '.join(table)}")
     return table[name.lower()]
 
 
-def did_you_mean(name: str, known: Any) -> str:
-    """ "; did you mean X?" for the nearest known name, or the whole list where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}" if len(known) < 12 else ""
+def did_you_mean(name: str, names: Any) -> str:
+    """Returns "; did you mean X?" for the nearest known name, or a list of all if none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}" if len(names) < 12 else ""
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A locked copy in which what follows from other keys is filled in, and local paths are absolute.
+    """Returns a locked copy with absolute local paths and derived values filled in.
 
-    `model.vocabulary` stays None until the tokenizer is there.
+    `model.vocabulary` stays None until the tokenizer is known.
 
     Raises:
-      ConfigError: a value of another type than its key has, or a number that cannot be.
+      ConfigError: a value of the wrong type, or a number out of range.
     """
     config = config.copy_and_resolve_references()
     for problem in keys.problems(flatten(config)):
@@ -154,11 +155,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if model.arch == "seq2seq":
             model.encoder_layers = model.encoder_layers or model.layers
         model.head_width = model.head_width or model.width // max(model.heads, 1)
-        # Two thirds, to the next multiple of 8, of what is not gated: a gated MLP has three matrices instead of two.
+        # 2/3 of the ungated size, rounded up to a multiple of 8, since a gated MLP has three matrices instead of two.
         gated = "glu" in model.activation
         model.mlp_width = model.mlp_width or (-(-model.width // 3) * 8 if gated else 4 * model.width)
         if model.parametrization == "mup" and model.attention_scale is None and model.base_head_width:
-            # Of query-key products: falls as the head's width, not as its root (arXiv 2203.03466, definition 4.1).
+            # muP scales by 1 / head_width instead of its root (arXiv 2203.03466, definition 4.1).
             same = model.base_head_width == model.head_width
             model.attention_scale = None if same else math.sqrt(model.base_head_width) / model.head_width
         model.qkv_bias = model.use_bias if model.qkv_bias is None else model.qkv_bias
@@ -191,7 +192,7 @@ def _absolute(path: str) -> str:
 
 
 def is_foreign(init_from: str) -> bool:
-    """Whether a `config.init_from` names a Hugging Face model, and no run."""
+    """Returns True if a `config.init_from` names a Hugging Face model instead of a run."""
     return init_from.startswith("hf:")
 
 
@@ -204,15 +205,15 @@ def _absolute_origin(init_from: str) -> str:
 
 
 def is_weighted_path(one: Any) -> bool:
-    """Whether it is like ("path", 0.7)."""
+    """Returns True for a pair such as ("path", 0.7)."""
     return isinstance(one, tuple | list) and len(one) == 2 and isinstance(one[0], str)
 
 
 def with_vocabulary(config: ConfigDict, size: int) -> ConfigDict:
-    """The config with `model.vocabulary` filled in for a tokenizer of that many ids.
+    """Returns the config with `model.vocabulary` filled in for a tokenizer with `size` ids.
 
     Raises:
-      ConfigError: it is set, and smaller than the tokenizer's.
+      ConfigError: it is already set, to less than `size`.
     """
     vocabulary = config.model.vocabulary or size
     if vocabulary < size:
@@ -226,21 +227,21 @@ def with_vocabulary(config: ConfigDict, size: int) -> ConfigDict:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The config as indented JSON."""
+    """Returns the config as indented JSON."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """The locked config that `to_json` wrote.
+    """Returns the locked config of a text written by `to_json`.
 
     Raises:
-      ValueError: it is another text, or was changed into what no config is.
+      ValueError: the text is not valid JSON, or not a valid config.
     """
-    found = json.loads(text)
-    if not isinstance(found, dict):
+    content = json.loads(text)
+    if not isinstance(content, dict):
         raise ValueError("it holds no JSON object")
-    config = ConfigDict(_with_tuples(found))
-    for problem in keys.of_run(flatten(config)):
+    config = ConfigDict(_with_tuples(content))
+    for problem in keys.run_problems(flatten(config)):
         raise ValueError(problem)
     return config.lock()
 
@@ -251,16 +252,16 @@ def _with_tuples(value: Any) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
-# What does not change which parameters a run ends with may differ when it goes on.
-FREE = ("log.", "mesh.", "checkpoint.", "eval.", "sample.", "data.prefetch", "train.hang_minutes")
-# What may change for the steps that are left, and is written down (gptjax.runs.directory).
-FREE_FROM_HERE = ("data.mixture", "data.temperature")
+# Keys that may change on resume, since they do not affect the final parameters.
+MUTABLE = ("log.", "mesh.", "checkpoint.", "eval.", "sample.", "data.prefetch", "train.hang_minutes")
+# Keys that may change for the remaining steps; gptjax.runs.directory records the change.
+MUTABLE_FROM_HERE = ("data.mixture", "data.temperature")
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """["model.layers (4 there, 6 here)", ...] for the keys that a run cannot change when it goes on.
+    """Returns ["model.layers (4 there, 6 here)", ...] for changed keys that a resumed run cannot change.
 
-    A `model.vocabulary` of None in `new` agrees with any.
+    A `model.vocabulary` of None in `new` matches any.
     """
     there, here = flatten(old), flatten(new)
     if here.get("model.vocabulary") is None:
@@ -268,5 +269,5 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not key.startswith(FREE + FREE_FROM_HERE)
+        if there.get(key) != here.get(key) and not key.startswith(MUTABLE + MUTABLE_FROM_HERE)
     ]

@@ -1,18 +1,18 @@
-"""Errors that a person can cause, and the ways in which a process ends; a command turns each into one line."""
+"""User errors and the exceptions that end a process; a command prints each in one line."""
 
 import signal
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can mend; a command prints it as one line and exits with code 2."""
+    """An error that the user can fix; a command prints it in one line and exits with code 2."""
 
 
 class ConfigError(UserError):
-    """A config, or a flag, that cannot be."""
+    """An invalid config or flag."""
 
 
 class DataError(UserError):
-    """Text that is missing or that cannot be used."""
+    """Missing or invalid data."""
 
 
 class CheckpointError(UserError):
@@ -20,15 +20,15 @@ class CheckpointError(UserError):
 
 
 class Diverged(Exception):
-    """Training cannot go on for bad steps; a command prints it as one line and exits with code 3."""
+    """Training diverged; a command prints it in one line and exits with code 3."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the process to leave; a command prints the message and exits with code 128 + the signal's number.
+    """The process was interrupted by a signal; a command prints the message and exits with 128 + the signal's number.
 
     Args:
-      number: of the signal.
-      message: for the person.
+      number: number of the signal.
+      message: message for the user.
     """
 
     def __init__(self, number: int, message: str = "interrupted") -> None:
@@ -37,5 +37,5 @@ class Interrupted(KeyboardInterrupt):
 
     @classmethod
     def after(cls, error: KeyboardInterrupt, message: str) -> "Interrupted":
-        """The same signal's, with a message."""
+        """Returns Interrupted for the signal of an earlier interrupt, with a message."""
         return cls(error.number if isinstance(error, Interrupted) else signal.SIGINT, message)

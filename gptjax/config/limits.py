@@ -1,20 +1,20 @@
-"""Numbers that a config, a flag or a request may hold: finite, and of a size that int32 and float32 have room for."""
+"""Ranges of numbers in configs, flags and requests: finite, and within int32 or float32."""
 
 import math
 from numbers import Integral
 
 INT32 = 2**31 - 1
-SEED = 2**32 - 1  # the largest that jax.random.key tells apart from a smaller one
-LARGEST = 1e38  # of a float, which float32 has room for
-SMALLEST = 1e-37  # of a float that is not 0: float32 would make a smaller one 0
+SEED = 2**32 - 1  # the largest that jax.random.key distinguishes
+LARGEST = 1e38  # within the range of float32
+SMALLEST = 1e-37  # float32 rounds smaller ones to 0
 
 
-def fault(value: int | float, least: float | None = None, most: float | None = None) -> str:
-    """What is wrong with a number, such as "it must be at least 1"; "" where nothing is.
+def range_problem(value: int | float, least: float | None = None, most: float | None = None) -> str:
+    """Describes why a number is out of range, such as "it must be at least 1"; "" if it is not.
 
     Args:
       value: an int or a float.
-      least, most: both included; by default what int32 has room for, or float32.
+      least, most: inclusive bounds; by default the range of int32 or float32.
     """
     whole = isinstance(value, Integral)
     if not whole and not math.isfinite(value):
@@ -27,8 +27,8 @@ def fault(value: int | float, least: float | None = None, most: float | None = N
     return "" if whole or value == 0 or abs(value) >= SMALLEST else f"it must be 0, or at least {SMALLEST:g} in size"
 
 
-def shown(value: int | float) -> str:
-    """The number for a message, however many digits it has."""
+def format_number(value: int | float) -> str:
+    """Formats a number for a message, also one with thousands of digits."""
     if isinstance(value, Integral) and abs(int(value)) >= 10**30:
         return f"a number of {len(str(abs(int(value)))) if abs(int(value)) < 10**4000 else 'thousands of'} digits"
     return str(value)

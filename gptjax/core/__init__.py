@@ -1,1 +1,1 @@
-"""What every other package stands on: console, files, arguments, random streams and the JAX runtime."""
+"""Foundations of all other packages: console, files, arguments, random streams and the JAX runtime."""

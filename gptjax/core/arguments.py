@@ -1,7 +1,7 @@
-"""What every command shares: its parser, one-line errors with their exit codes, and the start of the machinery.
+"""Argument parsing, one-line errors and exit codes, shared by all commands.
 
-Exit codes: 0 done, 2 the user can mend it, 3 training diverged, 130 or 143 interrupted (SIGINT, SIGTERM). Imports
-nothing heavy, so that a misspelt flag is answered at once.
+Exit codes: 0 success, 2 user error, 3 training diverged, 130 or 143 interrupted (SIGINT, SIGTERM). This module imports
+no heavy library, so that `--help` and misspelt flags are fast.
 """
 
 import argparse
@@ -16,47 +16,47 @@ from typing import Any, NoReturn
 
 from gptjax.config import limits
 from gptjax.config.errors import Diverged, Interrupted, UserError
-from gptjax.core.files import disk_trouble
+from gptjax.core.files import disk_error
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that knows `--json` and answers a mistake with one line and exit code 2."""
+    """An argument parser with `--json` that reports errors in one line with exit code 2."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
         self.add_argument("--json", action="store_true", help="print objects, one a line, and nothing else on stdout")
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message and leaves."""
+        """Raises UserError with the message."""
         raise UserError(f"{message} (--help lists the flags)")
 
 
 def number(
     kind: type[int] | type[float] = int, least: float | None = None, most: float | None = None
 ) -> Callable[[str], int | float]:
-    """A type for a flag that is a number, as `add_argument` takes it.
+    """Returns a `type` for `add_argument` that parses a number and checks its range.
 
     Args:
       kind: int or float.
-      least, most: both included; by default what int32 has room for, or float32.
+      least, most: inclusive bounds; by default the range of int32 or float32.
     """
 
-    def read(text: str) -> int | float:
+    def parse(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text[:40]!r}") from None
-        wrong = limits.fault(value, least, most)
-        if wrong:
-            raise argparse.ArgumentTypeError(f"{wrong}, not {text[:40]}")
+        problem = limits.range_problem(value, least, most)
+        if problem:
+            raise argparse.ArgumentTypeError(f"{problem}, not {text[:40]}")
         return value
 
-    return read
+    return parse
 
 
 def add_step(parser: Parser) -> None:
-    """Adds --step, the checkpoint that a command reads."""
-    text = "of the checkpoint, or best: the one with the least held-out loss; default: the newest"
+    """Adds --step, which selects a checkpoint."""
+    text = "step of the checkpoint, or best: the one with the lowest validation loss; default: the newest"
     parser.add_argument("--step", type=_step, help=text)
 
 
@@ -67,7 +67,7 @@ def _step(text: str) -> int | str:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs a command's `main(argv)` and leaves with its exit code; what a person can mend is one line on stderr."""
+    """Runs a command's `main(argv)` and exits with its code; user errors are one line on stderr."""
     open_closed_streams()
     code: Any = 0
     message = ""
@@ -75,8 +75,8 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         with interruptible():
             try:
                 main(sys.argv[1:])
-            except SystemExit as leaving:  # of --help
-                code = leaving.code
+            except SystemExit as exit_:  # of --help
+                code = exit_.code
             sys.stdout.flush()
     except UserError as error:
         code, message = 2, str(error)
@@ -86,9 +86,9 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         interrupted = Interrupted.after(error, str(error) or "interrupted")
         code, message = 128 + interrupted.number, str(interrupted)
     except BrokenPipeError:
-        pass  # whoever read our output has gone; there is nobody to tell
+        pass  # the reader of our output has gone
     except Exception as error:
-        message = machine_trouble(error) or memory_trouble(error)
+        message = system_error_message(error) or memory_error_message(error)
         if not message:
             raise
         code = 2
@@ -98,23 +98,23 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
-        except OSError:  # that is told where it can be, and Python would try once more and leave with another code
+        except OSError:  # already reported if possible; Python would retry at exit and change the exit code
             setattr(sys, name, None)
     sys.exit(code)
 
 
 def open_closed_streams() -> None:
-    """Makes the standard streams ones that can be used: the null device where whoever started us has closed one.
+    """Opens the null device for each standard stream that the parent process has closed.
 
-    Without it the first file that is opened would get a closed stream's number, and what is printed. Input is UTF-8
-    whatever the locale says, and what the output's encoding lacks is written as a question mark.
+    Otherwise the first file that is opened would get the stream's descriptor, and the printed text. Input is read as
+    UTF-8 in any locale, and characters that the output's encoding lacks are written as question marks.
     """
     for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
         if getattr(sys, name) is None:
             try:
                 os.fstat(number)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # gets the least number that is free
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
             stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -125,12 +125,12 @@ def open_closed_streams() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Interrupted during the block, even where whoever started us has them ignored."""
+    """Makes SIGINT and SIGTERM raise Interrupted in the block, even if the parent process ignored them."""
 
-    def leave(number: int, frame: Any) -> NoReturn:
+    def interrupt(number: int, frame: Any) -> NoReturn:
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -138,43 +138,43 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def machine_trouble(error: BaseException) -> str:
-    """One line for a failure of the file system, wherever in the chain of causes it is; "" for any other.
+def system_error_message(error: BaseException) -> str:
+    """Returns one line for a file system error in the chain of causes; "" for any other.
 
-    That is every OSError about a path, and a path that no system call takes.
+    These are OSErrors with a path, and invalid paths.
     """
-    trouble = disk_trouble(error)
-    if trouble:
-        return f"{trouble} and run the same command again: what was saved is whole"
-    seen: BaseException | None = error
-    while seen is not None:
-        match seen:
+    disk = disk_error(error)
+    if disk:
+        return f"{disk} and run the same command again: what was saved is intact"
+    cause: BaseException | None = error
+    while cause is not None:
+        match cause:
             case OSError(strerror=str() as what, filename=str() | bytes() as name):
                 return f"{what}: {os.fsdecode(name)}"
             case FileNotFoundError(filename=None):
                 return "the working directory is gone; change to another one"
-            case ValueError() if str(seen).startswith("embedded null"):
+            case ValueError() if str(cause).startswith("embedded null"):
                 return "a path has a zero byte in it, which no path can have"
-            case UnicodeEncodeError() if seen.encoding == sys.getfilesystemencoding() != "utf-8":
-                return f"this locale has no file names with {seen.object[seen.start]!r}; set PYTHONUTF8=1"
-        seen = seen.__cause__ or seen.__context__
+            case UnicodeEncodeError() if cause.encoding == sys.getfilesystemencoding() != "utf-8":
+                return f"this locale has no file names with {cause.object[cause.start]!r}; set PYTHONUTF8=1"
+        cause = cause.__cause__ or cause.__context__
     return ""
 
 
-# What Python, C++ and XLA say where memory runs out.
-EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED|out of memory|std::bad_alloc|failed to allocate", re.IGNORECASE)
+# Messages of Python, C++ and XLA when memory is exhausted.
+OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|std::bad_alloc|failed to allocate", re.IGNORECASE)
 
 
-def memory_trouble(error: BaseException) -> str:
-    """One line for memory that ran out, wherever in the chain of causes that is; "" for any other failure."""
-    seen: BaseException | None = error
-    while seen is not None:
-        wanted = re.search(r"allocat\w* (\d+) bytes", str(seen))
-        if isinstance(seen, MemoryError) or (isinstance(seen, RuntimeError) and EXHAUSTED.search(str(seen))):
-            size = f" ({int(wanted[1]) / 2**30:,.1f} GiB more were asked for)" if wanted else ""
+def memory_error_message(error: BaseException) -> str:
+    """Returns one line for an out-of-memory error in the chain of causes; "" for any other."""
+    cause: BaseException | None = error
+    while cause is not None:
+        allocation = re.search(r"allocat\w* (\d+) bytes", str(cause))
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and OUT_OF_MEMORY.search(str(cause))):
+            size = f" (allocating {int(allocation[1]) / 2**30:,.1f} GiB)" if allocation else ""
             return (
-                f"out of memory{size}; make a batch (data.batch_size, --batch_size), the context or the model smaller, "
-                "or train with more train.grad_accumulation or --config.model.remat=full"
+                f"out of memory{size}; use a smaller batch (data.batch_size, --batch_size), context or model, "
+                "more train.grad_accumulation, or --config.model.remat=full"
             )
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return ""

@@ -1,12 +1,12 @@
-"""Keeps a virtual machine's processors from sleeping between two operations of a step. No logic of models.
+"""Keeps the CPUs of a virtual machine from idling between the operations of a step.
 
-XLA's threads on CPU wait for each other hundreds of times a step, mostly for less than it takes to sleep and wake. A
-processor of a virtual machine that sleeps is given back to the host, which may have other use for it and be slow to
-return it. So for the length of a block a thread of the lowest priority waits actively on each processor: anything
-else that wants to run there runs at once (PyTorch's OpenMP threads wait actively themselves).
+XLA's CPU threads wait for each other hundreds of times per step, mostly for less time than it takes to sleep and wake.
+An idle virtual CPU is returned to the host, which may be slow to schedule it again. For the duration of a block, a
+spinning thread of the lowest priority therefore keeps each CPU busy; any other thread preempts it at once. (PyTorch's
+OpenMP threads spin themselves.)
 
-GPTJAX_WAKEFUL=0    lets processors sleep
-GPTJAX_WAKEFUL=1    keeps them awake on any Linux machine, not only on virtual ones without a limit of processor time
+GPTJAX_WAKEFUL=0    lets CPUs idle
+GPTJAX_WAKEFUL=1    keeps them busy on any Linux machine, not only on virtual ones without a CPU quota
 """
 
 import ctypes
@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def is_wanted() -> bool:
-    """Whether it pays here: on Linux in a virtual machine, and where waiting is not charged to a group's limit."""
-    chosen = os.environ.get("GPTJAX_WAKEFUL")
-    if chosen == "0" or sys.platform != "linux":
+def is_enabled() -> bool:
+    """Returns True on a Linux virtual machine without a CPU quota, unless GPTJAX_WAKEFUL says otherwise."""
+    setting = os.environ.get("GPTJAX_WAKEFUL")
+    if setting == "0" or sys.platform != "linux":
         return False
-    return chosen == "1" or (_is_virtual() and not _has_limit())
+    return setting == "1" or (_is_virtual() and not _has_quota())
 
 
 def _is_virtual() -> bool:
@@ -33,7 +33,7 @@ def _is_virtual() -> bool:
         return False
 
 
-def _has_limit() -> bool:
+def _has_quota() -> bool:
     files = (("cpu.max", "max"), ("cpu/cpu.cfs_quota_us", "-1"))
     for name, unlimited in files:
         try:
@@ -45,31 +45,31 @@ def _has_limit() -> bool:
 
 
 @contextmanager
-def wakeful(wanted: bool = True) -> Iterator[None]:
-    """No processor that this process may run on sleeps during the block, where `is_wanted`.
+def keep_awake(enabled: bool = True) -> Iterator[None]:
+    """Keeps the CPUs of this process busy during the block if `is_enabled()`.
 
     Args:
-      wanted: False does nothing: for work that is not the processors'.
+      enabled: False does nothing, for work on accelerators.
     """
-    if not (wanted and is_wanted()):
+    if not (enabled and is_enabled()):
         yield
         return
-    # In C, where no lock of Python's is held: a spin lock that is taken is waited for with the pause instruction.
+    # In C, without the GIL: waiting for a locked spin lock uses the pause instruction.
     c = ctypes.CDLL(None)
     lock = ctypes.c_int()
     c.pthread_spin_init(ctypes.byref(lock), 0)
     c.pthread_spin_lock(ctypes.byref(lock))
 
-    def wait(processor: int) -> None:
+    def spin(cpu: int) -> None:
         try:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone, as the next
-            os.sched_setaffinity(0, {processor})
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread only, as the next
+            os.sched_setaffinity(0, {cpu})
         except OSError:
             return
         c.pthread_spin_lock(ctypes.byref(lock))
         c.pthread_spin_unlock(ctypes.byref(lock))
 
-    threads = [threading.Thread(target=wait, args=(n,), daemon=True) for n in sorted(os.sched_getaffinity(0))]
+    threads = [threading.Thread(target=spin, args=(n,), daemon=True) for n in sorted(os.sched_getaffinity(0))]
     for thread in threads:
         thread.start()
     try:

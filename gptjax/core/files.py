@@ -1,7 +1,6 @@
-"""Reading text and JSON, writing a file or a folder whole or not at all, locks, and lines for a failing file system.
+"""Reads text and JSON, writes files and directories atomically, locks files, and explains file system errors.
 
-Every text file of gptjax is read and written as UTF-8, whatever the locale is: by these functions, or by an `open`
-that names its encoding.
+Every text file is read and written as UTF-8 in any locale, by these functions or by an `open` with an encoding.
 """
 
 import errno
@@ -22,22 +21,22 @@ from gptjax.config.errors import DataError
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file.
+    """Returns the content of a file.
 
     Raises:
-      DataError: it is missing, cannot be read, or has no end.
+      DataError: the file is missing, cannot be read, or is a pipe or device.
     """
-    check_ends(path)
+    check_is_file(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
-def check_ends(path: Path) -> None:
-    """Raises DataError for what could be read for ever: a named pipe, a socket or a device, but the null device.
+def check_is_file(path: Path) -> None:
+    """Raises DataError for paths that may never end: named pipes, sockets and devices, except the null device.
 
-    A pipe of this process, such as the shell's `<(...)`, has a writer and is let through.
+    A pipe of this process, such as the shell's `<(...)`, has a writer and is allowed.
     """
     try:
         mode = path.stat().st_mode
@@ -45,20 +44,20 @@ def check_ends(path: Path) -> None:
         raise DataError(f"cannot read {str(path)!r}: a path has no zero byte") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    ours = str(path).startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or ours or os.path.samefile(path, os.devnull)):
-        raise DataError(f"cannot read {path}: it is a pipe or a device, and no file")
+    own_pipe = str(path).startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or own_pipe or os.path.samefile(path, os.devnull)):
+        raise DataError(f"cannot read {path}: it is a pipe or a device, not a file")
 
 
 def decode(raw: bytes, where: str) -> str:
-    """UTF-8 text without its byte order mark, line ends as they are.
+    """Decodes UTF-8 text without a byte order mark; line endings are unchanged.
 
     Args:
-      raw: bytes of a whole file.
+      raw: content of a file.
       where: name of the file, for the message.
 
     Raises:
-      DataError: it is not UTF-8.
+      DataError: the bytes are not UTF-8.
     """
     try:
         return raw.decode("utf-8-sig")
@@ -67,18 +66,18 @@ def decode(raw: bytes, where: str) -> str:
         raise DataError(f"{where} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line:,}") from error
 
 
-def decode_repaired(raw: bytes) -> tuple[str, bool]:
-    """UTF-8 text in which bytes that are no UTF-8 are U+FFFD, and whether there were any; for records among many."""
+def decode_lossy(raw: bytes) -> tuple[str, bool]:
+    """Decodes UTF-8 with U+FFFD for invalid bytes; also returns True if there were any."""
     try:
         return raw.decode("utf-8"), False
     except UnicodeDecodeError:
         return raw.decode("utf-8", "replace"), True
 
 
-def repair(text: str) -> str:
-    """The same text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write.
+def replace_surrogates(text: str) -> str:
+    """Replaces lone surrogates, which UTF-8 cannot encode, by U+FFFD.
 
-    Such halves come from JSON's escapes, and from arguments of the command line that are not UTF-8.
+    They come from escapes in JSON and from command line arguments that are not UTF-8.
     """
     try:
         text.encode()
@@ -88,42 +87,42 @@ def repair(text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file without its byte order mark, line ends as they are.
+    """Reads a UTF-8 text file without a byte order mark; line endings are unchanged.
 
     Raises:
-      DataError: it is missing, cannot be read, or is not UTF-8.
+      DataError: the file is missing, cannot be read, or is not UTF-8.
     """
     return decode(read_bytes(path), str(path))
 
 
-# How many arrays and objects may stand within each other: what parsers take differs between versions of Python.
-DEEPEST = 500
+# Limit of nested arrays and objects; the parser's own limit differs between versions of Python.
+MAX_DEPTH = 500
 _NESTING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|[\]}]', re.DOTALL)
 
 
 def is_too_deep(text: str) -> bool:
-    """Whether a JSON text has more than DEEPEST arrays and objects within each other."""
-    if text.count("[") + text.count("{") <= DEEPEST:
+    """Returns True if a JSON text nests more than MAX_DEPTH arrays and objects."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
     depth = 0
     for match in _NESTING.finditer(text):
         if text[match.start()] != '"':
             depth += 1 if match[1] else -1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 return True
     return False
 
 
 def parse_json(text: str | bytes, where: str, finite: bool = True) -> Any:
-    """Value of a JSON text.
+    """Parses a JSON text.
 
     Args:
-      text: whole; bytes are UTF-8, with or without a byte order mark.
-      where: file, and line or record where there are several, for the message.
-      finite: whether NaN and infinity, which JSON does not have but Python writes, are refused.
+      text: the text; bytes are UTF-8, with or without a byte order mark.
+      where: file, and line or record if there are several, for the message.
+      finite: refuse NaN and infinity, which Python writes although JSON does not have them.
 
     Raises:
-      DataError: it is not JSON, it is nested too deeply, or it has a number that is not finite.
+      DataError: invalid JSON, nested too deeply, or with a number that is not finite.
     """
 
     def number(literal: str) -> float:
@@ -142,19 +141,19 @@ def parse_json(text: str | bytes, where: str, finite: bool = True) -> Any:
 
 
 def read_json(path: Path, finite: bool = True) -> dict[str, Any]:
-    """Object of a JSON file; `finite` as of `parse_json`.
+    """Reads the object in a JSON file; `finite` is that of `parse_json`.
 
     Raises:
-      DataError: it is missing, cannot be read, is not JSON, or holds something else than an object.
+      DataError: the file is missing, cannot be read, or does not hold a JSON object.
     """
-    found = parse_json(read_bytes(path), str(path), finite)
-    if not isinstance(found, dict):
+    value = parse_json(read_bytes(path), str(path), finite)
+    if not isinstance(value, dict):
         raise DataError(f"{path} holds no JSON object")
-    return found
+    return value
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name, flushes it to disk and renames it; on failure the old one stays."""
+    """Writes a file under a temporary name, flushes it to disk and renames it; on failure the old file is kept."""
     raw = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -169,38 +168,38 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
-# What a file system may get over, and what a person can do about it.
-TROUBLES = {
+# File system errors that may be temporary, with remedies.
+DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
     errno.EFBIG: "the file would be larger than is allowed here; raise that limit (ulimit -f)",
-    errno.EIO: "the disk has an input/output error; see to it",
+    errno.EIO: "the disk has an input/output error; check it",
     errno.EROFS: "the file system is read-only; make it writable",
     errno.ESTALE: "the network file system has lost the file; mount it again",
 }
 
 
-def disk_trouble(error: BaseException | None) -> str:
-    """What is wrong with the file system and what to do, wherever in the chain of causes it is; "" for anything else.
+def disk_error(error: BaseException | None) -> str:
+    """Describes a file system error in the chain of causes, with a remedy; "" for any other error.
 
-    tensorstore has the system's words in its messages and no error number.
+    tensorstore's errors have the system's message but no error number.
     """
     while error is not None:
-        for number, trouble in TROUBLES.items():
+        for number, description in DISK_ERRORS.items():
             if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
-                return trouble
+                return description
         error = error.__cause__ or error.__context__
     return ""
 
 
-def is_free(folder: Path) -> bool:
-    """Whether a folder can be made there: nothing is, or one that is empty."""
+def is_new_or_empty(folder: Path) -> bool:
+    """Returns True if a path does not exist or is an empty directory."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write in that gets its name when the block ends well, and else is gone."""
+def atomic_directory(folder: Path) -> Iterator[Path]:
+    """Yields a temporary directory that is renamed to `folder` if the block succeeds, else deleted."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -213,10 +212,10 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Locks a file that exists while the block runs; yields whether it could: False, where another process has it.
+def file_lock(path: Path) -> Iterator[bool]:
+    """Locks an existing file during the block; yields False if another process holds the lock.
 
-    The lock ends with the process, however that ends.
+    The lock is released when the process ends, in any way.
     """
     with open(path, "rb") as file:
         try:

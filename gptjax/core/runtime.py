@@ -1,7 +1,7 @@
-"""Set-up of the process, once, before jax is imported: the compilation cache and the allocator. No logic of models.
+"""Sets up the process before jax is imported: the compilation cache and the memory allocator.
 
-GPTJAX_MALLOC=0              leaves the C allocator as it is: slower steps, less memory
-JAX_COMPILATION_CACHE_DIR    where compiled programs are kept; default ~/.cache/gptjax/xla
+GPTJAX_MALLOC=0              does not tune the C allocator: slower steps, less memory
+JAX_COMPILATION_CACHE_DIR    directory of compiled programs; default ~/.cache/gptjax/xla
 """
 
 import ctypes
@@ -12,38 +12,38 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where gptjax keeps what can be made again: ~/.cache/gptjax, or under XDG_CACHE_HOME."""
+    """Returns the cache directory: ~/.cache/gptjax, or under XDG_CACHE_HOME."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptjax"
 
 
 def start() -> None:
-    """Prepares the process; every command calls it first."""
+    """Sets up the process; every command calls it first."""
     keep_freed_memory()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def processors_as_devices() -> None:
-    """Lets jax have a CPU device for each processor, so that work of several devices takes place side by side.
+    """Gives jax a CPU device per processor, so that independent work runs in parallel.
 
-    Operations of small models keep one processor busy, not several. Does nothing where somebody has said how many
-    there are to be, or once jax has begun. Without effect on GPUs and TPUs.
+    Operations of small models use only one processor. Does nothing if the number of devices is already configured or
+    jax is initialized, and has no effect on GPUs and TPUs.
     """
     import jax
 
     by_flag = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    said = by_flag or "JAX_NUM_CPU_DEVICES" in os.environ
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not said:
+    configured = by_flag or "JAX_NUM_CPU_DEVICES" in os.environ
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not configured:
         with suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", there)
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the next allocation instead of returning it to the kernel.
+    """Makes glibc keep freed memory for later allocations instead of returning it to the kernel.
 
-    XLA's CPU backend allocates its temporary buffers afresh at every step; fresh pages cost more than many steps'
-    arithmetic. Does nothing, and returns False, without glibc, once jax is imported, or with GPTJAX_MALLOC=0.
+    XLA's CPU backend allocates its temporary buffers in every step, and page faults can cost more than the arithmetic.
+    Does nothing and returns False without glibc, once jax is imported, or with GPTJAX_MALLOC=0.
     """
     if os.environ.get("GPTJAX_MALLOC") == "0" or sys.platform != "linux" or "jaxlib" in sys.modules:
         return False
@@ -52,7 +52,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-    # One arena, because the others give back whatever fills 64 MB, as the buffers of all but small models do. The price
-    # is memory: glibc's aligned allocations cannot use a hole of just their size, so several copies of a buffer remain.
+    # One arena, since the others return blocks of 64 MB, as are the buffers of all but small models. The price is
+    # memory: aligned allocations of glibc cannot reuse a hole of exactly their size, so copies of a buffer remain.
     options = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
     return all([mallopt(option, value) == 1 for option, value in options.items()])

@@ -1,10 +1,10 @@
-"""The shape of a JSON value, written as a value of the same shape, and checked where a file is read.
+"""Schemas of JSON values, written as values of the same structure and checked when a file is read.
 
     {"step": int, "val/loss?": (float, None), "names": [str], "shares": {str: int}}
 
-A schema is `str`, `bool`, `int` (of 64 bits), `float` (whole numbers, too), `None`, `object` (anything), a list of one
-schema for arrays, a `Row` of schemas for arrays of that length, a tuple of schemas for one of them, or a dictionary:
-by name, where a name that ends in `?` may be absent and other names are let through, or `{str: schema}` by any name.
+A schema is `str`, `bool`, `int` (64 bits), `float` (or an integer), `None`, `object` (anything), a list of one schema
+for arrays, a `Row` of schemas for arrays of that length, a tuple of alternative schemas, or a dictionary: by name,
+where a name that ends in `?` is optional and other names are allowed, or `{str: schema}` for any name.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ NAMES = {
 
 
 class Row(tuple[Schema, ...]):
-    """Schema of an array with one schema for each of its items."""
+    """Schema of an array with a schema for each item."""
 
     def __new__(cls, *items: Schema) -> "Row":
         """The schemas in order."""
@@ -34,23 +34,23 @@ class Row(tuple[Schema, ...]):
 
 
 def read(path: Path, schema: Schema, finite: bool = True) -> dict[str, Any]:
-    """Object of a JSON file, of this shape; `finite` as of gptjax.core.files.parse_json.
+    """Reads the object in a JSON file and checks it; `finite` is that of gptjax.core.files.parse_json.
 
     Raises:
-      DataError: it is missing, cannot be read, is not JSON, or is of another shape.
+      DataError: the file is missing, cannot be read, is not JSON, or does not match the schema.
     """
-    found = read_json(path, finite)
-    check(found, schema, f"{path} is damaged")
-    return found
+    value = read_json(path, finite)
+    check(value, schema, f"{path} is damaged")
+    return value
 
 
 def read_lines(path: Path, schema: Schema) -> list[dict[str, Any]]:
-    """Objects of a file of JSON lines, each of this shape; none where there is no file.
+    """Reads and checks the objects of a JSON lines file; returns none if there is no file.
 
-    A last line without its end was being written when the process was killed, and is left out.
+    A last line without a newline was being written when the process was killed, and is ignored.
 
     Raises:
-      DataError: it cannot be read, or a line is not JSON or of another shape.
+      DataError: the file cannot be read, or a line is not JSON or does not match the schema.
     """
     if not path.exists():
         return []
@@ -63,19 +63,19 @@ def read_lines(path: Path, schema: Schema) -> list[dict[str, Any]]:
 
 
 def check(value: Any, schema: Schema, where: str) -> None:
-    """Raises DataError, `where: a.b[0] is ..., not ...`, for the first place at which a value is of another shape."""
+    """Raises DataError, `where: a.b[0] is ..., not ...`, for the first mismatch of a value."""
     problem = mismatch(value, schema)
     if problem:
         raise DataError(f"{where}: {problem}")
 
 
 def mismatch(value: Any, schema: Schema, name: str = "") -> str:
-    """Where and how a value is of another shape; "" where it is not.
+    """Describes the first mismatch of a value with a schema; "" if it matches.
 
     Args:
-      value: as json.loads gives it.
+      value: result of json.loads.
       schema: see above.
-      name: of the value, such as splits.train[0]; "": it is the whole.
+      name: name of the value, such as splits.train[0]; "" for the root.
     """
     if isinstance(schema, tuple) and not isinstance(schema, Row):
         problems = [mismatch(value, one, name) for one in schema]
@@ -86,7 +86,7 @@ def mismatch(value: Any, schema: Schema, name: str = "") -> str:
             return _is_not(value, "an object", name)
         for key, inner in schema.items():
             if key is str:
-                children += [(one, inner, f"{name}.{own}") for own, one in value.items()]
+                children += [(one, inner, f"{name}.{child}") for child, one in value.items()]
             elif key.removesuffix("?") in value:
                 children.append((value[key.removesuffix("?")], inner, f"{name}.{key.removesuffix('?')}"))
             elif not key.endswith("?"):
@@ -95,7 +95,7 @@ def mismatch(value: Any, schema: Schema, name: str = "") -> str:
         if not isinstance(value, list) or (isinstance(schema, Row) and len(value) != len(schema)):
             return _is_not(value, f"an array of {len(schema)}" if isinstance(schema, Row) else "an array", name)
         schemas = schema if isinstance(schema, Row) else schema * len(value)
-        children = [(one, own, f"{name}[{i}]") for i, (one, own) in enumerate(zip(value, schemas, strict=True))]
+        children = [(one, item, f"{name}[{i}]") for i, (one, item) in enumerate(zip(value, schemas, strict=True))]
     elif not _is_plain(value, schema):
         return _is_not(value, NAMES[schema], name)
     return next(filter(None, (mismatch(*child) for child in children)), "")

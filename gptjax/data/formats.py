@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gptjax.config.errors import DataError
-from gptjax.core.files import decode_repaired
+from gptjax.core.files import decode_lossy
 from gptjax.data import records
 from gptjax.data.records import Item, Record, RecordOptions
 from gptjax.data.streams import BYTE_ORDER_MARK, check_size, lines, suffix_of, too_large
@@ -81,7 +81,7 @@ def parse(path: Path, item: Item, reading: ReadOptions) -> Text:
     if b"\0" in item.raw:
         offset = item.raw.index(0)
         raise DataError(f"{path}, document {item.number:,}, is not text: it has a zero byte at {offset}")
-    return Text("", *decode_repaired(item.raw))
+    return Text("", *decode_lossy(item.raw))
 
 
 def _of_fields(record: Record, reading: ReadOptions) -> Text:

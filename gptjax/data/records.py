@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console
-from gptjax.core.files import decode_repaired, parse_json
+from gptjax.core.files import decode_lossy, parse_json
 from gptjax.data.streams import BYTE_ORDER_MARK, lines, open_stream, strip_newline, suffix_of, too_large
 
 BATCH = 256  # rows of a .parquet
@@ -165,7 +165,7 @@ def _items_of_jsonl(path: Path, stream: BinaryIO, options: RecordOptions) -> Ite
 
 def _parse_jsonl(item: Item, where: str) -> Record:
     assert isinstance(item.raw, bytes)
-    text, repaired = decode_repaired(item.raw)
+    text, repaired = decode_lossy(item.raw)
     value, replaced = parse_repaired(text, where)
     return Record(_object(value, where), where, repaired or replaced)
 
@@ -176,7 +176,7 @@ def _items_of_json(path: Path, stream: BinaryIO, options: RecordOptions) -> Iter
         raise DataError(f"{path} has more than {options.limit:,} bytes; as .jsonl it could be read in pieces")
     if b"\0" in content:
         raise DataError(f"{path} is not text: it has a zero byte at {content.index(0):,}")
-    text, repaired = decode_repaired(content.removeprefix(BYTE_ORDER_MARK))
+    text, repaired = decode_lossy(content.removeprefix(BYTE_ORDER_MARK))
     values, replaced = parse_repaired(text, str(path))
     if not isinstance(values, list):
         raise DataError(f"{path} is not a list of objects")
@@ -235,7 +235,7 @@ def check_names(names: Sequence[str], path: Path) -> None:
 
 def _rows_of_tsv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Row]:
     for number, line in lines(path, stream, limit):
-        text, repaired = decode_repaired(line)
+        text, repaired = decode_lossy(line)
         text = strip_newline(text)
         yield number, text.split("\t") if text else [], repaired
 
@@ -248,7 +248,7 @@ def _rows_of_csv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Ro
 
     def texts() -> Iterator[str]:
         for _, line in lines(path, stream, limit):
-            text, repaired = decode_repaired(line)
+            text, repaired = decode_lossy(line)
             damaged[0] |= repaired
             yield _LONE_RETURN.sub("\0", text) if "\r" in text else text  # the csv module would end a line there
 
@@ -322,7 +322,7 @@ def _scalar_value(scalar: Any, damaged: list[bool]) -> Any:
     if pyarrow.types.is_dictionary(kind):
         return _scalar_value(scalar.value, damaged)
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        text, repaired = decode_repaired(scalar.as_buffer().to_pybytes())
+        text, repaired = decode_lossy(scalar.as_buffer().to_pybytes())
         damaged.append(repaired)
         return text
     if pyarrow.types.is_struct(kind):

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from gptjax.config.errors import DataError
 from gptjax.core import console
-from gptjax.core.files import decode_repaired, is_too_deep
+from gptjax.core.files import decode_lossy, is_too_deep
 from gptjax.data import records, streams
 
 
@@ -32,7 +32,7 @@ def read(place: str) -> Iterator[str]:
 def _read_lines(place: str, strict: bool) -> Iterator[str]:
     count = n_repaired = 0
     for number, line in _lines(place):
-        text, in_bytes = decode_repaired(line)
+        text, in_bytes = decode_lossy(line)
         text = streams.strip_newline(text)
         if text.strip():
             prompt, in_json = _parse_line(text, f"{'stdin' if place == '-' else place}, line {number:,}", strict)

@@ -106,7 +106,7 @@ def _numbers(settings: SamplingParams) -> Iterator[str]:
         if not isinstance(value, Real) or isinstance(value, bool):
             yield f"{name} is {value!r}; it must be a number"
         if not is_valid(value):
-            yield f"{name} is {limits.shown(value)}; it must be {requirement}"
+            yield f"{name} is {limits.format_number(value)}; it must be {requirement}"
 
 
 def _biases(settings: SamplingParams, vocabulary: int) -> Iterator[str]:

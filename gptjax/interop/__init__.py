@@ -1,1 +1,1 @@
-"""Hugging Face in and out: what its folders hold becomes a run's, and a run's becomes such a folder."""
+"""Import from and export to Hugging Face formats: models, tokenizers and peft adapters."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptjax.config.errors import DataError
-from gptjax.interop.hf_config import COMMON, key, only, short
+from gptjax.interop.hf_config import COMMON, abbreviated, fixed, key
 from gptjax.interop.openai import ACTIVATIONS
 from gptjax.interop.weight_mapping import (
     NEUTRAL,
@@ -13,43 +13,43 @@ from gptjax.interop.weight_mapping import (
     Tensor,
     cross,
     head_width,
+    hf_name_of,
     linear,
-    named,
-    needs,
+    lookup,
     norm,
     qkv,
-    theirs_of,
+    require,
 )
 
 SIDES = ("encoder", "decoder")
 
 
-# Of writing a target; transformers reads them from generation_config.json too.
+# Keys for decoding; transformers reads them from generation_config.json, too.
 DECODING_KEYS = dict(
-    decoder_start_token_id=key("index", None), forced_bos_token_id=key("index", None), is_encoder_decoder=only(True),
-    is_decoder=only(False),
+    decoder_start_token_id=key("index", None), forced_bos_token_id=key("index", None), is_encoder_decoder=fixed(True),
+    is_decoder=fixed(False),
 )  # fmt: skip
 KEYS = COMMON | DECODING_KEYS | dict(
     vocab_size=key("size", 50_265), max_position_embeddings=key("size", 1024), encoder_layers=key("layers", 12),
     encoder_ffn_dim=key("size", 4096), encoder_attention_heads=key("size", 16), decoder_layers=key("layers", 12),
     decoder_ffn_dim=key("size", 4096), decoder_attention_heads=key("size", 16),
     activation_function=key("name", "gelu"), d_model=key("size", 1024), dropout=key("number", 0.1),
-    init_std=key("number", 0.02), scale_embedding=key("flag", False, null=True), tie_word_embeddings=only(True),
+    init_std=key("number", 0.02), scale_embedding=key("flag", False, null=True), tie_word_embeddings=fixed(True),
     bad_words_ids=key("lists", None), decoder_start_token_id=key("index", 2, null=True),
 )  # fmt: skip
 MARIAN_KEYS = KEYS | dict(
     vocab_size=key("size", 58_101), decoder_vocab_size=key("size", None), max_position_embeddings=key("count", 1024),
-    share_encoder_decoder_embeddings=only(True), decoder_start_token_id=key("index", 58_100, null=True),
+    share_encoder_decoder_embeddings=fixed(True), decoder_start_token_id=key("index", 58_100, null=True),
 )  # fmt: skip
 
 
 def decoding_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config is about writing a target: keys of `config.model`."""
+    """Returns the keys of `config.model` that control decoding."""
     return dict(start=h["decoder_start_token_id"], forced_first=h["forced_bos_token_id"])
 
 
 def decoding_config(m: Mapping[str, Any]) -> dict[str, Any]:
-    """The other way round. Nothing is forced to be a target's last id, as gptjax forces none."""
+    """Inverse of `decoding_model`; no last id is forced, since gptjax has no such option."""
     return dict(
         is_encoder_decoder=True, decoder_start_token_id=m["start"], forced_bos_token_id=m["forced_first"],
         forced_eos_token_id=None,
@@ -58,17 +58,17 @@ def decoding_config(m: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model(h: Mapping[str, Any]) -> dict[str, Any]:
     D, H = h["d_model"], h["decoder_attention_heads"]
-    needs(h, encoder_attention_heads=H, encoder_ffn_dim=h["decoder_ffn_dim"])
-    never = [ids for ids in h["bad_words_ids"] or () if len(ids) == 1]
-    if not all(type(token) is int and 0 <= token < h["vocab_size"] for (token,) in never):
-        raise DataError(f"config.json: bad_words_ids is {short(h['bad_words_ids'])}; it must be lists of ids")
+    require(h, encoder_attention_heads=H, encoder_ffn_dim=h["decoder_ffn_dim"])
+    suppressed = [ids for ids in h["bad_words_ids"] or () if len(ids) == 1]
+    if not all(type(token) is int and 0 <= token < h["vocab_size"] for (token,) in suppressed):
+        raise DataError(f"config.json: bad_words_ids is {abbreviated(h['bad_words_ids'])}; it must be lists of ids")
     return NEUTRAL | dict(
         arch="seq2seq", layers=h["decoder_layers"], encoder_layers=h["encoder_layers"], heads=H, kv_heads=H,
         head_width=head_width(D, H, "d_model={} and decoder_attention_heads={}"), width=D,
         mlp_width=h["decoder_ffn_dim"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
         embedding_scale=math.sqrt(D) if h["scale_embedding"] else 1.0, norm_position="post",
-        activation=named(ACTIVATIONS, h["activation_function"], "activation_function"),
-        head_bias=True, suppress_tokens=tuple(token for (token,) in never), dropout=h["dropout"],
+        activation=lookup(ACTIVATIONS, h["activation_function"], "activation_function"),
+        head_bias=True, suppress_tokens=tuple(token for (token,) in suppressed), dropout=h["dropout"],
         init_std=h["init_std"], objective="seq2seq", **decoding_model(h),
     )  # fmt: skip
 
@@ -77,7 +77,7 @@ def _config(m: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         decoder_layers=m["layers"], encoder_layers=m["encoder_layers"], num_hidden_layers=m["encoder_layers"],
         d_model=m["width"], max_position_embeddings=m["context"], vocab_size=m["vocabulary"],
-        activation_function=theirs_of(ACTIVATIONS, m["activation"]), scale_embedding=m["embedding_scale"] != 1,
+        activation_function=hf_name_of(ACTIVATIONS, m["activation"]), scale_embedding=m["embedding_scale"] != 1,
         dropout=m["dropout"], attention_dropout=m["dropout"], init_std=m["init_std"],
         **{f"{side}_attention_heads": m["heads"] for side in SIDES},
         bad_words_ids=[[token] for token in m["suppress_tokens"]] or None,
@@ -90,47 +90,47 @@ def _bart_model(h: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marian_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    needs({**h, "decoder_vocab_size": h["decoder_vocab_size"] or h["vocab_size"]}, decoder_vocab_size=h["vocab_size"])
+    require({**h, "decoder_vocab_size": h["decoder_vocab_size"] or h["vocab_size"]}, decoder_vocab_size=h["vocab_size"])
     return _model(h) | dict(positions="sinusoidal_halves")
 
 
 def _tensors(m: Mapping[str, Any]) -> list[Tensor]:
-    found = [Tensor("tokens/embedding", ("model.shared.weight",))]
-    found += [Tensor("head_bias", ("final_logits_bias",), in_front=True, optional=True)]
+    tensors = [Tensor("tokens/embedding", ("model.shared.weight",))]
+    tensors += [Tensor("head_bias", ("final_logits_bias",), leading_axis=True, optional=True)]
     for side, layers in zip(SIDES, (m["encoder_layers"], m["layers"]), strict=True):
-        if m["positions"] == "learned":  # BART's begin with the third row
-            found += [Tensor(f"{side}/positions/embedding", (f"model.{side}.embed_positions.weight",), unused=2)]
+        if m["positions"] == "learned":  # BART skips the first two rows
+            tensors += [Tensor(f"{side}/positions/embedding", (f"model.{side}.embed_positions.weight",), skip_rows=2)]
         if m["embedding_norm"]:
-            found += norm(f"{side}/embedding_norm", f"model.{side}.layernorm_embedding")
+            tensors += norm(f"{side}/embedding_norm", f"model.{side}.layernorm_embedding")
         for i in range(layers):
-            found += block(f"{side}/block_{i}", f"model.{side}.layers.{i}", m, side == "decoder")
-    return found
+            tensors += block(f"{side}/block_{i}", f"model.{side}.layers.{i}", m, side == "decoder")
+    return tensors
 
 
-def block(ours: str, theirs: str, m: Mapping[str, Any], crosses: bool) -> list[Tensor]:
-    """All tensors of a layer."""
-    found = qkv(f"{ours}/attention/qkv", f"{theirs}.self_attn", m)
-    found += linear(f"{ours}/attention/out", f"{theirs}.self_attn.out_proj", bias=True)
-    found += norm(f"{ours}/attention_norm", f"{theirs}.self_attn_layer_norm")
-    if crosses:
-        found += cross(f"{ours}/cross", f"{theirs}.encoder_attn", m)
-        found += linear(f"{ours}/cross/out", f"{theirs}.encoder_attn.out_proj", bias=True)
-        found += norm(f"{ours}/cross_norm", f"{theirs}.encoder_attn_layer_norm")
-    found += linear(f"{ours}/mlp/up", f"{theirs}.fc1", bias=True)
-    found += linear(f"{ours}/mlp/down", f"{theirs}.fc2", bias=True)
-    return found + norm(f"{ours}/mlp_norm", f"{theirs}.final_layer_norm")
+def block(name: str, hf_name: str, m: Mapping[str, Any], cross_attends: bool) -> list[Tensor]:
+    """Returns the tensors of a layer."""
+    tensors = qkv(f"{name}/attention/qkv", f"{hf_name}.self_attn", m)
+    tensors += linear(f"{name}/attention/out", f"{hf_name}.self_attn.out_proj", bias=True)
+    tensors += norm(f"{name}/attention_norm", f"{hf_name}.self_attn_layer_norm")
+    if cross_attends:
+        tensors += cross(f"{name}/cross", f"{hf_name}.encoder_attn", m)
+        tensors += linear(f"{name}/cross/out", f"{hf_name}.encoder_attn.out_proj", bias=True)
+        tensors += norm(f"{name}/cross_norm", f"{hf_name}.encoder_attn_layer_norm")
+    tensors += linear(f"{name}/mlp/up", f"{hf_name}.fc1", bias=True)
+    tensors += linear(f"{name}/mlp/down", f"{hf_name}.fc2", bias=True)
+    return tensors + norm(f"{name}/mlp_norm", f"{hf_name}.final_layer_norm")
 
 
-def _copies(m: Mapping[str, Any]) -> dict[str, str]:
+def _tied(m: Mapping[str, Any]) -> dict[str, str]:
     return dict.fromkeys((f"model.{side}.embed_tokens.weight" for side in SIDES), "model.shared.weight")
 
 
-_BUFFERS = r"embed_positions\.weight$"  # Marian's are computed
-_APART = ("lm_head.", "final_logits_bias")
+_BUFFERS = r"embed_positions\.weight$"  # Marian computes them
+_HEADS = ("lm_head.", "final_logits_bias")
 
 BART = Family(
-    "BartForConditionalGeneration", "model.", r"^$", KEYS, _bart_model, _config, _tensors, apart=_APART, copies=_copies
+    "BartForConditionalGeneration", "model.", r"^$", KEYS, _bart_model, _config, _tensors, unprefixed=_HEADS, tied=_tied
 )
 MARIAN = Family(
-    "MarianMTModel", "model.", _BUFFERS, MARIAN_KEYS, _marian_model, _config, _tensors, apart=_APART, copies=_copies
+    "MarianMTModel", "model.", _BUFFERS, MARIAN_KEYS, _marian_model, _config, _tensors, unprefixed=_HEADS, tied=_tied
 )

@@ -1,6 +1,6 @@
-"""A Hugging Face folder becomes a run, and a run a Hugging Face folder, whole or not at all.
+"""Converts a Hugging Face folder to a run and a run to a Hugging Face folder; both are written atomically.
 
-`models/` does the arithmetic and `families.py` knows the names; here tensors are checked, moved and written.
+gptjax.interop.families maps configs and names; this module checks, converts and writes tensors.
 """
 
 import json
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from gptjax import models, objectives
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console, hub
-from gptjax.core.files import appearing, is_free
+from gptjax.core.files import atomic_directory, is_new_or_empty
 from gptjax.data.tokenizers import from_hf as hf_tokenizers
 from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import methods
@@ -31,18 +31,18 @@ from gptjax.runs import directory as workdirs
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.run import Run
 
-# What belongs to a tokenizer in a Hugging Face folder; a run keeps it as it came and gives it back.
+# Tokenizer files of a Hugging Face folder; a run keeps them unchanged and exports them again.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt",
 )  # fmt: skip
 GENERATION = "generation_config.json"
 PADDING = ("<pad>", "[PAD]", "<|pad|>")
-OF_DECODING = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
+GENERATION_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 
 
 def flat_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """{"block_0/attention/qkv/kernel": (D, (H + 2G) K), ...} for a `config.model`."""
+    """Returns {"block_0/attention/qkv/kernel": (D, (H + 2G) K), ...} for a `config.model`."""
     tree = models.shapes(models.build(dict(model, scan_layers=False)))
     return {_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -51,156 +51,160 @@ def _path(keys: Any) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def expected(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shapes of a tensor's pieces in their files, for the shape that our parameter has."""
-    last = tensor.sizes if tensor.sizes and len(tensor.theirs) > 1 else (shape[-1],)
-    before = (1,) if tensor.in_front else ()
+def hf_shapes(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Returns the shapes in the checkpoint of the tensors that make a parameter of the given shape."""
+    last = tensor.sizes if tensor.sizes and len(tensor.hf_names) > 1 else (shape[-1],)
+    before = (1,) if tensor.leading_axis else ()
     pieces = [(*before, *shape[:-1], size) for size in last]
-    if tensor.unused:
-        return [(piece[0] + tensor.unused, *piece[1:]) for piece in pieces]
+    if tensor.skip_rows:
+        return [(piece[0] + tensor.skip_rows, *piece[1:]) for piece in pieces]
     return [piece[::-1] if tensor.transposed else piece for piece in pieces]
 
 
-def match(
-    family: Family, model: Mapping[str, Any], found: Mapping[str, Stored], lacking: Mapping[str, Any] = {}
+def match_tensors(
+    family: Family, model: Mapping[str, Any], checkpoint: Mapping[str, Stored], missing_sizes: Mapping[str, Any] = {}
 ) -> dict[str, list[Stored]]:
-    """The stored pieces of each of our parameters.
+    """Returns the stored tensors of each parameter.
 
     Args:
-      lacking: sizes that config.json does not name, and what they were taken to be, for the message.
+      family: the model's family.
+      model: its `config.model`.
+      checkpoint: tensors by name.
+      missing_sizes: sizes that config.json lacks, with the defaults used instead, for the message.
 
     Raises:
-      DataError: tensors that are missing, surplus or of another shape; names each.
+      DataError: missing or unexpected tensors, or wrong shapes; the message names each.
     """
     tensors = families.tensors_of(family, model)
-    taken = {name for tensor in tensors for name in tensor.theirs}
+    expected = {name for tensor in tensors for name in tensor.hf_names}
     stored = {
         name: piece
-        for name, piece in by_whole_name(family, found).items()
-        if name in taken or not re.search(family.buffers, name)
+        for name, piece in full_names(family, checkpoint).items()
+        if name in expected or not re.search(family.buffers, name)
     }
     shapes, problems, pieces = flat_shapes(model), [], {}
     for tensor in tensors:
-        wanted = dict(zip(tensor.theirs, expected(tensor, shapes[tensor.ours]), strict=True))
-        pieces[tensor.ours] = [stored[name] for name in wanted if name in stored]
+        wanted = dict(zip(tensor.hf_names, hf_shapes(tensor, shapes[tensor.name]), strict=True))
+        pieces[tensor.name] = [stored[name] for name in wanted if name in stored]
         problems += [f"{name} is missing" for name in wanted if name not in stored and not tensor.optional]
         problems += [
             f"{name} has shape {list(stored[name].shape)} instead of {list(shape)}"
             for name, shape in wanted.items()
             if name in stored and stored[name].shape != shape
         ]
-        problems += [f"{p.name} is {p.dtype}" for p in pieces[tensor.ours] if p.dtype not in weights.FLOATS]
-    surplus = stored.keys() - taken
-    for name, own in families.copies_of(family, model).items():
-        if name in surplus and own in stored:
+        problems += [f"{p.name} is {p.dtype}" for p in pieces[tensor.name] if p.dtype not in weights.FLOATS]
+    surplus = stored.keys() - expected
+    for name, original in families.tied_names(family, model).items():
+        if name in surplus and original in stored:
             surplus.remove(name)
-            if not np.array_equal(stored[name].read(), stored[own].read()):
-                problems.append(f"{name} differs from {own}, which config.json ties it to")
+            if not np.array_equal(stored[name].read(), stored[original].read()):
+                problems.append(f"{name} differs from {original}, which config.json ties it to")
     problems += [f"{name} is not part of the model" for name in sorted(surplus)]
     if problems:
-        taken_as = ", ".join(f"{key} ({value:,} in transformers)" for key, value in lacking.items())
-        why = f", which lacks {taken_as}" if lacking else ""
+        defaults = ", ".join(f"{key} ({value:,} in transformers)" for key, value in missing_sizes.items())
+        why = f", which lacks {defaults}" if missing_sizes else ""
         raise DataError(f"the tensors do not fit config.json{why}: {'; '.join(problems)}")
     assert pieces.keys() == shapes.keys()
     return pieces
 
 
-def by_whole_name(family: Family, found: Mapping[str, Stored]) -> dict[str, Stored]:
-    """A folder's tensors by the names that they have in a whole model's files of today."""
-    whole = {}
-    for name, piece in found.items():
-        today = name
-        for old, new in family.renamed.items():
-            today = re.sub(old, new, today)
-        whole[today if today.startswith((family.prefix, *family.apart)) else family.prefix + today] = piece
-    return whole
+def full_names(family: Family, checkpoint: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Returns a checkpoint's tensors by their current names, with the family's prefix."""
+    tensors = {}
+    for name, piece in checkpoint.items():
+        current = name
+        for old, new in family.renames.items():
+            current = re.sub(old, new, current)
+        has_prefix = current.startswith((family.prefix, *family.unprefixed))
+        tensors[current if has_prefix else family.prefix + current] = piece
+    return tensors
 
 
-def to_ours(tensor: Tensor, pieces: list[np.ndarray]) -> np.ndarray:
-    """Our parameter from the family's pieces."""
-    pieces = [piece[0] if tensor.in_front else piece[tensor.unused :] for piece in pieces]
+def from_hf(tensor: Tensor, pieces: list[np.ndarray]) -> np.ndarray:
+    """Returns a parameter from the tensors of a checkpoint."""
+    pieces = [piece[0] if tensor.leading_axis else piece[tensor.skip_rows :] for piece in pieces]
     parts = [piece.T if tensor.transposed else piece for piece in pieces]
     if not tensor.sizes:
         return np.ascontiguousarray(parts[0])
-    if len(parts) == 1:  # side by side in one tensor
+    if len(parts) == 1:  # concatenated in the checkpoint, too
         parts = np.split(parts[0], np.cumsum(tensor.sizes)[:-1], axis=-1)
     by_group = [part.reshape(*part.shape[:-1], tensor.groups, -1) for part in parts]
     return np.concatenate(by_group, axis=-1).reshape(*parts[0].shape[:-1], -1)
 
 
-def to_theirs(tensor: Tensor, ours: np.ndarray) -> list[np.ndarray]:
-    """The family's pieces of our parameter: `to_ours` the other way round."""
-    parts = [ours]
+def to_hf(tensor: Tensor, value: np.ndarray) -> list[np.ndarray]:
+    """Returns the tensors of a checkpoint from a parameter; inverse of `from_hf`."""
+    parts = [value]
     if tensor.sizes:
-        by_group = ours.reshape(*ours.shape[:-1], tensor.groups, -1)
+        by_group = value.reshape(*value.shape[:-1], tensor.groups, -1)
         within = np.cumsum(tensor.sizes)[:-1] // tensor.groups
-        parts = [part.reshape(*ours.shape[:-1], -1) for part in np.split(by_group, within, axis=-1)]
-        if len(tensor.theirs) == 1:
+        parts = [part.reshape(*value.shape[:-1], -1) for part in np.split(by_group, within, axis=-1)]
+        if len(tensor.hf_names) == 1:
             parts = [np.concatenate(parts, axis=-1)]
-    if tensor.unused:
-        parts = [np.concatenate([np.zeros((tensor.unused, *part.shape[1:]), part.dtype), part]) for part in parts]
-    return [part[None] if tensor.in_front else part.T if tensor.transposed else part for part in parts]
+    if tensor.skip_rows:
+        parts = [np.concatenate([np.zeros((tensor.skip_rows, *part.shape[1:]), part.dtype), part]) for part in parts]
+    return [part[None] if tensor.leading_axis else part.T if tensor.transposed else part for part in parts]
 
 
 def read_params(folder: Path, family: Family, model: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a folder's model as a tree of float32 NumPy arrays, a folder per block.
+    """Reads the parameters of a model as a tree of float32 NumPy arrays, with a subtree per block.
 
-    What a folder need not have is zero where it has not.
+    Optional tensors that the checkpoint lacks are zero.
 
     Raises:
-      DataError: files or tensors that are not what they should be.
+      DataError: damaged files, or tensors that do not fit the model.
     """
-    lacking = hf_config.lacking(hub.read_json(folder / "config.json"), family.keys)
-    pieces = match(family, model, weights.listing(folder), lacking)
+    defaults = hf_config.missing_sizes(hub.read_json(folder / "config.json"), family.keys)
+    pieces = match_tensors(family, model, weights.listing(folder), defaults)
     tree: dict[str, Any] = {}
     shapes = flat_shapes(model)
     total = sum(int(np.prod(piece.shape)) for group in pieces.values() for piece in group)
     with console.bar("reading weights", total) as advance:
         for tensor in families.tensors_of(family, model):
-            *folders, leaf = tensor.ours.split("/")
-            at = tree
-            for name in folders:
-                at = at.setdefault(name, {})
-            found = [piece.read() for piece in pieces[tensor.ours]]
-            at[leaf] = to_ours(tensor, found) if found else np.zeros(shapes[tensor.ours], np.float32)
-            advance(at[leaf].size)
+            *parents, leaf = tensor.name.split("/")
+            subtree = tree
+            for name in parents:
+                subtree = subtree.setdefault(name, {})
+            arrays = [piece.read() for piece in pieces[tensor.name]]
+            subtree[leaf] = from_hf(tensor, arrays) if arrays else np.zeros(shapes[tensor.name], np.float32)
+            advance(subtree[leaf].size)
     return tree
 
 
 def read_model(folder: Path) -> tuple[Family, dict[str, Any]]:
-    """The family of a folder's model, and its `config.model` with `objective`.
+    """Returns the family of a folder's model, and its `config.model` with `objective`.
 
     Raises:
-      DataError: as of families.model_of, or files that are damaged.
+      DataError: damaged files, or the errors of families.model_of.
     """
     config = hub.read_json(folder / "config.json")
-    if (folder / GENERATION).exists():  # where newer folders say what decoding needs
-        told = hub.read_json(folder / GENERATION)
-        config |= {key: told[key] for key in OF_DECODING if told.get(key) is not None}
+    if (folder / GENERATION).exists():  # newer folders have the keys for decoding there
+        generation = hub.read_json(folder / GENERATION)
+        config |= {key: generation[key] for key in GENERATION_KEYS if generation.get(key) is not None}
     family = families.family_of(config)
-    stored = by_whole_name(family, weights.listing(folder))
-    # No axis is longer than the largest tensor is large, and each layer has some tensors.
+    stored = full_names(family, weights.listing(folder))
+    # Bounds: no axis is longer than the largest tensor has elements, and each layer has at least one tensor.
     largest = max((math.prod(piece.shape) for piece in stored.values()), default=0)
     config = hf_config.read(config, family.keys, {"size": largest, "layers": len(stored)})
-    return families.model_of(family.told(config, stored))
+    return families.model_of(family.infer(config, stored))
 
 
 def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
-    """Makes a run of a Hugging Face model.
+    """Converts a Hugging Face model to a run.
 
     Args:
       name: its folder, or its name on the hub.
-      workdir: absent or empty.
-      tokenizer: one of gptjax's own by name, where the folder has none.
+      workdir: new or empty directory.
+      tokenizer: name of one of gptjax's tokenizers, if the folder has none.
 
     Returns:
-      What was made: family, parameters, tokenizer and why it is of that kind.
+      Family, number of parameters, tokenizer and the reason for the tokenizer's type.
 
     Raises:
-      ConfigError: the directory is taken, or a tokenizer is needed, or there are two.
-      DataError: the model is not one that gptjax can be, or its files are damaged.
+      ConfigError: the directory is not empty, or a tokenizer is missing.
+      DataError: the model is not supported, or its files are damaged.
     """
-    if not is_free(workdir):
+    if not is_new_or_empty(workdir):
         raise ConfigError(f"{workdir} exists; give another --to")
     folder = hub.find(name)
     family, model = read_model(folder)
@@ -247,21 +251,21 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
 
 
 def merge_run(run: Run, workdir: Path) -> dict[str, Any]:
-    """Makes a run of one that was fine-tuned, with what was added part of the matrices that it was added to.
+    """Writes a run whose adapters are merged into the weights of the fine-tuned run's base.
 
     Raises:
-      ConfigError: the directory is taken, or something was added that no matrix can hold.
+      ConfigError: the directory is not empty, or the adapter cannot be merged.
     """
     return new_run(run, methods.merge(run.params, run.config.finetune), workdir, "merged")
 
 
-def new_run(run: Run, params: Any, workdir: Path, made: str) -> dict[str, Any]:
-    """Makes a run, not yet trained, that differs from another by its parameters; `made`: in a word, how.
+def new_run(run: Run, params: Any, workdir: Path, origin: str) -> dict[str, Any]:
+    """Writes a run at step 0 that differs from another by its parameters; `origin` records how they were made.
 
     Raises:
-      ConfigError: the directory is taken.
+      ConfigError: the directory is not empty.
     """
-    if not is_free(workdir):
+    if not is_new_or_empty(workdir):
         raise ConfigError(f"{workdir} exists; give another --to")
     config = ConfigDict(run.config.to_dict())
     config.init_from, config.finetune = "", ConfigDict({"method": "full"})
@@ -271,7 +275,7 @@ def new_run(run: Run, params: Any, workdir: Path, made: str) -> dict[str, Any]:
         with Checkpoints(unfinished, keep=1) as checkpoints:
             checkpoints.save_params(0, params)
 
-    facts = {"fingerprints": None, "imported": f"{made}:{run.workdir}"}
+    facts = {"fingerprints": None, "imported": f"{origin}:{run.workdir}"}
     workdirs.create(workdir, config, run.tokenizer, facts, fill)
     return {"method": run.config.finetune.method, "parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
 
@@ -281,10 +285,10 @@ def _tokenizer(folder: Path, name: str) -> tuple[tokenizers.Tokenizer, str]:
         raise ConfigError(f"--tokenizer={name} is made from a text, and there is none; take bytes or one of tiktoken's")
     if name:
         return tokenizers.build(name, []), "tiktoken.Encoding, as --tokenizer says"
-    found = hf_tokenizers.read(folder)
-    if found is None:
+    tokenizer = hf_tokenizers.read(folder)
+    if tokenizer is None:
         raise ConfigError(f"{folder} has no tokenizer; name one of gptjax's, such as --tokenizer=gpt2")
-    return found
+    return tokenizer
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -299,18 +303,18 @@ def export_run(
     """Writes a run as a Hugging Face folder that transformers loads.
 
     Args:
-      run: as gptjax.load gives it.
-      folder: absent or empty.
-      dtype: of the tensors, float32 or bfloat16.
-      shard_bytes: the most that one file holds.
+      run: a run opened by gptjax.load.
+      folder: new or empty folder.
+      dtype: float32 or bfloat16.
+      shard_bytes: maximum size of a file.
 
     Returns:
-      What was written: family, parameters and a remark.
+      Family, number of parameters and a remark.
 
     Raises:
-      ConfigError: the folder is taken, or no family of Hugging Face's computes what the model computes.
+      ConfigError: the folder is not empty, or no Hugging Face family computes the same as the model.
     """
-    if not is_free(folder):
+    if not is_new_or_empty(folder):
         raise ConfigError(f"{folder} exists; give another --to")
     model = run.config.model.to_dict() | {"objective": run.config.train.objective}
     family, hf_config, model, remark = match_family(model)
@@ -320,11 +324,11 @@ def export_run(
     params = unstack(params) if run.config.model.scan_layers else params
     tensors = _tensors(families.tensors_of(family, model), shapes, params)
     total = sum(int(np.prod(shape)) for shape in shapes.values())
-    with appearing(folder) as unfinished:
+    with atomic_directory(folder) as unfinished:
         text = json.dumps(hf_config | ids | {"dtype": dtype, "torch_dtype": dtype}, indent=2)
         (unfinished / "config.json").write_text(text + "\n", encoding="utf-8")
         if model["arch"] == "seq2seq":
-            decoding = {key: hf_config[key] for key in OF_DECODING if hf_config.get(key) is not None} | ids
+            decoding = {key: hf_config[key] for key in GENERATION_KEYS if hf_config.get(key) is not None} | ids
             (unfinished / GENERATION).write_text(json.dumps(decoding, indent=2) + "\n", encoding="utf-8")
         original = run.workdir / "tokenizer" / "hf"
         if original.is_dir():
@@ -345,10 +349,10 @@ def export_run(
 
 
 def _ids(tokenizer: tokenizers.Tokenizer, hf_config: Mapping[str, Any], arch: str) -> dict[str, Any]:
-    # What transformers has to know of special tokens; their names are free, but for padding's.
-    known, end = tokenizers.special_tokens(tokenizer), tokenizer.end
+    # Ids of special tokens in transformers' config; padding is found by its name.
+    special, end = tokenizers.special_tokens(tokenizer), tokenizer.end
     start = hf_config.get("decoder_start_token_id")
-    padding = next((known[name] for name in PADDING if name in known), end if start is None else start)
+    padding = next((special[name] for name in PADDING if name in special), end if start is None else start)
     ends = list(tokenizers.eos_token_ids(tokenizer))
     ids: dict[str, Any] = dict(
         bos_token_id=next(iter(tokenizer.begin), end), eos_token_id=ends if len(ends) > 1 else end
@@ -359,10 +363,15 @@ def _ids(tokenizer: tokenizers.Tokenizer, hf_config: Mapping[str, Any], arch: st
 
 
 def match_family(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[str, Any], str]:
-    """The family that computes what a `config.model`, with `objective`, does; its config, the model as it says it, and
-    a remark on what that changes. Raises ConfigError where there is none.
+    """Returns the Hugging Face family of a `config.model` with `objective`.
+
+    Returns:
+      The family, its config, the `config.model` that it represents, and a remark on what differs in that.
+
+    Raises:
+      ConfigError: no family matches.
     """
-    for changed, remark in _as_it_can_be_said(model):
+    for changed, remark in _exportable(model):
         try:
             return (*families.config_of(changed), changed, remark)
         except ConfigError as error:
@@ -370,28 +379,28 @@ def match_family(model: dict[str, Any]) -> tuple[Family, dict[str, Any], dict[st
     raise last
 
 
-def _as_it_can_be_said(model: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    # The model; then what computes the same, or is all of it that has a place in Hugging Face's classes.
+def _exportable(model: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    # The model itself; then equivalent ones, or the part of it that Hugging Face's classes have.
     yield model, ""
     if model["norm"] == "layernorm":
         head = dict(head_bias=True) if model["arch"] == "seq2seq" else {}
-        yield dict(model, use_bias=True, qkv_bias=True, **head), "biases of zero stand where the run has none"
+        yield dict(model, use_bias=True, qkv_bias=True, **head), "biases that the run does not have are zero"
     if model["arch"] == "encoder" and model["task"] != "none":
         bare = dict(model, head_transform=False, head_bias=False)
-        yield bare, "the head of masked words is left out, for which there is no place beside the task's"
+        yield bare, "the masked language model head is left out, as the class has only the task's"
         if model["task"] == "embedding" and model["pooling"] != "pooler":
-            yield dict(model, task="none"), f"pooling ({model['pooling']}) is left to whoever reads it"
-            yield dict(bare, task="none"), f"pooling ({model['pooling']}) is left to whoever reads it"
+            yield dict(model, task="none"), f"pooling ({model['pooling']}) is not part of the exported model"
+            yield dict(bare, task="none"), f"pooling ({model['pooling']}) is not part of the exported model"
 
 
 def _tensors(
     tensors: list[Tensor], shapes: Mapping[str, tuple[int, ...]], params: Any
 ) -> dict[str, Callable[[], np.ndarray]]:
-    ours = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def make(tensor: Tensor, index: int) -> np.ndarray:
-        value = ours.get(tensor.ours)
-        whole = np.zeros(shapes[tensor.ours], np.float32) if value is None else np.asarray(value)
-        return to_theirs(tensor, whole)[index]
+        value = leaves.get(tensor.name)
+        whole = np.zeros(shapes[tensor.name], np.float32) if value is None else np.asarray(value)
+        return to_hf(tensor, whole)[index]
 
-    return {name: partial(make, tensor, index) for tensor in tensors for index, name in enumerate(tensor.theirs)}
+    return {name: partial(make, tensor, index) for tensor in tensors for index, name in enumerate(tensor.hf_names)}

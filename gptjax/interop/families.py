@@ -1,7 +1,7 @@
-"""The families of Hugging Face models that gptjax can be, by transformers' `model_type`, both ways.
+"""The supported families of Hugging Face models by transformers' `model_type`, for import and export.
 
-A family is a translation of `config.model` and a list of which tensors make which parameter. Pure functions of
-dictionaries; nothing here reads a file.
+A family maps `config.model` to transformers' config and back, and lists the tensors of each parameter. These are pure
+functions of dictionaries; nothing here reads a file.
 """
 
 import math
@@ -15,7 +15,7 @@ from gptjax.config import flatten
 from gptjax.config.checks import model_problems
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.interop import bart, bert, hf_config, llama, openai, t5
-from gptjax.interop.weight_mapping import Family, Tensor, each_layer
+from gptjax.interop.weight_mapping import Family, Tensor, layer_windows
 
 FAMILIES: dict[str, Family] = {
     "gpt2": openai.GPT2,
@@ -33,23 +33,23 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of transformers' config; DataError where gptjax has it not."""
+    """Returns the family of transformers' config; raises DataError if it is not supported."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise DataError(
-            f"config.json: model_type={hf_config.short(kind)} is not supported; there are {', '.join(FAMILIES)}"
+            f"config.json: model_type={hf_config.abbreviated(kind)} is not supported; there are {', '.join(FAMILIES)}"
         )
     return FAMILIES[kind]
 
 
 def model_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """The family of transformers' config, and its `config.model` with `objective`, as of Family.to_model.
+    """Returns the family of transformers' config, and its `config.model` with `objective` (Family.to_model).
 
     Args:
-      config: as the family's `told` gives it, where tensors tell something.
+      config: transformers' config, completed by the family's `infer` if tensors are known.
 
     Raises:
-      DataError: another family, a switch that gptjax does not have, or a value that no model has.
+      DataError: an unsupported family or option, or an invalid value.
     """
     family = family_of(config)
     model = {"objective": "causal"} | to_model(family, config)
@@ -59,7 +59,7 @@ def model_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
 
 
 def to_model(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.model` of transformers' config; errors as of `model_of`."""
+    """Returns the `config.model` of transformers' config; raises the errors of `model_of`."""
     try:
         return family.to_model(hf_config.read(config, family.keys))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -67,21 +67,21 @@ def to_model(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """The family that computes the same as a `config.model`, and transformers' config for it.
+    """Returns a family that computes the same as a `config.model`, and transformers' config for it.
 
-    A config fits when it survives the way there and back.
+    A family matches if `to_model` of its config gives an equivalent `config.model`.
 
     Raises:
-      ConfigError: none does; tells the nearest and where it differs.
+      ConfigError: no family matches; the message has the nearest one and the differences.
     """
     nearest: tuple[str, list[str]] | None = None
     for kind, family in FAMILIES.items():
-        config, there = family.to_config(model), meaning(model)
+        config, wanted = family.to_config(model), canonical(model)
         try:
-            back = meaning(_read_back(family, model))
-        except DataError:  # heads that do not divide the width, in a family whose config has no width of heads
+            back = canonical(_read_back(family, model))
+        except DataError:  # heads do not divide the width, and the family's config has no head size
             continue
-        differing = [f"{key} {there[key]}" for key in sorted(there) if there[key] != back.get(key)]
+        differing = [f"{key} {wanted[key]}" for key in sorted(wanted) if wanted[key] != back.get(key)]
         if not differing:
             return family, {"model_type": kind, "architectures": [family.architecture]} | config
         if nearest is None or len(differing) < len(nearest[1]):
@@ -91,23 +91,23 @@ def config_of(model: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
 
 
 def _read_back(family: Family, model: Mapping[str, Any]) -> dict[str, Any]:
-    # What the family makes of a model; with an activation of its own where it has no name for the model's.
+    # The round trip of a model, with another activation if the family has no name for the model's.
     for activation in (model["activation"], "gelu_tanh"):
         try:
-            return _translated(family, {**model, "activation": activation})
+            return _round_trip(family, {**model, "activation": activation})
         except DataError:
             pass
-    return _translated(family, {**model, "activation": "swiglu"})
+    return _round_trip(family, {**model, "activation": "swiglu"})
 
 
-def _translated(family: Family, model: Mapping[str, Any]) -> dict[str, Any]:
-    return family.to_model(hf_config.filled(family.to_config(model), family.keys))
+def _round_trip(family: Family, model: Mapping[str, Any]) -> dict[str, Any]:
+    return family.to_model(hf_config.with_defaults(family.to_config(model), family.keys))
 
 
-def meaning(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a `config.model` that decide what it computes, each said in one way."""
+def canonical(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of a `config.model` that affect its computation, in canonical form."""
     flat = flatten(dict(model, attention_scale=model["attention_scale"] or 1 / math.sqrt(model["head_width"])))
-    flat["windows"] = each_layer(model)
+    flat["windows"] = layer_windows(model)
     unused = r"objective|dropout|init_std|residual_init|scan_layers|remat|kernels"
     if model["parametrization"] == "standard" and not model["base_layers"]:
         unused += r"|parametrization|base_.*"
@@ -131,12 +131,12 @@ def meaning(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors_of(family: Family, model: Mapping[str, Any]) -> list[Tensor]:
-    """All tensors of a model: one entry for each of its parameters."""
+    """Returns the tensors of a model, one entry for each parameter."""
     head = Tensor("head/kernel", (family.head,), transposed=True)
     return family.tensors(model) + ([] if model["tied_head"] else [head])
 
 
-def copies_of(family: Family, model: Mapping[str, Any]) -> dict[str, str]:
-    """Names under which files may have a tensor again, and its own name."""
-    tokens = next(tensor.theirs[0] for tensor in family.tensors(model) if tensor.ours == "tokens/embedding")
-    return family.copies(model) | ({family.head: tokens} if model["tied_head"] else {})
+def tied_names(family: Family, model: Mapping[str, Any]) -> dict[str, str]:
+    """Returns names of duplicate tensors that checkpoints may have, with the names of their originals."""
+    tokens = next(tensor.hf_names[0] for tensor in family.tensors(model) if tensor.name == "tokens/embedding")
+    return family.tied(model) | ({family.head: tokens} if model["tied_head"] else {})

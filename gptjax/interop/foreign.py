@@ -1,4 +1,4 @@
-"""Models of other libraries that a run begins with: each is converted once, beside the run's directory."""
+"""Resolves `config.init_from`: a Hugging Face model is converted once, next to the run directory."""
 
 import secrets
 import shlex
@@ -18,13 +18,13 @@ from gptjax.sharding import processes
 
 @contextmanager
 def resolve_pretrained(config: ConfigDict, workdir: Path) -> Iterator[Path | None]:
-    """The run that another, in `workdir`, begins with or has begun with, if there is one.
+    """Yields the run that the run in `workdir` is initialized from, or None.
 
-    A Hugging Face model is converted once, beside the directory, and goes into that when it is made
-    (gptjax.runs.directory); what has not gone there when the block ends is deleted.
+    A Hugging Face model is converted once, next to the directory, and moved into it when that is created
+    (gptjax.runs.directory); if it has not been moved by the end of the block, it is deleted.
 
     Raises:
-      ConfigError, DataError: the directory is taken, or the model cannot be converted.
+      ConfigError, DataError: the directory is not empty, or the model cannot be converted.
     """
     if not is_foreign(config.init_from) or workdirs.is_run(workdir):
         yield workdirs.origin(config, workdir)
@@ -41,7 +41,7 @@ def resolve_pretrained(config: ConfigDict, workdir: Path) -> Iterator[Path | Non
 
 
 def convert(init_from: str, folder: Path) -> None:
-    """Makes a run of hf:FOLDER, or of hf:NAME on the hub; errors as of gptjax.interop.convert_run.import_run."""
+    """Converts hf:FOLDER, or hf:NAME on the hub, to a run; raises the errors of convert_run.import_run."""
     try:
         convert_run.import_run(init_from.removeprefix("hf:"), folder)
     except ConfigError as error:

@@ -1,7 +1,7 @@
-"""Keys of a `config.json`: kinds of values, transformers' defaults where one is absent, switches that gptjax lacks.
+"""Keys of a `config.json`: types of values, transformers' defaults, and options that gptjax does not support.
 
-Each family has a table of the keys that decide what it computes. Keys that transformers' class has and that are in no
-table change nothing here, which a test holds against that class; other keys transformers does not read either.
+Each family has a table of the keys that affect its computation. A test compares the tables with transformers' classes:
+a key that is in none has no effect here, and transformers ignores all others, too.
 """
 
 import math
@@ -15,30 +15,30 @@ class Key(NamedTuple):
     """A key of a config.
 
     Attributes:
-      default: transformers' value where the key is absent.
-      kind: of KINDS.
-      null: whether null may stand there.
-      only: whether gptjax has nothing but the default.
+      default: transformers' value if the key is absent.
+      kind: a key of KINDS.
+      nullable: the value may be null.
+      fixed: gptjax supports only the default.
     """
 
     default: Any
     kind: str
-    null: bool = False
-    only: bool = False
+    nullable: bool = False
+    fixed: bool = False
 
 
 class Kind(NamedTuple):
-    """Values that a key may have.
+    """A type of values.
 
     Attributes:
-      words: for messages.
-      has: whether a value is one of them; numbers are finite.
-      most: the largest number.
+      description: for messages.
+      accepts: predicate of its values; numbers must be finite.
+      maximum: the largest number.
     """
 
-    words: str
-    has: Callable[[Any], bool]
-    most: float = math.inf
+    description: str
+    accepts: Callable[[Any], bool]
+    maximum: float = math.inf
 
 
 def _is_whole(value: Any) -> bool:
@@ -48,7 +48,7 @@ def _is_whole(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     try:
         return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond floats
+    except OverflowError:  # an integer beyond the range of floats
         return False
 
 
@@ -57,7 +57,7 @@ def _is_list_of(kind: type) -> Callable[[Any], bool]:
 
 
 KINDS = {
-    "size": Kind("a whole number from 1", lambda x: _is_whole(x) and x >= 1, 2**31 - 1),  # of a tensor's axis
+    "size": Kind("a whole number from 1", lambda x: _is_whole(x) and x >= 1, 2**31 - 1),  # the size of a tensor's axis
     "layers": Kind("a whole number from 1", lambda x: _is_whole(x) and x >= 1, 10_000),
     "count": Kind("a whole number from 1", lambda x: _is_whole(x) and x >= 1, 2**31 - 1),
     "index": Kind("a whole number from 0", lambda x: _is_whole(x) and x >= 0, 2**31 - 1),
@@ -73,63 +73,63 @@ KINDS = {
 
 
 def key(kind: str, default: Any, null: bool = False) -> Key:
-    """A key that is read; null may stand where transformers' default is null."""
+    """Returns a key that is read; null is allowed with `null` or if transformers' default is null."""
     return Key(default, kind, null or default is None)
 
 
-def only(default: Any) -> Key:
-    """A switch that gptjax does not have: any other value than transformers' default is refused."""
-    return Key(default, "any", only=True)
+def fixed(default: Any) -> Key:
+    """Returns an unsupported option: any value other than transformers' default is refused."""
+    return Key(default, "any", fixed=True)
 
 
-# Of every family: what transformers reads beside the family's own class.
-COMMON = {"quantization_config": only(None), "per_layer_config": only(None), "pruned_heads": only({})}
+# Keys of every family, which transformers reads in its base class.
+COMMON = {"quantization_config": fixed(None), "per_layer_config": fixed(None), "pruned_heads": fixed({})}
 
 
 def read(
     config: Mapping[str, Any],
     keys: Mapping[str, Key],
-    most: Mapping[str, int] = {},
+    maxima: Mapping[str, int] = {},
     where: str = "config.json",
 ) -> dict[str, Any]:
-    """A config with the defaults of its absent keys.
+    """Checks a config and fills in the defaults of absent keys.
 
     Args:
       config: content of a `config.json`, or an object in it.
-      keys: that are read.
-      most: the largest number of a kind, where it is less than KINDS has.
-      where: the object's name, for messages.
+      keys: keys to read.
+      maxima: the largest number of a kind, if it is less than in KINDS.
+      where: name of the object, for messages.
 
     Raises:
-      DataError: a value of another kind, or a switch that gptjax does not have.
+      DataError: a value of the wrong type, or an unsupported option.
     """
     for name in keys.keys() & config.keys():
-        value, (default, kind, null, is_only) = config[name], keys[name]
-        if is_only and value != default:
-            raise DataError(f"{where}: {name}={short(value)} is not supported, only {default}")
-        if is_only or (value is None and null):
+        value, (default, kind, nullable, is_fixed) = config[name], keys[name]
+        if is_fixed and value != default:
+            raise DataError(f"{where}: {name}={abbreviated(value)} is not supported, only {default}")
+        if is_fixed or (value is None and nullable):
             continue
-        if not KINDS[kind].has(value):
+        if not KINDS[kind].accepts(value):
             written = repr(value) if isinstance(value, str) else value
-            raise DataError(f"{where}: {name} is {short(written)}; it must be {KINDS[kind].words}")
-        limit = min(KINDS[kind].most, most.get(kind, math.inf))
+            raise DataError(f"{where}: {name} is {abbreviated(written)}; it must be {KINDS[kind].description}")
+        limit = min(KINDS[kind].maximum, maxima.get(kind, math.inf))
         if limit < math.inf and value > limit:
-            raise DataError(f"{where}: {name} is {short(value)}, more than the {limit:,} that there can be")
-    return filled(config, keys)
+            raise DataError(f"{where}: {name} is {abbreviated(value)}, more than the {limit:,} that there can be")
+    return with_defaults(config, keys)
 
 
-def filled(config: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
-    """A config with the defaults of its absent keys, its values as they are."""
+def with_defaults(config: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """Fills in the defaults of absent keys without checking values."""
     return {name: one.default for name, one in keys.items()} | dict(config)
 
 
-def lacking(config: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
-    """The sizes that a config does not name, and transformers' defaults of them."""
-    sizes = {name: one.default for name, one in keys.items() if one.kind in ("size", "layers") and not one.null}
+def missing_sizes(config: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """Returns the sizes that a config lacks, with transformers' defaults."""
+    sizes = {name: one.default for name, one in keys.items() if one.kind in ("size", "layers") and not one.nullable}
     return {name: default for name, default in sizes.items() if name not in config}
 
 
-def short(value: Any) -> str:
-    """A value in a line: its first letters."""
+def abbreviated(value: Any) -> str:
+    """Formats a value for a message: one line of at most 40 letters."""
     text = "null" if value is None else " ".join(str(value).split())
     return text if len(text) <= 40 else f"{text[:40]}..."

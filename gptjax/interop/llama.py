@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptjax.config.errors import DataError
-from gptjax.interop.hf_config import COMMON, key, only, read, short
+from gptjax.interop.hf_config import COMMON, abbreviated, fixed, key, read
 from gptjax.interop.weight_mapping import (
     NEUTRAL,
     Family,
     Tensor,
-    each_layer,
     head_width,
+    hf_name_of,
+    layer_windows,
     linear,
-    named,
-    needs,
-    pattern,
+    lookup,
     qkv,
-    theirs_of,
+    require,
+    window_pattern,
 )
 
 GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
@@ -27,8 +27,8 @@ KEYS = COMMON | dict(
     num_hidden_layers=key("layers", 32), num_attention_heads=key("size", 32), num_key_value_heads=key("size", None),
     head_dim=key("size", None), hidden_act=key("name", "silu"), max_position_embeddings=key("count", 2048),
     initializer_range=key("number", 0.02), rms_norm_eps=key("number", 1e-6), tie_word_embeddings=key("flag", False),
-    rope_parameters=key("object", None), is_encoder_decoder=only(False),
-    # Of older configs, which transformers puts into `rope_parameters`.
+    rope_parameters=key("object", None), is_encoder_decoder=fixed(False),
+    # Keys of older configs, which transformers moves into `rope_parameters`.
     rope_scaling=key("object", None), rope_theta=key("positive", 10_000.0),
     partial_rotary_factor=key("positive", None), original_max_position_embeddings=key("count", None),
 )  # fmt: skip
@@ -44,48 +44,48 @@ QWEN2_KEYS = KEYS | dict(
     use_sliding_window=key("flag", False), sliding_window=key("count", 4096, null=True),
     max_window_layers=key("index", 28), layer_types=key("names", None),
 )  # fmt: skip
-QWEN3_KEYS = QWEN2_KEYS | dict(head_dim=key("size", 128), attention_bias=only(False))
+QWEN3_KEYS = QWEN2_KEYS | dict(head_dim=key("size", 128), attention_bias=fixed(False))
 
-# Of `rope_parameters` and `rope_scaling`; absent ones are null here, and which are needed depends on the type.
+# Keys of `rope_parameters` and `rope_scaling`; the type determines which are required.
 ROPE_KEYS = dict(
     rope_type=key("name", None), type=key("name", None), rope_theta=key("positive", None),
     factor=key("positive", None), low_freq_factor=key("positive", None), high_freq_factor=key("positive", None),
     original_max_position_embeddings=key("count", None), partial_rotary_factor=key("positive", None),
 )  # fmt: skip
-# Of types that gptjax has not, which transformers does not read of others.
+# Keys of unsupported types; transformers ignores them for other types.
 UNUSED_ROPE_KEYS = {
     "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
 }  # fmt: skip
-NEEDED_ROPE_KEYS = {"none": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+REQUIRED_ROPE_KEYS = {"none": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 
 
 def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
-    # transformers.modeling_rope_utils: `rope_scaling` goes before `rope_parameters`, and what they say before the rest.
+    # transformers.modeling_rope_utils: `rope_scaling` precedes `rope_parameters`, and both precede other keys.
     where = "rope_scaling" if h["rope_scaling"] else "rope_parameters"
     given = h[where] or {}
     unknown = sorted(name for name in given.keys() - ROPE_KEYS.keys() - UNUSED_ROPE_KEYS if given[name] is not None)
     if unknown:
-        raise DataError(f"config.json: {where} has {short(unknown[0])}, which gptjax does not know")
+        raise DataError(f"config.json: {where} has {abbreviated(unknown[0])}, which gptjax does not know")
     rope = read(given, ROPE_KEYS, where=f"config.json: {where}")
     kind = rope["rope_type"] if "rope_type" in given else rope["type"] if "type" in given else "default"
-    scaling = named({"default": "none", "linear": "linear", "llama3": "llama3"}, kind, "rope_type")
-    lacking = [name for name in NEEDED_ROPE_KEYS[scaling] if rope[name] is None]
+    scaling = lookup({"default": "none", "linear": "linear", "llama3": "llama3"}, kind, "rope_type")
+    lacking = [name for name in REQUIRED_ROPE_KEYS[scaling] if rope[name] is None]
     theta = rope["rope_theta"] if "rope_theta" in given else h["rope_theta"]
     if lacking or theta is None:
         raise DataError(f"config.json: {where} of type {kind} lacks {', '.join(lacking) or 'rope_theta'}")
     part = rope["partial_rotary_factor"] if "partial_rotary_factor" in given else h["partial_rotary_factor"]
     if part not in (None, 1):
         raise DataError(f"config.json: partial_rotary_factor={part} is not supported, only 1.0")
-    found = dict(theta=float(theta), scaling=scaling)
+    rotary = dict(theta=float(theta), scaling=scaling)
     if scaling != "none":
-        found |= dict(factor=rope["factor"])
+        rotary |= dict(factor=rope["factor"])
     if scaling == "llama3":
         before = h["original_max_position_embeddings"] or rope["original_max_position_embeddings"]
-        found |= dict(
+        rotary |= dict(
             low_frequency_factor=rope["low_freq_factor"], high_frequency_factor=rope["high_freq_factor"],
             original_context=before or h["max_position_embeddings"],
         )  # fmt: skip
-    return NEUTRAL["rotary"] | found
+    return NEUTRAL["rotary"] | rotary
 
 
 def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,20 +100,20 @@ def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
-    # What all of Llama's families say in the same words.
+    # Keys shared by all of Llama's families.
     D, H = h["hidden_size"], h["num_attention_heads"]
     return NEUTRAL | dict(
         layers=h["num_hidden_layers"], heads=H, kv_heads=h["num_key_value_heads"] or H,
         head_width=h["head_dim"] or head_width(D, H, "hidden_size={} and num_attention_heads={}"),
         width=D, mlp_width=h["intermediate_size"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
         positions="rotary", rotary=_rotary(h), norm="rmsnorm", norm_epsilon=h["rms_norm_eps"], use_bias=bias,
-        qkv_bias=bias, activation=named(GATED_ACTIVATIONS, h["hidden_act"], "hidden_act"),
+        qkv_bias=bias, activation=lookup(GATED_ACTIVATIONS, h["hidden_act"], "hidden_act"),
         tied_head=h["tie_word_embeddings"], init_std=h["initializer_range"],
     )  # fmt: skip
 
 
 def _llama_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    needs(h, attention_bias=h["mlp_bias"])
+    require(h, attention_bias=h["mlp_bias"])
     return _decoder(h, bias=h["mlp_bias"])
 
 
@@ -122,41 +122,41 @@ def _llama_config(m: Mapping[str, Any]) -> dict[str, Any]:
         num_hidden_layers=m["layers"], num_attention_heads=m["heads"], num_key_value_heads=m["kv_heads"],
         head_dim=m["head_width"], hidden_size=m["width"], intermediate_size=m["mlp_width"],
         max_position_embeddings=m["context"], vocab_size=m["vocabulary"], rms_norm_eps=m["norm_epsilon"],
-        hidden_act=theirs_of(GATED_ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
+        hidden_act=hf_name_of(GATED_ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
         attention_bias=m["use_bias"], mlp_bias=m["use_bias"], initializer_range=m["init_std"], **_rope(m),
     )  # fmt: skip
 
 
 def _llama_tensors(m: Mapping[str, Any]) -> list[Tensor]:
-    found = [Tensor("tokens/embedding", ("model.embed_tokens.weight",))]
-    found += [Tensor("final_norm/scale", ("model.norm.weight",))]
+    tensors = [Tensor("tokens/embedding", ("model.embed_tokens.weight",))]
+    tensors += [Tensor("final_norm/scale", ("model.norm.weight",))]
     for i in range(m["layers"]):
-        ours, theirs = f"block_{i}", f"model.layers.{i}"
-        found += [Tensor(f"{ours}/attention_norm/scale", (f"{theirs}.input_layernorm.weight",))]
-        found += [Tensor(f"{ours}/mlp_norm/scale", (f"{theirs}.post_attention_layernorm.weight",))]
-        found += qkv(f"{ours}/attention/qkv", f"{theirs}.self_attn", m)
-        found += linear(f"{ours}/attention/out", f"{theirs}.self_attn.o_proj", m["use_bias"])
+        name, hf_name = f"block_{i}", f"model.layers.{i}"
+        tensors += [Tensor(f"{name}/attention_norm/scale", (f"{hf_name}.input_layernorm.weight",))]
+        tensors += [Tensor(f"{name}/mlp_norm/scale", (f"{hf_name}.post_attention_layernorm.weight",))]
+        tensors += qkv(f"{name}/attention/qkv", f"{hf_name}.self_attn", m)
+        tensors += linear(f"{name}/attention/out", f"{hf_name}.self_attn.o_proj", m["use_bias"])
         for part in ("gate", "up", "down"):
-            found += linear(f"{ours}/mlp/{part}", f"{theirs}.mlp.{part}_proj", m["use_bias"])
+            tensors += linear(f"{name}/mlp/{part}", f"{hf_name}.mlp.{part}_proj", m["use_bias"])
         if m["qk_norm"]:
-            found += [
-                Tensor(f"{ours}/attention/{q}_norm/scale", (f"{theirs}.self_attn.{q}_norm.weight",)) for q in "qk"
+            tensors += [
+                Tensor(f"{name}/attention/{q}_norm/scale", (f"{hf_name}.self_attn.{q}_norm.weight",)) for q in "qk"
             ]
-    return found
+    return tensors
 
 
 def _windows(h: Mapping[str, Any], window: int | None, kinds: list[str] | None) -> tuple[int, ...]:
-    # Of each layer by its type; without types of all layers the same.
+    # The window of each layer by its type; the same for all if there are no types.
     layers = h["num_hidden_layers"]
     if kinds is None:
         return (window or 0,)
     if len(kinds) != layers:
         raise DataError(f"config.json: layer_types speak of {len(kinds)} layers, num_hidden_layers of {layers}")
     of_kind = {"full_attention": 0, "attention": 0, "sliding_attention": window}  # "attention": of older configs
-    windows = [named(of_kind, kind, "layer_types") for kind in kinds]
+    windows = [lookup(of_kind, kind, "layer_types") for kind in kinds]
     if None in windows:
         raise DataError("config.json: layer_types has sliding_attention, but there is no sliding_window")
-    return pattern([window for window in windows if window is not None])
+    return window_pattern([window for window in windows if window is not None])
 
 
 def _mistral_model(h: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,13 +164,13 @@ def _mistral_model(h: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mistral_config(m: Mapping[str, Any]) -> dict[str, Any]:
-    return _llama_config(m) | dict(sliding_window=max(each_layer(m)) or None)
+    return _llama_config(m) | dict(sliding_window=max(layer_windows(m)) or None)
 
 
 def _qwen2_windows(h: Mapping[str, Any]) -> tuple[int, ...]:
     window, first = h["sliding_window"] if h["use_sliding_window"] else None, h["max_window_layers"]
-    usual = ["sliding_attention" if window and i >= first else "full_attention" for i in range(h["num_hidden_layers"])]
-    return _windows(h, window, h["layer_types"] if h["layer_types"] is not None else usual)
+    types = ["sliding_attention" if window and i >= first else "full_attention" for i in range(h["num_hidden_layers"])]
+    return _windows(h, window, h["layer_types"] if h["layer_types"] is not None else types)
 
 
 def _qwen2_model(h: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _qwen2_model(h: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen2_config(m: Mapping[str, Any]) -> dict[str, Any]:
-    windows = each_layer(m)
+    windows = layer_windows(m)
     full = windows.index(max(windows)) if max(windows) else m["layers"]
     config = _llama_config(m) | dict(
         use_sliding_window=max(windows) > 0, sliding_window=max(windows) or None, max_window_layers=full,

@@ -4,24 +4,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptjax.config.errors import DataError
-from gptjax.interop.hf_config import COMMON, key, only
+from gptjax.interop.hf_config import COMMON, fixed, key
 from gptjax.interop.weight_mapping import (
     NEUTRAL,
     Family,
     Tensor,
     conv,
-    each_layer,
     head_width,
+    hf_name_of,
+    layer_windows,
     linear,
-    named,
+    lookup,
     norm,
-    pattern,
     qkv,
-    qkv_pieces,
-    theirs_of,
+    qkv_layout,
+    window_pattern,
 )
 
-# transformers' activation names; the first of ours is what is written.
+# transformers' activation names; of several for one activation the first is written.
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
     "silu": "silu", "swish": "silu",
@@ -33,18 +33,18 @@ OPENAI_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swis
 _KEYS = COMMON | dict(
     n_positions=key("size", 512), n_embd=key("size", 768), n_layer=key("layers", 12), n_head=key("size", 12),
     layer_norm_epsilon=key("number", 1e-5), tie_word_embeddings=key("flag", True), resid_pdrop=key("number", 0.1),
-    initializer_range=key("number", 0.02), is_encoder_decoder=only(False),
+    initializer_range=key("number", 0.02), is_encoder_decoder=fixed(False),
 )  # fmt: skip
 GPT1_KEYS = _KEYS | dict(vocab_size=key("size", 40_478), afn=key("name", "gelu"))
 GPT2_KEYS = _KEYS | dict(
     vocab_size=key("size", 50_257), n_positions=key("size", 1024), n_inner=key("size", None),
-    activation_function=key("name", "gelu_new"), scale_attn_weights=only(True),
-    scale_attn_by_inverse_layer_idx=only(False), add_cross_attention=only(False),
+    activation_function=key("name", "gelu_new"), scale_attn_weights=fixed(True),
+    scale_attn_by_inverse_layer_idx=fixed(False), add_cross_attention=fixed(False),
 )  # fmt: skip
 
 
 def _openai_model(h: Mapping[str, Any], activation: str) -> dict[str, Any]:
-    # What the configs of GPT-1 and GPT-2 say in the same words.
+    # Keys shared by GPT-1 and GPT-2.
     return NEUTRAL | dict(
         layers=h["n_layer"], heads=h["n_head"], kv_heads=h["n_head"],
         head_width=head_width(h["n_embd"], h["n_head"], "n_embd={} and n_head={}"), width=h["n_embd"],
@@ -55,7 +55,7 @@ def _openai_model(h: Mapping[str, Any], activation: str) -> dict[str, Any]:
 
 
 def _gpt2_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    model = _openai_model(h, named(ACTIVATIONS, h["activation_function"], "activation_function"))
+    model = _openai_model(h, lookup(ACTIVATIONS, h["activation_function"], "activation_function"))
     return model | dict(residual_init="scaled", mlp_width=h["n_inner"] or model["mlp_width"])
 
 
@@ -63,20 +63,20 @@ def _gpt2_config(m: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         n_layer=m["layers"], n_head=m["heads"], n_embd=m["width"], n_inner=m["mlp_width"], n_positions=m["context"],
         vocab_size=m["vocabulary"], layer_norm_epsilon=m["norm_epsilon"],
-        activation_function=theirs_of(ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
+        activation_function=hf_name_of(ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
         resid_pdrop=m["dropout"], embd_pdrop=m["dropout"], attn_pdrop=m["dropout"], initializer_range=m["init_std"],
     )  # fmt: skip
 
 
 def _openai_block(i: int, m: Mapping[str, Any]) -> list[Tensor]:
-    ours, theirs = f"block_{i}", f"transformer.h.{i}"
+    name, hf_name = f"block_{i}", f"transformer.h.{i}"
     return [
-        *norm(f"{ours}/attention_norm", f"{theirs}.ln_1"),
-        *norm(f"{ours}/mlp_norm", f"{theirs}.ln_2"),
-        *conv(f"{ours}/attention/qkv", f"{theirs}.attn.c_attn", **qkv_pieces(m)),
-        *conv(f"{ours}/attention/out", f"{theirs}.attn.c_proj"),
-        *conv(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc"),
-        *conv(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj"),
+        *norm(f"{name}/attention_norm", f"{hf_name}.ln_1"),
+        *norm(f"{name}/mlp_norm", f"{hf_name}.ln_2"),
+        *conv(f"{name}/attention/qkv", f"{hf_name}.attn.c_attn", **qkv_layout(m)),
+        *conv(f"{name}/attention/out", f"{hf_name}.attn.c_proj"),
+        *conv(f"{name}/mlp/up", f"{hf_name}.mlp.c_fc"),
+        *conv(f"{name}/mlp/down", f"{hf_name}.mlp.c_proj"),
     ]
 
 
@@ -90,13 +90,13 @@ def _gpt2_tensors(m: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _gpt1_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _openai_model(h, named(OPENAI_ACTIVATIONS, h["afn"], "afn")) | dict(norm_position="post")
+    return _openai_model(h, lookup(OPENAI_ACTIVATIONS, h["afn"], "afn")) | dict(norm_position="post")
 
 
 def _gpt1_config(m: Mapping[str, Any]) -> dict[str, Any]:
     config = _gpt2_config(m)
     del config["n_inner"], config["activation_function"]
-    return config | dict(afn=theirs_of(OPENAI_ACTIVATIONS, m["activation"]))
+    return config | dict(afn=hf_name_of(OPENAI_ACTIVATIONS, m["activation"]))
 
 
 def _gpt1_tensors(m: Mapping[str, Any]) -> list[Tensor]:
@@ -114,7 +114,7 @@ NEO_KEYS = COMMON | dict(
     num_heads=key("size", 16), intermediate_size=key("size", None), window_size=key("count", 256),
     activation_function=key("name", "gelu_new"), resid_dropout=key("number", 0.0),
     layer_norm_epsilon=key("number", 1e-5), initializer_range=key("number", 0.02),
-    tie_word_embeddings=key("flag", True), is_encoder_decoder=only(False),
+    tie_word_embeddings=key("flag", True), is_encoder_decoder=fixed(False),
 )  # fmt: skip
 
 
@@ -130,25 +130,25 @@ def _neo_kinds(h: Mapping[str, Any]) -> list[str]:
 
 def _neo_model(h: Mapping[str, Any]) -> dict[str, Any]:
     of_kind = {"global": 0, "local": h["window_size"]}
-    windows = [named(of_kind, kind, "attention_types") for kind in _neo_kinds(h)]
+    windows = [lookup(of_kind, kind, "attention_types") for kind in _neo_kinds(h)]
     D, H = h["hidden_size"], h["num_heads"]
     return NEUTRAL | dict(
         layers=h["num_layers"], heads=H, kv_heads=H, head_width=head_width(D, H, "hidden_size={} and num_heads={}"),
         width=D, context=h["max_position_embeddings"], mlp_width=h["intermediate_size"] or 4 * D,
-        vocabulary=h["vocab_size"], windows=pattern(windows), attention_scale=1.0, qkv_bias=False,
+        vocabulary=h["vocab_size"], windows=window_pattern(windows), attention_scale=1.0, qkv_bias=False,
         norm_epsilon=h["layer_norm_epsilon"],
-        activation=named(ACTIVATIONS, h["activation_function"], "activation_function"),
+        activation=lookup(ACTIVATIONS, h["activation_function"], "activation_function"),
         tied_head=h["tie_word_embeddings"], dropout=h["resid_dropout"], init_std=h["initializer_range"],
     )  # fmt: skip
 
 
 def _neo_config(m: Mapping[str, Any]) -> dict[str, Any]:
-    windows = each_layer(m)
+    windows = layer_windows(m)
     kinds = ["local" if window else "global" for window in windows]
     return dict(
         num_layers=m["layers"], num_heads=m["heads"], hidden_size=m["width"], intermediate_size=m["mlp_width"],
         max_position_embeddings=m["context"], vocab_size=m["vocabulary"], layer_norm_epsilon=m["norm_epsilon"],
-        activation_function=theirs_of(ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
+        activation_function=hf_name_of(ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
         attention_types=[[kinds, 1]], attention_layers=kinds, window_size=max(windows) or 256,
         resid_dropout=m["dropout"], embed_dropout=m["dropout"], attention_dropout=m["dropout"],
         initializer_range=m["init_std"],
@@ -156,17 +156,17 @@ def _neo_config(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _neo_tensors(m: Mapping[str, Any]) -> list[Tensor]:
-    found = [Tensor("tokens/embedding", ("transformer.wte.weight",))]
-    found += [Tensor("positions/embedding", ("transformer.wpe.weight",)), *norm("final_norm", "transformer.ln_f")]
+    tensors = [Tensor("tokens/embedding", ("transformer.wte.weight",))]
+    tensors += [Tensor("positions/embedding", ("transformer.wpe.weight",)), *norm("final_norm", "transformer.ln_f")]
     for i in range(m["layers"]):
-        ours, theirs = f"block_{i}", f"transformer.h.{i}"
-        found += norm(f"{ours}/attention_norm", f"{theirs}.ln_1")
-        found += norm(f"{ours}/mlp_norm", f"{theirs}.ln_2")
-        found += qkv(f"{ours}/attention/qkv", f"{theirs}.attn.attention", m)
-        found += linear(f"{ours}/attention/out", f"{theirs}.attn.attention.out_proj", bias=True)
-        found += linear(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", bias=True)
-        found += linear(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj", bias=True)
-    return found
+        name, hf_name = f"block_{i}", f"transformer.h.{i}"
+        tensors += norm(f"{name}/attention_norm", f"{hf_name}.ln_1")
+        tensors += norm(f"{name}/mlp_norm", f"{hf_name}.ln_2")
+        tensors += qkv(f"{name}/attention/qkv", f"{hf_name}.attn.attention", m)
+        tensors += linear(f"{name}/attention/out", f"{hf_name}.attn.attention.out_proj", bias=True)
+        tensors += linear(f"{name}/mlp/up", f"{hf_name}.mlp.c_fc", bias=True)
+        tensors += linear(f"{name}/mlp/down", f"{hf_name}.mlp.c_proj", bias=True)
+    return tensors
 
 
 _BUFFERS = r"\.attn\.(bias|masked_bias)$|position_ids$"

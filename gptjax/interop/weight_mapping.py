@@ -1,15 +1,15 @@
-"""What translating a Hugging Face family takes: a neutral `config.model`, tensors' names, checks of their config."""
+"""Building blocks of a Hugging Face family: a neutral `config.model`, maps of parameter names, checks of configs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from gptjax.config.errors import DataError
-from gptjax.interop.hf_config import Key, short
+from gptjax.interop.hf_config import Key, abbreviated
 from gptjax.interop.weights import Stored
 
-Known = TypeVar("Known")
+T = TypeVar("T")
 
-# Every key of `config.model`, with values that switch nothing on; each family says what differs.
+# Every key of `config.model`, with all options off; each family sets what differs.
 NEUTRAL: dict[str, Any] = dict(
     arch="gpt", cell="lstm", bidirectional=True, attention="additive",
     encoder_layers=None, encoder="transformer", decoder="transformer", embedding_scale=1.0,
@@ -28,35 +28,46 @@ NEUTRAL: dict[str, Any] = dict(
 
 
 class Tensor(NamedTuple):
-    """One of our parameters and what it is in the family's files."""
+    """A parameter and the tensors of a checkpoint that hold it.
 
-    ours: str  # block_0/attention/qkv/kernel
-    theirs: tuple[str, ...]  # side by side along our last axis
-    transposed: bool = False  # theirs is [out, in]
-    sizes: tuple[int, ...] | None = None  # of queries, keys and values along our last axis; None: it is one piece
-    groups: int = 1  # which our last axis has one after the other, each with its part of each piece
-    unused: int = 0  # rows of theirs before ours, which nothing reads
-    in_front: bool = False  # theirs has an axis of one in front
-    optional: bool = False  # zeros where the files lack it
+    Attributes:
+      name: path of the parameter, such as block_0/attention/qkv/kernel.
+      hf_names: names of the checkpoint's tensors, concatenated along the parameter's last axis.
+      transposed: the checkpoint's layout is [out, in].
+      sizes: sizes of queries, keys and values along the last axis; None: a single tensor.
+      groups: number of groups that the last axis interleaves, each with its part of every tensor.
+      skip_rows: unused first rows of the checkpoint's tensor.
+      leading_axis: the checkpoint's tensor has a leading axis of size 1.
+      optional: zeros if the checkpoint has no such tensor.
+    """
+
+    name: str
+    hf_names: tuple[str, ...]
+    transposed: bool = False
+    sizes: tuple[int, ...] | None = None
+    groups: int = 1
+    skip_rows: int = 0
+    leading_axis: bool = False
+    optional: bool = False
 
 
 class Family(NamedTuple):
-    """A translation.
+    """Conversion between a family of transformers' models and `config.model`.
 
     Attributes:
-      architecture: transformers' class, where `to_config` names no other.
-      prefix: of every tensor but those that `apart` names; files of the bare trunk lack it.
-      buffers: a pattern of names that files have and that hold no parameter of the model.
-      keys: of transformers' config that decide what is computed.
-      to_model: transformers' config, with the defaults of all keys, to `config.model`, and where that is not "causal"
-        with `objective`, which says what such a model is trained for, as `config.train.objective`.
-      to_config: the other way round, as near as it can be said.
-      tensors: all of a model's, but the head; `config.model` may have `objective` too.
-      head: the head's tensor.
-      apart: how names begin that never have the prefix.
-      copies: names of tensors that files may have again, for a `config.model`, besides a tied head: whose they are.
-      renamed: patterns of names in old files, and what they have become.
-      told: transformers' config, with what only the files' tensors tell.
+      architecture: class name in transformers, unless `to_config` gives another.
+      prefix: prefix of all tensor names except those in `unprefixed`; checkpoints of the base model lack it.
+      buffers: regular expression of tensor names that hold no parameter.
+      keys: keys of transformers' config that affect the computation.
+      to_model: maps transformers' config, with all defaults filled in, to `config.model`. Adds `objective`, the
+        `config.train.objective` of such a model, unless it is "causal".
+      to_config: maps `config.model` to transformers' config, as closely as possible.
+      tensors: lists the tensors of a `config.model`, which may have `objective`, except the head.
+      head: tensor name of the head.
+      unprefixed: beginnings of the names that never have `prefix`.
+      tied: maps a `config.model` to names of duplicate tensors and of their originals, besides a tied head.
+      renames: regular expressions of tensor names in old checkpoints, and their replacements.
+      infer: completes transformers' config by what only the checkpoint's tensors tell.
     """
 
     architecture: str
@@ -67,70 +78,70 @@ class Family(NamedTuple):
     to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
     tensors: Callable[[Mapping[str, Any]], list[Tensor]]
     head: str = "lm_head.weight"
-    apart: tuple[str, ...] = ("lm_head.",)
-    copies: Callable[[Mapping[str, Any]], dict[str, str]] = lambda model: {}
-    renamed: Mapping[str, str] = {}
-    told: Callable[[Mapping[str, Any], Mapping[str, Stored]], dict[str, Any]] = lambda config, found: dict(config)
+    unprefixed: tuple[str, ...] = ("lm_head.",)
+    tied: Callable[[Mapping[str, Any]], dict[str, str]] = lambda model: {}
+    renames: Mapping[str, str] = {}
+    infer: Callable[[Mapping[str, Any], Mapping[str, Stored]], dict[str, Any]] = lambda config, tensors: dict(config)
 
 
-def named(table: Mapping[str, Known], name: str, key: str) -> Known:
-    """What is ours for one of theirs; DataError, telling what there is, where there is none."""
+def lookup(table: Mapping[str, T], name: str, key: str) -> T:
+    """Returns `table[name]`; raises DataError, with the names that the table has, if it is missing."""
     if name not in table:
-        raise DataError(f"config.json: {key}={short(name)} is not supported; there are {', '.join(table)}")
+        raise DataError(f"config.json: {key}={abbreviated(name)} is not supported; there are {', '.join(table)}")
     return table[name]
 
 
-def theirs_of(table: Mapping[str, str], name: str) -> str:
-    """Their first name for one of ours; ours where they have none, which reading it back refuses."""
-    return next((theirs for theirs, ours in table.items() if ours == name), name)
+def hf_name_of(table: Mapping[str, str], name: str) -> str:
+    """Returns the first key of a value; the value itself if it has none, which reading it back refuses."""
+    return next((hf_name for hf_name, value in table.items() if value == name), name)
 
 
-def needs(config: Mapping[str, Any], **expected: Any) -> None:
-    """Raises DataError for a key that is not as expected: what gptjax has once where transformers has it twice."""
+def require(config: Mapping[str, Any], **expected: Any) -> None:
+    """Raises DataError if a key does not have its expected value, such as one that gptjax shares with another key."""
     for key, value in expected.items():
         if config[key] != value:
-            raise DataError(f"config.json: {key}={short(config[key])} is not supported, only {value}")
+            raise DataError(f"config.json: {key}={abbreviated(config[key])} is not supported, only {value}")
 
 
 def head_width(width: int, heads: int, keys: str) -> int:
-    """Columns of a head; `keys`: what the two are called. Raises DataError where heads do not divide the width."""
+    """Returns the size of a head; raises DataError, with `keys` as the format of both, if heads do not divide width."""
     if width % heads:
         raise DataError(f"config.json: {keys.format(width, heads)}: the second does not divide the first")
     return width // heads
 
 
-def pattern(windows: list[int]) -> tuple[int, ...]:
-    """The shortest run of windows that, repeated, gives one for each layer."""
+def window_pattern(windows: list[int]) -> tuple[int, ...]:
+    """Returns the shortest sequence of windows that repeats over all layers."""
     lengths = range(1, len(windows) + 1)
     shortest = next(n for n in lengths if all(w == windows[i % n] for i, w in enumerate(windows)))
     return tuple(windows[:shortest])
 
 
-def each_layer(model: Mapping[str, Any]) -> list[int]:
-    """The window of each layer; 0 also where it holds the whole context."""
+def layer_windows(model: Mapping[str, Any]) -> list[int]:
+    """Returns the window of each layer; 0 if it covers the whole context."""
     windows = [model["windows"][i % len(model["windows"])] for i in range(model["layers"])]
     return [0 if window >= model["context"] else window for window in windows]
 
 
-def norm(ours: str, theirs: str) -> list[Tensor]:
+def norm(name: str, hf_name: str) -> list[Tensor]:
     """Scale and bias of a layer norm."""
-    return [Tensor(f"{ours}/scale", (f"{theirs}.weight",)), Tensor(f"{ours}/bias", (f"{theirs}.bias",))]
+    return [Tensor(f"{name}/scale", (f"{hf_name}.weight",)), Tensor(f"{name}/bias", (f"{hf_name}.bias",))]
 
 
-def conv(ours: str, theirs: str, **pieces: Any) -> list[Tensor]:
-    """Kernel and bias of GPT-2's `Conv1D`, which is [in, out] as ours; `pieces`: sizes and groups of both."""
-    names = ("kernel", "weight"), ("bias", "bias")
-    return [Tensor(f"{ours}/{own}", (f"{theirs}.{their}",), **pieces) for own, their in names]
+def conv(name: str, hf_name: str, **layout: Any) -> list[Tensor]:
+    """Kernel and bias of GPT-2's `Conv1D`, stored as [in, out]; `layout` gives the sizes and groups of both."""
+    leaves = ("kernel", "weight"), ("bias", "bias")
+    return [Tensor(f"{name}/{leaf}", (f"{hf_name}.{hf_leaf}",), **layout) for leaf, hf_leaf in leaves]
 
 
-def linear(ours: str, theirs: str, bias: bool) -> list[Tensor]:
-    """Kernel, and bias where there is one, of torch's `Linear`."""
-    biases = [Tensor(f"{ours}/bias", (f"{theirs}.bias",))] if bias else []
-    return [Tensor(f"{ours}/kernel", (f"{theirs}.weight",), transposed=True), *biases]
+def linear(name: str, hf_name: str, bias: bool) -> list[Tensor]:
+    """Kernel, and bias if there is one, of torch's `Linear`."""
+    biases = [Tensor(f"{name}/bias", (f"{hf_name}.bias",))] if bias else []
+    return [Tensor(f"{name}/kernel", (f"{hf_name}.weight",), transposed=True), *biases]
 
 
-def qkv_pieces(m: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes and groups of queries, keys and values in our one projection."""
+def qkv_layout(m: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes and groups of queries, keys and values in the fused projection."""
     K = m["head_width"]
     return {"sizes": (m["heads"] * K, m["kv_heads"] * K, m["kv_heads"] * K), "groups": m["kv_heads"]}
 
@@ -138,24 +149,24 @@ def qkv_pieces(m: Mapping[str, Any]) -> dict[str, Any]:
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
-def qkv(ours: str, theirs: str, m: Mapping[str, Any], names: Sequence[str] = PROJECTIONS) -> list[Tensor]:
-    """Our one projection to queries, keys and values from their three."""
-    return _together(ours, theirs, m, names, qkv_pieces(m))
+def qkv(name: str, hf_name: str, m: Mapping[str, Any], projections: Sequence[str] = PROJECTIONS) -> list[Tensor]:
+    """The fused query, key and value projection from three separate ones."""
+    return _concatenated(name, hf_name, m, projections, qkv_layout(m))
 
 
-def cross(ours: str, theirs: str, m: Mapping[str, Any], names: Sequence[str] = PROJECTIONS) -> list[Tensor]:
-    """Our two projections, to queries and to keys and values of a memory, from their three."""
+def cross(name: str, hf_name: str, m: Mapping[str, Any], projections: Sequence[str] = PROJECTIONS) -> list[Tensor]:
+    """Cross-attention's query projection and fused key and value projection from three separate ones."""
     width = m["kv_heads"] * m["head_width"]
-    pieces = {"sizes": (width, width), "groups": m["kv_heads"]}
-    queries = linear(f"{ours}/q", f"{theirs}.{names[0]}", m["qkv_bias"])
-    return [*queries, *_together(f"{ours}/kv", theirs, m, names[1:], pieces)]
+    layout = {"sizes": (width, width), "groups": m["kv_heads"]}
+    queries = linear(f"{name}/q", f"{hf_name}.{projections[0]}", m["qkv_bias"])
+    return [*queries, *_concatenated(f"{name}/kv", hf_name, m, projections[1:], layout)]
 
 
-def _together(
-    ours: str, theirs: str, m: Mapping[str, Any], names: Sequence[str], pieces: Mapping[str, Any]
+def _concatenated(
+    name: str, hf_name: str, m: Mapping[str, Any], projections: Sequence[str], layout: Mapping[str, Any]
 ) -> list[Tensor]:
-    def side_by_side(leaf: str) -> tuple[str, ...]:
-        return tuple(f"{theirs}.{name}.{leaf}" for name in names)
+    def hf_names(leaf: str) -> tuple[str, ...]:
+        return tuple(f"{hf_name}.{projection}.{leaf}" for projection in projections)
 
-    kernel = Tensor(f"{ours}/kernel", side_by_side("weight"), transposed=True, **pieces)
-    return [kernel, *([Tensor(f"{ours}/bias", side_by_side("bias"), **pieces)] if m["qkv_bias"] else [])]
+    kernel = Tensor(f"{name}/kernel", hf_names("weight"), transposed=True, **layout)
+    return [kernel, *([Tensor(f"{name}/bias", hf_names("bias"), **layout)] if m["qkv_bias"] else [])]

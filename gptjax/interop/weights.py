@@ -1,6 +1,6 @@
-"""Tensors by name in safetensors files, one file or shards with an index. No pickle is ever loaded.
+"""Reads and writes tensors by name in safetensors files, single or sharded with an index. No pickle is ever loaded.
 
-Knows nothing of models: names, shapes and arrays only.
+It deals with names, shapes and arrays only, not with models.
 """
 
 import json
@@ -20,7 +20,7 @@ from gptjax.core import hub
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
 SHARD_BYTES = 5 * 10**9
-# Parts of names that torch's wrappers put in: `torch.compile`, `DataParallel`, FSDP, activation checkpointing.
+# Parts of names that torch's wrappers add: `torch.compile`, `DataParallel`, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
@@ -30,10 +30,10 @@ class Stored(NamedTuple):
     path: Path
     name: str
     shape: tuple[int, ...]
-    dtype: str  # as safetensors has it: F32, BF16, ...
+    dtype: str  # safetensors' name: F32, BF16, ...
 
     def read(self) -> np.ndarray:
-        """The values as float32, which holds every bfloat16 and float16 exactly."""
+        """Returns the values as float32, which represents every bfloat16 and float16 exactly."""
         with _open(self.path) as file:
             return file.get_tensor(self.name).astype(np.float32)
 
@@ -47,25 +47,25 @@ def _open(path: Path) -> safe_open:
 
 
 def listing(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model's folder by its name, without what torch's wrappers put into that.
+    """Returns the tensors of a model's folder by name, without the prefixes of torch's wrappers.
 
     Raises:
-      DataError: no safetensors, a file that is damaged, a shard that is missing, or a name that stands there twice.
+      DataError: no safetensors file, a damaged file, a missing shard, or a duplicate name.
     """
     return stored(_files(folder))
 
 
 def stored(paths: Sequence[Path]) -> dict[str, Stored]:
-    """Every tensor of some safetensors files; names and errors as of `listing`."""
-    found: dict[str, Stored] = {}
+    """Returns the tensors of safetensors files; names and errors are those of `listing`."""
+    tensors: dict[str, Stored] = {}
     for path in paths:
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping, though it has keys)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
                 piece, plain = file.get_slice(name), WRAPPERS.sub("", name)
-                if plain in found:
-                    raise DataError(f"{path} has {name}, which stands there twice: {found[plain].path.name} has it too")
-                found[plain] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
-    return found
+                if plain in tensors:
+                    raise DataError(f"{path} has a duplicate of {name}, which is in {tensors[plain].path.name}, too")
+                tensors[plain] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
+    return tensors
 
 
 def _files(folder: Path) -> list[Path]:
@@ -92,19 +92,19 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     advance: Callable[[float], None] = lambda count: None,
 ) -> None:
-    """Writes tensors to safetensors files in a folder, with an index where there is more than one.
+    """Writes tensors to safetensors files in a folder, with an index if there are several.
 
     Args:
-      folder: exists.
-      tensors: by name, each made when it is its turn.
+      folder: an existing folder.
+      tensors: functions by name; each is called when its tensor is written.
       dtype: float32 or bfloat16.
-      shard_bytes: the most that a file holds, unless one tensor is larger.
-      advance: gets the count of each tensor's numbers once it is written.
+      shard_bytes: maximum size of a file, unless a single tensor is larger.
+      advance: called with the number of elements of each tensor written.
     """
     target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     parts: list[list[str]] = []
     total = 0
-    # Written under running numbers first: how many files there will be is known at the end.
+    # Temporary names, since the number of files is known only at the end.
     for number, shard in enumerate(_shards(tensors, target, shard_bytes)):
         save_file(shard, folder / f"part-{number}", metadata={"format": "pt"})
         (folder / f"part-{number}").chmod(0o644)

@@ -1,1 +1,1 @@
-"""What a step costs, on this machine or on a mesh that is not here: FLOPs, memory, time and communication."""
+"""Cost of a train step, on this machine or on an absent mesh: FLOPs, memory, time and communication."""

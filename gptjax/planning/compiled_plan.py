@@ -1,10 +1,9 @@
-"""The real train step of a config on a mesh that is not here: compiled for virtual devices, and read. Nothing is
-allocated and nothing is run.
+"""Compiles the train step of a config for a mesh of virtual devices and analyzes it; allocates and runs nothing.
 
-What XLA says of memory is of its CPU compiler: other backends fuse and schedule otherwise. Two things are made as they
-will be there: the kernels are the chip's (but for cuDNN's attention, which is no part of a program for CPUs, so that
-scores are counted whole), and float16 stands for bfloat16, which has its size and which the CPU compiler would widen
-to float32 on the way.
+The memory analysis is that of XLA's CPU compiler; other backends fuse and schedule differently. Two things are adapted
+to the chip: the kernels are the chip's (except cuDNN's attention, which CPUs do not have, so that the attention scores
+are counted in full), and float16 replaces bfloat16, which has the same size but which the CPU compiler would widen to
+float32.
 """
 
 import ctypes
@@ -37,52 +36,52 @@ class Memory(NamedTuple):
     parameters: int
     optimizer: int
     batch: int
-    temporaries: int  # activations and gradients, where they are most
+    temporaries: int  # activations and gradients at the peak
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(self)
 
 
 class Program(NamedTuple):
-    """A step that can be compiled."""
+    """A train step, not yet compiled."""
 
     config: ConfigDict  # resolved, with the kernels of its chip
     mesh: Mesh
-    start: Any  # `() -> TrainState`
+    init: Any  # `() -> TrainState`
     shapes: TrainState
     step: jax.stages.Wrapped
 
 
-class Scaled(NamedTuple):
-    """What was found out about a step."""
+class CompiledPlan(NamedTuple):
+    """Analysis of a compiled step."""
 
     config: ConfigDict
     chip: Chip
     mesh: dict[str, int]  # devices by axis
     parameters: int
     memory: Memory
-    flops: int  # of the matrix products of a step, all devices together, what is computed again included
+    flops: int  # of a step's matrix products over all devices, rematerialization included
     collectives: list[Collective]
     forecast: roofline.Forecast
     compile_seconds: float
 
 
 def with_mesh(config: ConfigDict, mesh: Mapping[str, int]) -> ConfigDict:
-    """The config on that mesh; axes that are not named have one device."""
+    """Returns the config with that mesh; axes that are not given have one device."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.mesh.update({axis: mesh.get(axis, 1) for axis in sharding.AXES})
     return config.lock()
 
 
-def program(config: ConfigDict, chip: Chip) -> Program:
-    """The step that training would repeat on such chips.
+def build(config: ConfigDict, chip: Chip) -> Program:
+    """Builds the train step of a config for a chip.
 
     Args:
-      config: as gptjax.planning.costs.planned gives it.
-      chip: what it is for; its kernels are chosen.
+      config: result of gptjax.planning.costs.resolve.
+      chip: chip whose kernels are used.
     """
     mesh = sharding.make_mesh(**config.mesh)
     divided = sharding.sharded_dimensions(mesh)
@@ -94,147 +93,158 @@ def program(config: ConfigDict, chip: Chip) -> Program:
     if dtype == "bfloat16" and chip.platform != jax.default_backend() == "cpu":
         dtype = "float16"
     model = models.build(config.model, dtype, divided, methods.make_attached(config.finetune))
-    start = costs.start_of(config, model)
-    shapes = jax.eval_shape(start)
+    init = costs.init_fn(config, model)
+    shapes = jax.eval_shape(init)
     step = make_train_step(config, objectives.loss(config, model), optim.optimizer(config), mesh, shapes)
-    return Program(config, mesh, start, shapes, step)
+    return Program(config, mesh, init, shapes, step)
 
 
-def bytes_per_device(tree: Any, there: Any) -> int:
-    """Of a tree of shapes, divided as its tree of places says; one place stands for all."""
-    if isinstance(there, NamedSharding):
-        there = jax.tree.map(lambda leaf: there, tree)
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Returns the bytes per device of a tree of shapes; `shardings` is a tree of shardings, or one for all leaves."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda leaf: shardings, tree)
 
-    def of_leaf(leaf: Any, place: Any) -> int:
-        return math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    def of_leaf(leaf: Any, sharding: Any) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
-    return sum(jax.tree.leaves(jax.tree.map(of_leaf, tree, there)))
+    return sum(jax.tree.leaves(jax.tree.map(of_leaf, tree, shardings)))
 
 
 def state_bytes(mesh: Any, shapes: TrainState, config: ConfigDict) -> Memory:
-    """What lies on a device between steps, without temporaries: exact.
+    """Returns the exact memory of a device between steps, without temporaries.
 
     Args:
-      mesh: or a jax.sharding.AbstractMesh, for which no device is needed.
-      shapes: of the state.
-      config: of the run.
+      mesh: a mesh or a jax.sharding.AbstractMesh, which needs no devices.
+      shapes: shapes of the state.
+      config: config of the run.
     """
-    there = sharding.state_shardings(mesh, shapes)
+    shardings = sharding.state_shardings(mesh, shapes)
     batch = costs.batch_shapes(config)
-    parameters = bytes_per_device((shapes.params, shapes.frozen), (there.params, there.frozen))
-    optimizer = bytes_per_device(shapes.opt_state, there.opt_state)
+    parameters = bytes_per_device((shapes.params, shapes.frozen), (shardings.params, shardings.frozen))
+    optimizer = bytes_per_device(shapes.opt_state, shardings.opt_state)
     return Memory(parameters, optimizer, bytes_per_device(batch, sharding.batch_shardings(mesh, batch)), 0)
 
 
-def abstract(mesh: Mapping[str, int]) -> AbstractMesh:
-    """A mesh of no devices."""
+def abstract_mesh(mesh: Mapping[str, int]) -> AbstractMesh:
+    """Returns a mesh without devices."""
     sizes = tuple(mesh.get(axis, 1) for axis in sharding.AXES)
     return AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def flops(config: ConfigDict, chip: Chip) -> int:
-    """Of the matrix products of a step, counted from its program for one device."""
-    alone = program(with_mesh(config, {}), chip)
-    return matmuls.flops_by_place(alone.step.trace(alone.shapes, costs.batch_shapes(config)).jaxpr).total()
+def count_flops(config: ConfigDict, chip: Chip) -> int:
+    """Returns the FLOPs of a step's matrix products, counted from its program for one device."""
+    single = build(with_mesh(config, {}), chip)
+    return matmuls.flops_by_scope(single.step.trace(single.shapes, costs.batch_shapes(config)).jaxpr).total()
 
 
-def compiled(built: Program) -> tuple[jax.stages.Compiled, float]:
-    """The program for its mesh, and the seconds that it took to compile."""
-    began = time.monotonic()
-    state = shapes_on(built.shapes, sharding.state_shardings(built.mesh, built.shapes))
-    batch = costs.batch_shapes(built.config)
-    batch = shapes_on(batch, sharding.batch_shardings(built.mesh, batch))
-    return built.step.lower(state, batch).compile(), time.monotonic() - began
+def compile_step(program: Program) -> tuple[jax.stages.Compiled, float]:
+    """Returns the compiled step and the seconds that compiling took."""
+    start = time.monotonic()
+    state = shapes_on(program.shapes, sharding.state_shardings(program.mesh, program.shapes))
+    batch = costs.batch_shapes(program.config)
+    batch = shapes_on(batch, sharding.batch_shardings(program.mesh, batch))
+    return program.step.lower(state, batch).compile(), time.monotonic() - start
 
 
-def read(built: Program, found: jax.stages.Compiled, seconds: float, chip: Chip, counted: int) -> Scaled:
-    """What a compiled step says of itself, and how long it should take.
+def analyze(
+    program: Program, compiled: jax.stages.Compiled, compile_seconds: float, chip: Chip, flops: int
+) -> CompiledPlan:
+    """Analyzes a compiled step and predicts its time.
 
     Args:
-      built: as `program` gives it.
-      found, seconds: as `compiled` does.
-      chip: that it is for.
-      counted: as `flops` does.
+      program: result of `build`.
+      compiled, compile_seconds: result of `compile_step`.
+      chip: chip that the step is for.
+      flops: result of `count_flops`.
 
     Raises:
-      ConfigError: XLA does not tell its memory.
+      ConfigError: XLA has no memory analysis on this platform.
     """
-    said, text = found.memory_analysis(), found.as_text()
-    if said is None or text is None:
-        raise ConfigError(f"XLA does not say what a program needs on {jax.default_backend()}; set JAX_PLATFORMS=cpu")
-    mesh = dict(built.mesh.shape)
-    temporaries = said.temp_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
-    memory = state_bytes(built.mesh, built.shapes, built.config)._replace(temporaries=temporaries)
-    exchanged = collectives.collectives(text, mesh)
-    sent = [roofline.Sent(one.axes, one.group, one.sent * one.times) for one in exchanged]
-    moved = hlo.traffic(text) if chip.is_measured() else roofline.optimizer_traffic(memory.parameters, memory.optimizer)
-    forecast = roofline.forecast(work(built.config, built.shapes, counted), built.mesh.size, moved, sent, chip)
-    count = parameter_count(built.shapes.eval_shapes())
-    return Scaled(built.config, chip, mesh, count, memory, counted, exchanged, forecast, seconds)
+    analysis, text = compiled.memory_analysis(), compiled.as_text()
+    if analysis is None or text is None:
+        raise ConfigError(f"XLA has no memory analysis on {jax.default_backend()}; set JAX_PLATFORMS=cpu")
+    mesh = dict(program.mesh.shape)
+    temporaries = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    memory = state_bytes(program.mesh, program.shapes, program.config)._replace(temporaries=temporaries)
+    operations = collectives.collectives(text, mesh)
+    transfers = [roofline.Transfer(one.axes, one.group, one.sent * one.times) for one in operations]
+    if chip.is_measured():
+        traffic = hlo.traffic(text)
+    else:
+        traffic = roofline.optimizer_traffic(memory.parameters, memory.optimizer)
+    total = work(program.config, program.shapes, flops)
+    forecast = roofline.forecast(total, program.mesh.size, traffic, transfers, chip)
+    count = parameter_count(program.shapes.eval_shapes())
+    return CompiledPlan(program.config, chip, mesh, count, memory, flops, operations, forecast, compile_seconds)
 
 
-def work(config: ConfigDict, shapes: TrainState, counted: int) -> roofline.Work:
-    """What a step has to do, on whatever mesh."""
+def work(config: ConfigDict, shapes: TrainState, flops: int) -> roofline.Work:
+    """Returns the work of a step, independent of the mesh."""
     tokens = config.data.batch_size * config.data.context
     return roofline.Work(
-        counted, metrics.flops_per_token(shapes.eval_shapes(), config.model, config.data.context), tokens
+        flops, metrics.flops_per_token(shapes.eval_shapes(), config.model, config.data.context), tokens
     )
 
 
-def scaled(config: ConfigDict, chip: Chip) -> Scaled:
-    """Compiles a config's step for its mesh, and reads it.
+def compile_plan(config: ConfigDict, chip: Chip) -> CompiledPlan:
+    """Compiles a config's step for its mesh and analyzes it.
 
     Args:
-      config: as gptjax.planning.costs.planned gives it.
+      config: result of gptjax.planning.costs.resolve.
       chip: see gptjax.planning.chips.
     """
-    built = program(config, chip)
-    return read(built, *compiled(built), chip, flops(config, chip))
+    program = build(config, chip)
+    return analyze(program, *compile_step(program), chip, count_flops(config, chip))
 
 
 class Measured(NamedTuple):
-    """What was found by running."""
+    """Measurements of a step.
 
-    step: float  # seconds, the mean
-    bytes: int  # on one device
-    how: str  # the bytes were measured
+    Attributes:
+      step: mean seconds.
+      bytes: memory of one device.
+      how: source of `bytes`, in words.
+    """
+
+    step: float
+    bytes: int
+    how: str
 
 
-def compared(config: ConfigDict, chip: Chip, steps: int) -> tuple[Scaled, Measured]:
-    """As `scaled`, and what the same program then takes on the devices that are here.
+def compile_and_measure(config: ConfigDict, chip: Chip, steps: int) -> tuple[CompiledPlan, Measured]:
+    """Returns `compile_plan` of a config, and measurements of the same program on this machine's devices.
 
     Args:
-      config: as gptjax.planning.costs.planned gives it.
-      chip: this machine's.
-      steps: to time.
+      config: result of gptjax.planning.costs.resolve.
+      chip: this machine's chip.
+      steps: number of steps to time.
     """
-    built = program(config, chip)
-    found, seconds = compiled(built)
-    foreseen = read(built, found, seconds, chip, flops(config, chip))
-    return foreseen, _run(built, found, steps)
+    program = build(config, chip)
+    compiled, seconds = compile_step(program)
+    return analyze(program, compiled, seconds, chip, count_flops(config, chip)), _measure(program, compiled, steps)
 
 
-def _run(built: Program, found: jax.stages.Compiled, steps: int) -> Measured:
-    device = built.mesh.devices.flat[0]
-    state = jax.jit(built.start, out_shardings=sharding.state_shardings(built.mesh, built.shapes))()
-    batch = sharding.place_batch(costs.random_batch(built.config), built.mesh)
+def _measure(program: Program, compiled: jax.stages.Compiled, steps: int) -> Measured:
+    device = program.mesh.devices.flat[0]
+    state = jax.jit(program.init, out_shardings=sharding.state_shardings(program.mesh, program.shapes))()
+    batch = sharding.place_batch(costs.random_batch(program.config), program.mesh)
     arrays = jax.tree.leaves((jax.block_until_ready(state), batch))
     held = sum(part.data.nbytes for array in arrays for part in array.addressable_shards if part.device == device)
-    before = resident(reset=True)
-    state, _ = costs.repeat(found, state, batch, costs.WARM_UP, lambda n: None)
-    grown = (resident() - before) // built.mesh.size
-    _, seconds = costs.repeat(found, state, batch, steps, lambda n: None)
-    told = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    if told is not None:
-        return Measured(seconds / steps, told, "the device's peak")
-    return Measured(seconds / steps, held + grown, "arrays, and what the process grew by in the first steps")
+    before = resident_bytes(reset=True)
+    state, _ = costs.run_steps(compiled, state, batch, costs.WARM_UP, lambda n: None)
+    grown = (resident_bytes() - before) // program.mesh.size
+    _, seconds = costs.run_steps(compiled, state, batch, steps, lambda n: None)
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    if peak is not None:
+        return Measured(seconds / steps, peak, "the device's peak")
+    return Measured(seconds / steps, held + grown, "arrays plus the growth of the process in the first steps")
 
 
-def resident(reset: bool = False) -> int:
-    """Bytes of this process in memory: the most since the last reset, or now where it is reset; Linux only, else 0."""
+def resident_bytes(reset: bool = False) -> int:
+    """Returns this process's peak resident bytes since the last reset, or the current ones if reset; 0 off Linux."""
     try:
         if reset:
-            ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would be taken again without growing
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept would be reused without growth
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     except (OSError, AttributeError):

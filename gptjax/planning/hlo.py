@@ -1,6 +1,6 @@
-"""A compiled program's text as data: its computations, their instructions, and how often each of them runs.
+"""Parses the text of a compiled program: its computations, their instructions, and the number of their executions.
 
-Reads the text that XLA prints (`compiled.as_text()`); starts nothing and knows nothing of models.
+The text is that of `compiled.as_text()`; nothing here depends on models or runs anything.
 """
 
 import math
@@ -10,48 +10,48 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-NAMED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+ASSIGNMENT = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
 TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"\}')
 
 
 class Shape(NamedTuple):
-    """An array's."""
+    """Shape and dtype of an array."""
 
     dtype: str
     sizes: tuple[int, ...]
 
     @property
     def bytes(self) -> int:
-        """What it takes; nothing for tokens."""
+        """Size in bytes; 0 for tokens."""
         digits = re.search(r"\d+", self.dtype)
-        of_one = max(int(digits[0]) // 8, 1) if digits else int(self.dtype == "pred")
-        return math.prod(self.sizes) * of_one
+        item_bytes = max(int(digits[0]) // 8, 1) if digits else int(self.dtype == "pred")
+        return math.prod(self.sizes) * item_bytes
 
 
 class Instruction(NamedTuple):
-    """One line of a computation."""
+    """An instruction of a computation."""
 
     name: str
     op: str
-    type: str  # of the result: an array's, or a tuple's in parentheses
-    rest: str  # operands, `)`, attributes
+    type: str  # type of the result: an array's, or a tuple's in parentheses
+    rest: str  # operands, `)` and attributes
     is_root: bool
 
     @property
     def bytes(self) -> int:
-        """Of the arrays in the result."""
+        """Size of the result's arrays in bytes."""
         return sum(shape.bytes for shape in shapes(self.type))
 
 
 def shapes(text: str) -> list[Shape]:
-    """Of every array that a type names: "(f32[2,3]{1,0}, s32[])" has two."""
-    found = re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", text)
-    return [Shape(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in found]
+    """Returns the shapes of the arrays in a type, such as the two of "(f32[2,3]{1,0}, s32[])"."""
+    matches = re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", text)
+    return [Shape(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in matches]
 
 
-def elements(type_: str) -> list[str]:
-    """The types that a tuple's type holds, outermost only; of any other type itself."""
+def tuple_elements(type_: str) -> list[str]:
+    """Returns the element types of a tuple type, not nested; any other type is its own element."""
     if not type_.startswith("("):
         return [type_]
     parts, depth, start = [], 0, 1
@@ -64,29 +64,29 @@ def elements(type_: str) -> list[str]:
 
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The instructions of each computation by its name, and the name of the one that is run."""
-    found: dict[str, list[Instruction]] = {}
+    """Returns the instructions of each computation by name, and the name of the entry computation."""
+    result: dict[str, list[Instruction]] = {}
     current, entry = "", ""
     for line in text.splitlines():
         header = HEADER.match(line)
         if header:
             current = header[2]
-            found[current] = []
+            result[current] = []
             entry = current if header[1] else entry
-        elif instruction := parsed(line):
-            found.setdefault(current, []).append(instruction)
-    return found, entry or current
+        elif instruction := parse_instruction(line):
+            result.setdefault(current, []).append(instruction)
+    return result, entry or current
 
 
-def parsed(line: str) -> Instruction | None:
-    """The instruction in a line; None where there is none."""
-    named = NAMED.match(line)
-    if not named:
+def parse_instruction(line: str) -> Instruction | None:
+    """Parses an instruction; returns None for other lines."""
+    match = ASSIGNMENT.match(line)
+    if not match:
         return None
-    rest = re.sub(r"/\*.*?\*/", "", line[named.end() :])
+    rest = re.sub(r"/\*.*?\*/", "", line[match.end() :])
     end = _end_of_type(rest)
     op = OPCODE.match(rest, end)
-    return Instruction(named[2], op[1], rest[:end].strip(), rest[op.end() :], bool(named[1])) if op else None
+    return Instruction(match[2], op[1], rest[:end].strip(), rest[op.end() :], bool(match[1])) if op else None
 
 
 def _end_of_type(text: str) -> int:
@@ -98,20 +98,20 @@ def _end_of_type(text: str) -> int:
     return len(text)
 
 
-def times(found: dict[str, list[Instruction]], entry: str) -> Counter[str]:
-    """How often each computation runs by itself; what is part of a fusion or of a reduction is not here.
+def execution_counts(computations: dict[str, list[Instruction]], entry: str) -> Counter[str]:
+    """Counts the executions of each computation, without those inside fusions and reductions.
 
-    A loop whose length XLA does not know counts once, and so does every branch of a condition.
+    A loop of unknown length counts once, and so does each branch of a conditional.
     """
     total: Counter[str] = Counter()
 
-    def run(name: str, often: int) -> None:
-        total[name] += often
-        for instruction in found.get(name, []):
-            for inner, repeated in _called(instruction):
-                run(inner, often * repeated)
+    def visit(name: str, count: int) -> None:
+        total[name] += count
+        for instruction in computations.get(name, []):
+            for inner, trips in _called(instruction):
+                visit(inner, count * trips)
 
-    run(entry, 1)
+    visit(entry, 1)
     return total
 
 
@@ -126,45 +126,45 @@ def _called(instruction: Instruction) -> Iterator[tuple[str, int]]:
             for name in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", rest):
                 yield name, 1
         case "conditional":
-            listed = re.search(r"branch_computations=\{([^}]*)\}", rest)
-            names = listed[1].split(",") if listed else re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", rest)
+            match = re.search(r"branch_computations=\{([^}]*)\}", rest)
+            names = match[1].split(",") if match else re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", rest)
             for name in names:
                 yield name.strip().lstrip("%"), 1
 
 
-# Instructions that move nothing, and those whose work is counted elsewhere.
-FREE = {
+# Instructions without memory traffic, and those that are counted elsewhere.
+NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
     "partition-id", "replica-id", "opt-barrier", "iota", "async-start", "async-done", "dot",
 }  # fmt: skip
 
 
 def traffic(text: str) -> int:
-    """Bytes that a program writes to memory and reads again, products' own results aside; a rough count.
+    """Estimates the bytes that a program writes to memory and reads again, without the results of matrix products.
 
-    Each result is taken as written once and read once; of what is changed in place only the part that changes counts.
+    Each result counts as written once and read once; of an in-place update only the updated part counts.
     """
-    found, entry = computations(text)
-    by_name = {one.name: one for body in found.values() for one in body}
+    bodies, entry = computations(text)
+    by_name = {one.name: one for body in bodies.values() for one in body}
     total = 0
-    for name, often in times(found, entry).items():
-        for one in found.get(name, []):
-            if one.op not in FREE and not one.op.startswith(COLLECTIVE):
-                total += 2 * often * _written(one, found, by_name)
+    for name, count in execution_counts(bodies, entry).items():
+        for one in bodies.get(name, []):
+            if one.op not in NO_TRAFFIC and not one.op.startswith(COLLECTIVE):
+                total += 2 * count * _written(one, bodies, by_name)
     return total
 
 
 COLLECTIVE = ("all-", "reduce-scatter", "collective-", "ragged-all")
 
 
-def _written(one: Instruction, found: dict[str, list[Instruction]], by_name: dict[str, Instruction]) -> int:
+def _written(one: Instruction, bodies: dict[str, list[Instruction]], by_name: dict[str, Instruction]) -> int:
     fused = re.search(r"calls=%?([\w.\-]+)", one.rest) if one.op == "fusion" else None
-    within = found.get(fused[1], []) if fused else [one]
+    within = bodies.get(fused[1], []) if fused else [one]
     if any(inner.op == "dot" for inner in within):
         return 0
-    whole = one.bytes
+    size = one.bytes
     for inner in within:
         operands = re.findall(r"%([\w.\-]+)", inner.rest)
-        if inner.op == "dynamic-update-slice" and inner.bytes == whole and operands[1] in by_name:
+        if inner.op == "dynamic-update-slice" and inner.bytes == size and operands[1] in by_name:
             return by_name[operands[1]].bytes
-    return whole
+    return size

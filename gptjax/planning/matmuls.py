@@ -1,44 +1,44 @@
-"""FLOPs of the matrix products in a program, by where they come from, counted from shapes before XLA sees it."""
+"""Counts the FLOPs of a program's matrix products by scope, from the shapes in its jaxpr."""
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from gptjax.planning.modules import Place, place
+from gptjax.planning.modules import Scope, scope_of
 
 
-def flops_by_place(jaxpr: Any) -> Counter[Place]:
-    """FLOPs of every `dot_general` and `ragged_dot` that a run of the program does, two for a multiply and an add.
+def flops_by_scope(jaxpr: Any) -> Counter[Scope]:
+    """Returns the FLOPs of every `dot_general` and `ragged_dot`, 2 for a multiply-add.
 
-    A scan counts as often as it is long, what each device does by itself as often as there are devices, and of a
-    condition the branch that costs most. A product of which a mask hides a part counts in full, and so does a ragged
-    one where some of its rows are another device's. The body of a while loop counts once: its length is not known.
+    The body of a scan counts once per iteration, that of a `shard_map` once per device, and of a conditional the most
+    expensive branch counts. Masked products count in full, and so do ragged ones with rows of other devices. The body
+    of a while loop counts once, since its length is unknown.
 
     Args:
-      jaxpr: of the program, closed or not.
+      jaxpr: jaxpr of the program, closed or not.
     """
     return _count(jaxpr, "")
 
 
-def _count(jaxpr: Any, outer: str) -> Counter[Place]:
-    total: Counter[Place] = Counter()
+def _count(jaxpr: Any, outer: str) -> Counter[Scope]:
+    total: Counter[Scope] = Counter()
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         path = f"{outer}/{eqn.source_info.name_stack}"
         if eqn.primitive.name in FLOPS:
-            total[place(path)] += FLOPS[eqn.primitive.name](eqn)
-        within = [_count(inner, path) for inner in _inside(eqn.params)]
+            total[scope_of(path)] += FLOPS[eqn.primitive.name](eqn)
+        nested = [_count(inner, path) for inner in _inside(eqn.params)]
         if eqn.primitive.name == "cond":
-            within = [max(within, key=lambda counted: counted.total())]
-        often = _repeats(eqn)
-        for counted in within:
-            for where, flops in counted.items():
-                total[where] += flops * often
+            nested = [max(nested, key=lambda flops: flops.total())]
+        repeats = _repeats(eqn)
+        for counts in nested:
+            for scope, flops in counts.items():
+                total[scope] += flops * repeats
     return total
 
 
 def _repeats(eqn: Any) -> int:
-    if eqn.primitive.name == "shard_map":  # shapes within are one device's, along the axes that it divides by hand
+    if eqn.primitive.name == "shard_map":  # inner shapes are those of one device along the manual axes
         return math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["newly_manual_axes"])
     return eqn.params["length"] if eqn.primitive.name == "scan" else 1
 
@@ -61,7 +61,7 @@ def _ragged(eqn: Any) -> int:
     (contracted, _), _ = numbers.dot_dimension_numbers
     summed = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
     out = math.prod(eqn.outvars[0].aval.shape)
-    # Rows are summed up group by group: each goes to one of the groups' results, not to all.
+    # If rows are contracted, each contributes to the result of one group only.
     groups = eqn.invars[2].aval.shape[-1] if set(numbers.lhs_ragged_dimensions) & set(contracted) else 1
     return 2 * out * summed // groups
 

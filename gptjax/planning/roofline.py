@@ -1,14 +1,14 @@
-"""How long a step should take: a roofline, stated here and printed beside what it gives.
+"""Predicts the time of a step by a roofline model, which the plan prints with its result.
 
     step = products + elsewhere + waited + max(0, hidden - products)
 
-- products: FLOPs of the matrix products, those computed again included, at the rate that the chip's products reach
-  (gptjax.planning.chips: 60 % of a data sheet's dense bf16 peak; on this machine what the MLP's product reaches)
-- elsewhere: of a data sheet's chip, whose 60 % include norms and the like, what the optimizer moves through memory at
-  the sheet's bandwidth; on this machine all that XLA's other instructions write and read, at a measured bandwidth
+- products: FLOPs of matrix products, with rematerialization, at the chip's achievable rate
+  (gptjax.planning.chips: 60 % of a data sheet's dense bf16 peak; here the measured rate of the MLP's product)
+- elsewhere: with a data sheet, whose 60 % include norms and the like, the optimizer's memory traffic at the sheet's
+  bandwidth; on this machine the memory traffic of all other instructions at the measured bandwidth
 - waited: collectives over tensor, context or expert, whose results the next product needs, at the link's bandwidth
-- hidden: those over data and fsdp alone, which can run while products do; only what is longer than these costs time
-- a collective that leaves a node goes as fast as the network's share of those of its devices that are in one node
+- hidden: collectives over data and fsdp only, which overlap with products; they cost time only if they take longer
+- a collective across nodes has the network bandwidth of its devices within one node
 """
 
 from collections.abc import Iterable
@@ -18,27 +18,27 @@ from gptjax.planning import collectives
 from gptjax.planning.chips import Chip
 from gptjax.training.monitoring import metrics
 
-HIDING = {"data", "fsdp"}
+OVERLAPPED = {"data", "fsdp"}
 
 
 class Work(NamedTuple):
-    """What a step has to do."""
+    """Work of a step."""
 
-    flops: int  # of its matrix products, all devices together
+    flops: int  # of its matrix products over all devices
     model_flops: float  # per token, by metrics.MFU_CONVENTION
     tokens: int
 
 
-class Sent(NamedTuple):
-    """Bytes that each device sends in a step."""
+class Transfer(NamedTuple):
+    """Communication of a step."""
 
     axes: tuple[str, ...]
-    group: tuple[int, ...]  # of devices, to the first of which it is sent
-    bytes: float
+    group: tuple[int, ...]  # the first group of devices
+    bytes: float  # sent by each device
 
 
 class Forecast(NamedTuple):
-    """Seconds of a step, and what they mean."""
+    """Predicted seconds of a step, and the resulting speed."""
 
     products: float
     elsewhere: float
@@ -46,11 +46,11 @@ class Forecast(NamedTuple):
     hidden: float
     step: float
     tokens_per_second: float
-    mfu: float | None  # None where the chip's peak is not known
+    mfu: float | None  # None if the chip's peak is unknown
 
 
 def optimizer_traffic(parameters: int, optimizer: int) -> int:
-    """Bytes that an update moves: the state read and written, the gradient written and read.
+    """Returns the memory traffic of an update: the state is read and written, the gradient written and read.
 
     Args:
       parameters, optimizer: bytes on a device.
@@ -58,21 +58,21 @@ def optimizer_traffic(parameters: int, optimizer: int) -> int:
     return 2 * (parameters + optimizer) + 2 * parameters
 
 
-def forecast(work: Work, devices: int, moved: float, sent: Iterable[Sent], chip: Chip) -> Forecast:
-    """How long a step should take, by this file's roofline.
+def forecast(work: Work, devices: int, traffic: float, transfers: Iterable[Transfer], chip: Chip) -> Forecast:
+    """Predicts the time of a step by this module's roofline.
 
     Args:
-      work: of a step.
-      devices: that share it evenly.
-      moved: bytes through a device's memory that count by themselves.
-      sent: between devices.
-      chip: what each device is.
+      work: work of a step.
+      devices: number of devices, which share it evenly.
+      traffic: bytes of a device's memory traffic besides matrix products.
+      transfers: communication between devices.
+      chip: chip of each device.
     """
-    products, elsewhere = work.flops / devices / chip.products, moved / chip.bandwidth
+    products, elsewhere = work.flops / devices / chip.products, traffic / chip.bandwidth
     waited = hidden = 0.0
-    for one in sent:
+    for one in transfers:
         seconds = one.bytes / collectives.link(one.group, chip)[1]
-        if set(one.axes) <= HIDING:
+        if set(one.axes) <= OVERLAPPED:
             hidden += seconds
         else:
             waited += seconds

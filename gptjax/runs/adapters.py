@@ -20,7 +20,7 @@ from gptjax import config as configs
 from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import files
-from gptjax.core.files import appearing, is_free
+from gptjax.core.files import atomic_directory, is_new_or_empty
 from gptjax.finetune import methods, paths, prompts, quantization
 from gptjax.finetune.paths import Flat
 from gptjax.models.stacking import stack, unstack
@@ -41,7 +41,7 @@ def save(run: "Run", folder: Path) -> dict[str, Any]:
     Raises:
       ConfigError: the folder exists, or the run tuned all of its parameters.
     """
-    if not is_free(folder):
+    if not is_new_or_empty(folder):
         raise ConfigError(f"{folder} exists; give another folder")
     if not pretrained.is_partial(run.config):
         raise ConfigError(f"{run.workdir} tuned all parameters of its model; it has no adapter")
@@ -54,7 +54,7 @@ def save(run: "Run", folder: Path) -> dict[str, Any]:
         "finetune": run.config.finetune.to_dict(),
         "model": run.config.model.to_dict(),
     }
-    with appearing(folder) as unfinished:
+    with atomic_directory(folder) as unfinished:
         (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         save_file({path: np.asarray(leaf, order="C") for path, leaf in tuned.items()}, unfinished / TENSORS)
     count = sum(leaf.size for leaf in tuned.values())

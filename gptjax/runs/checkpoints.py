@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from gptjax import optim
 from gptjax.config.errors import CheckpointError
 from gptjax.core import console
-from gptjax.core.files import disk_trouble
+from gptjax.core.files import disk_error
 from gptjax.runs import checkpoint_dir, checkpoint_policy, integrity
 from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
@@ -201,7 +201,7 @@ class Checkpoints:
     def _failed(self, error: Exception) -> None:
         # Threads of the previous save may still write into the folder that is removed for this one.
         is_repeated = self._failures and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY
-        self._trouble = disk_trouble(error) or (self._trouble if is_repeated else "")
+        self._trouble = disk_error(error) or (self._trouble if is_repeated else "")
         if not self._trouble:
             raise error
         if not self._failures:

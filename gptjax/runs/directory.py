@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from gptjax import config as configs
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
-from gptjax.core.files import appearing, is_free, locked, read_json, write_atomic
+from gptjax.core.files import atomic_directory, file_lock, is_new_or_empty, read_json, write_atomic
 from gptjax.data import TEXT
 from gptjax.data.batches import MixtureStage
 from gptjax.data.tokenizers import tokenizers
@@ -39,7 +39,7 @@ def is_run(workdir: Path) -> bool:
 
 def check_free(workdir: Path, config: ConfigDict) -> None:
     """Raises ConfigError unless the directory is absent, empty, or a run of the same config."""
-    if is_free(workdir):
+    if is_new_or_empty(workdir):
         return
     if not is_run(workdir):
         raise ConfigError(f"{workdir} exists and is not a run; give another --workdir")
@@ -107,7 +107,7 @@ def create(
       facts: about its data.
       fill: adds other initial files to the directory it is passed.
     """
-    with appearing(workdir) as unfinished:
+    with atomic_directory(workdir) as unfinished:
         tokenizers.save(tokenizer, unfinished / "tokenizer")
         (unfinished / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (unfinished / "config.json").write_text(configs.to_json(config), encoding="utf-8")
@@ -151,7 +151,7 @@ def lock(workdir: Path) -> Iterator[None]:
     Raises:
       ConfigError: another process trains in it.
     """
-    with locked(workdir / "config.json") as acquired:
+    with file_lock(workdir / "config.json") as acquired:
         if not acquired:
             raise ConfigError(f"another process is training in {workdir}")
         yield

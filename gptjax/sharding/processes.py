@@ -83,7 +83,7 @@ def start(flags: ProcessInfo, heartbeat: int = HEARTBEAT_SECONDS) -> None:
         jax.distributed.initialize(*info, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the other processes cannot be joined: {str(error).splitlines()[0][:200]}") from error
-    console.speaks(jax.process_index() == 0)
+    console.set_enabled(jax.process_index() == 0)
     console.say(f"processes  {jax.process_count()}, of {jax.local_device_count()} devices each")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from gptjax import config as configs
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
-from gptjax.core.files import appearing, is_free, locked
+from gptjax.core.files import atomic_directory, file_lock, is_new_or_empty
 from gptjax.runs import directory as workdirs
 from gptjax.sweeps.trials import Search, search_signature
 
@@ -33,7 +33,7 @@ def open_or_create(folder: Path, search: Search) -> dict[str, Any]:
     """
     if workdirs.is_run(folder):
         raise ConfigError(f"{folder} is a run, not a sweep; give another --workdir")
-    if is_free(folder):
+    if is_new_or_empty(folder):
         create(folder, search)
     if not (folder / SWEEP_FILE).is_file():
         raise ConfigError(f"{folder} exists and is not a sweep; give another --workdir")
@@ -49,7 +49,7 @@ def create(folder: Path, search: Search) -> None:
     """Creates the directory of a sweep, unless another process of the same sweep has just created it."""
     content = identity(search) | {"home": secrets.token_hex(8)}
     try:
-        with appearing(folder) as unfinished:
+        with atomic_directory(folder) as unfinished:
             (unfinished / SWEEP_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError:
         if not (folder / SWEEP_FILE).is_file():
@@ -75,7 +75,7 @@ def lock_sweep(folder: Path) -> Iterator[None]:
     Raises:
       ConfigError: another process sweeps in it.
     """
-    with locked(folder / SWEEP_FILE) as acquired:
+    with file_lock(folder / SWEEP_FILE) as acquired:
         if not acquired:
             raise ConfigError(f"another process is sweeping in {folder}; with --optuna=N several share one study")
         yield

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptjax.config.errors import ConfigError
-from gptjax.core.files import locked
+from gptjax.core.files import file_lock
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import training, trials
 from gptjax.sweeps.results import DONE, IMPOSSIBLE, PRUNED, Result
@@ -114,14 +114,14 @@ def claim_trials(study: Study) -> Iterator[Any]:
     """
     optuna = library()
     for number, trial_id in unfinished_here(study):
-        with locked(claim_file(study, number)) as acquired:
+        with file_lock(claim_file(study, number)) as acquired:
             # It may have been finished before the claim.
             if acquired and (number, trial_id) in unfinished_here(study):
                 yield optuna.trial.Trial(study.optuna, trial_id)
     copies = 0
     while copies < COPIES and len(active_trials(study)) < min(study.search.n_trials, space_size(study.search.space)):
         optuna_trial = study.optuna.ask()
-        with locked(claim_file(study, optuna_trial.number)):
+        with file_lock(claim_file(study, optuna_trial.number)):
             optuna_trial.set_user_attr("home", study.home)
             suggest_values(optuna_trial, study)
             if reason := skip_reason(study, optuna_trial):

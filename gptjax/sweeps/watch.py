@@ -98,7 +98,7 @@ class Table(Watch):
 @contextmanager
 def show_progress(total: int) -> Iterator[Watch]:
     """Yields a Watch for the block: a table on a terminal, otherwise lines."""
-    if not console.is_watched():
+    if not console.is_interactive():
         with console.quiet() as say:
             yield Lines(total, say)
         return

@@ -73,7 +73,7 @@ def train(
             with goodput.record_clock(setup.clock, workdir, int(state.step), processes.is_first()):
                 with interrupts.handle_signals() as stop_signal:
                     state = train_with_recovery(setup, state, checkpoints, on_line, stop_signal)
-                with setup.clock.during("finish"), cpu_idle.wakeful(jax.default_backend() == "cpu"):
+                with setup.clock.during("finish"), cpu_idle.keep_awake(jax.default_backend() == "cpu"):
                     return finish(setup, state)
         except KeyboardInterrupt as error:
             checkpoints.wait()
@@ -250,7 +250,7 @@ def train_steps(
     due = SaveSchedule(c.checkpoint, steps)
     with (
         recovery.attach_state(lambda: state),
-        cpu_idle.wakeful(jax.default_backend() == "cpu"),
+        cpu_idle.keep_awake(jax.default_backend() == "cpu"),
         batches.prefetch(partial(load_batch_unless_left_out, setup), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(setup, state, advance, on_line) as recorder,

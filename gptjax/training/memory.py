@@ -11,10 +11,10 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import sharding
-from gptjax.config.checks import recurs
+from gptjax.config.checks import is_recurrent
 from gptjax.config.errors import ConfigError
 from gptjax.core import machine
-from gptjax.core.machine import bytes_of, gib
+from gptjax.core.machine import gib, tree_bytes
 
 # Number of float32 values per parameter in the optimizer state.
 MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}
@@ -43,7 +43,7 @@ def lower_bound(config: ConfigDict) -> list[MemoryNeed]:
     """
     m = config.model
     layers = m.layers + (m.encoder_layers or 0 if m.arch == "seq2seq" else 0)
-    if recurs(m):
+    if is_recurrent(m):
         block = m.width * m.width  # a cell has more
     else:
         experts = m.experts if m.mlp == "experts" else 1
@@ -51,7 +51,7 @@ def lower_bound(config: ConfigDict) -> list[MemoryNeed]:
     copies = 1
     if config.finetune.method == "full" and config.finetune.quantise == "none":
         copies = 2 + MOMENTS.get(config.optimizer.name, 0) + (config.optimizer.ema > 0)
-    learned = m.positions == "learned" and not recurs(m)
+    learned = m.positions == "learned" and not is_recurrent(m)
     needs = [
         MemoryNeed("embeddings", copies * NUMBER * (m.vocabulary or 0) * m.width, "model.vocabulary or model.width"),
         MemoryNeed("positions", copies * NUMBER * m.context * m.width * learned, "model.context or model.width"),
@@ -69,7 +69,7 @@ def batch_needs(config: ConfigDict) -> list[MemoryNeed]:
     ahead = 1 + min(config.data.prefetch, config.train.steps - 1)
     item = 2 if config.train.dtype == "bfloat16" else 4
     # An encoder-decoder may get shorter rows.
-    arrays, is_full = (1, False) if config.model.arch == "seq2seq" else (3, not recurs(config.model))
+    arrays, is_full = (1, False) if config.model.arch == "seq2seq" else (3, not is_recurrent(config.model))  # short rows
     activations = tokens // config.train.grad_accumulation * config.model.width * config.model.layers * item
     return [
         MemoryNeed("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),
@@ -84,19 +84,19 @@ def from_state(config: ConfigDict, state: Any) -> list[MemoryNeed]:
       config: resolved, with its vocabulary.
       state: shapes of the gptjax.runs.train_state.TrainState.
     """
-    trained, frozen = bytes_of(state.params), bytes_of(state.frozen)
+    trained, frozen = tree_bytes(state.params), tree_bytes(state.frozen)
     keys = "model.width, model.layers or model.vocabulary"
     return [
         MemoryNeed("parameters", trained + frozen, keys),
         MemoryNeed("gradients", trained, keys),
-        MemoryNeed("optimizer", bytes_of(state.opt_state), f"{keys}, or take another optimizer.name"),
+        MemoryNeed("optimizer", tree_bytes(state.opt_state), f"{keys}, or take another optimizer.name"),
         *batch_needs(config),
     ]
 
 
 def is_close(needs: list[MemoryNeed], devices: int, members: int = 1) -> bool:
     """Returns True if they take more than a third of the available memory."""
-    available = machine.room()
+    available = machine.device_memory()
     return available is not None and 3 * members * sum(need.bytes for need in needs) > available.bytes * devices
 
 
@@ -108,7 +108,7 @@ def check(needs: list[MemoryNeed], devices: int, members: int = 1) -> None:
       devices: number of devices in the mesh, which share the memory evenly at best.
       members: number of runs that are trained at once.
     """
-    available = machine.room()
+    available = machine.device_memory()
     total = members * sum(need.bytes for need in needs)
     if available is None or total <= available.bytes * devices:
         return
@@ -116,7 +116,7 @@ def check(needs: list[MemoryNeed], devices: int, members: int = 1) -> None:
     several = f" of {members:,} members" if members > 1 else ""
     each = f" on each of {devices:,} devices" if devices > 1 else ""
     raise ConfigError(
-        f"a step{several} needs about {gib(total / devices)}{each}, and {available.whose} has {gib(available.bytes)}: "
+        f"a step{several} needs about {gib(total / devices)}{each}, and {available.owner} has {gib(available.bytes)}: "
         f"{gib(members * largest.bytes / devices)} are for {largest.what}; make {largest.keys} smaller"
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from gptjax.config.checks import recurs
+from gptjax.config.checks import is_recurrent
 from gptjax.objectives.denoising import row_lengths
 from gptjax.sharding import COMPUTED, mesh_sizes
 
@@ -44,7 +44,7 @@ def problems(config: ConfigDict, devices: int) -> Iterator[str]:
         if size % (rows * slices):
             yield f"{setting_of_size} cannot be split over {rows} devices{times}; take a multiple of {rows * slices}"
     tensor, context, expert = sizes_by_axis["tensor"], sizes_by_axis["context"], sizes_by_axis["expert"]
-    if recurs(model) and tensor * context > 1:
+    if is_recurrent(model) and tensor * context > 1:
         yield f"{setting} cannot shard recurrent layers; use mesh.data or mesh.fsdp, which shard the batch"
     for key in ("kv_heads", "mlp_width"):
         if model[key] % tensor:

@@ -1,4 +1,4 @@
-"""Configs: what is refused, in which words, and that the rest survives being saved."""
+"""Configs: error messages of invalid ones, and round trips of valid ones."""
 
 import ast
 
@@ -39,7 +39,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
     "overrides, devices, expected",
     [
         (["--config.model.heads=5"], 1, "model.heads=5 does not divide model.width=128; or give model.head_width"),
-        (["--config.model.windows=(-1,)"], 1, "model.windows is (-1,); it must list whole numbers of tokens"),
+        (["--config.model.windows=(-1,)"], 1, "model.windows is (-1,); it must be a list of integers"),
         (["--config.model.windows=()"], 1, "model.windows is ()"),
         (["--config.model.positions=rotary", "--config.model.head_width=7"], 1, "model.head_width=7 is odd"),
         (["--config.model.positions=rotary", "--config.model.rotary.theta=0.0"], 1, "must be more than 0"),
@@ -79,7 +79,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
         (
             ["--config.optimizer.name=schedule_free", "--config.optimizer.beta1=0"],
             1,
-            "optimizer.beta1 is 0; schedule_free needs more",
+            "optimizer.beta1 is 0; schedule_free needs more than 0",
         ),
         (["--config.optimizer.ema=1"], 1, "optimizer.ema is 1.0; it must be less than 1"),
         (
@@ -195,9 +195,9 @@ def test_every_key_of_base_has_a_comment_and_every_recipe_reads():
     for recipe in (ROOT / "configs").glob("*.py"):
         checks.check(configs.resolve(configs.read(str(recipe))), CHOICES)
     for recipe in (ROOT / "configs" / "finetune").glob("*.py"):
-        ways = [] if recipe.stem == "ways" else ["full", "lora"]  # ways.py is none, and they share it
-        for way in ways:
-            config = configs.read(f"{recipe}:{way}", ["--config.init_from=runs/base", "--config.model.context=512"])
+        methods = [] if recipe.stem == "methods" else ["full", "lora"]  # methods.py is no recipe; they share it
+        for method in methods:
+            config = configs.read(f"{recipe}:{method}", ["--config.init_from=runs/base", "--config.model.context=512"])
             setup.check(configs.resolve(config))
 
 

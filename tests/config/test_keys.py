@@ -1,4 +1,4 @@
-"""Every key of a config with values that no config can have: a refusal of one line that names the key, or a config."""
+"""Invalid values of every config key: a one-line error that names the key."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def numeric(key):
 
 
 def outcome(config):
-    """What is said of a config, or None where training would begin to read its text."""
+    """Returns the error of a config, or None if training would start to read its text."""
     try:
         resolved = configs.resolve(config)
         setup.check(resolved)
@@ -69,7 +69,7 @@ def test_a_value_of_a_recipe_or_a_saved_config_that_cannot_be_is_refused_by_key(
         fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
         if not fits:
             assert said is not None and "it must" in said, (value, said)
-        damaged = list(keys.of_run(configs.flatten(config)))
+        damaged = list(keys.run_problems(configs.flatten(config)))
         assert bool(damaged) >= (not fits)
 
 
@@ -91,8 +91,8 @@ def test_the_table_of_keys_is_what_the_base_recipe_says():
 @pytest.mark.parametrize(
     "body, expected",
     [
-        ("def get_config():\n    return {}", "get_config gives no config but dict"),
-        ("def get_config():\n    return None", "get_config gives no config but NoneType"),
+        ("def get_config():\n    return {}", "get_config returns dict, not a config"),
+        ("def get_config():\n    return None", "get_config returns NoneType, not a config"),
         ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()", "its config lacks"),
         ("import sys\ndef get_config():\n    sys.exit(0)", "SystemExit"),
         ("import sys\nsys.exit('bye')", "SystemExit: bye"),
@@ -128,7 +128,7 @@ def test_a_path_that_is_no_file_of_python_is_no_recipe(tmp_path, name):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.py").mkdir()
-    with pytest.raises(ConfigError, match="is no file of Python"):
+    with pytest.raises(ConfigError, match="is not a Python file"):
         configs.read(str(tmp_path / name))
 
 
@@ -149,7 +149,7 @@ def test_a_path_that_is_no_file_of_python_is_no_recipe(tmp_path, name):
     ],
 )
 def test_numbers_have_the_size_of_what_holds_them(value, bounds, expected):
-    assert limits.fault(value, **bounds) == expected
+    assert limits.range_problem(value, **bounds) == expected
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e300", "", "hot", "1e", "9" * 5000, "0x1"])
@@ -181,7 +181,7 @@ def test_what_no_memory_holds_is_refused_with_the_figure(changes, keys):
 
 
 def test_memory_is_counted_as_the_state_is():
-    """Of shapes of all kinds the count that needs no shapes is at most the exact one, and near it."""
+    """The estimate without shapes is at most the exact count, and close to it."""
     from functools import partial
 
     from gptjax import models, optim
@@ -211,17 +211,17 @@ def test_what_a_machine_has_is_the_least_of_what_is_free_and_what_a_group_may_ha
     (proc / "self").mkdir(parents=True)
     (proc / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
     (proc / "self" / "status").write_text("Name: x\nVmRSS: 100 kB\n")
-    assert machine.of_process(proc, groups) == 600 * 1024
+    assert machine.process_memory(proc, groups) == 600 * 1024
     (proc / "self" / "cgroup").write_text("5:cpu:/a\n0::/pod/inner\n")
     (groups / "pod" / "inner").mkdir(parents=True)
     (groups / "pod" / "inner" / "memory.max").write_text("max\n")
     (groups / "pod" / "memory.max").write_text("200000\n")
-    assert machine.of_process(proc, groups) == 200_000
+    assert machine.process_memory(proc, groups) == 200_000
     (proc / "self" / "cgroup").write_text("4:memory:/not_shown_here\n")
     (groups / "memory").mkdir()
     (groups / "memory" / "memory.limit_in_bytes").write_text("100000\n")
-    assert machine.of_process(proc, groups) == 100_000
-    assert machine.of_process(tmp_path / "absent", tmp_path / "absent") is None
+    assert machine.process_memory(proc, groups) == 100_000
+    assert machine.process_memory(tmp_path / "absent", tmp_path / "absent") is None
 
 
 def exhaust():
@@ -252,8 +252,8 @@ def test_memory_that_runs_out_is_one_line(call, fail):
 
 
 def test_other_failures_are_not_taken_for_memory():
-    assert arguments.memory_trouble(RuntimeError("INVALID_ARGUMENT: of memory")) == ""
-    assert arguments.memory_trouble(ValueError("std::bad_alloc")) == ""
+    assert arguments.memory_error_message(RuntimeError("INVALID_ARGUMENT: of memory")) == ""
+    assert arguments.memory_error_message(ValueError("std::bad_alloc")) == ""
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_other_failures_are_not_taken_for_memory():
         ("--seed=-1", "--seed: it cannot be negative, not -1"),
         ("--max_tokens=1000000000000", "--max_tokens: it must be at most 2,147,483,647"),
         ("--samples=1000000000", "--samples: it must be at most 1,000,000"),
-        ("--batch_size=100000000", "keys and values of 100,000,000 texts of"),
+        ("--batch_size=100000000", "the key/value cache of 100,000,000 texts of"),
     ],
 )
 def test_flags_that_no_machine_can_do_are_refused(trained, call, flag, expected):

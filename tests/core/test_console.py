@@ -1,4 +1,4 @@
-"""What a person watching sees, on a terminal and without one."""
+"""Messages and progress bars, with and without a terminal."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""Processors are kept awake for a block and no longer, by threads that give way to everything else."""
+"""CPUs are kept busy during a block only, by threads of the lowest priority."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's sc
 
 
 def waiting(count):
-    """Whether as many threads of this process have the lowest priority, or soon have."""
+    """Returns True once that many threads of this process have the lowest priority."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         try:
@@ -29,7 +29,7 @@ def waiting(count):
 def test_there_is_a_waiting_thread_a_processor_for_the_block_alone(monkeypatch):
     monkeypatch.setenv("GPTJAX_WAKEFUL", "1")
     before = threading.active_count()
-    with cpu_idle.wakeful():
+    with cpu_idle.keep_awake():
         assert waiting(len(os.sched_getaffinity(0)))
         start, until = time.process_time(), time.monotonic() + 60  # a busy machine leaves them little
         while time.process_time() - start < 0.1 and time.monotonic() < until:
@@ -40,7 +40,7 @@ def test_there_is_a_waiting_thread_a_processor_for_the_block_alone(monkeypatch):
 
 def test_an_error_in_the_block_ends_them(monkeypatch):
     monkeypatch.setenv("GPTJAX_WAKEFUL", "1")
-    with pytest.raises(ValueError, match="this"), cpu_idle.wakeful():
+    with pytest.raises(ValueError, match="this"), cpu_idle.keep_awake():
         raise ValueError("this")
     assert waiting(0)
 
@@ -48,7 +48,7 @@ def test_an_error_in_the_block_ends_them(monkeypatch):
 @pytest.mark.parametrize("variable, wanted", [("0", True), ("1", False)])
 def test_it_can_be_turned_off(monkeypatch, variable, wanted):
     monkeypatch.setenv("GPTJAX_WAKEFUL", variable)
-    with cpu_idle.wakeful(wanted):
+    with cpu_idle.keep_awake(wanted):
         time.sleep(0.05)
         assert waiting(0)
 
@@ -57,5 +57,5 @@ def test_it_can_be_turned_off(monkeypatch, variable, wanted):
 def test_it_is_for_virtual_machines_without_a_limit(monkeypatch, virtual, limit, expected):
     monkeypatch.delenv("GPTJAX_WAKEFUL", raising=False)
     monkeypatch.setattr(cpu_idle, "_is_virtual", lambda: virtual)
-    monkeypatch.setattr(cpu_idle, "_has_limit", lambda: limit)
-    assert cpu_idle.is_wanted() == expected
+    monkeypatch.setattr(cpu_idle, "_has_quota", lambda: limit)
+    assert cpu_idle.is_enabled() == expected

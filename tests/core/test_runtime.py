@@ -1,4 +1,4 @@
-"""The process's set-up: the allocator seam and the cache, and that a user's own win."""
+"""Set-up of the process: the allocator and the cache; the user's own settings take precedence."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def test_freed_memory_is_kept_unless_turned_off_or_too_late(before, variables, e
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the seam is for glibc")
 def test_the_memory_of_one_call_is_the_next_ones():
-    """81 MB of temporary buffers are 19,775 pages, which would be taken and cleared afresh at each call.
+    """81 MB of temporary buffers are 19,775 pages, which would be faulted and cleared at each call.
 
     Any one call may still take new ones, as it depends on which thread frees first: so it is of the median call.
     """

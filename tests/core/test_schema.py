@@ -1,4 +1,4 @@
-"""The shape of JSON: what fits is let through, and the first place that does not is named."""
+"""JSON schemas: matching values pass, and the first mismatch is named."""
 
 import pytest
 from hypothesis import given

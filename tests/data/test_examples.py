@@ -429,7 +429,7 @@ def test_label_without_an_example_is_refused(tmp_path):
         (dict(form="classes"), "names 0 labels .*model.labels is 2"),
         (dict(form="text", too_long="drop"), "must be cut, leave_out or refuse"),
         (dict(form="clases"), "no choice 'clases'; did you mean classes?"),
-        (dict(form="text", balanced=True), "balanced is of form=classes alone"),
+        (dict(form="text", balanced=True), "balanced is for form=classes only"),
     ],
 )
 def test_invalid_configs(changes, says):

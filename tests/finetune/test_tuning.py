@@ -149,14 +149,14 @@ def test_tuning_of_a_tuned_run(tune, trained, text_file, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["finetune.method=lora"], "tunes a part of another run's model; give --config.init_from=RUN"),
+        (["finetune.method=lora"], "fine-tunes the model of another run; give --config.init_from=RUN"),
         (["finetune.method=lore", "init_from=RUN"], "finetune.method has no choice 'lore'; did you mean lora?"),
         (["finetune.method=rule", "finetune.rule=nowhere", "init_from=RUN"], "matches no parameter; there are"),
         (
             ["finetune.method=lora", "finetune.targets=block_7", "init_from=RUN"],
             "targets='block_7' matches no",
         ),
-        (["finetune.method=rule", "finetune.rule=(", "init_from=RUN"], "is no regular expression"),
+        (["finetune.method=rule", "finetune.rule=(", "init_from=RUN"], "is not a regular expression"),
         (["finetune.method=top", "finetune.top_layers=3", "init_from=RUN"], "it must be 1 to 2"),
         (["finetune.method=bitfit", "init_from=RUN"], "this model has none (model.use_bias)"),
         (["finetune.rank=0"], "finetune.rank is 0; it must be more than 0"),

@@ -1,4 +1,4 @@
-"""The same tiny random model twice: a run's directory of gptjax, and transformers' own. For tests; needs transformers.
+"""Pairs of a tiny random model as a gptjax run and as a transformers model, for tests; needs transformers.
 
 Each family has a tokenizer of its kind: WordPiece (BERT), byte-level BPE (BART), unigrams (Marian, T5).
 """
@@ -66,7 +66,7 @@ TOKENIZERS = {
 
 
 def write_tokenizer(family, folder):
-    """The files of a family's tokenizer, as transformers writes them; gives the library's."""
+    """Writes the files of a family's tokenizer with transformers and returns the tokenizer."""
     made, settings = TOKENIZERS[family]()
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
@@ -76,7 +76,7 @@ def write_tokenizer(family, folder):
 
 
 def pair(family, case, directory, seed=0, **changes):
-    """A run's directory and the model of transformers that it was converted from.
+    """Returns a run directory and the transformers model that it was converted from.
 
     Args:
       family, case: of make_hf_encoders.CASES.

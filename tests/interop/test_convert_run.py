@@ -1,4 +1,4 @@
-"""Runs to Hugging Face folders and back: bit-exact, whole or refused, and used like any other run."""
+"""Tests conversion of runs to Hugging Face folders and back: bit-exact, atomic, and usable like any other run."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ FAMILIES = {
 
 
 def random_run(workdir, seed=0, **changes):
-    """A run with drawn parameters that is in no directory."""
+    """Returns a run with random parameters without a directory."""
     tokenizer = tokenizers.bytes_encoding()
     config = configs.with_vocabulary(tiny_config(**changes), 260)
     model = models.build(config.model)
@@ -66,7 +66,7 @@ def equal(one, other):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A GPT-2 of random parameters as a Hugging Face folder; not to be changed."""
+    """A GPT-2 with random parameters as a Hugging Face folder; read-only."""
     folder = tmp_path_factory.mktemp("hf") / "gpt2"
     convert_run.export_run(random_run(folder.parent, **FAMILIES["gpt2"]), folder)
     return folder
@@ -74,7 +74,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """The same, to be changed."""
+    """A copy of `exported` that may be changed."""
     return shutil.copytree(exported, tmp_path / "hf")
 
 
@@ -99,7 +99,7 @@ def test_export_and_import_are_bit_exact(family, tmp_path):
     convert_run.import_run(str(tmp_path / "hf"), tmp_path / "run")
     again = gptjax.load(tmp_path / "run")
     equal(again.params, run.params)
-    assert families.meaning(again.config.model.to_dict()) == families.meaning(run.config.model.to_dict())
+    assert families.canonical(again.config.model.to_dict()) == families.canonical(run.config.model.to_dict())
     convert_run.export_run(again, tmp_path / "again")
     whole = {}
     for path in (tmp_path / "hf").glob("*.safetensors"):
@@ -280,7 +280,7 @@ def test_a_folder_without_a_tokenizer_needs_one_by_name(folder, tmp_path):
 
 @pytest.mark.slow
 def test_an_imported_run_is_a_run_like_any_other(call, exported, text_file, tmp_path):
-    """Converted, read, evaluated on a file, trained in place, killed off early, gone on with, and trained elsewhere."""
+    """The model is converted, evaluated, trained in place, stopped early, resumed, and trained elsewhere."""
     workdir = tmp_path / "run"
     told = json.loads(call(convert, f"--from=hf:{exported}", f"--to={workdir}", "--json").out)
     assert told["family"] == "gpt2" and "exact" in told["tokenizer_kind"]
@@ -336,7 +336,7 @@ def test_convert_refuses_in_one_line(call, exported, trained, tmp_path):
 
 
 def test_a_run_begins_with_a_hugging_face_folder_directly(call, exported, text_file, tmp_path):
-    """It has the folder's model as a run inside it, wherever it is moved to and without the folder."""
+    """The run contains the folder's model as a run, so it can be moved and does not need the folder."""
     folder, workdir = shutil.copytree(exported, tmp_path / "hf"), tmp_path / "runs" / "mine"
     flags = [f for f in overrides(data_path=text_file, train_steps=2) if "model." not in f and "tokenizer" not in f]
     tuned = ["--config.finetune.method=lora", "--config.finetune.rank=2"]

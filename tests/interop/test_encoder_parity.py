@@ -1,4 +1,4 @@
-"""BERT, BART, Marian and T5 against transformers: logits and answers, live with the parity extra, and golden anywhere.
+"""Parity of BERT, BART, Marian and T5 with transformers, live with the parity extra, and with golden files anywhere.
 
 `pytest tests/interop/test_encoder_parity.py -s` prints the largest error of each.
 """

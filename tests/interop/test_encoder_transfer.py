@@ -1,4 +1,4 @@
-"""BERT, BART, Marian and T5 to runs and back: bit-exact, with their tokenizers, and loaded by transformers again."""
+"""Conversion of BERT, BART, Marian and T5 to runs and back: bit-exact, with tokenizers, readable by transformers."""
 
 import json
 
@@ -57,7 +57,7 @@ RUNS["T5ForConditionalGeneration, 1.1"] = T5 | dict(model_tied_head=False, model
 
 
 def random_run(workdir, **changes):
-    """A run with drawn parameters that is in no directory."""
+    """Returns a run with random parameters without a directory."""
     config = configs.with_vocabulary(tiny_config(**changes), 260)
     rng, model = np.random.default_rng(0), models.build(config.model)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype("f"), models.shapes(model))
@@ -79,7 +79,7 @@ def test_export_and_import_are_bit_exact(kind, tmp_path):
     convert_run.import_run(str(tmp_path / "hf"), tmp_path / "run")
     again = gptjax.load(tmp_path / "run")
     equal(again.params, run.params)
-    there, here = (families.meaning(one.config.model.to_dict()) for one in (run, again))
+    there, here = (families.canonical(one.config.model.to_dict()) for one in (run, again))
     if "start" in there:
         assert here["start"] == (256 if there["start"] is None else there["start"])
     assert {**there, "start": 0} == {**here, "start": 0}
@@ -123,7 +123,7 @@ def test_what_has_no_place_beside_a_tasks_head_is_left_out_with_a_word(tmp_path)
     with pytest.raises(ConfigError, match="bert is nearest, without .*pooling mean"):
         convert_run.export_run(random_run(tmp_path, **tuned), tmp_path / "hf")
     made = convert_run.export_run(random_run(tmp_path, **tuned | dict(model_pooling="pooler")), tmp_path / "hf")
-    assert made["architecture"] == "BertForSequenceClassification" and "masked words is left out" in made["remark"]
+    assert made["architecture"] == "BertForSequenceClassification" and "model head is left out" in made["remark"]
     embedding = ENCODER | dict(model_task="embedding", model_pooling="mean", train_objective="contrastive")
     made = convert_run.export_run(random_run(tmp_path, **embedding), tmp_path / "vectors")
     assert made["architecture"] == "BertModel" and "pooling (mean)" in made["remark"]
@@ -141,7 +141,7 @@ def test_a_scanned_encoder_decoder_is_written_layer_by_layer(tmp_path):
 
 
 def test_old_names_copies_and_what_nothing_reads_are_understood(tmp_path):
-    """Names as in the files of bert-base-uncased, and of facebook/bart-base, which is a bare trunk."""
+    """Tensor names as in bert-base-uncased and in facebook/bart-base, which is a base model."""
     for kind in ("BertForPreTraining", "BartForConditionalGeneration"):
         run = random_run(tmp_path, **RUNS[kind])
         folder = tmp_path / kind

@@ -1,4 +1,4 @@
-"""Configs of Hugging Face: the defaults of absent keys and the logits as in transformers, one line for the rest."""
+"""Hugging Face configs: defaults and logits equal transformers', and unsupported configs are refused in one line."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers (t
 
 # Fields of transformers' classes that change no logits, by the reason; every other one must be read or refused.
 NO_EFFECT = {
-    "of training alone": (
+    "training only": (
         "attention_dropout attn_pdrop embd_pdrop embed_dropout classifier_dropout activation_dropout encoder_layerdrop "
         "decoder_layerdrop attention_probs_dropout_prob problem_type initializer_factor"
     ),
@@ -57,7 +57,7 @@ def test_every_field_of_transformers_class_is_known_and_has_its_default(family):
 
 
 def both(folder):
-    """(our logits or our refusal, transformers' logits or None where it does not accept the folder)."""
+    """Returns gptjax's logits or error, and transformers' logits or None if it does not accept the folder."""
     ids = (np.arange(24)[None] * 7) % 290
     try:
         family, model = convert_run.read_model(folder)
@@ -119,7 +119,7 @@ VALUES = st.sampled_from(
 
 @st.composite
 def mutations(draw):
-    """A case's config with one key, also of its rope, of another value or gone."""
+    """A case's config with one key, also of its rope, changed or removed."""
     case = draw(st.sampled_from(["pb_llama", "pb_gpt2", "mistral_layer_types", "qwen3_head_dim_default"]))
     config = copy.deepcopy(example(case)[1])
     at = draw(st.sampled_from([one for one in (config, config.get("rope_parameters")) if one]))
@@ -177,7 +177,7 @@ def test_wrapped_names_are_read_and_git_lfs_pointers_are_told(tmp_path):
         ids = (np.arange(24)[None] * 7) % 290
         np.testing.assert_array_equal(models.logits(models.build(model), params, ids), plain)
     save_file(tensors | {f"module.{name}": value for name, value in tensors.items()}, folder / "model.safetensors")
-    assert "stands there twice" in str(both(folder)[0])
+    assert "has a duplicate of" in str(both(folder)[0])
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
         assert f"{name} is a Git LFS pointer" in str(both(folder)[0])

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders: tiktoken's where the ids are the same on every text, else the library's."""
+"""Tokenizers of Hugging Face folders: tiktoken if its ids are the same on every text, else the tokenizers library."""
 
 import json
 from itertools import product
@@ -36,7 +36,7 @@ texts = st.builds(lambda text, pieces: text + "".join(pieces), st.text(), st.lis
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
-    """GPT-2's encoding and the folder that it was written to."""
+    """Returns GPT-2's encoding and the folder that it was written to."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(shared("tiktoken_cache")))
         encoding = tokenizers.build("gpt2", [])
@@ -46,7 +46,7 @@ def gpt2(tmp_path_factory):
 
 
 def same_ids(encoding, folder, texts):
-    """Checks that what `read` makes of the folder, and the library, give the encoding's ids."""
+    """Checks that the tokenizer of the folder and the library give the encoding's ids."""
     again, why = hf.read(folder)
     assert why == "tiktoken.Encoding, exact: every merge agrees"
     assert isinstance(again, tokenizers.Encoding)
@@ -110,7 +110,7 @@ def test_transformers_reads_what_is_written(tmp_path):
 
 
 def byte_level(merges=(), extra=(), ignore_merges=False):
-    """A byte-level BPE in GPT-2's manner: 256 bytes, a token a merge, and tokens that no merge makes."""
+    """A byte-level BPE like GPT-2's: 256 bytes, a token per merge, and tokens that no merge makes."""
     pieces = [*ALPHABET, *dict.fromkeys(left + right for left, right in merges), *extra]
     vocabulary = {piece: token for token, piece in enumerate(pieces)}
     made = library.Tokenizer(library.models.BPE(vocabulary, list(merges), ignore_merges=ignore_merges))
@@ -218,7 +218,7 @@ def test_merges_out_of_order_do_give_other_ids():
 
 @pytest.mark.parametrize("ignore_merges", [False, True])
 def test_a_word_that_no_merge_makes(tmp_path, ignore_merges):
-    """tiktoken looks whole pieces up before it merges; so does the library if it is told to."""
+    """tiktoken looks up whole pieces before merging; so does the library with `ignore_merges`."""
     peer = byte_level([("a", "b")], extra=["xyz"], ignore_merges=ignore_merges)
     tokenizer, why = hf.read(save(peer, tmp_path))
     assert isinstance(tokenizer, tokenizers.Encoding) == ignore_merges, why
@@ -246,7 +246,7 @@ def test_a_special_token_that_is_a_word_of_the_text_is_not_tiktokens(tmp_path):
     "behavior, invert, kind", [("isolated", False, HFTokenizer), ("removed", True, tokenizers.Encoding)]
 )
 def test_text_that_the_pattern_leaves_out(tmp_path, behavior, invert, kind):
-    """tiktoken drops it; the library makes pieces of it, or drops it too."""
+    """tiktoken drops it; the library splits it, or drops it too."""
     peer = byte_level(AB_BC)
     cut = library.pre_tokenizers.Split(library.Regex(r"\p{L}+"), behavior, invert)
     peer.pre_tokenizer = library.pre_tokenizers.Sequence(
@@ -269,7 +269,7 @@ def test_a_possessive_count(tmp_path):
 
 
 def test_every_string_of_random_vocabularies():
-    """Where the merges are said to agree, all strings of two letters up to a length have the same ids."""
+    """If the merges are equivalent, all strings of two letters up to a length have the same ids."""
     rng = np.random.default_rng(0)
     strings = ["".join(letters) for n in range(1, 8) for letters in product("ab", repeat=n)]
     strings += ["".join(rng.choice(["a", "b"], length)) for length in (50, 600) for _ in range(5)]
@@ -299,7 +299,7 @@ def test_every_string_of_random_vocabularies():
 
 @pytest.fixture(scope="module")
 def gpt1(tmp_path_factory):
-    """A folder like GPT-1's, and what transformers makes of its files."""
+    """Returns a folder like GPT-1's and transformers' tokenizer of it."""
     made = library.Tokenizer(library.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
     made.normalizer = library.normalizers.BertNormalizer(lowercase=True)
     made.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()

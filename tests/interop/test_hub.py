@@ -1,4 +1,4 @@
-"""A name on the hub: fetched from a server of this machine's that speaks as the hub does, and one line without it."""
+"""Names on the hub: downloaded from a local server with the hub's API; a one-line error without it."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ COMMIT = "0123456789012345678901234567890123456789"
 
 
 def serve(folder):
-    """A server that has one model, named tiny, and what it was asked for."""
+    """A server with one model, named tiny, and the requests that it received."""
     asked = []
     files = {path.name: path.read_bytes() for path in folder.iterdir()} | {"pytorch_model.bin": b"pickle"}
 
@@ -71,7 +71,7 @@ def serve(folder):
 
 
 def converted(name, workdir, endpoint, home):
-    """The command in a process of its own: the hub's library reads its address once."""
+    """Runs the command in a separate process, since the hub's library reads its address once."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-m", "gptjax.convert", f"--from=hf:{name}", f"--to={workdir}", "--json"]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Every family against transformers: logits, loss and gradients, live with the parity extra, and golden files anywhere.
+"""Parity of every family with transformers: logits, loss and gradients, live or with golden files.
 
 `pytest tests/interop/test_parity.py -s` prints the largest error of each.
 """
@@ -22,7 +22,7 @@ WITH_GRADIENTS = ("gpt2", "llama")
 
 
 def imported(folder):
-    """Model and parameters of a folder, and `to_ours`, which gives any tensors of that family our names."""
+    """Returns the model, parameters and tensors of a folder."""
     family, config = families.model_of(hub.read_json(folder / "config.json"))
     params = convert_run.read_params(folder, family, config)
     return models.build(config), params, families.tensors_of(family, config)
@@ -35,12 +35,12 @@ def check_gradients(model, params, tensors, found):
     np.testing.assert_allclose(loss, found["loss"], rtol=1e-5)
     worst = 0.0
     for tensor in tensors:
-        theirs = convert_run.to_ours(tensor, [found[f"grads/{name}"] for name in tensor.theirs])
+        theirs = convert_run.from_hf(tensor, [found[f"grads/{name}"] for name in tensor.hf_names])
         ours = grads
-        for name in tensor.ours.split("/"):
+        for name in tensor.name.split("/"):
             ours = ours[name]
         error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-        assert error < 1e-4, f"{tensor.ours}: {error}"
+        assert error < 1e-4, f"{tensor.name}: {error}"
         worst = max(worst, float(error))
     return worst
 

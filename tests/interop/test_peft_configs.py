@@ -1,4 +1,4 @@
-"""adapter_config.json: peft's logits for what gptjax reads, one line that names the key for the rest."""
+"""adapter_config.json: supported adapters give peft's logits; the others are refused in one line that names the key."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """`bases(name)`: the directory of a case's base as a run."""
+    """Returns `bases(name)`: the run directory of a case's base."""
 
     @functools.cache
     def made(name):
@@ -54,7 +54,7 @@ def bases(tmp_path_factory):
 
 
 def theirs(base, adapter):
-    """peft's logits."""
+    """Returns peft's logits."""
     model = transformers.AutoModelForCausalLM.from_pretrained(shared(f"cases/{base}"))
     with torch.no_grad():
         return peft.PeftModel.from_pretrained(model, str(adapter)).eval()(torch.tensor(IDS)).logits.numpy()
@@ -96,8 +96,8 @@ def test_rank_and_alpha_by_module_give_pefts_logits(stabilised, bases, tmp_path)
 
 
 def test_every_field_of_pefts_config_is_known():
-    """A field that is neither read nor without effect is refused by its name; a new one has to be put somewhere."""
-    known = {*peft_config.READ, *(key for keys in peft_config.NO_EFFECT.values() for key in keys)}
+    """Every field is supported, without effect, or refused by name; a new field of peft fails this test."""
+    known = {*peft_config.SUPPORTED, *(key for keys in peft_config.NO_EFFECT.values() for key in keys)}
     refused = {
         "modules_to_save", "megatron_config", "trainable_token_indices", "velora_config", "alora_invocation_tokens",
         "use_qalora", "monteclora_config", "layer_replication", "lora_bias", "target_parameters", "use_bdlora",
@@ -117,7 +117,7 @@ def test_every_field_of_pefts_config_is_known():
 
 
 def changed(tmp_path, change):
-    """The adapter of a case with other tensors; gives the refusal."""
+    """Returns a copy of a case's adapter with other tensors."""
     folder = shutil.copytree(shared("cases/peft_alpha_pattern") / "adapter", tmp_path / "adapter")
     change(folder, load_file(folder / "adapter_model.safetensors"))
     return folder
@@ -164,8 +164,8 @@ VALUES = st.sampled_from(
 def test_a_changed_config_gives_pefts_logits_or_one_line(bases, tmp_path_factory, key, value):
     folder = tmp_path_factory.mktemp("adapters") / "adapter"
     shutil.copytree(shared("cases/peft_alpha_pattern") / "adapter", folder)
-    facts = json.loads((folder / adapters.FACTS).read_text())
-    (folder / adapters.FACTS).write_text(json.dumps(facts | {key: value}))
+    facts = json.loads((folder / adapters.CONFIG).read_text())
+    (folder / adapters.CONFIG).write_text(json.dumps(facts | {key: value}))
     try:
         ours = adapters.load(gptjax.load(bases("pb_llama")), folder).logits(IDS)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""What BART, Marian and T5 write, greedy and by beam search, against transformers: live, and golden anywhere."""
+"""Generated texts of BART, Marian and T5, greedy and by beam search, against transformers, live or golden."""
 
 import json
 import sys

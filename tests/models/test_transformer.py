@@ -58,14 +58,14 @@ def from_torch(config, result, decoder):
     tensors += norm("final_norm", "norm") if config.norm_position == "pre" else []
     tree = {}
     for tensor in tensors:
-        names = tensor.theirs
+        names = tensor.hf_names
         for reference_value, torchs in today.items():
             names = [name.replace(reference_value, torchs) for name in names]
-        *folders, leaf = tensor.ours.split("/")
+        *folders, leaf = tensor.name.split("/")
         at = tree
         for folder in folders:
             at = at.setdefault(folder, {})
-        at[leaf] = convert_run.to_ours(tensor, [given[name] for name in names])
+        at[leaf] = convert_run.from_hf(tensor, [given[name] for name in names])
     return tree
 
 

@@ -1,9 +1,9 @@
-"""What is read of a compiled program: collectives in every form that XLA prints them in, and how often they run."""
+"""Parsing of compiled programs: collectives in every format that XLA prints, and their execution counts."""
 
 import pytest
 
 from gptjax.planning import chips, hlo
-from gptjax.planning.collectives import along, collectives, link
+from gptjax.planning.collectives import collectives, group_along, link
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}  # devices 0 to 7, tensor's neighbours next to each other
 
@@ -38,7 +38,7 @@ def test_groups_and_their_axes(groups, axes, group):
 
 
 def test_groups_in_an_unknown_form_are_not_guessed():
-    with pytest.raises(ValueError, match="does not know: %p"):
+    with pytest.raises(ValueError, match="unknown format of replica groups: %p"):
         only("%x = f32[4]{0} all-reduce(%p), replica_groups=elsewhere, to_apply=%add")
 
 
@@ -117,4 +117,4 @@ def test_a_group_that_leaves_its_node_goes_through_the_network():
     assert link((0, 4), chip) == ("far", 10.0)
     assert link((0, 1, 4, 5), chip) == ("far", 20.0), "two devices of a node share the way out"
     assert link(range(64), chip._replace(node=32)) == ("far", 100.0)
-    assert along({"data": 2, "fsdp": 2, "tensor": 2}, ("data", "tensor")) == (0, 1, 4, 5)
+    assert group_along({"data": 2, "fsdp": 2, "tensor": 2}, ("data", "tensor")) == (0, 1, 4, 5)

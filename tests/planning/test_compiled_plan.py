@@ -1,4 +1,4 @@
-"""Plans for meshes that are not here: what is foreseen of 8 virtual devices against what a run really has there."""
+"""Plans for absent meshes: predictions for 8 virtual devices against an actual run on them."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from conftest import BASE, ROOT, overrides, plan, tiny_config
 
 from gptjax.optim import skip_step
 from gptjax.planning import chips, compiled_plan, costs, matmuls, meshes, roofline
-from gptjax.planning.roofline import Sent, Work
+from gptjax.planning.roofline import Transfer, Work
 
 H100 = chips.CHIPS["h100"]
 SEEN = """
@@ -23,13 +23,13 @@ from gptjax import sharding
 from gptjax.planning import chips, collectives, compiled_plan, costs
 
 def of(**changes):
-    return costs.planned(tiny_config(data_batch_size=8, model_kernels="plain", **changes))
+    return costs.resolve(tiny_config(data_batch_size=8, model_kernels="plain", **changes))
 
 built = compiled_plan.program(of(mesh_data=1, mesh_fsdp=8), chips.CHIPS["h100"])
 found, seconds = compiled_plan.compiled(built)
 read = compiled_plan.read(built, found, seconds, chips.CHIPS["h100"], 0)
 assert not jax.live_arrays(), "nothing is allocated"
-state = jax.jit(built.start, out_shardings=sharding.state_shardings(built.mesh, built.shapes))()
+state = jax.jit(built.init, out_shardings=sharding.state_shardings(built.mesh, built.shapes))()
 batch = sharding.place_batch(costs.random_batch(built.config), built.mesh)
 
 def on_first(tree):
@@ -98,7 +98,8 @@ def test_flops_do_not_depend_on_the_mesh(seen):
 
 def test_the_roofline_on_round_numbers():
     chip = H100._replace(products=100.0, bandwidth=10.0, node=2, near=4.0, far=1.0)
-    sent = [Sent(("tensor",), (0, 1), 8.0), Sent(("fsdp",), (0, 2), 3.0), Sent(("data", "tensor"), (0, 1, 2, 3), 2.0)]
+    sent = [Transfer(("tensor",), (0, 1), 8.0), Transfer(("fsdp",), (0, 2), 3.0)]
+    sent += [Transfer(("data", "tensor"), (0, 1, 2, 3), 2.0)]
     work = Work(flops=400, model_flops=0.0, tokens=60)
     found = roofline.forecast(work, 4, 20.0, sent, chip)
     assert (found.products, found.elsewhere, found.waited, found.hidden) == (1.0, 2.0, 2.0 + 1.0, 3.0)
@@ -107,15 +108,15 @@ def test_the_roofline_on_round_numbers():
 
 
 def test_all_ways_to_divide_devices():
-    dense = meshes.meshes(tiny_config(), 8)
+    dense = meshes.candidate_meshes(tiny_config(), 8)
     assert len(dense) == 10 == len({tuple(mesh.items()) for mesh in dense})
     assert {"data": 2, "fsdp": 2, "tensor": 2} in dense and {"data": 8, "fsdp": 1, "tensor": 1} in dense
-    mixture = meshes.meshes(tiny_config(model_mlp="experts"), 4)
+    mixture = meshes.candidate_meshes(tiny_config(model_mlp="experts"), 4)
     assert {"data": 1, "fsdp": 1, "tensor": 1, "expert": 4} in mixture
 
 
 def test_search_leaves_out_what_does_not_fit_and_what_cannot_be():
-    config = costs.planned(tiny_config(data_batch_size=8))
+    config = costs.resolve(tiny_config(data_batch_size=8))
     looked = []
     ranked = meshes.search(config, 8, H100, looked.append)
     assert len(looked) == 10
@@ -139,7 +140,7 @@ def test_a_plan_for_a_chip_is_a_table_or_one_object(call):
     (line,) = foreseen(call, "--chip=h100", "--mesh=data=1", "--json").splitlines()
     told = json.loads(line)
     assert told["mesh"] == {"data": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1} and told["fits"]
-    assert told["flops"] == matmuls.flops_by_place(alone().jaxpr).total()
+    assert told["flops"] == matmuls.flops_by_scope(alone().jaxpr).total()
     assert told["memory"]["total"] == sum(told["memory"][kind] for kind in compiled_plan.Memory._fields)
     predicted = told["predicted"]
     assert 0 < predicted["mfu"] < 0.6 and predicted["step"] > predicted["products"]
@@ -157,8 +158,8 @@ def test_the_best_meshes_of_a_search_are_compiled(call):
 
 
 def alone():
-    config = costs.planned(tiny_config())
-    built = compiled_plan.program(config, H100)
+    config = costs.resolve(tiny_config())
+    built = compiled_plan.build(config, H100)
     return built.step.trace(built.shapes, costs.batch_shapes(config))
 
 
@@ -177,11 +178,11 @@ def test_here_the_forecast_is_compared_with_a_run(call):
         (["--mesh=dta=8", "--chip=h100"], "--mesh has no axis 'dta'; there are data"),
         (["--mesh=data=8,data=2", "--chip=h100"], "it must be like data=8,fsdp=64, each axis once"),
         (["--mesh=data=-1", "--chip=h100"], "it must be like data=8,fsdp=64, each axis once, sizes at least 1"),
-        (["--chip=h100", "--measure"], "only --chip=here can be measured"),
-        (["--chip=h100", "--search"], "--search goes with --devices=N"),
-        (["--chip=h100", "--devices=8"], "--search goes with --devices=N"),
-        (["--chip=h100", "--search", "--devices=0"], "--search goes with --devices=N, at least 1"),
-        (["--chip=h100", "--search", "--devices=8", "--mesh=data=8"], "and without --mesh"),
+        (["--chip=h100", "--measure"], "--measure needs --chip=here"),
+        (["--chip=h100", "--search"], "--search needs --devices=N"),
+        (["--chip=h100", "--devices=8"], "--search needs --devices=N"),
+        (["--chip=h100", "--search", "--devices=0"], "--search needs --devices=N, at least 1"),
+        (["--chip=h100", "--search", "--devices=8", "--mesh=data=8"], "and no --mesh"),
     ],
 )
 def test_refusals(call, flags, expected):

@@ -1,4 +1,4 @@
-"""What a step costs: FLOPs against the formula, measured time that adds up, and names that are this program's own."""
+"""Cost of a step: FLOPs against the formula, measured times that sum to the step, and operation names."""
 
 import json
 
@@ -123,14 +123,14 @@ def test_a_cached_program_of_other_names_is_not_used():
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--steps=3"], "--steps must be at least 1, and goes with --measure"),
+        (["--steps=3"], "--steps must be at least 1, and needs --measure"),
         (["--measure", "--steps=0"], "--steps must be at least 1"),
-        (["--measure", "--config.data.tokenizer=chars"], "'chars' has depends on the text; give --config.model.vocab"),
+        (["--measure", "--config.data.tokenizer=chars"], "'chars' depends on the text; give --config.model.vocab"),
         (["--config.data.tokenizer=bert"], "unknown tokenizer 'bert'"),
         (["--config.model.vocabulary=100"], "model.vocabulary=100 is smaller than the tokenizer's 4096 (bpe:4096)"),
         (["--config.model.heads=5"], "model.heads=5 does not divide model.width=128"),
         (["--config.init_from=nowhere"], "nowhere is not a run: it has no config.json"),
-        (["--config.init_from=hf:gpt2"], "init_from=hf:gpt2 has to be a run: python -m gptjax.convert"),
+        (["--config.init_from=hf:gpt2"], "a plan needs a run, but init_from=hf:gpt2: python -m gptjax.convert"),
     ],
 )
 def test_refusals(call, flags, expected):

@@ -1,18 +1,18 @@
-"""How a profile's time is divided, on made-up events and programs whose division is known."""
+"""Attribution of a profile's time, on synthetic events and programs with a known result."""
 
 import pytest
 
 from gptjax.planning import modules, profile_trace
-from gptjax.planning.modules import Place
+from gptjax.planning.modules import Scope
 from gptjax.planning.profile_trace import Event
 
-A, B, LOOP = Place("tokens", False), Place("head", True), Place("between blocks", False)
+A, B, LOOP = Scope("tokens", False), Scope("head", True), Scope("between blocks", False)
 WHERE = {"a": A, "b": B, "loop": LOOP}
-IDLE, ELSE = Place(modules.IDLE, False), Place(modules.ELSE, False)
+IDLE, ELSE = Scope(modules.IDLE, False), Scope(modules.OTHER, False)
 
 
 def divided(*events):
-    seconds = profile_trace.seconds_by_place(events, WHERE, {"loop"})
+    seconds = profile_trace.seconds_by_scope(events, WHERE, {"loop"})
     return {where: round(value * 1e9, 6) for where, value in seconds.items() if value}
 
 
@@ -69,11 +69,11 @@ ENTRY %main (a: f32[2]) -> (f32[2], s32[]) {
 
 
 def test_instructions_belong_where_their_products_or_most_operations_come_from():
-    where = profile_trace.places(PROGRAM)
-    assert where["product_fusion"] == where["copied"] == Place("block_10 mlp", True)
-    assert where["voted"] == Place("optimizer", False)
-    assert where["summed"] == Place("collectives", False)
-    assert where["strange"].part == where["out"].part == modules.ELSE
+    where = profile_trace.scopes(PROGRAM)
+    assert where["product_fusion"] == where["copied"] == Scope("block_10 mlp", True)
+    assert where["voted"] == Scope("optimizer", False)
+    assert where["summed"] == Scope("collectives", False)
+    assert where["strange"].part == where["out"].part == modules.OTHER
     assert profile_trace.containers(PROGRAM) == {"out"}
 
 
@@ -96,6 +96,6 @@ def test_a_path_of_modules_names_its_part(path, part):
 
 def test_parts_stand_in_the_order_of_the_model():
     found = ["idle", "loss", "block_10 mlp", "block_2 attention", "between blocks", "tokens", "block_2 mlp"]
-    assert modules.in_order(found) == [
+    assert modules.sort_parts(found) == [
         "tokens", "block_2 attention", "block_2 mlp", "block_10 mlp", "between blocks", "loss", "idle",
     ]  # fmt: skip

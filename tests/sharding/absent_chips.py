@@ -67,8 +67,8 @@ def products(text):
 def compiled(chip, count, recipe, flags):
     """Figures of the step of a recipe with these flags, for the tests."""
     as_if_on(chip, count)
-    built = compiled_plan.program(costs.planned(configs.read(recipe, flags)), CHIPS[chip])
-    program, seconds = compiled_plan.compiled(built)
+    built = compiled_plan.build(costs.resolve(configs.read(recipe, flags)), CHIPS[chip])
+    program, seconds = compiled_plan.compile_step(built)
     text = program.as_text()
     if "DUMP" in os.environ:
         Path(os.environ["DUMP"]).write_text(text)

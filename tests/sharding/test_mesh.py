@@ -165,7 +165,7 @@ def test_experts_exchange_tokens_and_not_parameters(runs):
 
 
 def test_batch_shardings_follow_the_letters_of_names():
-    mesh, rows = compiled_plan.abstract({"data": 2, "context": 4}), ("data", "fsdp", "expert")
+    mesh, rows = compiled_plan.abstract_mesh({"data": 2, "context": 4}), ("data", "fsdp", "expert")
     shapes = {
         "inputs_BT": (8, 16), "source_BS": (8, 16), "labels_B": (8,), "spans_B2": (8, 2), "choices_BT": (8, 4, 16),
         "teacher_BTV": (8, 16, 7),

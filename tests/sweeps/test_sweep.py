@@ -115,7 +115,7 @@ def test_one_process_sweeps_at_a_time(tmp_path):
 def test_of_two_processes_that_start_a_sweep_one_creates_its_directory(tmp_path, monkeypatch):
     search = Search(BASE, overrides(), {"seed": (0,)})
     own = folders.open_or_create(tmp_path / "sweep", search)
-    monkeypatch.setattr(folders, "is_free", lambda folder: True)  # as the other one saw it
+    monkeypatch.setattr(folders, "is_new_or_empty", lambda folder: True)  # as the other one saw it
     assert folders.open_or_create(tmp_path / "sweep", search) == own
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 

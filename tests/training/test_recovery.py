@@ -235,7 +235,7 @@ def test_statistics_are_reset_when_batches_change(tmp_path, text_file, monkeypat
     [
         (dict(guard_patience=0), "guard.patience is 0; it must be at least 1"),
         (dict(guard_spike_z=-1), "guard.spike_z is -1.0; it cannot be negative"),
-        (dict(guard_spike_z=6, guard_warmup_steps=1), "guard.warmup_steps is 1; spikes"),
+        (dict(guard_spike_z=6, guard_warmup_steps=1), "guard.warmup_steps is 1; detecting spikes"),
     ],
 )
 def test_invalid_limits_are_refused(tmp_path, text_file, call_train, changes, told):

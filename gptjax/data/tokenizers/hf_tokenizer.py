@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from gptjax.core.files import repair
+from gptjax.core.files import replace_surrogates
 
 # GPT-2's printable characters for the bytes 0 to 255, in which byte-level vocabularies are written.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -120,7 +120,7 @@ def _library(text: str, plain: bool) -> Any:
 
 
 def _ids(library: Any, text: str) -> list[int]:
-    return library.encode(repair(text), add_special_tokens=False).ids  # as tiktoken does
+    return library.encode(replace_surrogates(text), add_special_tokens=False).ids  # as tiktoken does
 
 
 def _decoder_parts(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:

@@ -20,7 +20,7 @@ import tiktoken
 
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import console, schema
-from gptjax.core.files import read_text, repair, write_atomic
+from gptjax.core.files import read_text, replace_surrogates, write_atomic
 from gptjax.data.tokenizers.hf_tokenizer import HFTokenizer, to_bytes
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
       DataError: a character that a `chars` tokenizer does not have.
     """
-    text = repair(text)
+    text = replace_surrogates(text)
     if tokenizer.name == "chars" and isinstance(tokenizer, Encoding):
         unknown = sorted(set(text) - {token.decode() for token in tokenizer._mergeable_ranks})
         if unknown:
@@ -302,7 +302,7 @@ def encode_special(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
       DataError: a character that a `chars` tokenizer does not have.
     """
-    text = repair(text)
+    text = replace_surrogates(text)
     if isinstance(tokenizer, HFTokenizer):
         return tokenizer.encode_special(text)
     special = special_tokens(tokenizer)
@@ -332,7 +332,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 def encode_array(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Encodes text as an array, uint32, without an intermediate list where tiktoken can."""
-    text = repair(text)
+    text = replace_surrogates(text)
     if isinstance(tokenizer, Encoding) and tokenizer.name == "bytes":
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
     if isinstance(tokenizer, Encoding) and tokenizer.name != "chars":

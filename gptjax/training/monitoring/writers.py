@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from gptjax.config.errors import ConfigError
 from gptjax.core import console, schema
-from gptjax.core.files import disk_trouble, read_text, write_atomic
+from gptjax.core.files import disk_error, read_text, write_atomic
 
 Line = dict[str, Any]  # "step" and its metrics; None: unknown
 LINE = {"step": int, str: (float, None)}
@@ -39,10 +39,10 @@ class JsonLines:
         try:
             self.close()
         except OSError as error:
-            if not disk_trouble(error):
+            if not disk_error(error):
                 raise
             if len(self.waiting) == 1:
-                console.say(f"{self.path} cannot be written: {disk_trouble(error)}; its lines are kept until it can")
+                console.say(f"{self.path} cannot be written: {disk_error(error)}; its lines are kept until it can")
 
     def close(self) -> None:
         """Writes the waiting lines, all or none."""

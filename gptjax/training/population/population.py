@@ -100,7 +100,7 @@ def train(
                 stack.enter_context(goodput.record_clock(clock, setup.workdir, step))
             with interrupts.handle_signals() as stop_signal:
                 states, alive = train_steps(population, states, written, on_line, stop_signal)
-            with clock.during("finish"), cpu_idle.wakeful(jax.default_backend() == "cpu"):
+            with clock.during("finish"), cpu_idle.keep_awake(jax.default_backend() == "cpu"):
                 return finish(population, states, alive, done)
         except KeyboardInterrupt as error:
             for checkpoints in written:
@@ -262,7 +262,7 @@ def train_steps(
     sample = [setup.eval_batches[i] for i in batches.evenly_spaced(setup.eval_batches, c.eval.batches)]
     due = SaveSchedule(c.checkpoint, steps)
     with (
-        cpu_idle.wakeful(jax.default_backend() == "cpu"),
+        cpu_idle.keep_awake(jax.default_backend() == "cpu"),
         batches.prefetch(partial(load_batch, population), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorders(population.setups, states, advance, on_line) as recorders,

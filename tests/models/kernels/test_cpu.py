@@ -171,7 +171,7 @@ MODERN = dict(
         (MODERN, 16),
         (dict(model_positions="alibi", model_scan_layers=True, model_remat="full"), 16),
     ],
-    ids=["base", "modern", "scanned and computed again"],
+    ids=["base", "modern", "scanned and rematerialized"],
 )
 def test_a_model_of_either_kernels_has_one_loss_and_one_gradient(changes, context):
     rng = np.random.default_rng(0)
