@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     from gptjax import models
     from gptjax.data import records
-    from gptjax.data.records import Options
+    from gptjax.data.records import RecordOptions
     from gptjax.evals import held_out, translation, writing
     from gptjax.runs import run
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if sum(bool(flag) for flag in (flags.test, flags.data, flags.predict)) > 1:
         raise ConfigError("--test, --data and --predict are of different texts; give one of them")
     if flags.predict:
-        options = Options(tuple(loaded.config.data.examples.fields))
+        options = RecordOptions(tuple(loaded.config.data.examples.fields))
         found = [one.fields for one in records.read(flags.predict, options)]
         print("\n".join(json.dumps(one, ensure_ascii=False) for one in loaded.predict(found)))
         return

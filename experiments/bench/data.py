@@ -25,11 +25,11 @@ from train_step import machine, versions
 
 from gptjax.data import shards, token_sets
 from gptjax.data.augment import Augment
-from gptjax.data.batches import Batches, Mixing, Stage
-from gptjax.data.formats import Reading
-from gptjax.data.layouts import LAYOUTS, endless
+from gptjax.data.batches import Batches, MixtureStage, Stage
+from gptjax.data.formats import ReadOptions
+from gptjax.data.layouts import LAYOUTS, shuffle_and_repeat
 from gptjax.data.prepare import pipeline
-from gptjax.data.prepare.cleaning import Options
+from gptjax.data.prepare.cleaning import CleaningOptions
 from gptjax.data.prepare.documents import Task
 from gptjax.data.tokenizers import tokenizers
 
@@ -63,7 +63,7 @@ def fill(folder: Path, tokens: int, per_shard: int, document: int) -> Path:
             totals = {"documents": len(ends), "tokens": len(ends) * document, "text_bytes": 0}
             splits[split].append(totals | {"files": files})
     made_with = {"name": tokenizer.name, "n_vocab": tokenizer.n_vocab, "sha256": tokenizers.sha256(tokenizer)}
-    closing = token_sets.borders(tokenizer).closing
+    closing = token_sets.delimiters_of(tokenizer).closing
     shards.write_index(folder, {"tokenizer": made_with | {"closing": closing}, "splits": splits})
     return folder
 
@@ -83,10 +83,12 @@ def opening(tokens: int) -> Figures:
 
 def of_layout(sets: dict[str, token_sets.TokenSet], layout: str, context: int, batch_size: int) -> Batches:
     """Batches of the sets, mixed three to one where there are two."""
-    mixing = Mixing(0, dict(zip(sets, (3, 1), strict=False)))
+    mixing = MixtureStage(0, dict(zip(sets, (3, 1), strict=False)))
 
     def rows(name: str, context: int) -> Any:
-        return endless(LAYOUTS[layout](sets[name], context, 0, Augment(), f"bench {name} {len(sets[name])}"), 0)
+        return shuffle_and_repeat(
+            LAYOUTS[layout](sets[name], context, 0, Augment(), f"bench {name} {len(sets[name])}"), 0
+        )
 
     return Batches(rows, [Stage(0, batch_size, context)], [mixing])
 
@@ -128,7 +130,7 @@ def alone(texts: list[str], tokenizer: str, workers: int) -> float:
 
 def ours(text: str, tokenizer: str, workers: int, output: Path) -> float:
     """Seconds of preparing, from the start of reading to the finished set; processes are started before."""
-    task = Task(Reading(), (), Options(), 0.05)
+    task = Task(ReadOptions(), (), CleaningOptions(), 0.05)
     settings = pipeline.Settings((text,), tokenizer, task)
     shutil.rmtree(output, ignore_errors=True)
     times: list[float] = []
@@ -157,7 +159,7 @@ def ready(task: Task, tokenizer: Path, seconds: float) -> None:
 
 def tokenizing(text: str, tokenizer: str, rounds: int, output: Path) -> Figures:
     """Preparing and tiktoken in turns: MB/s of each, the median ratio."""
-    files = pipeline.sources_of([text])
+    files = pipeline.find_inputs([text])
     texts = [source.path.read_text(encoding="utf-8") for source in files]
     size, workers = sum(len(text.encode()) for text in texts), os.cpu_count() or 1
     pairs = []

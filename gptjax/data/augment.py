@@ -1,7 +1,7 @@
-"""Augmentation of small sets when they are read: tokens left out, put in, swapped and replaced at random.
+"""Augmentation of small sets when they are read: random deletion, insertion, swap and replacement of tokens.
 
-After arXiv 1901.11196 (EDA), on tokens: what is put in is a token of the same set, as often as it has it, where the
-paper takes synonyms. The first and last id of a piece, which open and close it, stay.
+After EDA (arXiv 1901.11196), on tokens: inserted tokens are sampled from the set itself, where the paper uses
+synonyms. The first and last id of a piece, which open and close it, never change.
 """
 
 from typing import NamedTuple
@@ -12,49 +12,49 @@ from gptjax.data.token_sets import TokenSet
 
 
 class Augment(NamedTuple):
-    """Shares of a piece's tokens, 0 to 1; each token is drawn for itself."""
+    """Probabilities, 0 to 1, of each edit, drawn independently for each token."""
 
-    insert: float = 0.0  # that get another one put behind them
-    delete: float = 0.0  # that are left out
-    swap: float = 0.0  # that change places with another one of the piece
-    replace: float = 0.0  # that become another one
+    insert: float = 0.0  # another token is inserted after it
+    delete: float = 0.0  # it is deleted
+    swap: float = 0.0  # it is swapped with another token of the piece
+    replace: float = 0.0  # it is replaced by another token
 
     def any(self) -> bool:
-        """Whether anything is to be done."""
+        """Returns True if any edit has a probability above 0."""
         return any(share > 0 for share in self)
 
 
-def augmented(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.random.Generator) -> np.ndarray:
-    """The ids with edits drawn from `rng`; longer or shorter by what was put in and left out.
+def augment_tokens(ids: np.ndarray, augment: Augment, tokens: TokenSet, rng: np.random.Generator) -> np.ndarray:
+    """Returns the ids with random edits; insertions and deletions change their number.
 
     Args:
       ids: int32, one or more.
-      augment: how much of what.
-      tokens: where tokens to put in come from.
-      rng: decides all of it.
+      augment: probabilities of the edits.
+      tokens: set that inserted tokens are sampled from.
+      rng: random generator of all edits.
     """
     inner = ids[1:-1].copy()
     if not len(inner):
         return ids
-    drawn = rng.random((4, len(inner))) < np.array(augment)[:, None]
-    insert, delete, swap, replace = drawn
+    edits = rng.random((4, len(inner))) < np.array(augment)[:, None]
+    insert, delete, swap, replace = edits
     others = rng.integers(len(inner), size=len(inner))
-    for here in np.flatnonzero(swap):
-        inner[here], inner[others[here]] = inner[others[here]], inner[here]
-    inner[replace] = _from(tokens, int(replace.sum()), rng)
+    for position in np.flatnonzero(swap):
+        inner[position], inner[others[position]] = inner[others[position]], inner[position]
+    inner[replace] = _sample_tokens(tokens, int(replace.sum()), rng)
     copies = (1 - delete.astype(int)) + insert
     at = np.repeat(np.arange(len(inner)), copies)
     grown = inner[at]
-    new = np.flatnonzero(insert[at] & np.append(at[1:] != at[:-1], True))  # the last copy of where one is put in
-    grown[new] = _from(tokens, len(new), rng)
+    new = np.flatnonzero(insert[at] & np.append(at[1:] != at[:-1], True))  # the last copy of a token with an insertion
+    grown[new] = _sample_tokens(tokens, len(new), rng)
     return np.concatenate([ids[:1], grown, ids[-1:]]).astype(np.int32)
 
 
-def _from(tokens: TokenSet, count: int, rng: np.random.Generator) -> np.ndarray:
-    drawn: list[int] = []
-    while len(drawn) < count:
-        place = int(rng.integers(len(tokens)))
-        token = int(tokens.read(place, place + 1)[0])
+def _sample_tokens(tokens: TokenSet, count: int, rng: np.random.Generator) -> np.ndarray:
+    sampled: list[int] = []
+    while len(sampled) < count:
+        position = int(rng.integers(len(tokens)))
+        token = int(tokens.read(position, position + 1)[0])
         if token not in tokens.closing:
-            drawn.append(token)
-    return np.array(drawn, np.int32)
+            sampled.append(token)
+    return np.array(sampled, np.int32)

@@ -1,7 +1,6 @@
-"""Batches: token sets in, arrays of a step out. A batch is a pure function of (seed, step), on any number of hosts.
+"""Batches: the arrays of a step, read from token sets, as a pure function of (seed, step) on any number of hosts.
 
-What a step reads follows from the phase that it lies in: its shape, and the proportions of the sets. No position is
-ever saved.
+The phase of a step determines its shape and the proportions of the sets. No reader position is ever saved.
 """
 
 import bisect
@@ -16,117 +15,117 @@ import grain
 import numpy as np
 
 from gptjax.data.layouts import Batch, Rows
-from gptjax.data.mixtures import source, taken
+from gptjax.data.mixtures import counts_before, source_of_row
 
 T = TypeVar("T")
 
 
 class Stage(NamedTuple):
-    """A stretch of training in which batches have one shape."""
+    """Range of steps in which batches have one shape."""
 
-    start: int  # steps taken before it
+    start: int  # number of steps before it
     batch_size: int  # B, rows per batch
     context: int  # T, tokens per row
 
 
 def stages(config: Any) -> list[Stage]:
-    """The stages of a run, the first one starting at 0: those of `config.stages`, then `config`'s own shape to the end.
+    """Returns the stages of a run, the first starting at 0: `config.stages`, then the shape of `config` to the end.
 
     Args:
       config: `config.data`, resolved and checked.
     """
-    found, start = [], 0
+    result, start = [], 0
     for steps, batch_size, context in config.stages:
-        found.append(Stage(start, batch_size, context))
+        result.append(Stage(start, batch_size, context))
         start += steps
-    return [*found, Stage(start, config.batch_size, config.context)]
+    return [*result, Stage(start, config.batch_size, config.context)]
 
 
 def stage_of(step: int, stages: list[Stage]) -> Stage:
-    """The stage that a step, counted from 1, belongs to."""
+    """Returns the stage of a step, counted from 1."""
     return next(stage for stage in reversed(stages) if stage.start < step)
 
 
-class Mixing(NamedTuple):
-    """A stretch of training in which sets are mixed in one proportion."""
+class MixtureStage(NamedTuple):
+    """Range of steps in which sets are mixed in one proportion."""
 
-    start: int  # steps taken before it
-    shares: Mapping[str, int]  # whole numbers by name of the set; one that is not named gives no rows
+    start: int  # number of steps before it
+    shares: Mapping[str, int]  # integer weight by name of the set; a set without one gives no rows
 
 
-def mixed_from(known: Sequence[Mixing], step: int, shares: Mapping[str, int]) -> list[Mixing]:
-    """The mixings of a run that reads its sets in these proportions after a step.
+def change_mixture(mixings: Sequence[MixtureStage], step: int, shares: Mapping[str, int]) -> list[MixtureStage]:
+    """Returns the mixture stages of a run that changes to the proportions `shares` after a step.
 
     Args:
-      known: those so far; what they say of later steps has not been read yet.
-      step: steps taken.
-      shares: as of Mixing.
+      mixings: stages so far; those that start at `step` or later are dropped.
+      step: number of steps taken.
+      shares: see `MixtureStage`.
     """
-    past = [mixing for mixing in known if mixing.start < step]
+    past = [mixing for mixing in mixings if mixing.start < step]
     if past and past[-1].shares == shares:
         return past
-    return [*past, Mixing(step, shares)]
+    return [*past, MixtureStage(step, shares)]
 
 
 class Phase(NamedTuple):
-    """A stretch of training in which both stay the same."""
+    """Range of steps in which both shape and proportions stay the same."""
 
     start: int
     batch_size: int
     context: int
     names: tuple[str, ...]
     shares: tuple[int, ...]
-    skip: tuple[int, ...]  # rows of each set, in this context, that count as read before
+    skip: tuple[int, ...]  # rows of each set, of this context, that count as already read
 
 
-def phases(stages: Sequence[Stage], mixings: Sequence[Mixing]) -> list[Phase]:
-    """The stages cut where the mixture changes.
+def phases(stages: Sequence[Stage], mixings: Sequence[MixtureStage]) -> list[Phase]:
+    """Splits the stages where the mixture changes.
 
-    A set is read on from where as many of its tokens have been read as in the phases before, whatever their context.
+    Each set continues after as many of its tokens as the earlier phases have read, whatever their context.
     """
-    found: list[Phase] = []
-    read: dict[str, int] = {}  # tokens of each set
+    result: list[Phase] = []
+    tokens_read: dict[str, int] = {}  # tokens of each set
     starts = sorted({stage.start for stage in stages} | {mixing.start for mixing in mixings})
     for start, end in zip(starts, [*starts[1:], None], strict=True):
         stage = stage_of(start + 1, list(stages))
         mixing = next(mixing for mixing in reversed(mixings) if mixing.start <= start)
         names, shares = tuple(mixing.shares), tuple(mixing.shares.values())
-        skip = tuple(-(-read.get(name, 0) // stage.context) for name in names)
-        found.append(Phase(start, stage.batch_size, stage.context, names, shares, skip))
+        skip = tuple(-(-tokens_read.get(name, 0) // stage.context) for name in names)
+        result.append(Phase(start, stage.batch_size, stage.context, names, shares, skip))
         if end is not None:
-            for name, count in zip(names, taken((end - start) * stage.batch_size, shares), strict=True):
-                read[name] = read.get(name, 0) + count * stage.context
-    return found
+            for name, count in zip(names, counts_before((end - start) * stage.batch_size, shares), strict=True):
+                tokens_read[name] = tokens_read.get(name, 0) + count * stage.context
+    return result
 
 
 class ProcessShard(NamedTuple):
-    """What one of several processes reads of each batch: of so many equal parts those from `start` to before `end`."""
+    """Share of each batch that one process reads: parts `start` to `end` (exclusive) of `parts` equal parts."""
 
     start: int = 0
     end: int = 1
     parts: int = 1
 
 
-WHOLE = ProcessShard()
+SINGLE_PROCESS = ProcessShard()
 
 
 class Batches:
-    """`[step - 1]` is the Batch of that step, in the shape of its stage.
+    """Sequence of batches: `[step - 1]` is the Batch of that step, in the shape of its stage.
 
     Args:
-      rows: `(set's name, context) -> endless rows`, see gptjax.data.layouts.
+      rows: `(name of a set, context) -> endless rows`, see gptjax.data.layouts.
       stages: see `stages`.
-      mixings: the first one starts at 0.
-      share: which rows of each batch; whatever it is, the batch that all processes make together is the same.
-      first: no step before it is asked for, so that sets which only those read need not be there.
+      mixings: mixture stages, the first of which starts at 0.
+      share: rows of each batch that this process reads; the global batch does not depend on it.
+      first: first step that is requested; sets that only earlier steps read need not exist.
     """
 
     def __init__(
         self,
         rows: Callable[[str, int], grain.MapDataset],
         stages: Sequence[Stage],
-        mixings: Sequence[Mixing],
-        share: ProcessShard = WHOLE,
+        mixings: Sequence[MixtureStage],
+        share: ProcessShard = SINGLE_PROCESS,
         first: int = 0,
     ) -> None:
         self.phases, self.share = phases(stages, mixings), share
@@ -138,21 +137,21 @@ class Batches:
     def __getitem__(self, index: int) -> Batch:
         phase = self.phases[bisect.bisect_right(self._starts, index) - 1]
         before, (start, end, parts) = (index - phase.start) * phase.batch_size, self.share
-        own = range(before + phase.batch_size * start // parts, before + phase.batch_size * end // parts)
-        return stacked([self._row(phase, row) for row in own])
+        indices = range(before + phase.batch_size * start // parts, before + phase.batch_size * end // parts)
+        return stack([self._row(phase, row) for row in indices])
 
     def _row(self, phase: Phase, row: int) -> Batch:
-        which, nth = source(row, phase.shares) if len(phase.names) > 1 else (0, row)
-        return self._rows[phase.names[which], phase.context][phase.skip[which] + nth]
+        set_index, row_of_set = source_of_row(row, phase.shares) if len(phase.names) > 1 else (0, row)
+        return self._rows[phase.names[set_index], phase.context][phase.skip[set_index] + row_of_set]
 
 
-def stacked(rows: Sequence[Batch]) -> Batch:
-    """The rows as one batch."""
+def stack(rows: Sequence[Batch]) -> Batch:
+    """Stacks rows into a batch."""
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}  # type: ignore[literal-required, return-value]
 
 
 class EvalBatches(Sequence[Batch]):
-    """Batches of an epoch of rows, once and in order; the last is filled up with rows that weigh 0.
+    """Batches of one epoch of rows, in order; the last one is padded with rows of weight 0.
 
     Args:
       rows: see gptjax.data.layouts.
@@ -167,24 +166,24 @@ class EvalBatches(Sequence[Batch]):
 
     def __getitem__(self, index: Any) -> Any:
         first = range(len(self))[index] * self.batch_size
-        found = [self.rows.row(0, k) for k in range(first, min(first + self.batch_size, self.rows.per_epoch))]
-        blank = {key: np.zeros_like(value) for key, value in found[0].items()}
-        return stacked([*found, *[blank] * (self.batch_size - len(found))])  # type: ignore[list-item]
+        rows = [self.rows.row(0, k) for k in range(first, min(first + self.batch_size, self.rows.per_epoch))]
+        blank = {key: np.zeros_like(value) for key, value in rows[0].items()}
+        return stack([*rows, *[blank] * (self.batch_size - len(rows))])  # type: ignore[list-item]
 
 
-def spread(batches: Sequence[Batch], count: int) -> list[int]:
-    """Indices of `count` of the batches, evenly spread, always the same; all of them where there are no more."""
+def evenly_spaced(batches: Sequence[Batch], count: int) -> list[int]:
+    """Returns evenly spaced indices of at most `count` of the batches; deterministic."""
     return sorted({round(i) for i in np.linspace(0, len(batches) - 1, min(count, len(batches)))})
 
 
 @contextmanager
-def prefetched(make: Callable[[int], T], first: int, end: int, ahead: int) -> Iterator[Iterator[T]]:
-    """make(first), make(first + 1), ... up to before `end`, in order, each begun in a thread before it is asked for.
+def prefetch(make: Callable[[int], T], first: int, end: int, ahead: int) -> Iterator[Iterator[T]]:
+    """Iterates over make(first), ..., make(end - 1) in order, computing them ahead of time in threads.
 
     Args:
       make: called in several threads at once.
-      first, end: its arguments.
-      ahead: how many are made or ready beyond the one in use; 0: each is made when it is asked for.
+      first, end: range of its argument.
+      ahead: number of results computed beyond the one in use; 0 computes each one on request.
     """
     if not ahead:
         yield (make(index) for index in range(first, end))

@@ -1,6 +1,6 @@
-"""A dialogue as text, by a chat template: Hugging Face's, which are texts of Jinja's, or one of three by name.
+"""Chat templates, which render a dialogue as text: Jinja templates as Hugging Face has them, or one of three by name.
 
-jinja2, an optional extra, renders them in its sandbox as transformers does. Knows no files of dialogues and no model.
+jinja2, an optional dependency, renders them in its sandbox, as in transformers.
 """
 
 import json
@@ -15,23 +15,22 @@ from gptjax.core.files import read_text
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-Message = Mapping[str, Any]  # {"role": "system", "user", "assistant" or "tool", "content": what they say}, tool_calls
+Message = Mapping[str, Any]  # {"role": "system", "user", "assistant" or "tool", "content": text}, tool_calls
 
 
 class Template(NamedTuple):
-    """A chat template.
+    """Chat template.
 
     Attributes:
-      text: of Jinja's.
-      names: special tokens by the names that the text calls them, such as `bos_token`, where they are not the
-        tokenizer's own.
+      text: Jinja source.
+      names: special tokens by variable of the template, such as `bos_token`, that differ from those of the tokenizer.
     """
 
     text: str
     names: Mapping[str, str] = {}
 
 
-# Those that go by name: OpenAI's ChatML, Llama 3's, and one for tokenizers that have no special token but their end.
+# Templates by name: OpenAI's ChatML, Llama 3's, and one for tokenizers whose only special token is their end.
 TEMPLATES = {
     "chatml": (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
@@ -49,65 +48,67 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     ),
 }
-# What a tokenizer has to have for them.
-SPECIAL = {
+# Special tokens that they need.
+REQUIRED_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
 
 
-def template_of(name: str, tokenizer: Tokenizer) -> Template:
-    """The template of that name, or the one in a file of that path.
+def get_template(name: str, tokenizer: Tokenizer) -> Template:
+    """Returns the template of that name, or reads it from a file of that path.
 
     Raises:
-      ConfigError: there is none, or jinja2 is not installed.
-      DataError: it cannot be read, is none of Jinja's, or the tokenizer lacks its special tokens.
+      ConfigError: there is no such template, or jinja2 is not installed.
+      DataError: it cannot be read, is not a Jinja template, or the tokenizer lacks its special tokens.
     """
-    known = tokenizers.special_tokens(tokenizer)
-    missing = [one for one in SPECIAL.get(name, ()) if one not in known]
+    special = tokenizers.special_tokens(tokenizer)
+    missing = [token for token in REQUIRED_TOKENS.get(name, ()) if token not in special]
     if missing:
         raise DataError(
             f"the tokenizer {tokenizer.name} has no {missing[0]}, which chat template {name} needs; take plain"
         )
     if name not in TEMPLATES and not Path(name).is_file():
-        raise ConfigError(f"there is no chat template {name}; give a file of one of Jinja's, or {', '.join(TEMPLATES)}")
-    return read_template(Path(name)) if name not in TEMPLATES else compiled(TEMPLATES[name])
+        raise ConfigError(
+            f"there is no chat template {name}; give a file with a Jinja template, or {', '.join(TEMPLATES)}"
+        )
+    return read_template(Path(name)) if name not in TEMPLATES else compile_template(TEMPLATES[name])
 
 
 def read_template(path: Path) -> Template:
-    """The template in a file.
+    """Reads a template from a file.
 
     Raises:
       ConfigError: jinja2 is not installed.
-      DataError: it cannot be read, or is none of Jinja's.
+      DataError: it cannot be read, or is not a Jinja template.
     """
     try:
-        return compiled(read_text(path))
+        return compile_template(read_text(path))
     except DataError as error:
         raise DataError(f"the chat template {path} cannot be read: {error}") from error
 
 
-def compiled(text: str) -> Template:
-    """The template of that text; errors as of `read_template`."""
+def compile_template(text: str) -> Template:
+    """Compiles a template; raises the errors of `read_template`."""
     _compiled(text)
     return Template(text)
 
 
-def rendered(
+def render(
     template: Template,
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     answer_next: bool = True,
     tools: Sequence[Any] = (),
 ) -> str:
-    """The text of a dialogue.
+    """Renders a dialogue as text.
 
     Args:
-      template: of the dialogue.
-      messages: from the first to the last.
-      tokenizer: whose special tokens `bos_token` and `eos_token` are.
-      answer_next: whether the text goes on with what an answer begins with.
-      tools: that may be called, as JSON schemas.
+      template: chat template.
+      messages: messages in order.
+      tokenizer: tokenizer that `bos_token` and `eos_token` belong to.
+      answer_next: if True, the text ends with the beginning of an answer (`add_generation_prompt`).
+      tools: JSON schemas of the tools that may be called.
 
     Raises:
       ConfigError: jinja2 is not installed.
@@ -115,60 +116,62 @@ def rendered(
     """
     by_id = {token: name for name, token in tokenizers.special_tokens(tokenizer).items()}
     first = (*tokenizer.begin[len(tokenizer.prompt) :], -1)[0]
-    own = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_of(tokenizer))}
-    names = {key: name for key, name in own.items() if name} | dict(template.names)
-    known: dict[str, Any] = dict(messages=[dict(one) for one in messages], tools=list(tools) or None, documents=None)
+    defaults = {"bos_token": by_id.get(first), "eos_token": by_id.get(end_id(tokenizer))}
+    names = {key: name for key, name in defaults.items() if name} | dict(template.names)
+    variables: dict[str, Any] = dict(
+        messages=[dict(message) for message in messages], tools=list(tools) or None, documents=None
+    )
     try:
-        return _compiled(template.text).render(known, add_generation_prompt=answer_next, **names)
+        return _compiled(template.text).render(variables, add_generation_prompt=answer_next, **names)
     except Exception as error:  # whatever a template raises
         raise DataError(f"the chat template cannot show this dialogue: {_one_line(error)}") from error
 
 
-def turns(
+def render_turns(
     template: Template,
     messages: Sequence[Message],
     tokenizer: Tokenizer,
-    learnt: Sequence[bool],
+    in_loss: Sequence[bool],
     tools: Sequence[Any] = (),
 ) -> list[tuple[str, bool]]:
-    """The text of a dialogue in pieces, and whether each is learnt: what an assistant says, and what ends that.
+    """Renders a dialogue in pieces, each with a flag that is True for the answers of the assistant and their end.
 
-    What leads to a turn, such as its role, belongs to the text before it, as when a model is asked.
+    The beginning of a turn, such as its role, belongs to the piece before it, as in generation.
 
     Args:
-      template, messages, tokenizer, tools: as of `rendered`.
-      learnt: of each message, whether it is learnt where it is an assistant's.
+      template, messages, tokenizer, tools: see `render`.
+      in_loss: flag of each message; only assistant messages with True are in the loss.
 
     Raises:
       ConfigError: jinja2 is not installed.
-      DataError: the template refuses the dialogue, or does not write what was said before as it wrote it then.
+      DataError: the template refuses the dialogue, or renders a prefix of a dialogue not as the beginning of its text.
     """
-    found, done = list[tuple[str, bool]](), ""
+    pieces, written = list[tuple[str, bool]](), ""
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = rendered(template, messages[:number], tokenizer, tools=tools)
-        after = rendered(template, messages[: number + 1], tokenizer, False, tools)
-        if not (before.startswith(done) and after.startswith(before)):
+        before = render(template, messages[:number], tokenizer, tools=tools)
+        after = render(template, messages[: number + 1], tokenizer, False, tools)
+        if not (before.startswith(written) and after.startswith(before)):
             raise DataError(
-                "the chat template writes a dialogue otherwise once it goes on, so no turn can be told apart"
+                "the chat template renders a dialogue differently once it continues, so its turns cannot be separated"
             )
-        own = after[len(before) :]
-        said = own.rstrip() if own.strip() else own  # line ends behind an answer are no part of it
-        found += [(before[len(done) :], False), (said, learnt[number])]
-        done = before + said
-    whole = rendered(template, messages, tokenizer, False, tools)
-    return [piece for piece in [*found, (whole[len(done) :], False)] if piece[0]]
+        turn = after[len(before) :]
+        answer = turn.rstrip() if turn.strip() else turn  # line ends behind an answer are no part of it
+        pieces += [(before[len(written) :], False), (answer, in_loss[number])]
+        written = before + answer
+    text = render(template, messages, tokenizer, False, tools)
+    return [piece for piece in [*pieces, (text[len(written) :], False)] if piece[0]]
 
 
-def end_of(tokenizer: Tokenizer) -> int:
-    """The id that ends a text; -1 where there is none."""
+def end_id(tokenizer: Tokenizer) -> int:
+    """Returns the id that ends a text, or -1 if there is none."""
     return -1 if tokenizer.end is None else tokenizer.end
 
 
 @lru_cache(maxsize=8)
 def _compiled(text: str) -> Any:
-    # As transformers has it (utils/chat_template_utils.py), so that templates mean the same.
+    # As in transformers (utils/chat_template_utils.py), so that templates render the same.
     try:
         import jinja2
         from jinja2 import ext, nodes
@@ -177,7 +180,7 @@ def _compiled(text: str) -> Any:
         raise ConfigError("chat templates need jinja2: pip install 'gptjax[chat]'") from error
 
     class Generation(ext.Extension):
-        """`{% generation %}` stands around answers for those who train on them; here it only shows what is in it."""
+        """`{% generation %}` marks answers for training; here only its content is rendered."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -196,11 +199,11 @@ def _compiled(text: str) -> Any:
     try:
         return jinja.from_string(text)
     except jinja2.TemplateError as error:
-        raise DataError(f"the chat template is none of Jinja's: {_one_line(error)}") from error
+        raise DataError(f"the chat template is not a Jinja template: {_one_line(error)}") from error
 
 
 def _as_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
-    # Jinja's own would write &, < and > for HTML.
+    # Jinja's own filter escapes &, < and > for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
 
 

@@ -1,4 +1,4 @@
-"""A file at an http(s) address, fetched once and kept; the only place where gptjax reaches for the network."""
+"""Downloads a file over http(s) once and caches it."""
 
 import hashlib
 import os
@@ -14,30 +14,30 @@ from gptjax.core import console, runtime
 
 
 def download(url: str, sha256: str = "") -> Path:
-    """The local copy of what lies at `url`, fetched if it is not here yet.
+    """Returns the cached copy of the file at `url`, downloading it first if there is none.
 
     Args:
-      url: http or https address.
-      sha256: expected SHA-256 in hex, or "" to take what comes.
+      url: http or https URL.
+      sha256: expected SHA-256 in hex, or "" for no check.
 
     Raises:
-      DataError: it cannot be fetched, came cut short, or has another checksum. Nothing is kept then.
+      DataError: the file cannot be downloaded, is truncated, or has another checksum. Nothing is cached then.
     """
     name = Path(urllib.parse.urlsplit(url).path).name or "download"
-    kept = runtime.cache_dir() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=kept.parent, prefix=name, suffix=".part")
+    path = runtime.cache_dir() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=name, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 _fetch(url, file)
-            _check(Path(part), sha256, url)
-            os.replace(part, kept)
+            _check(Path(partial), sha256, url)
+            os.replace(partial, path)
         finally:
-            Path(part).unlink(missing_ok=True)
+            Path(partial).unlink(missing_ok=True)
     else:
-        _check(kept, sha256, f"{kept} (kept from {url}; delete it to fetch it again)")
-    return kept
+        _check(path, sha256, f"{path} (kept from {url}; delete it to fetch it again)")
+    return path
 
 
 def _fetch(url: str, file) -> None:
@@ -45,14 +45,14 @@ def _fetch(url: str, file) -> None:
         with urllib.request.urlopen(url, timeout=60) as response:
             size = int(response.headers.get("Content-Length") or 0)
             with console.bar(f"fetching {url}", size or None) as advance:
-                shutil.copyfileobj(response, _Counted(file, advance), 1 << 16)
+                shutil.copyfileobj(response, _CountingWriter(file, advance), 1 << 16)
             if size and file.tell() != size:
-                raise DataError(f"{url} came cut short: {file.tell()} of {size} bytes; try again")
+                raise DataError(f"{url} is truncated: {file.tell()} of {size} bytes; try again")
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
         raise DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from error
 
 
-class _Counted:
+class _CountingWriter:
     def __init__(self, file, advance) -> None:
         self.file, self.advance = file, advance
 
@@ -61,8 +61,8 @@ class _Counted:
         return self.file.write(chunk)
 
 
-def _check(path: Path, sha256: str, what: str) -> None:
+def _check(path: Path, sha256: str, description: str) -> None:
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 and found != sha256.lower():
-        raise DataError(f"{what} has SHA-256 {found}, not {sha256} (data.sha256)")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and digest != sha256.lower():
+        raise DataError(f"{description} has SHA-256 {digest}, not {sha256} (data.sha256)")

@@ -1,7 +1,7 @@
-"""Examples of a task: records with named fields; which of them are learnt from, and their ids.
+"""Examples of a task: records with named fields, their splits, and token sets of them.
 
-Files are read by gptjax.data.records. How a record is read and what is learnt of it is gptjax.data.task_formats' part;
-rows of a batch are gptjax.data.layouts'.
+gptjax.data.records reads the files, gptjax.data.task_formats turns a record into ids and loss weights, and
+gptjax.data.layouts makes rows.
 """
 
 import json
@@ -16,200 +16,222 @@ from gptjax.config.errors import DataError
 from gptjax.core import console
 from gptjax.data import dialogues, fields, pairs, records, sources, streams, task_formats, token_sets
 from gptjax.data.dialogues import Note
-from gptjax.data.records import Options, Record
+from gptjax.data.records import Record, RecordOptions
 from gptjax.data.sources import Corpus, Document
-from gptjax.data.task_formats import FORMS, Form, TokenizedExample
-from gptjax.data.token_sets import Borders, Part, TokenSet
+from gptjax.data.task_formats import TASK_FORMATS, TaskFormat, TokenizedExample
+from gptjax.data.token_sets import Delimiters, Part, TokenSet
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-# What files of a split may be called; any other split by its own name.
+# File names of each split; any other split is called by its own name.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
-ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "ndjson")
+EXTENSIONS = ("jsonl", "json", "csv", "tsv", "parquet", "ndjson")
 
 
 def read(config: Any, split: str) -> list[Record]:
-    """The records of a split of what `config` (a run's `config.data`) names.
+    """Reads the records of a split.
 
-    A directory has a file for each split; a single file, or a directory without one for "val", is divided by hash of
-    the record. Of "train", as many of each label as `examples.shots` says are drawn, if it says so.
+    A directory has a file for each split; a single file, or a directory without one for "val", is split by hash of the
+    record. If `examples.shots` is set, that many records per label are sampled from "train".
 
     Args:
-      config: `config.data`.
-      split: "train", "val", "test", or what another file is called.
+      config: `config.data` of a run.
+      split: "train", "val", "test", or the name of another file.
 
     Raises:
-      ConfigError: pyarrow is not installed, and a file needs it.
-      DataError: nothing there, a file that cannot be read, or fewer of a label than are asked for.
+      ConfigError: a file needs pyarrow, which is not installed.
+      DataError: there is no such split, a file cannot be read, or a label has fewer than `examples.shots` records.
     """
     if not config.path:
         raise DataError("--config.data.path is empty; give a file of examples, or a directory of train, val and test")
     path, names = Path(config.path), tuple(config.examples.fields)
     if not path.exists():
         raise DataError(f"there is no {path}")
-    own = _file_of(path, split) if path.is_dir() else None
-    if own:
-        divided = split == "train" and not _file_of(path, "val")
+    file_of_split = _file_of(path, split) if path.is_dir() else None
+    if file_of_split:
+        needs_split = split == "train" and not _file_of(path, "val")
     else:
-        own, divided = (_file_of(path, "train") if path.is_dir() else path), True
-        if own is None or split not in ("train", "val"):
-            there = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
-            raise DataError(f"{path} has no examples for {split!r}; there is {there or 'nothing'}")
-    found = list(records.read(own, Options(names)))
-    if divided:
-        found = [one for one in found if sources.is_held_out(_as_text(one), config.held_out) == (split != "train")]
-    if not found:
-        raise DataError(f"{own} has no examples for {split!r}")
-    return some_of_each(found, config.examples) if split == "train" and config.examples.shots else found
+        file_of_split, needs_split = (_file_of(path, "train") if path.is_dir() else path), True
+        if file_of_split is None or split not in ("train", "val"):
+            available = ", ".join(sorted(file.name for file in path.iterdir())) if path.is_dir() else path.name
+            raise DataError(f"{path} has no examples for {split!r}; there is {available or 'nothing'}")
+    result = list(records.read(file_of_split, RecordOptions(names)))
+    if needs_split:
+        result = [
+            record for record in result if sources.is_held_out(_to_json(record), config.held_out) == (split != "train")
+        ]
+    if not result:
+        raise DataError(f"{file_of_split} has no examples for {split!r}")
+    return sample_per_label(result, config.examples) if split == "train" and config.examples.shots else result
 
 
 def _file_of(folder: Path, split: str) -> Path | None:
     names = [
-        f"{name}.{ending}{packed}"
+        f"{name}.{suffix}{packed}"
         for name in SPLITS.get(split, (split,))
-        for ending in ENDINGS
-        for packed in ("", *(f".{name}" for name in streams.PACKED))
+        for suffix in EXTENSIONS
+        for packed in ("", *(f".{name}" for name in streams.COMPRESSED))
     ]
-    return next((folder / name for name in names if sources.is_there(folder / name)), None)
+    return next((folder / name for name in names if sources.exists(folder / name)), None)
 
 
-def _as_text(record: Record) -> str:
+def _to_json(record: Record) -> str:
     try:
         return json.dumps(record.fields, sort_keys=True, ensure_ascii=False, default=str)
     except RecursionError as error:
         raise DataError(f"{record.where} is nested too deeply") from error
 
 
-def some_of_each(found: Sequence[Record], options: Any) -> list[Record]:
-    """`options.shots` records of each label, or of all where there are no labels, drawn by `options.shot_seed`.
+def sample_per_label(examples: Sequence[Record], options: Any) -> list[Record]:
+    """Samples `options.shots` records per label, or in total without labels, with seed `options.shot_seed`.
 
     Raises:
-      DataError: there are fewer.
+      DataError: a label has fewer records.
     """
     by_label: dict[str, list[Record]] = {label: [] for label in options.labels} or {"": []}
-    for one in found:
-        label = fields.label_of(one, options) if options.labels else ""
-        by_label[label].append(one)
-    drawn = list[Record]()
-    for label, own in by_label.items():
-        if len(own) < options.shots:
-            of = f" with the label {label!r}" if label else ""
-            raise DataError(f"data.examples.shots={options.shots}, and there are {len(own)} examples{of}")
-        order = np.random.default_rng(options.shot_seed).permutation(len(own))[: options.shots]
-        drawn += [own[i] for i in sorted(order)]
-    return drawn
+    for example in examples:
+        label = fields.label_of(example, options) if options.labels else ""
+        by_label[label].append(example)
+    sampled = list[Record]()
+    for label, candidates in by_label.items():
+        if len(candidates) < options.shots:
+            condition = f" with the label {label!r}" if label else ""
+            raise DataError(f"data.examples.shots={options.shots}, and there are {len(candidates)} examples{condition}")
+        order = np.random.default_rng(options.shot_seed).permutation(len(candidates))[: options.shots]
+        sampled += [candidates[i] for i in sorted(order)]
+    return sampled
 
 
-def texts(config: Any, found: Sequence[Record]) -> list[str]:
-    """The text of each record, as a tokenizer is trained on it."""
-    form = FORMS[config.examples.form]
-    return ["".join(piece for piece, _ in form.pieces(one, config.examples, None)) for one in found]
+def texts(config: Any, examples: Sequence[Record]) -> list[str]:
+    """Returns the text of each record, for training a tokenizer."""
+    form = TASK_FORMATS[config.examples.form]
+    return ["".join(piece for piece, _ in form.pieces(example, config.examples, None)) for example in examples]
 
 
 def corpus(train: Sequence[Record], held_out: Sequence[Record]) -> Corpus:
-    """Both sides as documents, for `gptjax.data.sources.fingerprint`."""
-    return Corpus(*([Document(str(i), _as_text(one)) for i, one in enumerate(side)] for side in (train, held_out)))
-
-
-def encoded(tokenizer: Tokenizer, found: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
-    """The records as a token set in memory, with what is learnt of each (`TokenSet.answers`).
-
-    Args:
-      tokenizer: that texts are encoded with.
-      found: records.
-      config: `config.data`, resolved; what is longer than its context is dealt with as `examples.too_long` says.
-      label: of the progress bar.
-      name: of the set, for messages.
-
-    Raises:
-      DataError: a record lacks a field, has a label that is not known, or is too long and that is refused.
-    """
-    if config.layout == "pairs":
-        return pairs.encoded(tokenizer, [task_formats.pair(one, config.examples) for one in found], label, name)
-    c, form = config.examples, FORMS[config.examples.form]
-    around = token_sets.borders(tokenizer)
-    if form.objective:  # what follows a text is not read where no next token is asked for
-        around = around._replace(closing=())
-    room = config.context + (not form.objective) - sum(map(len, around))
-    kept, long, without, notes = list[list[TokenizedExample]](), list[Record](), 0, Counter[Note]()
-    with console.bar(label, len(found)) as advance:
-        for one in found:
-            own, is_long = form.encoded(one, c, tokenizer, room)
-            notes.update(form.notes(one, c, tokenizer))
-            long += [one] if is_long else []
-            without += not (own or is_long)
-            kept += [own] if own and not (is_long and c.too_long == "leave_out") else []
-            advance(1)
-    if long:
-        _say_long(long, found, config, name)
-    for note, count in notes.items():
-        console.say(f"examples   {count:,} {note.unit}{'s'[: count > 1]} of {name} {note.what}")
-    if without:
-        console.say(f"examples   {without:,} of {len(found):,} of {name} are without text or answer and are left out")
-    if not kept:
-        why = dialogues.lacks_assistants(found) if c.form == "chat" else ""
-        left = f"{name}: nothing is left of {len(found):,} examples"
-        raise DataError(f"{left}; {why}" if why else f"{left} within data.context={config.context} tokens")
-    if len({len(several) for several in kept}) > 1:
-        raise DataError(f"{name}: some have {len(kept[0])} choices and others more or fewer; all need as many")
-    return _joined(kept, around, form, name, around.opening if tokenizer.prompt else ())
-
-
-def _say_long(long: Sequence[Record], found: Sequence[Record], config: Any, name: str) -> None:
-    of, c = f"{len(long):,} of {len(found):,} of {name} are longer than {config.context} tokens", config.examples
-    if c.too_long == "refuse":
-        raise DataError(f"{of} (data.context), the first in {long[0].where}; data.examples.too_long=cut shortens them")
-    console.say(f"examples   {of} and are {'cut' if c.too_long == 'cut' else 'left out'}")
-
-
-def _joined(
-    kept: list[list[TokenizedExample]], around: Borders, form: Form, name: str, again: Sequence[int]
-) -> TokenSet:
-    each = [one for several in kept for one in several]
-    whole = [np.array([*around.opening, *one.ids, *around.ending], np.int32) for one in each]
-    answers = dict[str, np.ndarray]()
-    for key in form.arrays:
-        if key.endswith("_BT"):
-            answers[key] = np.concatenate([_with_borders(key, one, around, not form.objective) for one in each])
-        else:
-            answers[key] = np.stack([several[0].arrays[key] for several in kept])
-    if "spans_B2" in answers:
-        answers["spans_B2"] = answers["spans_B2"] + len(around.opening)
-    ends_M = np.cumsum([len(ids) for ids in whole], dtype=np.int64)
-    prompts_M = np.full(len(whole), len(around.opening))  # of which none is predicted
-    return TokenSet(
-        [Part(np.concatenate(whole), ends_M, prompts_M)], around.closing, name, answers, len(kept[0]), again
+    """Returns both splits as documents, for `gptjax.data.sources.fingerprint`."""
+    return Corpus(
+        *([Document(str(i), _to_json(record)) for i, record in enumerate(side)] for side in (train, held_out))
     )
 
 
-def _with_borders(key: str, one: TokenizedExample, around: Borders, learns: bool) -> np.ndarray:
-    """An array of a number an id, with those of what stands around a text.
+def to_token_set(tokenizer: Tokenizer, examples: Sequence[Record], config: Any, label: str, name: str) -> TokenSet:
+    """Encodes records as a token set in memory, with their loss weights or labels in `TokenSet.arrays`.
 
-    Weights of what is learnt become those of the position that predicts it, one before.
+    Args:
+      tokenizer: tokenizer of the run.
+      examples: records.
+      config: `config.data`, resolved; `examples.too_long` decides about records longer than its context.
+      label: label of the progress bar.
+      name: name of the set, for messages.
+
+    Raises:
+      DataError: a record lacks a field, has an unknown label, or is too long and `examples.too_long` refuses it.
     """
-    own, before, after = one.arrays[key], len(around.opening), len(around.ending)
+    if config.layout == "pairs":
+        return pairs.to_token_set(
+            tokenizer, [task_formats.to_pair(example, config.examples) for example in examples], label, name
+        )
+    c, form = config.examples, TASK_FORMATS[config.examples.form]
+    delimiters = token_sets.delimiters_of(tokenizer)
+    if form.objective:  # without next-token targets, the id after a text is not read
+        delimiters = delimiters._replace(closing=())
+    max_length = config.context + (not form.objective) - sum(map(len, delimiters))
+    result, over_length, empty, notes = list[list[TokenizedExample]](), list[Record](), 0, Counter[Note]()
+    with console.bar(label, len(examples)) as advance:
+        for example in examples:
+            tokenized, is_long = form.tokenize(example, c, tokenizer, max_length)
+            notes.update(form.notes(example, c, tokenizer))
+            over_length += [example] if is_long else []
+            empty += not (tokenized or is_long)
+            result += [tokenized] if tokenized and not (is_long and c.too_long == "leave_out") else []
+            advance(1)
+    if over_length:
+        _report_long(over_length, examples, config, name)
+    for note, count in notes.items():
+        console.say(f"examples   {count:,} {note.unit}{'s'[: count > 1]} of {name} {note.message}")
+    if empty:
+        console.say(f"examples   {empty:,} of {len(examples):,} of {name} are without text or answer and are left out")
+    if not result:
+        reason = dialogues.missing_assistant_reason(examples) if c.form == "chat" else ""
+        message = f"{name}: nothing is left of {len(examples):,} examples"
+        raise DataError(f"{message}; {reason}" if reason else f"{message} within data.context={config.context} tokens")
+    if len({len(choices) for choices in result}) > 1:
+        raise DataError(f"{name}: some have {len(result[0])} choices and others more or fewer; all need as many")
+    return _to_token_set(result, delimiters, form, name, delimiters.prefix if tokenizer.prompt else ())
+
+
+def _report_long(over_length: Sequence[Record], examples: Sequence[Record], config: Any, name: str) -> None:
+    summary = f"{len(over_length):,} of {len(examples):,} of {name} are longer than {config.context} tokens"
+    c = config.examples
+    if c.too_long == "refuse":
+        raise DataError(
+            f"{summary} (data.context), the first in {over_length[0].where}; data.examples.too_long=cut shortens them"
+        )
+    console.say(f"examples   {summary} and are {'cut' if c.too_long == 'cut' else 'left out'}")
+
+
+def _to_token_set(
+    groups: list[list[TokenizedExample]],
+    delimiters: Delimiters,
+    form: TaskFormat,
+    name: str,
+    repeated_prefix: Sequence[int],
+) -> TokenSet:
+    examples = [example for group in groups for example in group]
+    sequences = [np.array([*delimiters.prefix, *example.ids, *delimiters.suffix], np.int32) for example in examples]
+    arrays = dict[str, np.ndarray]()
+    for key in form.arrays:
+        if key.endswith("_BT"):
+            arrays[key] = np.concatenate(
+                [_with_delimiters(key, example, delimiters, not form.objective) for example in examples]
+            )
+        else:
+            arrays[key] = np.stack([group[0].arrays[key] for group in groups])
+    if "spans_B2" in arrays:
+        arrays["spans_B2"] = arrays["spans_B2"] + len(delimiters.prefix)
+    ends_M = np.cumsum([len(ids) for ids in sequences], dtype=np.int64)
+    prompts_M = np.full(len(sequences), len(delimiters.prefix))  # the prefix is not predicted
+    return TokenSet(
+        [Part(np.concatenate(sequences), ends_M, prompts_M)],
+        delimiters.closing,
+        name,
+        arrays,
+        len(groups[0]),
+        repeated_prefix,
+    )
+
+
+def _with_delimiters(key: str, example: TokenizedExample, delimiters: Delimiters, in_loss: bool) -> np.ndarray:
+    """Extends a per-token array to the delimiters around a text.
+
+    Weights of learned tokens move to the position that predicts them, one earlier.
+    """
+    array, before, after = example.arrays[key], len(delimiters.prefix), len(delimiters.suffix)
     if key == "types_BT":
-        return np.pad(own, (before, after), mode="edge")
-    if not learns:
-        return np.pad(own, (before, after))
-    learnt = np.concatenate([np.zeros(before), own, np.full(after or 1, one.ends)]).astype(np.float32)
-    return learnt[1:] if not after else np.append(learnt[1:], np.float32(0))
+        return np.pad(array, (before, after), mode="edge")
+    if not in_loss:
+        return np.pad(array, (before, after))
+    weights = np.concatenate([np.zeros(before), array, np.full(after or 1, example.ends)]).astype(np.float32)
+    return weights[1:] if not after else np.append(weights[1:], np.float32(0))
 
 
-def balanced(tokens: TokenSet) -> TokenSet:
-    """The set with labels' weights such that all of them weigh the same together, and a text 1 on average."""
-    labels_M = tokens.answers["labels_B"]
+def balance_labels(tokens: TokenSet) -> TokenSet:
+    """Weights texts so that every label has the same total weight, and the mean weight is 1."""
+    labels_M = tokens.arrays["labels_B"]
     counts = np.bincount(labels_M)
     weights_M = len(labels_M) / (np.count_nonzero(counts) * counts[labels_M])
-    answers = tokens.answers | {"weights_B": weights_M.astype(np.float32)}
-    return TokenSet(tokens.own_parts(), tokens.closing, tokens.name, answers, tokens.per_row, tokens.again)
+    arrays = tokens.arrays | {"weights_B": weights_M.astype(np.float32)}
+    return TokenSet(
+        tokens.document_parts(), tokens.closing, tokens.name, arrays, tokens.choices_per_row, tokens.repeated_prefix
+    )
 
 
-def check_labels(found: Sequence[Record], config: Any) -> None:
-    """Raises DataError where a label that `examples.labels` names is none of a text to learn from."""
+def check_labels(examples: Sequence[Record], config: Any) -> None:
+    """Raises DataError if a label of `examples.labels` has no training example."""
     c = config.examples
     if c.form == "classes":
-        seen = {fields.label_of(one, c) for one in found}
-        if missing := [label for label in c.labels if label not in seen]:
+        present = {fields.label_of(example, c) for example in examples}
+        if missing := [label for label in c.labels if label not in present]:
             raise DataError(
                 f"{config.path} has no example to learn the label {missing[0]!r} of data.examples.labels from"
             )

@@ -1,6 +1,6 @@
-"""Fields of records: texts by templates, labels by name, numbers, and which of several choices is right.
+"""Fields of records: templates, labels by name, numbers and multiple choices.
 
-A value becomes text only where it is one, or a number; what could be read in two ways is refused.
+Only texts and numbers become text; ambiguous values are refused.
 """
 
 import math
@@ -15,27 +15,29 @@ from gptjax.data.records import Record
 
 
 def field(record: Record, name: str, key: str) -> Any:
-    """A field; `key`: of the config that asks for it, for the message.
+    """Returns a field of a record; `key` is the config key that names it, for the message.
 
     Raises:
-      DataError: the record lacks it.
+      DataError: the record lacks the field.
     """
     if name not in record.fields:
-        there = ", ".join(map(str, record.fields)) or "none"
-        raise DataError(f"{record.where}, has no field {name!r}, which data.examples.{key} asks for; it has {there}")
+        available = ", ".join(map(str, record.fields)) or "none"
+        raise DataError(
+            f"{record.where}, has no field {name!r}, which data.examples.{key} asks for; it has {available}"
+        )
     return record.fields[name]
 
 
-def named(template: str) -> list[str]:
-    """The fields that a template has in braces."""
+def template_fields(template: str) -> list[str]:
+    """Returns the names in braces of a template."""
     return re.findall(r"\{(\w+)\}", template)
 
 
-def filled(template: str, record: Record, key: str) -> str:
-    """The template with the fields in braces put in; `key`: of the config that it is, for the message.
+def fill_template(template: str, record: Record, key: str) -> str:
+    """Replaces the names in braces of a template by the fields; `key` is its config key, for the message.
 
     Raises:
-      DataError: the record lacks one, or it is no text and no number.
+      DataError: the record lacks a field, or the field is neither text nor a number.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -45,23 +47,23 @@ def filled(template: str, record: Record, key: str) -> str:
 
 
 def as_text(value: Any, record: Record, name: str) -> str:
-    """A text, or a number as JSON writes it.
+    """Returns a text as it is, or a number as JSON writes it.
 
     Raises:
-      DataError: it is anything else, such as true, null, a list, or a number that is not finite.
+      DataError: the value is anything else, such as true, null, a list, or a number that is not finite.
     """
     if isinstance(value, str):
         return value
-    written = spellings(value)
-    if isinstance(value, bool | np.bool_) or not written:
+    texts = spellings(value)
+    if isinstance(value, bool | np.bool_) or not texts:
         number = isinstance(value, Real)
-        what = f"{value!r}, which is not finite" if number and not isinstance(value, bool) else type(value).__name__
-        raise DataError(f"{record.where} has {name!r} that is {what} and not text")
-    return written[0]
+        problem = f"{value!r}, which is not finite" if number and not isinstance(value, bool) else type(value).__name__
+        raise DataError(f"{record.where} has {name!r} that is {problem} and not text")
+    return texts[0]
 
 
 def spellings(value: Any) -> tuple[str, ...]:
-    """How a text, a number or a truth value may be written where others name it; () for anything else."""
+    """Returns the spellings of a text, a number or a boolean; () for anything else."""
     match value:
         case str():
             return (value,)
@@ -76,79 +78,79 @@ def spellings(value: Any) -> tuple[str, ...]:
 
 
 def label_of(record: Record, options: Any) -> str:
-    """The name of a record's label.
+    """Returns the name of the label of a record.
 
     Raises:
-      DataError: there is none, or not one of `options.labels`.
+      DataError: the record has no label, or one that is not in `options.labels`.
     """
-    return known_label(field(record, options.label, "label"), record, options)
+    return match_label(field(record, options.label, "label"), record, options)
 
 
-def known_label(label: Any, record: Record, options: Any) -> str:
-    """The one of `options.labels` that a label is, a number or truth value as it may be written; else DataError."""
-    found = [name for name in spellings(label) if name in options.labels]
-    if len(found) > 1:
-        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels names twice: {found}")
-    if not found:
-        known = ", ".join(map(str, options.labels))
-        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels does not name: {known}")
-    return found[0]
+def match_label(label: Any, record: Record, options: Any) -> str:
+    """Returns the entry of `options.labels` that a label spells; raises DataError if there is not exactly one."""
+    matches = [name for name in spellings(label) if name in options.labels]
+    if len(matches) > 1:
+        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels names twice: {matches}")
+    if not matches:
+        names = ", ".join(map(str, options.labels))
+        raise DataError(f"{record.where} has the label {label!r}, which data.examples.labels does not name: {names}")
+    return matches[0]
 
 
 def value_of(record: Record, c: Any) -> float:
-    """The number that its label is.
+    """Returns the label of a record as a number.
 
     Raises:
-      DataError: it is none, not finite, or too large for float32.
+      DataError: the label is not a number, not finite, or too large for float32.
     """
-    found = field(record, c.label, "label")
+    value = field(record, c.label, "label")
     try:
-        number = math.nan if isinstance(found, bool) or "_" in str(found) else float(found)
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= float(np.finfo(np.float32).max):
-        what = "too large" if number > 0 or number < 0 else "no number"
-        raise DataError(f"{record.where} has {c.label!r} that is {what}: {found!r}")
+        what = "too large" if number > 0 or number < 0 else "not a number"
+        raise DataError(f"{record.where} has {c.label!r} that is {what}: {value!r}")
     return number
 
 
 def choices_of(record: Record, c: Any) -> list[str]:
-    """The choices of a record, in `choices`.
+    """Returns the choices of a record, the list in its field `c.choices`.
 
     Raises:
-      DataError: they are no list.
+      DataError: the field is not a list of at least two choices.
     """
-    found = field(record, c.choices, "choices")
-    if not isinstance(found, list) or len(found) < 2:
-        raise DataError(f"{record.where} has {c.choices!r} that is no list of choices")
-    return [as_text(one, record, c.choices) for one in found]
+    choices = field(record, c.choices, "choices")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise DataError(f"{record.where} has {c.choices!r} that is not a list of choices")
+    return [as_text(choice, record, c.choices) for choice in choices]
 
 
 def choice_of(record: Record, c: Any) -> int:
-    """Which choice is right: its number from 0, its letter from A, or its text.
+    """Returns the index of the right choice, given as an index from 0, a letter from A, or its text.
 
-    A number, which is no text, is the choice's number where choices are texts.
+    A label that is a number is an index if the choices are texts.
 
     Raises:
-      DataError: none of these, or two of them that differ.
+      DataError: the label is none of these, or is ambiguous.
     """
-    found, known = field(record, c.label, "label"), choices_of(record, c)
-    numbers, letters = list(map(str, range(len(known)))), [chr(ord("A") + i) for i in range(len(known))]
-    ways = {
-        what: names.index(spelt)
-        for what, names in (("number", numbers), ("letter", letters), ("text", known))
-        for spelt in spellings(found)
-        if spelt in names
+    label, choices = field(record, c.label, "label"), choices_of(record, c)
+    numbers, letters = list(map(str, range(len(choices)))), [chr(ord("A") + i) for i in range(len(choices))]
+    readings = {
+        kind: names.index(spelling)
+        for kind, names in (("number", numbers), ("letter", letters), ("text", choices))
+        for spelling in spellings(label)
+        if spelling in names
     }
-    if not ways:
-        raise DataError(f"{record.where} has {c.label!r} that is none of its {len(known)} choices: {found!r}")
+    if not readings:
+        raise DataError(f"{record.where} has {c.label!r} that is none of its {len(choices)} choices: {label!r}")
     if (
-        "number" in ways
-        and not isinstance(found, str)
-        and all(isinstance(one, str) for one in record.fields[c.choices])
+        "number" in readings
+        and not isinstance(label, str)
+        and all(isinstance(choice, str) for choice in record.fields[c.choices])
     ):
-        return ways["number"]
-    if len(set(ways.values())) > 1:
-        several = " and ".join(f"the {what} of choice {choice}" for what, choice in ways.items())
-        raise DataError(f"{record.where} has {c.label!r} that is ambiguous: {found!r} is {several}, counted from 0")
-    return next(iter(ways.values()))
+        return readings["number"]
+    if len(set(readings.values())) > 1:
+        meanings = " and ".join(f"the {kind} of choice {choice}" for kind, choice in readings.items())
+        raise DataError(f"{record.where} has {c.label!r} that is ambiguous: {label!r} is {meanings}, counted from 0")
+    return next(iter(readings.values()))

@@ -1,7 +1,7 @@
-"""Files of documents for preparing: texts, which a line may cut into several, and records, which have one in a field.
+"""Files of documents for `gptjax.prepare`: texts, which separators may split into documents, and records.
 
-Read as a stream, in two halves: `items` runs in one process and cuts a file into raw items, `parse` makes text of an
-item and may run in another. Neither ever holds more of a file than a document and its surroundings.
+Files are streamed in two stages: `items` runs in one process and splits a file into raw items, `parse` decodes an item
+and may run in another process. Neither ever holds much more of a file than a document.
 """
 
 import re
@@ -13,78 +13,78 @@ from typing import Any, BinaryIO, NamedTuple
 from gptjax.config.errors import DataError
 from gptjax.core.files import decode_lossy
 from gptjax.data import records
-from gptjax.data.records import Item, Options, Record
+from gptjax.data.records import Item, Record, RecordOptions
 from gptjax.data.streams import BYTE_ORDER_MARK, check_size, lines, suffix_of, too_large
 
 FORMATS = ("txt", *records.FORMATS)
 
 
-class Reading(NamedTuple):
-    """How documents lie in files."""
+class ReadOptions(NamedTuple):
+    """Options for reading documents from files."""
 
-    format: str = ""  # one of FORMATS, whatever a file is called; "": as its name says
-    text_key: str = "text"  # of records; a number is a column of a table without a header
-    prompt_key: str = ""  # of pairs: a field, or several with commas, joined by line ends; "": there are no prompts
+    format: str = ""  # one of FORMATS; "": by the file name
+    text_key: str = "text"  # field of a record, or a column number of a table without a header
+    prompt_key: str = ""  # of pairs: comma-separated fields, joined by newlines; "": no prompts
     prompt_ending: str = "\n"  # between a prompt and its text
-    document_start: str = ""  # of .txt: a regular expression; a line that matches begins a document
-    separator: str = ""  # of .txt: a line that is this stands between documents
+    document_start: str = ""  # of .txt: regular expression of lines that begin a document
+    separator: str = ""  # of .txt: line between documents
     max_document: int = 256 * 2**20  # bytes
 
     def prompt_keys(self) -> list[str]:
-        """Fields that prompts are in."""
+        """Returns the fields that prompts consist of."""
         return [key for key in self.prompt_key.split(",") if key]
 
 
 class Text(NamedTuple):
-    """A document as it is worked on."""
+    """Document in the course of preparation."""
 
     prompt: str
     text: str
-    repaired: bool = False  # whether it was not UTF-8, and has U+FFFD where it was not
+    repaired: bool = False  # True if it was not UTF-8; U+FFFD replaces invalid bytes
 
 
-def name_of(path: Path) -> str:
-    """The format that a file's name says; plain text where it says none."""
-    return suffix_of(path) if is_known(path) else "txt"
+def format_of(path: Path) -> str:
+    """Returns the format by the file name; "txt" if the name has no known one."""
+    return suffix_of(path) if has_known_format(path) else "txt"
 
 
-def is_known(path: Path) -> bool:
-    """Whether a file's name says which format it has."""
+def has_known_format(path: Path) -> bool:
+    """Returns True if the file name has a known format."""
     return suffix_of(path) in FORMATS
 
 
-def items(path: Path, reading: Reading, advance: Callable[[int], None] = lambda count: None) -> Iterator[Item]:
-    """The documents of a file as `parse` takes them; `advance` is told how many of its bytes were read.
+def items(path: Path, reading: ReadOptions, advance: Callable[[int], None] = lambda count: None) -> Iterator[Item]:
+    """Iterates over the raw documents of a file, for `parse`; calls `advance` with the number of bytes read.
 
     Raises:
-      DataError: it cannot be read, or a document is larger than `reading.max_document`.
-      ConfigError: what reads it is not installed.
+      DataError: the file cannot be read, or a document is larger than `reading.max_document`.
+      ConfigError: a library that the format needs is not installed.
     """
-    format = reading.format or name_of(path)
+    format = reading.format or format_of(path)
     if format == "txt":
-        return records.cut(path, partial(_texts, path, reading), advance)
+        return records.read_items(path, partial(_texts, path, reading), advance)
     columns = (*reading.prompt_keys(), reading.text_key)
-    options = Options(numbered=reading.text_key.isdigit(), columns=columns, limit=reading.max_document)
+    options = RecordOptions(numbered=reading.text_key.isdigit(), columns=columns, limit=reading.max_document)
     return records.items(path, options, format, advance)
 
 
-def parse(path: Path, item: Item, reading: Reading) -> Text:
-    """The text of an item.
+def parse(path: Path, item: Item, reading: ReadOptions) -> Text:
+    """Decodes an item.
 
     Raises:
-      DataError: it is not what the format says, or lacks the field that `reading` names.
+      DataError: the item does not have the format, or lacks the field that `reading` names.
     """
-    format = reading.format or name_of(path)
+    format = reading.format or format_of(path)
     if format != "txt":
         return _of_fields(records.parse(path, item, format), reading)
     assert isinstance(item.raw, bytes)
     if b"\0" in item.raw:
-        zero = item.raw.index(0)
-        raise DataError(f"{path}, document {item.number:,}, is not text: it has a zero byte at {zero}")
+        offset = item.raw.index(0)
+        raise DataError(f"{path}, document {item.number:,}, is not text: it has a zero byte at {offset}")
     return Text("", *decode_lossy(item.raw))
 
 
-def _of_fields(record: Record, reading: Reading) -> Text:
+def _of_fields(record: Record, reading: ReadOptions) -> Text:
     def field(key: str, flag: str) -> str:
         if key not in record.fields:
             raise DataError(f"{record.where} has no {key!r} (--{flag}); it has {', '.join(map(str, record.fields))}")
@@ -99,33 +99,33 @@ def _of_fields(record: Record, reading: Reading) -> Text:
     return Text(prompt + reading.prompt_ending if prompts else "", text, record.repaired)
 
 
-def _texts(path: Path, reading: Reading, stream: BinaryIO) -> Iterator[Item]:
+def _texts(path: Path, reading: ReadOptions, stream: BinaryIO) -> Iterator[Item]:
     limit = reading.max_document
     if not (reading.document_start or reading.separator):
-        whole = stream.read(limit + 1)
-        check_size(path, whole, limit)
-        yield Item(whole.removeprefix(BYTE_ORDER_MARK), 1)
+        content = stream.read(limit + 1)
+        check_size(path, content, limit)
+        yield Item(content.removeprefix(BYTE_ORDER_MARK), 1)
         return
     starts = re.compile(reading.document_start.encode()) if reading.document_start else None
     separator = reading.separator.encode()
-    held: list[bytes] = []
+    pending: list[bytes] = []
     number, size = 1, 0
     for _, line in lines(path, stream, limit):
         between = bool(separator) and line.strip() == separator
-        if held and (between or (starts is not None and starts.match(line))):
-            yield Item(b"".join(held), number)
-            held, number, size = [], number + 1, 0
+        if pending and (between or (starts is not None and starts.match(line))):
+            yield Item(b"".join(pending), number)
+            pending, number, size = [], number + 1, 0
         if not between:
-            held.append(line)
+            pending.append(line)
             size += len(line)
         if size > limit:
             raise too_large(path, limit)
-    if held:
-        yield Item(b"".join(held), number)
+    if pending:
+        yield Item(b"".join(pending), number)
 
 
 def size_of(item: Item) -> int:
-    """About how many bytes an item has."""
+    """Returns the approximate size of an item in bytes."""
     if isinstance(item.raw, bytes):
         return len(item.raw)
     values: Any = item.raw.values() if isinstance(item.raw, dict) else ()

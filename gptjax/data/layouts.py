@@ -1,6 +1,6 @@
-"""Layouts: how documents become rows of a batch. A row is a pure function of (set, context, seed, epoch, its number).
+"""Layouts: the rows that documents become. A row is a pure function of (set, context, seed, epoch, index).
 
-Random access throughout (grain MapDataset): no position is ever saved, so resuming has nothing to get wrong.
+All access is random (grain MapDataset): no reader position is saved, so resuming is exact.
 """
 
 import functools
@@ -12,27 +12,28 @@ import numpy as np
 
 from gptjax.config.errors import DataError
 from gptjax.core import console
-from gptjax.data.augment import Augment, augmented
-from gptjax.data.packing import pack_pairs, packing_of, pair_lengths, prompts_of, source_ending
+from gptjax.data.augment import Augment, augment_tokens
+from gptjax.data.packing import cached_packing, pack_pairs, pair_lengths, prompt_lengths, source_ending
 from gptjax.data.token_sets import TokenSet
 
-# Of fewer rows an order is drawn as a whole: grain's shuffle, which holds none, needs 2^16 / count steps for a row.
-FEW = 2**16
+# Below this number of rows a whole permutation is drawn: grain's shuffle, which stores none, takes 2^16 / count steps
+# per row.
+MAX_DRAWN_ORDER = 2**16
 
 
 class Batch(TypedDict):
-    """One step's arrays, or one row's without B.
+    """Arrays of one step, or of one row without B.
 
     Attributes:
-      inputs_BT: what the model reads, int32.
-      targets_BT: what it should say next, int32.
-      weights_BT: how much each position counts, float32.
-      segments_BT: which document of its row a position belongs to, 1, 2, ..., 0 for padding, int32; where rows hold
-        several.
-      source_BS, source_segments_BS: of pairs: what the encoder reads, and which pair of its row it is of, int32.
+      inputs_BT: ids that the model reads, int32.
+      targets_BT: next ids to predict, int32.
+      weights_BT: loss weight of each position, float32.
+      segments_BT: number of the document in its row, from 1, and 0 for padding, int32; only where a row may hold
+        several documents.
+      source_BS, source_segments_BS: ids that the encoder reads, and the number of their pair in the row, int32; only of
+        pairs.
 
-    Rows whose answers a task head gives have inputs_BT, segments_BT and these, see gptjax.data.task_formats; no
-    targets_BT.
+    Rows for a task head have inputs_BT, segments_BT and the arrays of gptjax.data.task_formats, and no targets_BT.
     """
 
     inputs_BT: np.ndarray
@@ -44,14 +45,14 @@ class Batch(TypedDict):
 
 
 class Rows(NamedTuple):
-    """What a layout makes of a set."""
+    """Rows that a layout makes of a set."""
 
-    per_epoch: int  # how many rows an epoch has
-    row: Callable[[int, int], Batch]  # the epoch, and which of its rows
+    per_epoch: int  # number of rows in an epoch
+    row: Callable[[int, int], Batch]  # (epoch, index in the epoch) -> row
 
 
 def check_length(tokens: TokenSet, context: int) -> None:
-    """Raises DataError for a stream too short for one window."""
+    """Raises DataError if the stream is too short for one window."""
     if len(tokens) <= context:
         raise DataError(
             f"{tokens.name} has {len(tokens)} tokens, fewer than one window of {context} + 1: give more text, "
@@ -59,8 +60,8 @@ def check_length(tokens: TokenSet, context: int) -> None:
         )
 
 
-def padded(ids: np.ndarray, context: int, counts: np.ndarray | int = 1) -> Batch:
-    """A row that predicts each of the ids after the first, which weigh `counts`; the rest of it weighs 0."""
+def pad(ids: np.ndarray, context: int, counts: np.ndarray | int = 1) -> Batch:
+    """Returns a row that predicts the ids after the first with weights `counts`; padding has weight 0."""
     count = len(ids) - 1
     inputs, targets, weights = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4"))
     inputs[:count], targets[:count], weights[:count] = ids[:-1], ids[1:], counts
@@ -68,10 +69,10 @@ def padded(ids: np.ndarray, context: int, counts: np.ndarray | int = 1) -> Batch
 
 
 def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
-    """Windows of the stream, taken as a ring; each epoch gives every token once as an input, in another order.
+    """Windows of the stream as a ring; each epoch gives every token once as an input, in another order.
 
-    An epoch's windows start at an offset of its own, one after another; where the last would read what the first has
-    read, it weighs 0.
+    The windows of an epoch start at a random offset and follow each other; positions of the last one that the first
+    one has already read have weight 0.
     """
     check_length(tokens, context)
     windows = -(-len(tokens) // context)
@@ -84,8 +85,10 @@ def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprin
         ids = tokens.read_ring(offset(epoch) + k * context, context + 1)
         fresh = min(len(tokens) - k * context, context)
         if augment.any():
-            ids = augmented(ids[: fresh + 1], augment, tokens, np.random.default_rng((seed, epoch, k)))[: fresh + 1]
-            return padded(ids, context)
+            ids = augment_tokens(ids[: fresh + 1], augment, tokens, np.random.default_rng((seed, epoch, k)))[
+                : fresh + 1
+            ]
+            return pad(ids, context)
         weights = np.ones(context, np.float32)
         weights[fresh:] = 0
         return Batch(inputs_BT=ids[:-1], targets_BT=ids[1:], weights_BT=weights)
@@ -93,58 +96,63 @@ def flat(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprin
     return Rows(windows, window)
 
 
-def in_order(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
-    """Windows of the stream from its beginning; each token after the first is predicted once, and padding weighs 0."""
+def sequential(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
+    """Windows of the stream from its beginning; each token after the first is predicted once, padding has weight 0."""
 
     def window(epoch: int, k: int) -> Batch:
-        return padded(tokens.read(k * context, (k + 1) * context + 1), context)
+        return pad(tokens.read(k * context, (k + 1) * context + 1), context)
 
     return Rows(-(-(len(tokens) - 1) // context), window)
 
 
 def packed(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
-    """Rows of whole documents that do not see each other; only a document longer than a row is cut, into rows of its
-    own and what is left. Each epoch gives every document once. Prompts are read and weigh 0."""
-    packing, counts_N = packing_of(tokens, context, fingerprint), learnt(tokens, augment)
+    """Rows of whole documents that do not attend to each other; each epoch gives every document once.
+
+    Only a document longer than a row is split, into full rows and a remainder. Prompts have weight 0.
+    """
+    packing, counts_N = cached_packing(tokens, context, fingerprint), loss_weights(tokens, augment)
     starts_P, lengths_P, rows_R1 = packing
-    goes_on_P, known_P = prompts_of(packing, tokens)
-    again = np.array(tokens.again, np.int32)
+    continues_P, ignored_P = prompt_lengths(packing, tokens)
+    prefix = np.array(tokens.repeated_prefix, np.int32)
 
     def row(epoch: int, k: int) -> Batch:
         inputs, targets, weights, segments = (np.zeros(context, dtype) for dtype in ("i4", "i4", "f4", "i4"))
-        at = 0
+        offset = 0
         for number, piece in enumerate(range(rows_R1[k], rows_R1[k + 1]), 1):
-            start, length, known = int(starts_P[piece]), int(lengths_P[piece]), int(known_P[piece])
-            before = again if goes_on_P[piece] else again[:0]
+            start, length, ignored = int(starts_P[piece]), int(lengths_P[piece]), int(ignored_P[piece])
+            before = prefix if continues_P[piece] else prefix[:0]
             ids = np.concatenate([before, tokens.read(start, start + length - len(before) + 1)])
             if augment.any():
                 rng = np.random.default_rng((seed, epoch, start))
-                text = augmented(ids[known:], augment, tokens, rng)
-                ids = np.concatenate([ids[:known], text])[: length + 1]
-            here = slice(at, at + len(ids) - 1)
+                text = augment_tokens(ids[ignored:], augment, tokens, rng)
+                ids = np.concatenate([ids[:ignored], text])[: length + 1]
+            positions = slice(offset, offset + len(ids) - 1)
             counts = 1 if counts_N is None else counts_N[start : start + length]
-            inputs[here], targets[here], weights[here], segments[here] = ids[:-1], ids[1:], counts, number
-            weights[at : at + known] = 0
-            targets[at : at + min(known, len(again))] = 0  # ids that no head knows
-            at += length
+            inputs[positions], targets[positions] = ids[:-1], ids[1:]
+            weights[positions], segments[positions] = counts, number
+            weights[offset : offset + ignored] = 0
+            targets[offset : offset + min(ignored, len(prefix))] = 0  # ids outside the vocabulary of the head
+            offset += length
         if augment.any():
-            segments[:] = np.maximum.accumulate(segments)  # what a shortened document leaves is read with it
-            segments[at:] = 0
+            segments[:] = np.maximum.accumulate(
+                segments
+            )  # positions that a shortened document leaves empty belong to it
+            segments[offset:] = 0
         return Batch(inputs_BT=inputs, targets_BT=targets, weights_BT=weights, segments_BT=segments)
 
     return Rows(len(rows_R1) - 1, row)
 
 
 def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
-    """A document a row, padded, or cut at its end where it is longer; prompts are read and weigh 0.
+    """Rows of one document each, padded or truncated; prompts have weight 0.
 
     Raises:
-      DataError: prompts fill every row, so that nothing is left to learn from.
+      DataError: prompts fill every row, so that there is nothing to predict.
     """
-    if tokens.asks_head:
-        return answered(tokens, context, seed, augment)
-    records_M2, prompts_M, counts_N = tokens.records(), tokens.prompts(), learnt(tokens, augment)
-    last = 1 if tokens.closing else 0  # the id that closes a record, which may be the next one's opening
+    if tokens.has_head_targets:
+        return head_examples(tokens, context, seed, augment)
+    records_M2, prompts_M, counts_N = tokens.records(), tokens.prompts(), loss_weights(tokens, augment)
+    last = 1 if tokens.closing else 0  # the id after a record, which may be the prefix of the next one
     lengths_M = np.minimum(records_M2[:, 1] - records_M2[:, 0] + last, context + 1)
     usable = np.flatnonzero((lengths_M > 1) & (prompts_M < lengths_M))
     if not len(usable):
@@ -157,38 +165,40 @@ def examples(tokens: TokenSet, context: int, seed: int, augment: Augment, finger
         counts = 1 if counts_N is None else counts_N[start : start + len(ids) - 1]
         if augment.any():
             rng = np.random.default_rng((seed, epoch, start))
-            text = augmented(ids[max(prompt - 1, 0) :], augment, tokens, rng)
+            text = augment_tokens(ids[max(prompt - 1, 0) :], augment, tokens, rng)
             ids = np.concatenate([ids[: max(prompt - 1, 0)], text])[: context + 1]
-        batch = padded(ids, context, counts)
+        batch = pad(ids, context, counts)
         batch["weights_BT"][: max(prompt - 1, 0)] = 0
-        batch["targets_BT"][: max(min(prompt - 1, len(tokens.again)), 0)] = 0  # ids that no head knows
+        batch["targets_BT"][: max(min(prompt - 1, len(tokens.repeated_prefix)), 0)] = (
+            0  # ids outside the vocabulary of the head
+        )
         return batch
 
     return Rows(len(usable), row)
 
 
-def learnt(tokens: TokenSet, augment: Augment) -> np.ndarray | None:
-    """How much the prediction made at each id of the stream weighs, float32; None: each 1.
+def loss_weights(tokens: TokenSet, augment: Augment) -> np.ndarray | None:
+    """Returns the loss weight of the prediction made at each id of the stream, float32, or None if all are 1.
 
     Raises:
-      DataError: they would move.
+      DataError: augmentation would shift tokens against their weights.
     """
-    found = tokens.answers.get("weights_BT")
-    if found is not None and augment.any():
+    weights = tokens.arrays.get("weights_BT")
+    if weights is not None and augment.any():
         raise DataError(f"data.augment moves tokens, and {tokens.name} says of each what it is; leave it out")
-    return found
+    return weights
 
 
-def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Rows:
-    """Texts whose answers a task head gives, one a row or as many as there are choices, [C, T], padded by segment 0.
+def head_examples(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Rows:
+    """Rows of texts for a task head, one text per row, or [C, T] for C choices; padding has segment 0.
 
     Raises:
-      DataError: texts are to be augmented that have a label for each token.
+      DataError: augmentation is requested for texts with a label per token.
     """
     records_M2, openings_M = tokens.records(), tokens.prompts()
-    of_token = [name for name in tokens.answers if name.endswith("_BT")]
+    per_token = [name for name in tokens.arrays if name.endswith("_BT")]
     if augment.any() and (
-        tokens.answers.keys() & {"labels_BT", "spans_B2"} or tokens.answers.get("types_BT", np.zeros(1)).any()
+        tokens.arrays.keys() & {"labels_BT", "spans_B2"} or tokens.arrays.get("types_BT", np.zeros(1)).any()
     ):
         raise DataError(f"data.augment moves tokens, and {tokens.name} says of each what it is; leave it out")
 
@@ -197,49 +207,53 @@ def answered(tokens: TokenSet, context: int, seed: int, augment: Augment) -> Row
         ids = tokens.read(start, stop)[:context]
         if augment.any():
             rng, opening = np.random.default_rng((seed, epoch, start)), max(int(openings_M[document]) - 1, 0)
-            text = augmented(ids[opening:], augment, tokens, rng)
+            text = augment_tokens(ids[opening:], augment, tokens, rng)
             ids = np.concatenate([ids[:opening], text])[:context]
-        found = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}
-        found["inputs_BT"][: len(ids)], found["segments_BT"][: len(ids)] = ids, 1
-        for name in of_token:
-            own = tokens.answers[name][start : start + min(len(ids), stop - start)]
-            found[name] = np.zeros(context, own.dtype)
-            found[name][: len(own)] = own
-        return found
+        arrays = {"inputs_BT": np.zeros(context, "i4"), "segments_BT": np.zeros(context, "i4")}
+        arrays["inputs_BT"][: len(ids)], arrays["segments_BT"][: len(ids)] = ids, 1
+        for name in per_token:
+            values = tokens.arrays[name][start : start + min(len(ids), stop - start)]
+            arrays[name] = np.zeros(context, values.dtype)
+            arrays[name][: len(values)] = values
+        return arrays
 
     def row(epoch: int, k: int) -> Batch:
-        texts = [text(epoch, k * tokens.per_row + choice) for choice in range(tokens.per_row)]
-        read = texts[0] if tokens.per_row == 1 else {name: np.stack([one[name] for one in texts]) for name in texts[0]}
-        own = {name: np.asarray(tokens.answers[name][k]) for name in tokens.answers if name not in of_token}
-        return cast(Batch, read | own)
+        texts = [text(epoch, k * tokens.choices_per_row + choice) for choice in range(tokens.choices_per_row)]
+        batch = (
+            texts[0]
+            if tokens.choices_per_row == 1
+            else {name: np.stack([example[name] for example in texts]) for name in texts[0]}
+        )
+        values = {name: np.asarray(tokens.arrays[name][k]) for name in tokens.arrays if name not in per_token}
+        return cast(Batch, batch | values)
 
-    return Rows(len(records_M2) // tokens.per_row, row)
+    return Rows(len(records_M2) // tokens.choices_per_row, row)
 
 
 def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerprint: str) -> Rows:
-    """Rows of whole pairs of a source, the record's prompt, and its target: as many as fit on both sides.
+    """Rows of whole pairs of a source (the prompt of the record) and a target, as many as fit on both sides.
 
-    A row has room for `context` tokens of sources and for `context` of targets. Each epoch gives every pair once; in
-    each, pairs of the same two lengths change places, so that other pairs share a row. A source that is too long is cut
-    before its end; of a target the end itself is cut off, since it is not what follows.
+    A row has space for `context` source tokens and `context` target tokens. Each epoch gives every pair once, and pairs
+    of equal lengths are permuted, so that other pairs share a row. A source that is too long is truncated before its
+    end token; a target that is too long loses its end token too.
     """
     if augment.any():
         raise DataError("data.augment does nothing with data.layout=pairs; leave it out")
-    starts_P, _, rows_R1 = packing_of(tokens, context, fingerprint, pack_pairs)
+    starts_P, _, rows_R1 = cached_packing(tokens, context, fingerprint, pack_pairs)
     record_P = np.searchsorted(tokens.records()[:, 0], starts_P)
     prompts_P, lengths_P2, ending = tokens.prompts()[record_P], pair_lengths(tokens)[record_P], source_ending(tokens)
     cut = int((lengths_P2 > context).any(1).sum())
     if cut:
-        of = f"{cut:,} of {len(starts_P):,} of {tokens.name}"
-        console.say(f"pairs      {of} are longer than {context} tokens and are cut; data.context may be larger")
-    alike_P = np.lexsort(np.minimum(lengths_P2, context).T)  # places in rows, by the lengths that they are for
+        summary = f"{cut:,} of {len(starts_P):,} of {tokens.name}"
+        console.say(f"pairs      {summary} are longer than {context} tokens and are cut; data.context may be larger")
+    slots_P = np.lexsort(np.minimum(lengths_P2, context).T)  # slots in rows, sorted by length
 
     @functools.lru_cache(maxsize=4)
     def order(epoch: int) -> np.ndarray:
-        drawn_P = np.random.default_rng((seed, epoch)).permutation(len(alike_P))
-        found_P = np.empty_like(alike_P)
-        found_P[alike_P] = drawn_P[np.lexsort(np.minimum(lengths_P2[drawn_P], context).T)]
-        return found_P
+        permuted_P = np.random.default_rng((seed, epoch)).permutation(len(slots_P))
+        order_P = np.empty_like(slots_P)
+        order_P[slots_P] = permuted_P[np.lexsort(np.minimum(lengths_P2[permuted_P], context).T)]
+        return order_P
 
     def row(epoch: int, k: int) -> Batch:
         source, source_segments, inputs, targets, segments = (np.zeros(context, "i4") for _ in range(5))
@@ -267,22 +281,24 @@ def pairs(tokens: TokenSet, context: int, seed: int, augment: Augment, fingerpri
     return Rows(len(rows_R1) - 1, row)
 
 
-def prepared(rows: Rows, prepare: Callable[[Any, np.random.Generator], Any] | None, seed: int) -> Rows:
-    """The rows as an objective wants them: each with draws of its own, a function of the seed, epoch and its number."""
-    if prepare is None:
+def preprocess_rows(rows: Rows, preprocess: Callable[[Any, np.random.Generator], Any] | None, seed: int) -> Rows:
+    """Applies `preprocess` to each row, with a random generator seeded by (seed, epoch, index of the row)."""
+    if preprocess is None:
         return rows
-    return Rows(rows.per_epoch, lambda epoch, k: prepare(rows.row(epoch, k), np.random.default_rng((seed, epoch, k))))
+    return Rows(
+        rows.per_epoch, lambda epoch, k: preprocess(rows.row(epoch, k), np.random.default_rng((seed, epoch, k)))
+    )
 
 
-def endless(rows: Rows, seed: int) -> grain.MapDataset:
-    """Epoch after epoch of the rows, each in an order of its own."""
-    return shuffled(rows.per_epoch, seed).map_with_index(lambda index, k: rows.row(index // rows.per_epoch, k))
+def shuffle_and_repeat(rows: Rows, seed: int) -> grain.MapDataset:
+    """Repeats the rows endlessly, each epoch in another order."""
+    return shuffled_indices(rows.per_epoch, seed).map_with_index(lambda index, k: rows.row(index // rows.per_epoch, k))
 
 
-def shuffled(count: int, seed: int) -> grain.MapDataset:
-    """The numbers below `count`, epoch after epoch, each in an order of its own."""
+def shuffled_indices(count: int, seed: int) -> grain.MapDataset:
+    """Repeats range(count) endlessly, each epoch in another order."""
     numbers = grain.MapDataset.range(count)
-    if count >= FEW:
+    if count >= MAX_DRAWN_ORDER:
         return numbers.shuffle(seed=seed % 2**32).repeat()
 
     @functools.lru_cache(maxsize=4)
@@ -296,5 +312,5 @@ Layout = Callable[[TokenSet, int, int, Augment, str], Rows]
 
 LAYOUTS: dict[str, Layout] = {"flat": flat, "packed": packed, "examples": examples, "pairs": pairs}
 
-# How held-out documents are read by a run of each layout: once, in order.
-EVALUATED: dict[str, Layout] = LAYOUTS | {"flat": in_order}
+# Layouts of held-out documents, by the layout of the run: each document once, in order.
+EVAL_LAYOUTS: dict[str, Layout] = LAYOUTS | {"flat": sequential}

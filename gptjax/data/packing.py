@@ -1,6 +1,6 @@
-"""Packing: which pieces of documents share a row, so that none is cut needlessly and few positions are empty.
+"""Packing of documents into rows: no document is split needlessly, and few positions are empty.
 
-Best fit, longest first, after arXiv 2404.10830 section 3. Pure functions of lengths, and a store of what they give.
+Best-fit decreasing, after arXiv 2404.10830 section 3. Pure functions of lengths, and a cache of their results.
 """
 
 import hashlib
@@ -17,46 +17,47 @@ from gptjax.data.token_sets import TokenSet
 
 
 class Packing(NamedTuple):
-    """Pieces of documents in the order of rows; row r has pieces `rows_R1[r]` to before `rows_R1[r + 1]`."""
+    """Pieces of documents in the order of rows; row r has the pieces `rows_R1[r]` to `rows_R1[r + 1] - 1`."""
 
-    starts_P: np.ndarray  # where each piece starts in the stream, int64
-    lengths_P: np.ndarray  # predictions that it holds, int32: one less than the ids it reads
+    starts_P: np.ndarray  # start of each piece in the stream, int64
+    lengths_P: np.ndarray  # number of its predictions, one less than its ids, int32
     rows_R1: np.ndarray  # int64
 
     def efficiency(self, context: int) -> float:
-        """The share of positions that predict something."""
+        """Returns the fraction of positions that are not padding."""
         return float(self.lengths_P.sum()) / ((len(self.rows_R1) - 1) * context)
 
 
 def pieces(
-    starts_M: np.ndarray, predictions_M: np.ndarray, context: int, again: int = 0
+    starts_M: np.ndarray, predictions_M: np.ndarray, context: int, prefix_length: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Documents cut into pieces: only those that no row can hold, into full rows and what is left.
+    """Splits documents that are longer than a row into full rows and a remainder.
 
     Args:
-      starts_M: where each document starts in the stream.
-      predictions_M: how many predictions it gives; a document that gives none has no piece.
-      context: T, predictions that a row holds.
-      again: how many ids are put before each piece but a document's first, less than T; its length counts them.
+      starts_M: start of each document in the stream.
+      predictions_M: number of its predictions; a document without any gives no piece.
+      context: T, predictions per row.
+      prefix_length: number of ids repeated before each piece but the first of a document, less than T; the length of a
+        piece includes them.
 
     Returns:
-      starts and lengths of the pieces, in the documents' order. Each prediction is in one piece.
+      starts and lengths of the pieces, in the order of the documents. Each prediction is in exactly one piece.
     """
-    fresh = context - again  # of every piece but the first
+    fresh = context - prefix_length  # of every piece but the first
     counts_M = (predictions_M > 0) + np.maximum(-((context - predictions_M) // fresh), 0)
     document_P = np.repeat(np.arange(len(starts_M)), counts_M)
     first_P = np.concatenate([[0], np.cumsum(counts_M)])[document_P]
     number_P = np.arange(len(document_P)) - first_P
-    offsets_P, added_P = number_P * fresh + again * (number_P > 0), again * (number_P > 0)
+    offsets_P, added_P = number_P * fresh + prefix_length * (number_P > 0), prefix_length * (number_P > 0)
     return starts_M[document_P] + offsets_P, np.minimum(predictions_M[document_P] - offsets_P + added_P, context)
 
 
 def best_fit(lengths_P: np.ndarray, context: int) -> np.ndarray:
-    """The row of each piece: longest first, each into the row with the least room that suffices (ties: the newest).
+    """Returns the row of each piece: longest first, each into the fullest row that it fits into (ties: the newest).
 
     Args:
       lengths_P: 1 to `context`.
-      context: room of an empty row.
+      context: space of an empty row.
     """
     rows_by_room: list[list[int]] = [[] for _ in range(context + 1)]
     rooms = 0  # bit r is set where some row has exactly r left
@@ -81,15 +82,15 @@ def best_fit(lengths_P: np.ndarray, context: int) -> np.ndarray:
 
 
 def pack(tokens: TokenSet, context: int) -> Packing:
-    """The packing of a set's documents into rows of `context` predictions.
+    """Packs the documents of a set into rows of `context` predictions.
 
     Raises:
-      DataError: no document gives a prediction.
+      DataError: no document has a prediction.
     """
     records_M2 = tokens.records()
-    # What ends a document is in its record, or is the opening of the record that follows.
+    # The end of a document is in its record, or is the prefix of the next one.
     predictions_M = records_M2[:, 1] - records_M2[:, 0] - (0 if tokens.closing else 1)
-    starts_P, lengths_P = pieces(records_M2[:, 0], predictions_M, context, len(tokens.again))
+    starts_P, lengths_P = pieces(records_M2[:, 0], predictions_M, context, len(tokens.repeated_prefix))
     if not len(starts_P):
         raise DataError(f"{tokens.name} has no document of two tokens or more")
     row_P = best_fit(lengths_P, context)
@@ -98,25 +99,29 @@ def pack(tokens: TokenSet, context: int) -> Packing:
     return Packing(starts_P[order], lengths_P[order].astype(np.int32), rows_R1)
 
 
-def prompts_of(packing: Packing, tokens: TokenSet) -> tuple[np.ndarray, np.ndarray]:
-    """Of each piece of a set's packing: whether it goes on with a document, bool [P], and how many of its first
-    predictions do not count: of a prompt, and of `tokens.again` and the id behind it; int64 [P]."""
+def prompt_lengths(packing: Packing, tokens: TokenSet) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the continuations and the prompts among the pieces of a packing.
+
+    Returns:
+      bool [P], True for a piece that continues a document, and int64 [P], the number of its first predictions that have
+      weight 0: those of a prompt, of `tokens.repeated_prefix` and of the id after it.
+    """
     starts_M = tokens.records()[:, 0]
     record_P = np.searchsorted(starts_M, packing.starts_P, side="right") - 1
     offset_P = packing.starts_P - starts_M[record_P]
-    known_P = np.maximum(tokens.prompts()[record_P] - 1 - offset_P, 0)
-    return offset_P > 0, known_P + len(tokens.again) * (offset_P > 0)
+    ignored_P = np.maximum(tokens.prompts()[record_P] - 1 - offset_P, 0)
+    return offset_P > 0, ignored_P + len(tokens.repeated_prefix) * (offset_P > 0)
 
 
 def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:
-    """The row of each pair, where a row has room for `context` tokens on either side, and both have to suffice.
+    """Returns the row of each pair, where a row has space for `context` tokens on either side.
 
-    Longest first (by the longer side), each into the row in which the two sides have the least room left over together
-    (ties: the one with the least on the first side, then the newest).
+    Longest first (by the longer side), each into the row that leaves the least space on both sides together (ties: the
+    row with the least on the first side, then the newest).
 
     Args:
       lengths_P2: tokens of source and target, 1 to `context`.
-      context: room of either side of an empty row.
+      context: space on either side of an empty row.
     """
     rows_by_room: dict[tuple[int, int], list[int]] = {}
     rooms = [0] * (context + 1)  # bit t of rooms[s] is set where some row has exactly s and t left
@@ -124,7 +129,7 @@ def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:
     lengths = lengths_P2.tolist()
     for piece in np.lexsort((-lengths_P2.sum(1), -lengths_P2.max(1))).tolist():
         s, t = lengths[piece]
-        best, found = 2 * context + 1, (context, context)
+        best, space = 2 * context + 1, (context, context)
         for room in range(s, context + 1):
             if room - s >= best:
                 break
@@ -132,23 +137,23 @@ def best_fit_pairs(lengths_P2: np.ndarray, context: int) -> np.ndarray:
             if enough:
                 over = (enough & -enough).bit_length() - 1
                 if room - s + over < best:
-                    best, found = room - s + over, (room, t + over)
+                    best, space = room - s + over, (room, t + over)
         if best <= 2 * context:
-            row = rows_by_room[found].pop()
-            if not rows_by_room[found]:
-                rooms[found[0]] ^= 1 << found[1]
+            row = rows_by_room[space].pop()
+            if not rows_by_room[space]:
+                rooms[space[0]] ^= 1 << space[1]
         else:
             row, used = used, used + 1
         row_P[piece] = row
-        left = found[0] - s, found[1] - t
-        if min(left) > 0:
-            rooms[left[0]] |= 1 << left[1]
-            rows_by_room.setdefault(left, []).append(row)
+        remaining = space[0] - s, space[1] - t
+        if min(remaining) > 0:
+            rooms[remaining[0]] |= 1 << remaining[1]
+            rows_by_room.setdefault(remaining, []).append(row)
     return row_P
 
 
 def source_ending(tokens: TokenSet) -> tuple[int, ...]:
-    """The ids that belong behind a record's prompt to make it a source, which ends as a document does."""
+    """Returns the ids that complete the prompt of a record to a source, which ends as a document does."""
     if tokens.closing or not tokens.documents:
         return tokens.closing
     prompt, (start, stop) = int(tokens.prompts()[0]), tokens.records()[0]
@@ -158,9 +163,9 @@ def source_ending(tokens: TokenSet) -> tuple[int, ...]:
 
 
 def pair_lengths(tokens: TokenSet) -> np.ndarray:
-    """Ids of each record's source, which is its prompt, and of its target, the end of both included: int64 [M, 2].
+    """Returns the lengths of source (the prompt) and target of each record with their end tokens: int64 [M, 2].
 
-    Where a set has closing ids, these stand before each record: they end the one before and are no part of its prompt.
+    The closing ids of a set precede each record: they end the record before and are not part of its prompt.
     """
     records_M2, prompts_M = tokens.records(), tokens.prompts()
     sources_M = prompts_M - len(tokens.closing) + len(source_ending(tokens))
@@ -168,7 +173,7 @@ def pair_lengths(tokens: TokenSet) -> np.ndarray:
 
 
 def pack_pairs(tokens: TokenSet, context: int) -> Packing:
-    """The packing of a set's pairs into rows of `context` source and `context` target tokens; the longer are cut.
+    """Packs the pairs of a set into rows of `context` source and `context` target tokens; longer ones are truncated.
 
     Raises:
       DataError: the set has no pairs.
@@ -187,27 +192,27 @@ def pack_pairs(tokens: TokenSet, context: int) -> Packing:
     return Packing(tokens.records()[usable_P[order], 0], lengths_P2[order, 1].astype(np.int32), rows_R1)
 
 
-def packing_of(
+def cached_packing(
     tokens: TokenSet, context: int, fingerprint: str, pack: Callable[[TokenSet, int], Packing] = pack
 ) -> Packing:
-    """`pack`, computed once and kept in gptjax's cache.
+    """Computes `pack` once and stores the result in the cache directory of gptjax.
 
     Args:
       tokens: the set.
       context: T.
-      fingerprint: of the set; what was kept for it is taken as it is.
+      fingerprint: fingerprint of the set, the key of the cache.
       pack: `pack` or `pack_pairs`.
     """
-    what = f"{fingerprint} {tokens.name} {len(tokens)} {context} {pack.__name__}"
-    key = hashlib.sha256(what.encode()).hexdigest()[:32]
-    kept = runtime.cache_dir() / "packings" / f"{key}.npz"
+    identity = f"{fingerprint} {tokens.name} {len(tokens)} {context} {pack.__name__}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    path = runtime.cache_dir() / "packings" / f"{key}.npz"
     try:
-        with np.load(kept) as arrays:
+        with np.load(path) as arrays:
             return Packing(*(arrays[name] for name in Packing._fields))
     except (OSError, ValueError, KeyError, EOFError):
         pass
     packing = pack(tokens, context)
-    _keep(kept, packing)
+    _save(path, packing)
     console.say(
         f"packed     {tokens.documents:,} documents into {len(packing.rows_R1) - 1:,} rows of {context:,}, "
         f"{packing.efficiency(context):.1%} full"
@@ -215,11 +220,11 @@ def packing_of(
     return packing
 
 
-def _keep(path: Path, packing: Packing) -> None:
+def _save(path: Path, packing: Packing) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             np.savez(file, **packing._asdict())
         Path(file.name).replace(path)
-    except OSError as error:  # it is only kept to save time
+    except OSError as error:  # the cache only saves time
         console.say(f"warning    the packing cannot be kept: {error}")

@@ -1,11 +1,11 @@
-r"""Records with named fields out of files: .json, .jsonl, .csv, .tsv, .parquet, each also as .gz and .zst.
+r"""Records with named fields, read from .json, .jsonl, .csv, .tsv and .parquet files, each also as .gz and .zst.
 
-The one reader of them, for preparing, training, parallel text and prompts. It reads in two halves: `items` runs in one
-process and cuts a file into raw items, never holding more of it than one of them and its surroundings (but a .json,
-which is read whole); `parse` makes a record of an item and may run in another. `read` is both.
+Preparation, training, parallel text and prompts all use this reader. It has two stages: `items` runs in one process and
+splits a file into raw items, holding little more than one item at a time (a .json file is read whole); `parse` makes a
+record of an item and may run in another process. `read` combines both.
 
-Text is UTF-8 with or without a byte order mark, and only \n and \r\n end its lines. What is no UTF-8 within a record,
-and half of a surrogate pair, is U+FFFD in it, and the record says so; a file with a zero byte is no text.
+Text is UTF-8 with or without a byte order mark, and only \n and \r\n end lines. Bytes that are not UTF-8 and unpaired
+surrogates become U+FFFD, and the record is marked as repaired; a file with a zero byte is not text.
 """
 
 import csv
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console
 from gptjax.core.files import decode_lossy, parse_json
-from gptjax.data.streams import BYTE_ORDER_MARK, lines, opened, suffix_of, too_large, without_end
+from gptjax.data.streams import BYTE_ORDER_MARK, lines, open_stream, strip_newline, suffix_of, too_large
 
 BATCH = 256  # rows of a .parquet
 
@@ -28,12 +28,12 @@ Fields = dict[str, Any]
 
 
 class Record(NamedTuple):
-    """A record.
+    """Record of a file.
 
     Attributes:
-      fields: by name; of a table they are text.
-      where: it stands, for messages.
-      repaired: whether it was not UTF-8, and has U+FFFD where it was not.
+      fields: values by name; all text in a table.
+      where: file and line, for messages.
+      repaired: True if it was not UTF-8; U+FFFD replaces invalid bytes.
     """
 
     fields: Fields
@@ -42,12 +42,12 @@ class Record(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A record, or a document, as it was cut out of its file.
+    """Raw record or document of a file.
 
     Attributes:
-      raw: a line or a document; or fields.
-      number: of the first of its lines, from 1; in a format without lines of the record itself.
-      repaired: see `Record`, as far as it is known.
+      raw: a line, a document, or parsed fields.
+      number: number of its first line, from 1; of the record in a format without lines.
+      repaired: see `Record`; False where it is not known yet.
     """
 
     raw: bytes | Fields
@@ -55,37 +55,37 @@ class Item(NamedTuple):
     repaired: bool = False
 
 
-class Options(NamedTuple):
-    """How records lie in a file."""
+class RecordOptions(NamedTuple):
+    """Options for reading records."""
 
-    names: tuple[str, ...] = ()  # of the columns of a table that has no header
-    numbered: bool = False  # a table has no header, and its columns are called 0, 1, ...
-    columns: tuple[str, ...] = ()  # which ones of a .parquet are read; (): all
-    limit: int | None = None  # bytes of a record, of a .json file
+    names: tuple[str, ...] = ()  # column names of a table without a header
+    numbered: bool = False  # a table has no header, and its columns are named 0, 1, ...
+    columns: tuple[str, ...] = ()  # columns of a .parquet to read; (): all
+    limit: int | None = None  # largest size in bytes of a record, or of a .json file
 
 
-USUAL = Options()
+DEFAULT_OPTIONS = RecordOptions()
 
 
 class Format(NamedTuple):
-    """One kind of file."""
+    """File format."""
 
-    items: Callable[[Path, BinaryIO, Options], Iterator[Item]]
-    parse: Callable[[Item, str], Record]  # item, and where it is
-    unit: str  # that items are counted in
+    items: Callable[[Path, BinaryIO, RecordOptions], Iterator[Item]]
+    parse: Callable[[Item, str], Record]  # (item, its location for messages)
+    unit: str  # name of an item in messages
 
 
-def read(path: Path, options: Options = USUAL, format: str = "") -> Iterator[Record]:
-    """Records of a file, in order; at its end it is said how many were repaired.
+def read(path: Path, options: RecordOptions = DEFAULT_OPTIONS, format: str = "") -> Iterator[Record]:
+    """Iterates over the records of a file in order, and reports at the end how many were repaired.
 
     Args:
-      path: of the file.
-      options: how they lie in it.
-      format: one of FORMATS, whatever the file is called; "": as its name says.
+      path: file.
+      options: see `RecordOptions`.
+      format: one of FORMATS; "": by the file name.
 
     Raises:
-      ConfigError: what reads the file is not installed.
-      DataError: it cannot be read, is damaged, or a record is none.
+      ConfigError: a library that the format needs is not installed.
+      DataError: the file cannot be read or is damaged, or a record is malformed.
     """
     format = format or suffix_of(path)
     count = repaired = 0
@@ -98,23 +98,23 @@ def read(path: Path, options: Options = USUAL, format: str = "") -> Iterator[Rec
 
 
 def items(
-    path: Path, options: Options, format: str, advance: Callable[[int], None] = lambda count: None
+    path: Path, options: RecordOptions, format: str, advance: Callable[[int], None] = lambda count: None
 ) -> Iterator[Item]:
-    """Items of a file, as `parse` takes them; `advance` is told how many of its bytes were read.
+    """Iterates over the items of a file, for `parse`; calls `advance` with the number of bytes read.
 
     Raises:
-      ConfigError, DataError: as of `read`.
+      ConfigError, DataError: see `read`.
     """
     if format not in FORMATS:
-        raise DataError(f"{path} is no file of records; there are .{', .'.join(FORMATS)}")
-    return cut(path, lambda stream: FORMATS[format].items(path, stream, options), advance)
+        raise DataError(f"{path} is not a file of records; there are .{', .'.join(FORMATS)}")
+    return read_items(path, lambda stream: FORMATS[format].items(path, stream, options), advance)
 
 
-def cut(
+def read_items(
     path: Path, reader: Callable[[BinaryIO], Iterator[Item]], advance: Callable[[int], None] = lambda count: None
 ) -> Iterator[Item]:
-    """What a reader gives of an unpacked file; `advance` is told how many of its bytes were read."""
-    with opened(path) as (raw, stream):
+    """Iterates over the items of a decompressed file; calls `advance` with the number of bytes read."""
+    with open_stream(path) as (raw, stream):
         done = 0
         for item in reader(stream):
             yield item
@@ -124,73 +124,77 @@ def cut(
 
 
 def parse(path: Path, item: Item, format: str) -> Record:
-    """The record that an item is.
+    """Parses an item into a record.
 
     Raises:
-      DataError: it is none.
+      DataError: the item is malformed.
     """
-    of = FORMATS[format]
-    return of.parse(item, f"{path}, {of.unit} {item.number:,}")
+    file_format = FORMATS[format]
+    return file_format.parse(item, f"{path}, {file_format.unit} {item.number:,}")
 
 
 # Objects
 
-# An escape of JSON, the first kind being two halves of a pair, and the second one half alone.
+# Escapes of JSON: first a surrogate pair, then an unpaired surrogate, then any other.
 _HEX = "[0-9a-fA-F]"
 _HALF = re.compile(rf"\\u[dD][89a-fA-F]{_HEX}{{2}}")
 _ESCAPE = re.compile(rf"\\u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}|({_HALF.pattern})|\\.", re.DOTALL)
 
 
-def parsed(text: str, where: str) -> tuple[Any, bool]:
-    """The value of a JSON text, and whether half of a surrogate pair in it was repaired; errors as of `parse_json`."""
-    whole = text
+def parse_repaired(text: str, where: str) -> tuple[Any, bool]:
+    """Parses JSON and replaces unpaired surrogates; returns the value and True if any was replaced.
+
+    Raises:
+      DataError: see `parse_json`.
+    """
+    repaired_text = text
     if _HALF.search(text):
-        whole = _ESCAPE.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
-    return parse_json(whole, where, finite=False), whole != text
+        repaired_text = _ESCAPE.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
+    return parse_json(repaired_text, where, finite=False), repaired_text != text
 
 
 def _object(value: Any, where: str) -> Fields:
     if not isinstance(value, dict):
-        raise DataError(f"{where} is no object with fields")
+        raise DataError(f"{where} is not an object with fields")
     return value
 
 
-def _items_of_jsonl(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
+def _items_of_jsonl(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
     return (Item(line, number) for number, line in lines(path, stream, options.limit) if line.strip())
 
 
 def _parse_jsonl(item: Item, where: str) -> Record:
     assert isinstance(item.raw, bytes)
     text, repaired = decode_lossy(item.raw)
-    value, mended = parsed(text, where)
-    return Record(_object(value, where), where, repaired or mended)
+    value, replaced = parse_repaired(text, where)
+    return Record(_object(value, where), where, repaired or replaced)
 
 
-def _items_of_json(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
-    whole = stream.read(-1 if options.limit is None else options.limit + 1)
-    if options.limit is not None and len(whole) > options.limit:
+def _items_of_json(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
+    content = stream.read(-1 if options.limit is None else options.limit + 1)
+    if options.limit is not None and len(content) > options.limit:
         raise DataError(f"{path} has more than {options.limit:,} bytes; as .jsonl it could be read in pieces")
-    if b"\0" in whole:
-        raise DataError(f"{path} is not text: it has a zero byte at {whole.index(0):,}")
-    text, repaired = decode_lossy(whole.removeprefix(BYTE_ORDER_MARK))
-    found, mended = parsed(text, str(path))
-    if not isinstance(found, list):
+    if b"\0" in content:
+        raise DataError(f"{path} is not text: it has a zero byte at {content.index(0):,}")
+    text, repaired = decode_lossy(content.removeprefix(BYTE_ORDER_MARK))
+    values, replaced = parse_repaired(text, str(path))
+    if not isinstance(values, list):
         raise DataError(f"{path} is not a list of objects")
-    for number, one in enumerate(found, 1):
-        yield Item(one, number, (repaired or mended) and any("\ufffd" in text for text in strings(one)))
+    for number, value in enumerate(values, 1):
+        yield Item(value, number, (repaired or replaced) and any("\ufffd" in text for text in strings(value)))
 
 
 def strings(value: Any) -> Iterator[str]:
-    """The texts in what JSON holds, in order, keys of objects left out."""
-    left = [value]  # not by recursion: a text may be nested as deeply as the parser goes
-    while left:
-        match left.pop():
+    """Iterates over the strings of a JSON value in order, without the keys of objects."""
+    stack = [value]  # not by recursion: a text may be nested as deeply as the parser goes
+    while stack:
+        match stack.pop():
             case str() as text:
                 yield text
             case dict() as fields:
-                left += reversed(fields.values())
+                stack += reversed(fields.values())
             case list() as values:
-                left += reversed(values)
+                stack += reversed(values)
 
 
 def _parse_object(item: Item, where: str) -> Record:
@@ -203,7 +207,7 @@ Row = tuple[int, list[str], bool]  # number of its first line, fields, whether i
 
 
 def _items_of_table(rows: Callable[[Path, BinaryIO, int | None], Iterator[Row]]) -> Callable[..., Iterator[Item]]:
-    def items(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
+    def items(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
         names = list(options.names)
         check_names(names, path)
         for number, row, repaired in rows(path, stream, options.limit):
@@ -215,15 +219,15 @@ def _items_of_table(rows: Callable[[Path, BinaryIO, int | None], Iterator[Row]])
                 if not options.numbered:
                     continue
             if len(row) != len(names):
-                there = f"the {len(names)} that {'line 1 has' if options.numbered else f'have names: {names}'}"
-                raise DataError(f"{path}, line {number:,} has {len(row)} fields and not {there}")
+                expected = f"the {len(names)} that {'line 1 has' if options.numbered else f'have names: {names}'}"
+                raise DataError(f"{path}, line {number:,} has {len(row)} fields and not {expected}")
             yield Item(dict(zip(names, row, strict=True)), number, repaired)
 
     return items
 
 
 def check_names(names: Sequence[str], path: Path) -> None:
-    """Raises DataError where two columns have one name; columns without names, which nobody can ask for, may."""
+    """Raises DataError if two columns have the same name; several columns may be unnamed."""
     twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
     if twice:
         raise DataError(f"{path} has two columns called {twice[0]!r}; rename one of them")
@@ -232,7 +236,7 @@ def check_names(names: Sequence[str], path: Path) -> None:
 def _rows_of_tsv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Row]:
     for number, line in lines(path, stream, limit):
         text, repaired = decode_lossy(line)
-        text = without_end(text)
+        text = strip_newline(text)
         yield number, text.split("\t") if text else [], repaired
 
 
@@ -246,7 +250,7 @@ def _rows_of_csv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Ro
         for _, line in lines(path, stream, limit):
             text, repaired = decode_lossy(line)
             damaged[0] |= repaired
-            yield _LONE_RETURN.sub("\0", text) if "\r" in text else text  # which csv would end a line at
+            yield _LONE_RETURN.sub("\0", text) if "\r" in text else text  # the csv module would end a line there
 
     csv.field_size_limit(limit or sys.maxsize)
     rows = csv.reader(texts(), strict=True)
@@ -255,13 +259,13 @@ def _rows_of_csv(path: Path, stream: BinaryIO, limit: int | None) -> Iterator[Ro
         try:
             row = next(rows, None)
         except csv.Error as error:
-            raise _of_csv(error, path, first, rows.line_num, limit) from error
+            raise _csv_error(error, path, first, rows.line_num, limit) from error
         if row is None:
             return
         yield first, [field.replace("\0", "\r") for field in row], damaged[0]
 
 
-def _of_csv(error: csv.Error, path: Path, first: int, last: int, limit: int | None) -> DataError:
+def _csv_error(error: csv.Error, path: Path, first: int, last: int, limit: int | None) -> DataError:
     match str(error).partition(" ")[0]:
         case "field":  # larger than field limit
             return too_large(path, limit)
@@ -274,7 +278,7 @@ def _of_csv(error: csv.Error, path: Path, first: int, last: int, limit: int | No
 # Parquet
 
 
-def _items_of_parquet(path: Path, stream: BinaryIO, options: Options) -> Iterator[Item]:
+def _items_of_parquet(path: Path, stream: BinaryIO, options: RecordOptions) -> Iterator[Item]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -282,8 +286,8 @@ def _items_of_parquet(path: Path, stream: BinaryIO, options: Options) -> Iterato
         raise ConfigError(f"{path} needs pyarrow: pip install 'gptjax[data]'") from error
     number = 0
     try:
-        whole = stream if suffix_of(path) == path.suffix.lower()[1:] else io.BytesIO(stream.read())
-        with parquet.ParquetFile(whole) as file:
+        file_stream = stream if suffix_of(path) == path.suffix.lower()[1:] else io.BytesIO(stream.read())
+        with parquet.ParquetFile(file_stream) as file:
             names = file.schema_arrow.names
             check_names(names, path)
             for key in options.columns:
@@ -303,12 +307,12 @@ def _rows_of_batch(batch: Any) -> Iterator[tuple[Fields, bool]]:
     except UnicodeDecodeError:
         for i in range(batch.num_rows):
             damaged: list[bool] = []
-            yield {name: _of_scalar(batch[name][i], damaged) for name in batch.schema.names}, any(damaged)
+            yield {name: _scalar_value(batch[name][i], damaged) for name in batch.schema.names}, any(damaged)
         return
     yield from ((row, False) for row in rows)
 
 
-def _of_scalar(scalar: Any, damaged: list[bool]) -> Any:
+def _scalar_value(scalar: Any, damaged: list[bool]) -> Any:
     # A value of Parquet whose texts need not be UTF-8.
     import pyarrow
 
@@ -316,15 +320,15 @@ def _of_scalar(scalar: Any, damaged: list[bool]) -> Any:
     if not scalar.is_valid:
         return None
     if pyarrow.types.is_dictionary(kind):
-        return _of_scalar(scalar.value, damaged)
+        return _scalar_value(scalar.value, damaged)
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
         text, repaired = decode_lossy(scalar.as_buffer().to_pybytes())
         damaged.append(repaired)
         return text
     if pyarrow.types.is_struct(kind):
-        return {name: _of_scalar(value, damaged) for name, value in scalar.items()}
+        return {name: _scalar_value(value, damaged) for name, value in scalar.items()}
     if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        return [_of_scalar(value, damaged) for value in scalar.values]
+        return [_scalar_value(value, damaged) for value in scalar.values]
     return scalar.as_py()
 
 

@@ -1,13 +1,13 @@
-"""Prepared sets on disk: token ids in `.npy` shards, read by memory map. Each file appears whole or not at all.
+"""Prepared sets on disk: token ids in memory-mapped `.npy` shards. Files are written atomically.
 
     index.json                  counts, sources, the tokenizer's hash, a checksum for every file; written last
-    report.json  tokenizer/     what preparing did; what made the ids
+    report.json  tokenizer/     report of the preparation; tokenizer of the ids
     train_00000.npy             ids, uint16 or uint32
-    train_00000.ends.npy        where each document's record ends, int64
-    train_00000.prompts.npy     of a set of pairs: how many ids of each record are the prompt, int32
+    train_00000.ends.npy        end of the record of each document, int64
+    train_00000.prompts.npy     of a set of pairs: number of prompt ids of each record, int32
     held_out_00000.npy ...      the other side of the split
 
-Knows nothing of text. A set that is not finished has no index.json and the name of its folder ends in `.unfinished`.
+A set that is not finished has no index.json, and the name of its folder ends in `.unfinished`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from gptjax.data.tokenizers.tokenizers import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "held_out")
-HEADER = 128  # bytes that numpy gives the header of a one-dimensional array, whatever its length
+HEADER = 128  # bytes of numpy's header of a one-dimensional array of any length
 
 # Types of the numbers in a shard's files.
 TOKENS, ENDS, PROMPTS = ("<u2", "<u4"), ("<i8",), ("<i4",)
@@ -45,25 +45,25 @@ INDEX = {
 }
 
 
-def unfinished(folder: Path) -> Path:
-    """Where a set is made before it gets its name."""
+def unfinished_dir(folder: Path) -> Path:
+    """Returns the folder in which a set is written before it is renamed."""
     return folder.parent / f"{folder.name}.unfinished"
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether a folder is a prepared set, or one whose preparation did not end."""
-    return (path / "index.json").is_file() or path.name.endswith(".unfinished") or unfinished(path).is_dir()
+    """Returns True if a folder is a prepared set, finished or not."""
+    return (path / "index.json").is_file() or path.name.endswith(".unfinished") or unfinished_dir(path).is_dir()
 
 
 # Writing
 
 
 class ArrayWriter:
-    """Writes a one-dimensional `.npy` file piece by piece; it has its name once `close` is called.
+    """Writes a one-dimensional `.npy` file piece by piece; `close` renames it to its final name.
 
     Args:
-      path: of the file.
-      dtype: of its numbers.
+      path: file to write.
+      dtype: type of its numbers.
     """
 
     def __init__(self, path: Path, dtype: Any) -> None:
@@ -74,14 +74,14 @@ class ArrayWriter:
         self._digest = hashlib.sha256()
 
     def append(self, values: np.ndarray) -> None:
-        """Adds numbers at the end."""
+        """Appends numbers."""
         raw = np.ascontiguousarray(values, self.dtype)
         self._file.write(raw.data)
         self._digest.update(raw.data)
         self.count += len(raw)
 
     def close(self) -> dict[str, Any]:
-        """Makes the file whole; its facts: name, bytes, and the SHA-256 of its numbers followed by its header."""
+        """Completes the file; returns its name, size, and the SHA-256 of its numbers followed by its header."""
         header = io.BytesIO()
         facts = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count,)}
         np.lib.format.write_array_header_1_0(header, facts)
@@ -96,35 +96,35 @@ class ArrayWriter:
         size = HEADER + self.count * self.dtype.itemsize
         return {"file": self.path.name, "bytes": size, "sha256": self._digest.hexdigest()}
 
-    def abandon(self) -> None:
-        """Leaves no file."""
+    def abort(self) -> None:
+        """Deletes the file."""
         self._file.close()
         self._part.unlink(missing_ok=True)
 
 
 class Records(NamedTuple):
-    """Some documents as they are to be stored."""
+    """Encoded documents to be stored."""
 
-    tokens_N: np.ndarray  # their records, one after another
-    lengths_M: np.ndarray  # ids of each record
-    prompts_M: np.ndarray  # ids of each that are a prompt, its opening included
-    text_bytes_M: np.ndarray  # of the text that each was made of, UTF-8
+    tokens_N: np.ndarray  # ids of their records, concatenated
+    lengths_M: np.ndarray  # number of ids of each record
+    prompts_M: np.ndarray  # number of prompt ids of each record, prefix included
+    text_bytes_M: np.ndarray  # size of the text of each, UTF-8
 
-    def where(self, chosen_M: np.ndarray) -> "Records":
-        """The chosen ones."""
-        own = (array[chosen_M] for array in (self.lengths_M, self.prompts_M, self.text_bytes_M))
-        return Records(self.tokens_N[np.repeat(chosen_M, self.lengths_M)], *own)
+    def select(self, chosen_M: np.ndarray) -> "Records":
+        """Returns the records where the mask is True."""
+        selected = (array[chosen_M] for array in (self.lengths_M, self.prompts_M, self.text_bytes_M))
+        return Records(self.tokens_N[np.repeat(chosen_M, self.lengths_M)], *selected)
 
 
 class ShardWriter:
-    """One shard of one side of the split: records in, files out.
+    """Writes the files of one shard of a split.
 
     Args:
-      folder: of the set.
+      folder: folder of the set.
       split: "train" or "held_out".
-      number: of the shard.
-      dtype: of the ids.
-      with_prompts: whether records are pairs.
+      number: number of the shard.
+      dtype: type of the ids.
+      with_prompts: True if records are pairs.
     """
 
     def __init__(self, folder: Path, split: str, number: int, dtype: Any, with_prompts: bool) -> None:
@@ -133,14 +133,14 @@ class ShardWriter:
         kinds = {"": dtype, ".ends": np.int64} | ({".prompts": np.int32} if with_prompts else {})
         self._writers: dict[str, ArrayWriter] = {}
         try:
-            for kind, of in kinds.items():
-                self._writers[kind] = ArrayWriter(folder / f"{stem}{kind}.npy", of)
+            for kind, kind_dtype in kinds.items():
+                self._writers[kind] = ArrayWriter(folder / f"{stem}{kind}.npy", kind_dtype)
         except BaseException:
-            self.abandon()
+            self.abort()
             raise
 
     def append(self, records: "Records") -> None:
-        """Adds documents' records."""
+        """Appends the records of documents."""
         self._writers[""].append(records.tokens_N)
         self._writers[".ends"].append(self.tokens + np.cumsum(records.lengths_M))
         if ".prompts" in self._writers:
@@ -150,46 +150,46 @@ class ShardWriter:
         self.bytes += int(records.text_bytes_M.sum())
 
     def close(self) -> dict[str, Any] | None:
-        """Makes the shard whole; its facts, or None where it has no documents and leaves no files."""
+        """Completes the shard; returns its entry of the index, or None, without files, if it has no documents."""
         if not self.documents:
-            self.abandon()
+            self.abort()
             return None
         files = [writer.close() for writer in self._writers.values()]
         return {"documents": self.documents, "tokens": self.tokens, "text_bytes": self.bytes, "files": files}
 
-    def abandon(self) -> None:
-        """Leaves no files."""
+    def abort(self) -> None:
+        """Deletes the files."""
         for writer in self._writers.values():
-            writer.abandon()
+            writer.abort()
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Writes index.json, which says that a set is whole."""
+    """Writes index.json, which marks a set as complete."""
     write_atomic(folder / "index.json", json.dumps({"format": FORMAT} | index, indent=1, ensure_ascii=False) + "\n")
 
 
 # Reading
 
 
-class Prepared(NamedTuple):
-    """A prepared set that was opened."""
+class PreparedSet(NamedTuple):
+    """Open prepared set."""
 
     folder: Path
-    facts: Index
+    metadata: Index
     train: TokenSet
     held_out: TokenSet
     fingerprint: str  # SHA-256 of index.json, which has a checksum of every file
 
     def tokenizer(self) -> Tokenizer:
-        """The one that made its ids."""
-        return load_tokenizer(self.folder, self.facts)
+        """Loads the tokenizer of its ids."""
+        return load_tokenizer(self.folder, self.metadata)
 
 
-def open_set(folder: Path) -> Prepared:
-    """Opens a prepared set: reads its index and maps its files, whose lengths are checked; reads no ids.
+def open_set(folder: Path) -> PreparedSet:
+    """Opens a prepared set: reads its index and memory-maps its files, checking their sizes.
 
     Raises:
-      DataError: the set is not finished or not there, or a file is missing or has another length.
+      DataError: the set is not finished or does not exist, or a file is missing or has another size.
     """
     raw = _read_index(folder)
     try:
@@ -198,59 +198,61 @@ def open_set(folder: Path) -> Prepared:
         if index["format"] != FORMAT:
             raise DataError(f"it has format {index['format']}, not {FORMAT}")
     except DataError as error:
-        raise DataError(f"{folder / 'index.json'} is damaged ({error}); prepare the set anew") from error
+        raise DataError(f"{folder / 'index.json'} is damaged ({error}); prepare the set again") from error
     closing = index["tokenizer"]["closing"]
     sides = [
         TokenSet([_part(folder, shard) for shard in index["splits"][split]], closing, f"{folder} ({split})")
         for split in SPLITS
     ]
-    return Prepared(folder, index, sides[0], sides[1], hashlib.sha256(raw).hexdigest())
+    return PreparedSet(folder, index, sides[0], sides[1], hashlib.sha256(raw).hexdigest())
 
 
 def _read_index(folder: Path) -> bytes:
     path = folder / "index.json"
     if path.is_file():
         return read_bytes(path)
-    half = folder if folder.name.endswith(".unfinished") else unfinished(folder)
+    half = folder if folder.name.endswith(".unfinished") else unfinished_dir(folder)
     if half.is_dir():
-        raise DataError(f"{half} is of a prepare that has not finished; run the same command again to go on with it")
-    raise DataError(f"{folder} is no prepared set: it has no index.json")
+        raise DataError(f"{half} is an unfinished preparation; run the same command again to resume it")
+    raise DataError(f"{folder} is not a prepared set: it has no index.json")
 
 
 def _part(folder: Path, shard: dict[str, Any]) -> Part:
     sizes = [shard["tokens"], *[shard["documents"]] * 2]
     kinds = zip(shard["files"], sizes, (TOKENS, ENDS, PROMPTS), strict=False)
-    arrays = [_mapped(folder / facts["file"], facts["bytes"], size, dtypes) for facts, size, dtypes in kinds]
+    arrays = [_memory_map(folder / facts["file"], facts["bytes"], size, dtypes) for facts, size, dtypes in kinds]
     if len(arrays) < 2:
         raise DataError(
-            f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set anew"
+            f"{folder / 'index.json'} is damaged (a shard has no files of ids and ends); prepare the set again"
         )
     return Part(*arrays)
 
 
-def _mapped(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.ndarray:
-    """A file of `size` bytes that holds `count` numbers of one of some types, of which nothing is read yet."""
+def _memory_map(path: Path, size: int, count: int, dtypes: Sequence[str]) -> np.ndarray:
+    """Memory-maps a file of `size` bytes that holds `count` numbers of one of the types."""
     try:
-        found = path.stat().st_size
-        if found != size:
-            raise DataError(f"{path} has {found:,} bytes, not the {size:,} of its index: it was cut short or changed")
+        actual = path.stat().st_size
+        if actual != size:
+            raise DataError(
+                f"{path} has {actual:,} bytes, not the {size:,} of its index: it is truncated or was changed"
+            )
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; prepare the set anew") from error
-    # Of a damaged header; the last three are what Python's own parser raises, by version.
+        raise DataError(f"{path} is missing; prepare the set again") from error
+    # Raised for a damaged header; the last three come from Python's parser, depending on its version.
     except (ValueError, TypeError, OverflowError, tokenize.TokenError, SyntaxError) as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the set anew") from error
+        raise DataError(f"{path} is damaged ({error}); prepare the set again") from error
     if array.dtype.str not in dtypes or array.shape != (count,):
-        what = f"{array.shape} of {array.dtype.str}, not ({count},) of {' or '.join(dtypes)}"
-        raise DataError(f"{path} does not hold what the index says ({what}); prepare the set anew")
+        difference = f"{array.shape} of {array.dtype.str}, not ({count},) of {' or '.join(dtypes)}"
+        raise DataError(f"{path} does not hold what the index says ({difference}); prepare the set again")
     return array
 
 
 def load_tokenizer(folder: Path, index: Index) -> Tokenizer:
-    """The tokenizer of a set.
+    """Loads the tokenizer of a set.
 
     Raises:
-      DataError: it is damaged, or another one than the set was made with.
+      DataError: it is damaged, or is not the one that the set was made with.
     """
     try:
         tokenizer = tokenizers.load(folder / "tokenizer")
@@ -261,28 +263,28 @@ def load_tokenizer(folder: Path, index: Index) -> Tokenizer:
 
 
 def check_tokenizer(folder: Path, index: Index, tokenizer: Tokenizer) -> None:
-    """Raises DataError for a set whose ids are another tokenizer's."""
-    theirs = index["tokenizer"]
-    if theirs["sha256"] != tokenizers.sha256(tokenizer):
+    """Raises DataError if a set was made with another tokenizer."""
+    expected = index["tokenizer"]
+    if expected["sha256"] != tokenizers.sha256(tokenizer):
         raise DataError(
-            f"{folder} was made with another tokenizer ({theirs['name']}, {theirs['n_vocab']:,} ids) than this run's "
-            f"({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it anew with the run's"
+            f"{folder} was made with another tokenizer ({expected['name']}, {expected['n_vocab']:,} ids) than this "
+            f"run's ({tokenizer.name}, {tokenizer.n_vocab:,} ids); prepare it again with the run's tokenizer"
         )
 
 
 def verify(folder: Path) -> int:
-    """Reads every file of a set and compares its checksum; the number of files.
+    """Verifies the checksum of every file of a set; returns the number of files.
 
     Raises:
-      DataError: a file differs, or what `open_set` raises.
+      DataError: a file differs, or see `open_set`.
     """
     opened = open_set(folder)
     opened.tokenizer()
-    files = [facts for split in SPLITS for shard in opened.facts["splits"][split] for facts in shard["files"]]
+    files = [facts for split in SPLITS for shard in opened.metadata["splits"][split] for facts in shard["files"]]
     with console.bar(f"verifying {folder}", sum(facts["bytes"] for facts in files)) as advance:
         for facts in files:
             if _sha256(folder / facts["file"], advance) != facts["sha256"]:
-                raise DataError(f"{folder / facts['file']} has changed since it was written; prepare the set anew")
+                raise DataError(f"{folder / facts['file']} has changed since it was written; prepare the set again")
     return len(files)
 
 
@@ -298,5 +300,5 @@ def _sha256(path: Path, advance: Any) -> str:
 
 
 def totals(shards: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Documents, tokens and bytes of text of some shards."""
+    """Returns the total documents, tokens and bytes of text of shards."""
     return {name: sum(shard[name] for shard in shards) for name in ("documents", "tokens", "text_bytes")}

@@ -1,6 +1,6 @@
-"""Where text comes from: Python's own library, files, directories, addresses. Documents out, train and held-out.
+"""Sources of text: the standard library of Python, files, directories, URLs; read and split into documents.
 
-Reads and splits text; knows nothing of tokens. Every failure that a person can mend is a DataError of one line.
+User errors are DataErrors of one line.
 """
 
 import glob
@@ -19,21 +19,21 @@ from gptjax.data.download import download
 
 
 class Document(NamedTuple):
-    """A text and the name that decides its side of the split."""
+    """Text and the name that decides its side of the split."""
 
     name: str
     text: str
 
 
 class Corpus(NamedTuple):
-    """The two sides of a split."""
+    """Training and held-out documents."""
 
     train: list[Document]
     held_out: list[Document]
 
 
 def stdlib(config: Any) -> Iterator[Document]:
-    """The running Python's standard library, its tests left out; names are paths within it."""
+    """Reads the standard library of the running Python without its tests; names are paths in it."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     for path in sorted(root.rglob("*.py")):
@@ -43,7 +43,7 @@ def stdlib(config: Any) -> Iterator[Document]:
 
 
 def text(config: Any) -> Iterator[Document]:
-    """Files at `data.path`: one file, the .txt files below a directory, a glob, or what lies at an address."""
+    """Reads the files of `data.path`: one file, the .txt files below a directory, a glob, or a URL."""
     if not config.path:
         raise DataError("--config.data.path is empty; give a text file, a directory, a glob or an https address")
     for path, name in sorted(_files(config)):
@@ -58,45 +58,45 @@ def _files(config: Any) -> list[tuple[Path, str]]:
         return [(download(config.path, config.sha256), config.path)]
     path = Path(config.path)
     if path.is_dir():
-        found = [p for p in files_below(path) if p.suffix == ".txt"]
-        if not found:
+        paths = [p for p in files_below(path) if p.suffix == ".txt"]
+        if not paths:
             raise DataError(f"{path} holds no .txt files; other files can be named by a glob such as '{path}/**/*.py'")
-        return [(p, p.relative_to(path).as_posix()) for p in found]
+        return [(p, p.relative_to(path).as_posix()) for p in paths]
     if path.exists():
         return [(path, path.name)]
-    found = files_matching(path)
-    if not found:
+    paths = files_matching(path)
+    if not paths:
         raise DataError(f"there is no file {path}")
-    fixed = takewhile(lambda part: not glob.has_magic(part), path.parts)
-    root = Path(*fixed)
-    return [(p, p.relative_to(root).as_posix()) for p in found]
+    prefix = takewhile(lambda part: not glob.has_magic(part), path.parts)
+    root = Path(*prefix)
+    return [(p, p.relative_to(root).as_posix()) for p in paths]
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and in those within it, links followed, in the order of their names.
+    """Returns all files below a folder, following links, sorted by name.
 
     Raises:
-      DataError: a folder cannot be listed, or a link leads nowhere: what cannot be read is never skipped.
+      DataError: a folder cannot be listed, or a link is broken: unreadable files are never skipped.
     """
-    return sorted(path for path in _below(folder, hidden=True) if path.is_file())
+    return sorted(path for path in _walk(folder, hidden=True) if path.is_file())
 
 
 def files_matching(pattern: Path) -> list[Path]:
-    """The files that a pattern of the shell names, `**` being any number of folders, in the order of their names.
+    """Returns the files that match a glob, where `**` is any number of folders, sorted by name.
 
     Raises:
-      DataError: as of `files_below`, of what the pattern comes by.
+      DataError: see `files_below`; raised for folders that the pattern visits.
     """
-    fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    matching = _matching(Path(*fixed), pattern.parts[len(fixed) :])
-    return sorted({path for path in matching if is_there(path) and path.is_file()})
+    prefix = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    matching = _match(Path(*prefix), pattern.parts[len(prefix) :])
+    return sorted({path for path in matching if exists(path) and path.is_file()})
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is something of that name.
+def exists(path: Path) -> bool:
+    """Returns True if the path exists.
 
     Raises:
-      DataError: there is a link that leads nowhere, or in a circle, or it cannot be looked at.
+      DataError: the path is a broken or circular link, or cannot be accessed.
     """
     try:
         if not path.is_symlink():
@@ -107,55 +107,55 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list(folder: Path) -> list[Path]:
     try:
         return sorted(folder / name for name in os.listdir(folder))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from error
 
 
-def _below(folder: Path, hidden: bool) -> Iterator[Path]:
-    # What is in a folder and below. Each folder once, by its own name where it has one here: links are followed last.
-    seen, links = set[Path](), [folder]
+def _walk(folder: Path, hidden: bool) -> Iterator[Path]:
+    # Visits each folder once, by its own name if it has one here: links are followed last.
+    visited, links = set[Path](), [folder]
     while links:
-        left = [links.pop(0)]
-        while left:
-            top = left.pop()
-            if top.resolve() in seen:
+        pending = [links.pop(0)]
+        while pending:
+            current = pending.pop()
+            if current.resolve() in visited:
                 continue
-            seen.add(top.resolve())
-            for path in _listed(top):
-                if (hidden or not path.name.startswith(".")) and is_there(path):
+            visited.add(current.resolve())
+            for path in _list(current):
+                if (hidden or not path.name.startswith(".")) and exists(path):
                     yield path
                     if path.is_dir():
-                        (links if path.is_symlink() else left).append(path)
+                        (links if path.is_symlink() else pending).append(path)
 
 
-def _matching(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     if not parts:
         yield folder
         return
     first, *rest = parts
     if not glob.has_magic(first):
-        yield from _matching(folder / first, tuple(rest))
+        yield from _match(folder / first, tuple(rest))
     elif not folder.is_dir():
         return
     elif first == "**":
-        for path in [folder, *_below(folder, hidden=False)]:
+        for path in [folder, *_walk(folder, hidden=False)]:
             if path.is_dir() or not rest:
-                yield from _matching(path, tuple(rest))
+                yield from _match(path, tuple(rest))
     else:
-        for path in _listed(folder):
+        for path in _list(folder):
             hidden = path.name.startswith(".") and not first.startswith(".")
             if fnmatchcase(path.name, first) and not hidden:
-                yield from _matching(path, tuple(rest))
+                yield from _match(path, tuple(rest))
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, line ends as they are.
+    """Reads a UTF-8 file, keeping line ends.
 
     Raises:
-      DataError: it cannot be read, or it is not text.
+      DataError: the file cannot be read, or is not text.
     """
     raw = read_bytes(path)
     if b"\0" in raw:
@@ -164,16 +164,16 @@ def read_text(path: Path) -> str:
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Whether a document is for validation: its name's SHA-256 modulo 10,000 is below that fraction of it."""
+    """Returns True if a document is held out: SHA-256 of its name modulo 10,000 is below fraction * 10,000."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10_000 < fraction * 10_000
 
 
 def split(documents: list[Document], fraction: float) -> Corpus:
-    """Divides documents by hash of name; where that leaves a side empty (few files), each gives its tail.
+    """Splits documents by hash of their name, or holds out the tail of each if that leaves a side empty (few files).
 
     Args:
-      documents: all of them, in order.
-      fraction: share to hold out, 0 to 1; of the documents, or of the characters of each.
+      documents: all documents, in order.
+      fraction: fraction to hold out, 0 to 1, of the documents, or of the characters of each.
     """
     train = [d for d in documents if not is_held_out(d.name, fraction)]
     held_out = [d for d in documents if is_held_out(d.name, fraction)]
@@ -185,24 +185,24 @@ def split(documents: list[Document], fraction: float) -> Corpus:
 
 
 def read(config: Any) -> Corpus:
-    """The corpus that `config` (a run's `config.data`) names.
+    """Reads the corpus that `config` (`config.data` of a run) names.
 
     Raises:
-      DataError: missing, unreadable or empty text.
+      DataError: text is missing, unreadable or empty.
     """
     documents = [document for document in SOURCES[config.source](config) if document.text]
     if not documents:
-        what = config.path or "the standard library's source (this Python came without it)"
-        raise DataError(f"{what} is empty: there is nothing to train on")
+        origin = config.path or "the standard library's source (this Python came without it)"
+        raise DataError(f"{origin} is empty: there is nothing to train on")
     corpus = split(documents, config.held_out)
     if not any(d.text for d in corpus.train) or not any(d.text for d in corpus.held_out):
-        what, share = config.path or config.source, config.held_out
-        raise DataError(f"{what} is too short to hold out data.held_out={share} of it")
+        origin, share = config.path or config.source, config.held_out
+        raise DataError(f"{origin} is too short to hold out data.held_out={share} of it")
     return corpus
 
 
 def fingerprint(corpus: Corpus) -> str:
-    """SHA-256 over names and texts of both sides, so that a run can tell whether its text has changed."""
+    """Returns SHA-256 over names and texts of both sides, by which a run detects that its text has changed."""
     digest = hashlib.sha256()
     for side in corpus:
         for document in side:

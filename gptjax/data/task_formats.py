@@ -1,7 +1,7 @@
-"""Forms: what a record with named fields is to a model. A text with an answer, a dialogue, or a text with labels.
+"""Task formats: a record as a text with an answer, a dialogue, or a text with labels.
 
-A form makes ids of a record, and the arrays that a batch gets of it, by their names there: what is learnt of its text
-(`weights_BT`), or what a task head should say (`labels_B`, ...). Reads no files.
+A format tokenizes a record and makes the arrays that a batch gets of it, by name: loss weights of its text
+(`weights_BT`), or targets of a task head (`labels_B`, ...).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,21 +12,31 @@ import numpy as np
 from gptjax.config.errors import DataError
 from gptjax.data import chat, dialogues
 from gptjax.data.dialogues import Note
-from gptjax.data.fields import as_text, choice_of, choices_of, field, filled, known_label, label_of, named, value_of
+from gptjax.data.fields import (
+    as_text,
+    choice_of,
+    choices_of,
+    field,
+    fill_template,
+    label_of,
+    match_label,
+    template_fields,
+    value_of,
+)
 from gptjax.data.pairs import Pair
 from gptjax.data.records import Record, strings
 from gptjax.data.tokenizers.tokenizers import Tokenizer, encode, encode_special, special_tokens
 
-Pieces = list[tuple[str, bool]]  # of a text in order, and whether each is learnt
+Pieces = list[tuple[str, bool]]  # pieces of a text in order; True: in the loss
 
 
 class TokenizedExample(NamedTuple):
-    """A text as ids.
+    """Tokenized text.
 
     Attributes:
-      ids: of it alone, without what stands around texts.
-      arrays: by name in a batch; `_BT` has a number for each id, the others are the record's.
-      ends: whether the id that ends a text is learnt here.
+      ids: its ids, without the delimiters around texts.
+      arrays: arrays by name in a batch; `_BT` has an entry for each id, the others belong to the record.
+      ends: True if the id that ends the text is in the loss.
     """
 
     ids: list[int]
@@ -34,279 +44,310 @@ class TokenizedExample(NamedTuple):
     ends: bool = False
 
 
-class Form(NamedTuple):
-    """One of FORMS.
+class TaskFormat(NamedTuple):
+    """Task format, an entry of TASK_FORMATS.
 
     Attributes:
-      pieces: of a record, `(record, options, tokenizer)`; all of its text.
-      encoded: `(record, options, tokenizer, room)`: its texts (several of choices, none of what has no text or no
-        answer), of at most `room` ids each, and whether something had to be cut for that.
-      arrays: which ones it makes.
-      objective: of those that ask a task head, the one that learns from it; "": tokens are learnt.
-      labelled: whether labels have names, which `examples.labels` lists.
-      notes: `(record, options, tokenizer)`: what of a record is not read or learnt.
+      pieces: `(record, options, tokenizer) -> pieces` of all of the text of a record.
+      tokenize: `(record, options, tokenizer, max_length) -> (texts, is_long)`: several texts for choices, none if the
+        text or the answer is empty; each has at most `max_length` ids, and `is_long` is True if any was truncated.
+      arrays: names of the arrays that it makes.
+      objective: objective that learns from the targets of a task head; "": next tokens are learned.
+      labelled: True if labels have names, which `examples.labels` lists.
+      notes: `(record, options, tokenizer) -> notes` on the parts of a record that are not used.
     """
 
     pieces: Callable[[Record, Any, Tokenizer | None], Pieces]
-    encoded: Callable[[Record, Any, Tokenizer, int], tuple[list[TokenizedExample], bool]]
+    tokenize: Callable[[Record, Any, Tokenizer, int], tuple[list[TokenizedExample], bool]]
     arrays: tuple[str, ...] = ("weights_BT",)
     objective: str = ""
     labelled: bool = False
     notes: Callable[[Record, Any, Tokenizer], Sequence[Note]] = lambda record, c, tokenizer: ()
 
 
-def shortened(record: Record, names: Sequence[str], size: Callable[[Record], int], room: int) -> tuple[Record, bool]:
-    """The record, with as much taken from the ends of its longest fields as makes it fit, and whether that was needed.
+def shorten_fields(
+    record: Record, names: Sequence[str], size: Callable[[Record], int], max_length: int
+) -> tuple[Record, bool]:
+    """Truncates the longest fields of a record until it fits.
 
     Args:
-      record: of which nothing changes.
-      names: of fields that may become shorter; where these are empty it is returned as it is then.
-      size: ids of a record.
-      room: the most that there may be.
+      record: record, which is not modified.
+      names: fields that may be truncated; if they become empty, the record is returned although it is too long.
+      size: returns the number of ids of a record.
+      max_length: largest number of ids.
+
+    Returns:
+      the record, and True if it was truncated.
     """
     count, is_long = size(record), False
-    while count > room:
+    while count > max_length:
         is_long = True
         texts = {name: record.fields[name] for name in names if isinstance(record.fields.get(name), str)}
         longest = max(texts, key=lambda name: len(texts[name]), default="")
         if not longest or not texts[longest]:
             break
-        letters = max(1, int(sum(map(len, texts.values())) / count * (count - room)))
+        letters = max(1, int(sum(map(len, texts.values())) / count * (count - max_length)))
         record = record._replace(fields=record.fields | {longest: texts[longest][:-letters]})
         count = size(record)
     return record, is_long
 
 
-# Texts that are learnt.
+# Texts with answers.
 
 
 def text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """`template`, which is read, and `answer`, which is learnt; without an answer all is learnt."""
-    asked = filled(c.template, record, "template")
-    return [(asked, False), (filled(c.answer, record, "answer"), True)] if c.answer else [(asked, True)]
+    """Returns `template`, not in the loss, and `answer`, in the loss; without an answer all is in the loss."""
+    prompt = fill_template(c.template, record, "template")
+    return [(prompt, False), (fill_template(c.answer, record, "answer"), True)] if c.answer else [(prompt, True)]
 
 
-ASK = "### Instruction:\n{instruction}\n\n### Response:\n"
-ASK_ABOUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+ALPACA_PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
+ALPACA_INPUT_PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
 def instructions(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """Alpaca's fields: instruction, input, which may be empty, and output (github.com/tatsu-lab/stanford_alpaca)."""
-    template = ASK_ABOUT if record.fields.get("input") else ASK
+    """Returns Alpaca's fields: instruction, optional input, and output (github.com/tatsu-lab/stanford_alpaca)."""
+    template = ALPACA_INPUT_PROMPT if record.fields.get("input") else ALPACA_PROMPT
     return [
-        (filled(template, record, "form=instructions"), False),
-        (filled("{output}", record, "form=instructions"), True),
+        (fill_template(template, record, "form=instructions"), False),
+        (fill_template("{output}", record, "form=instructions"), True),
     ]
 
 
-def encoded_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> TokenizedExample:
-    """Pieces as ids, each encoded by itself, as a prompt is; `ends` where the last one is learnt."""
-    ids, learnt = list[int](), list[bool]()
-    for piece, counts in pieces:
-        own = encode(piece)
-        ids, learnt = ids + own, learnt + [counts] * len(own)
-    return TokenizedExample(ids, {"weights_BT": np.array(learnt, np.float32)}, bool(pieces) and pieces[-1][1])
+def tokenize_pieces(pieces: Pieces, encode: Callable[[str], list[int]]) -> TokenizedExample:
+    """Tokenizes pieces, each on its own, as prompts are; `ends` is True if the last piece is in the loss."""
+    ids, in_loss = list[int](), list[bool]()
+    for piece, trained in pieces:
+        piece_ids = encode(piece)
+        ids, in_loss = ids + piece_ids, in_loss + [trained] * len(piece_ids)
+    return TokenizedExample(ids, {"weights_BT": np.array(in_loss, np.float32)}, bool(pieces) and pieces[-1][1])
 
 
-def cut(one: TokenizedExample, room: int) -> TokenizedExample:
-    """At most so many ids, and their numbers; a text that is cut does not end."""
-    arrays = {name: x[:room] if name.endswith("_BT") else x for name, x in one.arrays.items()}
-    return one if len(one.ids) <= room else TokenizedExample(one.ids[:room], arrays)
+def truncate(example: TokenizedExample, max_length: int) -> TokenizedExample:
+    """Truncates to `max_length` ids; a truncated text does not end."""
+    arrays = {name: x[:max_length] if name.endswith("_BT") else x for name, x in example.arrays.items()}
+    return example if len(example.ids) <= max_length else TokenizedExample(example.ids[:max_length], arrays)
 
 
-def learning(pieces: Callable[..., Pieces], names: Callable[[Any], list[str]]) -> Form:
-    """A form whose answers are learnt token by token; `names`: of the fields that become shorter where it is long."""
+def generation_format(pieces: Callable[..., Pieces], names: Callable[[Any], list[str]]) -> TaskFormat:
+    """Returns a format of next-token targets; `names(options)` are the fields that are truncated if it is too long."""
 
-    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
+    def tokenize_record(
+        record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+    ) -> tuple[list[TokenizedExample], bool]:
         def ids_of(record: Record) -> TokenizedExample:
-            return encoded_pieces(pieces(record, c), lambda text: encode(tokenizer, text))
+            return tokenize_pieces(pieces(record, c), lambda text: encode(tokenizer, text))
 
-        record, is_long = shortened(record, names(c), lambda record: len(ids_of(record).ids), room)
-        one = cut(ids_of(record), room)
-        return ([one] if one.arrays["weights_BT"].any() else []), is_long
+        record, is_long = shorten_fields(record, names(c), lambda record: len(ids_of(record).ids), max_length)
+        example = truncate(ids_of(record), max_length)
+        return ([example] if example.arrays["weights_BT"].any() else []), is_long
 
-    return Form(pieces, made)
+    return TaskFormat(pieces, tokenize_record)
 
 
-def pair(record: Record, c: Any) -> Pair:
-    """The same as a source and its target, for an encoder-decoder."""
-    pieces = FORMS[c.form].pieces(record, c, None)
-    return Pair(*("".join(piece for piece, learnt in pieces if learnt == which) for which in (False, True)))
+def to_pair(record: Record, c: Any) -> Pair:
+    """Returns a record as a source and a target, for an encoder-decoder."""
+    pieces = TASK_FORMATS[c.form].pieces(record, c, None)
+    return Pair(*("".join(piece for piece, in_loss in pieces if in_loss == is_target) for is_target in (False, True)))
 
 
 # Dialogues.
 
 
 def read_dialogue(record: Record, c: Any, tokenizer: Tokenizer) -> dialogues.Dialogue:
-    """A record's dialogue, as the chat template can write it."""
-    return dialogues.read(record, chat.template_of(c.chat_template, tokenizer).text)
+    """Reads the dialogue of a record in the form that the chat template renders."""
+    return dialogues.read(record, chat.get_template(c.chat_template, tokenizer).text)
 
 
 def dialogue(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """A dialogue by the template `chat_template`; what assistants say is learnt. Without a tokenizer: their texts."""
+    """Renders a dialogue by `chat_template` with assistant turns in the loss; without a tokenizer, only its texts."""
     if tokenizer is None:
-        return [(one["content"] + "\n", False) for one in dialogues.read(record, "").messages]
-    found, special = read_dialogue(record, c, tokenizer), special_tokens(tokenizer)
-    said = [(f"what the {one['role']} says", [one["content"], one.get("tool_calls")]) for one in found.messages]
-    for what, whole in [*said, ("a tool", found.tools)]:
-        texts = list(strings(whole))
+        return [(message["content"] + "\n", False) for message in dialogues.read(record, "").messages]
+    parsed, special = read_dialogue(record, c, tokenizer), special_tokens(tokenizer)
+    contents = [
+        (f"what the {message['role']} says", [message["content"], message.get("tool_calls")])
+        for message in parsed.messages
+    ]
+    for origin, value in [*contents, ("a tool", parsed.tools)]:
+        texts = list(strings(value))
         if name := next((name for name in special if any(name in text for text in texts)), None):
-            raise DataError(f"{record.where}: {what} has the special token {name} in it")
-    template = chat.template_of(c.chat_template, tokenizer)
+            raise DataError(f"{record.where}: {origin} has the special token {name} in it")
+    template = chat.get_template(c.chat_template, tokenizer)
     try:
-        return chat.turns(template, found.messages, tokenizer, found.learnt, found.tools)
+        return chat.render_turns(template, parsed.messages, tokenizer, parsed.in_loss, parsed.tools)
     except DataError as error:
         raise DataError(f"{record.where}: {error}") from error
 
 
-def encoded_dialogue(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
-    """As ids; one that is too long loses its end."""
-    one = encoded_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
-    begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or border(tokenizer)
-    if one.ids[: len(begin)] == begin:  # some templates write what texts begin with themselves
-        one = TokenizedExample(one.ids[len(begin) :], {"weights_BT": one.arrays["weights_BT"][len(begin) :]}, one.ends)
-    short = cut(one, room)
-    return ([short] if short.arrays["weights_BT"].any() else []), len(one.ids) > room
+def tokenize_dialogue(
+    record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+) -> tuple[list[TokenizedExample], bool]:
+    """Tokenizes a dialogue; one that is too long loses its end."""
+    example = tokenize_pieces(dialogue(record, c, tokenizer), lambda text: encode_special(tokenizer, text))
+    begin = list(tokenizer.begin[len(tokenizer.prompt) :]) or separator_ids(tokenizer)
+    if example.ids[: len(begin)] == begin:  # some templates render the begin ids themselves
+        example = TokenizedExample(
+            example.ids[len(begin) :], {"weights_BT": example.arrays["weights_BT"][len(begin) :]}, example.ends
+        )
+    truncated = truncate(example, max_length)
+    return ([truncated] if truncated.arrays["weights_BT"].any() else []), len(example.ids) > max_length
 
 
 # Texts with labels.
 
 
 def labelled_text(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """`template`, and `second` where there is one."""
-    both = [filled(c.template, record, "template"), filled(c.second, record, "second")]
-    return [(piece, False) for piece in both if piece]
+    """Returns `template`, and `second` if there is one."""
+    pieces = [fill_template(c.template, record, "template"), fill_template(c.second, record, "second")]
+    return [(piece, False) for piece in pieces if piece]
 
 
-def border(tokenizer: Tokenizer) -> list[int]:
-    """What stands between two texts that are read together: the tokenizer's end, or a line's."""
+def separator_ids(tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids between two texts that are read together: the end of the tokenizer, or a newline."""
     return encode(tokenizer, "\n") if tokenizer.end is None else [tokenizer.end]
 
 
-def read_together(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
-    """One text, or two with `types_BT` 1 from the second on."""
-    first, *others = [encode(tokenizer, piece) for piece, _ in pieces] or [[]]
-    ids = first + (border(tokenizer) + others[0] if others else [])
-    types = np.arange(len(ids)) > len(first) if others else np.zeros(len(ids))
+def join_texts(pieces: Pieces, tokenizer: Tokenizer) -> TokenizedExample:
+    """Tokenizes one text, or two, where `types_BT` is 1 in the second."""
+    first, *rest = [encode(tokenizer, piece) for piece, _ in pieces] or [[]]
+    ids = first + (separator_ids(tokenizer) + rest[0] if rest else [])
+    types = np.arange(len(ids)) > len(first) if rest else np.zeros(len(ids))
     return TokenizedExample(ids, {"types_BT": types.astype(np.int32)})
 
 
-def labelled(name: str, answer: Callable[[Record, Any], Any], dtype: str, objective: str, has_names: bool) -> Form:
-    """A form with one answer a text: `name` of it in a batch, and weights_B."""
+def labelled_format(
+    name: str, answer: Callable[[Record, Any], Any], dtype: str, objective: str, has_names: bool
+) -> TaskFormat:
+    """Returns a format with one answer per text, the array `name` of a batch, and weights_B."""
 
-    def made(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
-        own = {name: np.array(answer(record, c), dtype), "weights_B": np.array(1, np.float32)}
+    def tokenize_record(
+        record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+    ) -> tuple[list[TokenizedExample], bool]:
+        targets = {name: np.array(answer(record, c), dtype), "weights_B": np.array(1, np.float32)}
 
-        def read(record: Record) -> TokenizedExample:
-            return read_together(labelled_text(record, c), tokenizer)
+        def joined(record: Record) -> TokenizedExample:
+            return join_texts(labelled_text(record, c), tokenizer)
 
-        names = named(c.template + c.second)
-        record, is_long = shortened(record, names, lambda record: len(read(record).ids), room)
-        one = cut(read(record), room)
-        return ([one._replace(arrays=one.arrays | own)] if one.ids else []), is_long
+        names = template_fields(c.template + c.second)
+        record, is_long = shorten_fields(record, names, lambda record: len(joined(record).ids), max_length)
+        example = truncate(joined(record), max_length)
+        return ([example._replace(arrays=example.arrays | targets)] if example.ids else []), is_long
 
-    return Form(labelled_text, made, (name, "weights_B", "types_BT"), objective, has_names)
+    return TaskFormat(labelled_text, tokenize_record, (name, "weights_B", "types_BT"), objective, has_names)
 
 
-def class_of(record: Record, c: Any) -> int:
-    """The number of its label."""
-    found: int = c.labels.index(label_of(record, c))
-    return found
+def label_id(record: Record, c: Any) -> int:
+    """Returns the index of the label of a record."""
+    index: int = c.labels.index(label_of(record, c))
+    return index
 
 
 def choices(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """The text and all choices."""
-    return [(filled(c.template, record, "template"), False), *((f" {one}", False) for one in choices_of(record, c))]
+    """Returns the text and all choices."""
+    return [
+        (fill_template(c.template, record, "template"), False),
+        *((f" {choice}", False) for choice in choices_of(record, c)),
+    ]
 
 
-def encoded_choices(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
-    """The text with each choice behind it; one that is too long loses the text's end."""
-    own = {"labels_B": np.array(choice_of(record, c), np.int32), "weights_B": np.array(1, np.float32)}
-    behind = [encode(tokenizer, f" {one}") for one in choices_of(record, c)]
-    read = encode(tokenizer, filled(c.template, record, "template"))
-    left = [max(room - len(ids), 0) for ids in behind]
-    whole = [(read[:most] + ids)[:room] for most, ids in zip(left, behind, strict=True)]
-    return [TokenizedExample(ids, own) for ids in whole], min(left) < len(read)
+def tokenize_choices(
+    record: Record, c: Any, tokenizer: Tokenizer, max_length: int
+) -> tuple[list[TokenizedExample], bool]:
+    """Tokenizes the text followed by each choice; one that is too long loses the end of the text."""
+    targets = {"labels_B": np.array(choice_of(record, c), np.int32), "weights_B": np.array(1, np.float32)}
+    choice_ids = [encode(tokenizer, f" {choice}") for choice in choices_of(record, c)]
+    text_ids = encode(tokenizer, fill_template(c.template, record, "template"))
+    space = [max(max_length - len(ids), 0) for ids in choice_ids]
+    sequences = [(text_ids[:limit] + ids)[:max_length] for limit, ids in zip(space, choice_ids, strict=True)]
+    return [TokenizedExample(ids, targets) for ids in sequences], min(space) < len(text_ids)
 
 
 def tags(record: Record, c: Any, tokenizer: Tokenizer | None = None) -> Pieces:
-    """The words, which are a list in the field that `template` names."""
-    found = field(record, next(iter(named(c.template)), ""), "template")
-    if not isinstance(found, list):
-        raise DataError(f"{record.where} has words that are no list, which data.examples.form=tags needs")
-    words = [as_text(word, record, "words") for word in found]
+    """Returns the words, a list in the field that `template` names."""
+    values = field(record, next(iter(template_fields(c.template)), ""), "template")
+    if not isinstance(values, list):
+        raise DataError(f"{record.where} has words that are not a list, which data.examples.form=tags needs")
+    words = [as_text(word, record, "words") for word in values]
     return [(f" {word}" if i else word, False) for i, word in enumerate(words)]
 
 
-def encoded_tags(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
-    """Each word's label stands at its first id, and the others weigh 0.
+def tokenize_tags(record: Record, c: Any, tokenizer: Tokenizer, max_length: int) -> tuple[list[TokenizedExample], bool]:
+    """Tokenizes words; the label of a word is at its first id, and its other ids have weight 0.
 
     Raises:
-      DataError: not as many labels as words.
+      DataError: there are not as many labels as words.
     """
-    words, found = tags(record, c), field(record, c.label, "label")
-    if not isinstance(found, list) or len(found) != len(words):
-        raise DataError(f"{record.where} has {len(words)} words, and {c.label!r} is no list of as many labels")
+    words, word_labels = tags(record, c), field(record, c.label, "label")
+    if not isinstance(word_labels, list) or len(word_labels) != len(words):
+        raise DataError(f"{record.where} has {len(words)} words, and {c.label!r} is not a list of as many labels")
     ids, labels, weights = list[int](), list[int](), list[int]()
-    for (word, _), label in zip(words, found, strict=True):
-        own = encode(tokenizer, word)
-        number = c.labels.index(known_label(label, record, c))
-        ids, labels, weights = ids + own, labels + [number] * len(own), weights + [1, *[0] * len(own)][: len(own)]
+    for (word, _), label in zip(words, word_labels, strict=True):
+        word_ids = encode(tokenizer, word)
+        number = c.labels.index(match_label(label, record, c))
+        ids, labels = ids + word_ids, labels + [number] * len(word_ids)
+        weights = weights + [1, *[0] * len(word_ids)][: len(word_ids)]
     arrays = {"labels_BT": np.array(labels, np.int32), "weights_BT": np.array(weights, np.float32)}
-    one = cut(TokenizedExample(ids, arrays), room)
-    return ([one] if one.arrays["weights_BT"].any() else []), len(ids) > room
+    example = truncate(TokenizedExample(ids, arrays), max_length)
+    return ([example] if example.arrays["weights_BT"].any() else []), len(ids) > max_length
 
 
-def encoded_span(record: Record, c: Any, tokenizer: Tokenizer, room: int) -> tuple[list[TokenizedExample], bool]:
-    """A question and a text that is too long loses its end; an answer that was there makes it none at all.
+def tokenize_span(record: Record, c: Any, tokenizer: Tokenizer, max_length: int) -> tuple[list[TokenizedExample], bool]:
+    """Tokenizes a question and a passage; one that is too long loses its end, and is dropped with its answer.
 
-    Of `second`, the letter from 0 at which the answer begins is the field `label`, and its text `answer`.
+    The answer begins at character `label`, from 0, of `second`, and its text is `answer`.
 
     Raises:
-      DataError: the answer is not there, or the tokenizer's ids do not stand for the text's bytes.
+      DataError: the answer is not there, or the ids do not decode to the bytes of the passage.
     """
-    asked, whole = filled(c.template, record, "template"), filled(c.second, record, "second")
-    said, at = filled(c.answer, record, "answer"), field(record, c.label, "label")
-    if type(at) is not int or at < 0 or not said or whole[at : at + len(said)] != said:
-        raise DataError(f"{record.where}: the answer {said!r} does not begin at {at!r} of data.examples.second")
-    ids = encode(tokenizer, whole)
+    question, passage = fill_template(c.template, record, "template"), fill_template(c.second, record, "second")
+    answer_text, start = fill_template(c.answer, record, "answer"), field(record, c.label, "label")
+    if (
+        type(start) is not int
+        or start < 0
+        or not answer_text
+        or passage[start : start + len(answer_text)] != answer_text
+    ):
+        raise DataError(
+            f"{record.where}: the answer {answer_text!r} does not begin at {start!r} of data.examples.second"
+        )
+    ids = encode(tokenizer, passage)
     ends = np.cumsum([len(tokenizer.decode_single_token_bytes(token)) for token in ids])
-    if not len(ends) or ends[-1] != len(whole.encode()):
+    if not len(ends) or ends[-1] != len(passage.encode()):
         raise DataError(
             f"the tokenizer {tokenizer.name} does not keep a text's bytes, which data.examples.form=spans needs"
         )
-    first, last = len(whole[:at].encode()), len(whole[: at + len(said)].encode()) - 1
-    own = read_together([(asked, False), (whole, False)], tokenizer)
-    span = len(own.ids) - len(ids) + np.searchsorted(ends, [first, last], side="right")
-    if span[1] >= room:
+    first, last = len(passage[:start].encode()), len(passage[: start + len(answer_text)].encode()) - 1
+    joined = join_texts([(question, False), (passage, False)], tokenizer)
+    span = len(joined.ids) - len(ids) + np.searchsorted(ends, [first, last], side="right")
+    if span[1] >= max_length:
         return [], True
     arrays = {"spans_B2": span.astype(np.int32), "weights_B": np.array(1, np.float32)}
-    one = cut(own, room)
-    return [one._replace(arrays=one.arrays | arrays)], len(own.ids) > room
+    example = truncate(joined, max_length)
+    return [example._replace(arrays=example.arrays | arrays)], len(joined.ids) > max_length
 
 
-def unanswered(record: Record, c: Any) -> Record:
-    """The record with some answer where it has none, so that it can be read; of spans whatever it has."""
-    own: dict[str, Any]
+def with_placeholder_answer(record: Record, c: Any) -> Record:
+    """Adds a placeholder answer to a record, so that it can be tokenized; replaces that of spans."""
+    placeholder: dict[str, Any]
     if c.form == "tags":
-        own = {c.label: [c.labels[0]] * len(tags(record, c))}
+        placeholder = {c.label: [c.labels[0]] * len(tags(record, c))}
     elif c.form == "spans":
-        begins = filled(c.second, record, "second")[:1]
-        own = dict.fromkeys(named(c.answer), begins) | {c.label: 0}
+        first_letter = fill_template(c.second, record, "second")[:1]
+        placeholder = dict.fromkeys(template_fields(c.answer), first_letter) | {c.label: 0}
     else:
-        own = {c.label: c.labels[0] if c.labels else 0}
-    return record._replace(fields=record.fields | own)
+        placeholder = {c.label: c.labels[0] if c.labels else 0}
+    return record._replace(fields=record.fields | placeholder)
 
 
-FORMS: dict[str, Form] = {
-    "text": learning(text, lambda c: named(c.template)),
-    "instructions": learning(instructions, lambda c: ["instruction", "input"]),
-    "chat": Form(
-        dialogue, encoded_dialogue, notes=lambda record, c, tokenizer: read_dialogue(record, c, tokenizer).notes
+TASK_FORMATS: dict[str, TaskFormat] = {
+    "text": generation_format(text, lambda c: template_fields(c.template)),
+    "instructions": generation_format(instructions, lambda c: ["instruction", "input"]),
+    "chat": TaskFormat(
+        dialogue, tokenize_dialogue, notes=lambda record, c, tokenizer: read_dialogue(record, c, tokenizer).notes
     ),
-    "classes": labelled("labels_B", class_of, "i4", "classification", True),
-    "values": labelled("values_B", value_of, "f4", "regression", False),
-    "choices": Form(choices, encoded_choices, ("labels_B", "weights_B"), "choice"),
-    "tags": Form(tags, encoded_tags, ("labels_BT", "weights_BT"), "tagging", True),
-    "spans": Form(labelled_text, encoded_span, ("spans_B2", "weights_B", "types_BT"), "span"),
+    "classes": labelled_format("labels_B", label_id, "i4", "classification", True),
+    "values": labelled_format("values_B", value_of, "f4", "regression", False),
+    "choices": TaskFormat(choices, tokenize_choices, ("labels_B", "weights_B"), "choice"),
+    "tags": TaskFormat(tags, tokenize_tags, ("labels_BT", "weights_BT"), "tagging", True),
+    "spans": TaskFormat(labelled_text, tokenize_span, ("spans_B2", "weights_B", "types_BT"), "span"),
 }

@@ -14,7 +14,7 @@ from flax import linen as nn
 from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.specials import COMMON_NAMES, specials, text_of
+from gptjax.data.tokenizers.specials import COMMON_NAMES, decode_with_specials, lookup_special_ids
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode.prefill import SHORTEST, bucket
 
@@ -64,7 +64,7 @@ def fill(model: nn.Module, params: Any, tokenizer: Tokenizer, text: str, k: int 
         raise ConfigError("this model is no encoder, and fills in no masks; it goes on from a prompt")
     if not 1 <= k <= V:
         raise ConfigError(f"top_k is {k}; it must be 1 to {V}")
-    mask = specials(tokenizer, ["mask"]).ids["mask"]
+    mask = lookup_special_ids(tokenizer, ["mask"]).ids["mask"]
     if mask >= V:
         raise ConfigError("this model was trained without masks; train it with --config.train.objective=masked")
     ids = masked_ids(tokenizer, text, mask)
@@ -78,10 +78,12 @@ def fill(model: nn.Module, params: Any, tokenizer: Tokenizer, text: str, k: int 
     masks = []
     for place in places:
         likeliest = np.argsort(-probability_TV[place], kind="stable")[:k].tolist()
-        masks.append([Filling(i, text_of(tokenizer, [i]), float(probability_TV[place, i])) for i in likeliest])
+        masks.append(
+            [Filling(i, decode_with_specials(tokenizer, [i]), float(probability_TV[place, i])) for i in likeliest]
+        )
         ids[place] = likeliest[0]
     begin, end = len(tokenizer.begin), len(closing(tokenizer))
-    return Filled(text_of(tokenizer, ids[begin : len(ids) - end]), masks)
+    return Filled(decode_with_specials(tokenizer, ids[begin : len(ids) - end]), masks)
 
 
 def masked_ids(tokenizer: Tokenizer, text: str, mask: int) -> list[int]:

@@ -33,7 +33,7 @@ def _of_lines(place: str, strict: bool) -> Iterator[str]:
     count = damaged = 0
     for number, line in _lines(place):
         text, repaired = decode_lossy(line)
-        text = streams.without_end(text)
+        text = streams.strip_newline(text)
         if text.strip():
             prompt, mended = _of_line(text, f"{'stdin' if place == '-' else place}, line {number:,}", strict)
             count, damaged = count + 1, damaged + (repaired or mended)
@@ -44,7 +44,7 @@ def _of_lines(place: str, strict: bool) -> Iterator[str]:
 
 def _lines(place: str) -> Iterator[tuple[int, bytes]]:
     if place != "-":
-        with streams.opened(Path(place)) as (_, stream):
+        with streams.open_stream(Path(place)) as (_, stream):
             yield from streams.lines(Path(place), stream)
         return
     stdin: BinaryIO | None = getattr(sys.stdin, "buffer", None)  # bytes, whatever the locale is
@@ -56,7 +56,7 @@ def _of_line(line: str, where: str, strict: bool) -> tuple[str, bool]:
     if not line.lstrip().startswith(("{", '"')):
         return line, False
     try:
-        value, mended = records.parsed(line, where)
+        value, mended = records.parse_repaired(line, where)
     except DataError:
         if strict or is_too_deep(line):
             raise

@@ -18,8 +18,8 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console
 from gptjax.data import batches, examples, records, sources, token_sets
 from gptjax.data.augment import Augment
-from gptjax.data.layouts import EVALUATED, Rows, in_order, packed, prepared
-from gptjax.data.records import Options
+from gptjax.data.layouts import EVAL_LAYOUTS, Rows, packed, preprocess_rows, sequential
+from gptjax.data.records import RecordOptions
 from gptjax.data.tokenizers import tokenizers
 from gptjax.models import kernels
 from gptjax.objectives.objective import Loss
@@ -120,19 +120,21 @@ def evaluate_run(of: "Run", files: Sequence[Path] | None = None, split: str | No
     c = of.config
     prepare = objectives.preparing(c, of.tokenizer)
     if c.data.examples.form and (files or split):
-        options = Options(tuple(c.data.examples.fields))
+        options = RecordOptions(tuple(c.data.examples.fields))
         found = [one for path in files or () for one in records.read(path, options)]
         found = found or examples.read(c.data, split or "val")
-        tokens = examples.encoded(of.tokenizer, found, c.data, "encoding the examples", "the examples")
-        rows = prepared(EVALUATED[c.data.layout](tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0)
+        tokens = examples.to_token_set(of.tokenizer, found, c.data, "encoding the examples", "the examples")
+        rows = preprocess_rows(
+            EVAL_LAYOUTS[c.data.layout](tokens, c.data.context, 0, Augment(), ""), prepare(tokens), 0
+        )
     elif split:
         raise ConfigError(f"{of.workdir} learnt from no examples, which have splits; leave --test out")
     elif files:
         texts = [sources.read_text(path) for path in files]
-        tokens = token_sets.encoded(of.tokenizer, texts, "tokens")
+        tokens = token_sets.from_texts(of.tokenizer, texts, "tokens")
         # A stream's windows do not begin with a tuned prompt, and packed rows all do.
-        layout, known = packed if tokens.again else in_order, "".join(texts)
-        rows = prepared(layout(tokens, c.data.context, 0, Augment(), known), prepare(tokens), 0)
+        layout, known = packed if tokens.repeated_prefix else sequential, "".join(texts)
+        rows = preprocess_rows(layout(tokens, c.data.context, 0, Augment(), known), prepare(tokens), 0)
     else:
         directory.check_has_text(of.workdir)
         loaded = data.load(c.data, of.tokenizer)

@@ -132,10 +132,10 @@ def evaluate(
     beams.check()
     if files and len(files) != 2:
         raise ConfigError(f"--data has {len(files)} files; of an encoder-decoder it takes two, sources and targets")
-    these = pairs.aligned(*files) if files else pairs.read(config, split)
+    these = pairs.read_aligned(*files) if files else pairs.read(config, split)
     name = "-".join(path.name for path in files) if files else split
-    tokens = pairs.encoded(of.tokenizer, these, f"encoding {name}", name)
-    rows = layouts.EVALUATED["pairs"](tokens, config.context, 0, Augment(), _fingerprint(these))
+    tokens = pairs.to_token_set(of.tokenizer, these, f"encoding {name}", name)
+    rows = layouts.EVAL_LAYOUTS["pairs"](tokens, config.context, 0, Augment(), _fingerprint(these))
     figures: dict[str, Any] = dict(held_out.over_rows(of, rows))
     started = time.monotonic()
     texts = translated(of, [pair.source for pair in these], beams)

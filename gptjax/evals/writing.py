@@ -16,8 +16,8 @@ from gptjax.config.errors import ConfigError
 from gptjax.core import console
 from gptjax.core.files import write_atomic
 from gptjax.data import examples, fields, records, task_formats, token_sets
-from gptjax.data.records import Options, Record
-from gptjax.data.task_formats import FORMS
+from gptjax.data.records import Record, RecordOptions
+from gptjax.data.task_formats import TASK_FORMATS
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import generate as decoding
 from gptjax.decode.settings import SamplingParams
@@ -49,12 +49,12 @@ def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: in
     scorer, c = _scorer(), of.config.data
     if c.examples.form not in ("text", "instructions") or models.kind(of.model) == "encoder":
         raise ConfigError(f"{of.workdir} did not learn to write answers: its data.examples.form is {c.examples.form!r}")
-    options = Options(tuple(c.examples.fields))
+    options = RecordOptions(tuple(c.examples.fields))
     found = [one for path in files for one in records.read(path, options)] or examples.read(c, split)
-    right = [task_formats.pair(one, c.examples).target for one in found]
+    right = [task_formats.to_pair(one, c.examples).target for one in found]
     texts = written(of, found, rows)
     figures = rouge(scorer, texts, right)
-    name = next(iter(fields.named(c.examples.template)), "") if c.examples.form == "text" else "input"
+    name = next(iter(fields.template_fields(c.examples.template)), "") if c.examples.form == "text" else "input"
     leads = [lead(fields.as_text(one.fields.get(name, ""), one, name)) for one in found]
     figures |= {f"lead{LEAD}_{kind}": value for kind, value in rouge(scorer, leads, right).items()}
     file = of.workdir / f"written_{split if not files else files[0].stem}.jsonl"
@@ -66,7 +66,7 @@ def evaluate(of: "Run", split: str = "val", files: Sequence[Path] = (), rows: in
 
 def written(of: "Run", found: Sequence[Record], rows: int = 16) -> list[str]:
     """What a run writes for each record, greedily; half of data.context is for that, and what is longer is cut."""
-    c, opening = of.config.data, token_sets.borders(of.tokenizer).opening
+    c, opening = of.config.data, token_sets.delimiters_of(of.tokenizer).opening
     room = c.context // 2
     requests = []
     for one in found:
@@ -92,11 +92,11 @@ def prompt_of(record: Record, options: Any, tokenizer: Any, room: int) -> list[i
     """The ids of what is read of a record before its answer, shortened to that room as an example is."""
 
     def ids_of(record: Record) -> list[int]:
-        read = (piece for piece, learnt in FORMS[options.form].pieces(record, options, None) if not learnt)
+        read = (piece for piece, learnt in TASK_FORMATS[options.form].pieces(record, options, None) if not learnt)
         return tokenizers.encode(tokenizer, "".join(read))
 
-    names = fields.named(options.template) if options.form == "text" else ["instruction", "input"]
-    short, _ = task_formats.shortened(record, names, lambda record: len(ids_of(record)), room)
+    names = fields.template_fields(options.template) if options.form == "text" else ["instruction", "input"]
+    short, _ = task_formats.shorten_fields(record, names, lambda record: len(ids_of(record)), room)
     return ids_of(short)[:room]
 
 

@@ -28,14 +28,14 @@ def ids(config: Any) -> tuple[int, ...]:
 def seen(tokenizer: Tokenizer, config: Any) -> Tokenizer:
     """The tokenizer as a run of this config reads and writes text: with its prompt before each text, if it has one.
 
-    Where it has no id that texts begin with, its end does that as everywhere (gptjax.data.token_sets.Borders); but
+    Where it has no id that texts begin with, its end does that as everywhere (gptjax.data.token_sets.Delimiters); but
     sources of an encoder-decoder begin with none.
     """
     prompt = ids(config)
     if not prompt:
         return tokenizer
     before = () if config.model.arch == "seq2seq" or tokenizer.end is None else (tokenizer.end,)
-    return tokenizers.beginning_with(tokenizer, prompt, tokenizer.begin or before)
+    return tokenizers.with_prompt(tokenizer, prompt, tokenizer.begin or before)
 
 
 def problems(config: Any, kind: str) -> Iterator[str]:

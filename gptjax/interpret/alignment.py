@@ -12,7 +12,7 @@ import numpy as np
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.data import pairs
-from gptjax.data.tokenizers.specials import text_of
+from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.interpret import attention
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def alignment(of: "Run", source: str, target: str | None = None) -> Alignment:
     weights = [np.asarray(leaf)[0] for leaf in attention.weights(of.model, of.params, arrays, "weights_BHTS")]
 
     def words(ids: list[int]) -> list[str]:
-        return ["end" if token == of.tokenizer.end else text_of(of.tokenizer, [token]) for token in ids]
+        return ["end" if token == of.tokenizer.end else decode_with_specials(of.tokenizer, [token]) for token in ids]
 
     return Alignment(np.stack(weights), words(said), words(read))
 

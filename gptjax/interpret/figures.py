@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptjax.data.tokenizers.specials import text_of
+from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.interpret.lens import Guesses
 
@@ -24,7 +24,7 @@ def words(tokenizer: Tokenizer, ids_T: Any) -> list[str]:
     def seen(c: str) -> str:
         return shown.get(c, c if c.isprintable() else "·")
 
-    return ["".join(map(seen, text_of(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
+    return ["".join(map(seen, decode_with_specials(tokenizer, [int(token)]))) or "·" for token in np.ravel(ids_T)]
 
 
 def words_beside(tokenizer: Tokenizer, ids_T: Any, numbers_T: Any, form: str = ".2f") -> str:

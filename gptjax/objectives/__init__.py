@@ -16,9 +16,9 @@ from flax import linen as nn
 
 from gptjax.config import did_you_mean
 from gptjax.config.errors import ConfigError
-from gptjax.data.task_formats import FORMS
+from gptjax.data.task_formats import TASK_FORMATS
 from gptjax.data.token_sets import TokenSet
-from gptjax.data.tokenizers.specials import Specials, specials
+from gptjax.data.tokenizers.specials import SpecialIds, lookup_special_ids
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.adversarial import ATTACKS, adversarial
 from gptjax.objectives.answers import classification, regression, span, tagging
@@ -148,7 +148,7 @@ def preparing(config: Any, tokenizer: Tokenizer) -> Callable[[TokenSet], Callabl
     return of_set
 
 
-def special_ids(config: Any, tokenizer: Tokenizer) -> Specials:
+def special_ids(config: Any, tokenizer: Tokenizer) -> SpecialIds:
     """The ids that the objectives of a config need besides text's; a model has to know `vocabulary` ids.
 
     Raises:
@@ -157,7 +157,7 @@ def special_ids(config: Any, tokenizer: Tokenizer) -> Specials:
     names = [name for one, _ in parts(config.train.objective) for name in OBJECTIVES[one].specials]
     contexts = [config.data.context, *(stage[2] for stage in config.data.stages)]
     count = max(sentinels(context, config.objective) for context in contexts) if "sentinels" in names else 0
-    return specials(tokenizer, names, count)
+    return lookup_special_ids(tokenizer, names, count)
 
 
 def problems(config: Any, kind: str) -> Iterator[str]:
@@ -187,8 +187,8 @@ def problems(config: Any, kind: str) -> Iterator[str]:
 
 def form_problems(config: Any, names: Sequence[str]) -> Iterator[str]:
     """Objectives that ask a task head about texts, and records that are of another form, one line each."""
-    form = FORMS.get(config.data.examples.form)
-    asked = {own.objective: name for name, own in FORMS.items() if own.objective}
+    form = TASK_FORMATS.get(config.data.examples.form)
+    asked = {own.objective: name for name, own in TASK_FORMATS.items() if own.objective}
     for name in names:
         if name in asked and asked[name] != config.data.examples.form:
             yield f"train.objective={name} learns from examples with answers; set data.examples.form={asked[name]}"

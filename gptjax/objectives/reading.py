@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.data.token_sets import TokenSet
-from gptjax.data.tokenizers.specials import Specials
+from gptjax.data.tokenizers.specials import SpecialIds
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.objective import Reading
 
@@ -15,7 +15,7 @@ SOME = 8  # ids by which two texts are told apart
 TRIES = 20  # at another text than the one at hand, before the last one found is taken
 
 
-def reading(tokenizer: Tokenizer, specials: Specials, options: Any, tokens: TokenSet) -> Reading:
+def reading(tokenizer: Tokenizer, specials: SpecialIds, options: Any, tokens: TokenSet) -> Reading:
     """What rows of a set are prepared with.
 
     Args:

@@ -110,7 +110,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     check(config)
     if config.init_from:
         return config
-    size = tokenizers.size_by_name(config.data.tokenizer) or config.model.vocabulary
+    size = tokenizers.vocab_size_of(config.data.tokenizer) or config.model.vocabulary
     if not size:
         name = config.data.tokenizer
         raise ConfigError(f"the vocabulary size of {name!r} depends on the text; give --config.model.vocabulary=N")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import console
-from gptjax.data.chat import Message, Template, read_template, rendered
+from gptjax.data.chat import Message, Template, read_template, render
 from gptjax.data.tokenizers import from_hf as hf_tokenizers
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
@@ -45,7 +45,7 @@ def prompt_ids(template: Template, messages: Sequence[Message], tokenizer: Token
     """
     for message in messages:
         _check(message, tokenizer)
-    return [*tokenizer.prompt, *tokenizers.encode_special(tokenizer, rendered(template, messages, tokenizer))]
+    return [*tokenizer.prompt, *tokenizers.encode_special(tokenizer, render(template, messages, tokenizer))]
 
 
 def ends(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def ends(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
     """
     special = tokenizers.special_tokens(tokenizer)
     turns = [("user", "hello"), ("assistant", ANSWER), ("user", NEXT)]
-    text = rendered(template, [dict(role=role, content=said) for role, said in turns], tokenizer, answer_next=False)
+    text = render(template, [dict(role=role, content=said) for role, said in turns], tokenizer, answer_next=False)
     _, answer, after = text.partition(ANSWER)
     if not answer:
         raise ConfigError("the chat template leaves out what the assistant says; it is none for a dialogue")
@@ -120,7 +120,7 @@ def dialogue(
     stop = ends(template, tokenizer)
     for message in begin:
         _check(message, tokenizer)
-        rendered(template, [message, dict(role="user", content=NEXT)], tokenizer)
+        render(template, [message, dict(role="user", content=NEXT)], tokenizer)
     messages = begin
     while (line := ask()) is not None and line.strip() != "/exit":
         if line.strip() == "/reset":

@@ -19,7 +19,7 @@ from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
 from gptjax.core.files import atomic_directory, file_lock, is_new_or_empty, read_json, write_atomic
 from gptjax.data import TEXT
-from gptjax.data.batches import Mixing
+from gptjax.data.batches import MixtureStage
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
@@ -207,6 +207,6 @@ def check_same_text(workdir: Path, fingerprints: dict[str, str]) -> None:
             raise DataError(f"{what} that {workdir} was trained on has changed since; its results would not be its own")
 
 
-def mixings(workdir: Path) -> list[Mixing]:
+def mixings(workdir: Path) -> list[MixtureStage]:
     """In what proportions the run has read its sets so far, and will read them."""
-    return [Mixing(start, shares) for start, shares in read_data_facts(workdir)["mixings"]]
+    return [MixtureStage(start, shares) for start, shares in read_data_facts(workdir)["mixings"]]

@@ -14,7 +14,7 @@ from gptjax.data import batches, examples, task_formats
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import LAYOUTS
 from gptjax.data.records import Record
-from gptjax.data.task_formats import FORMS
+from gptjax.data.task_formats import TASK_FORMATS
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.objectives.answers import read_by
 
@@ -41,17 +41,18 @@ def predictions(of: "Run", records: Sequence[Mapping[str, Any]]) -> list[Predict
       DataError: a record lacks a field that is read, or has no text.
     """
     c = of.config.data.copy_and_resolve_references()
-    if not c.examples.form or not FORMS[c.examples.form].objective:
+    if not c.examples.form or not TASK_FORMATS[c.examples.form].objective:
         raise ConfigError(f"{of.workdir} learnt no answers from examples; what it writes is generate's")
     if not records:
         return []
     with c.unlocked():
         c.examples.too_long = "cut"
     blank = [
-        task_formats.unanswered(Record(dict(one), f"record {i:,}"), c.examples) for i, one in enumerate(records, 1)
+        task_formats.with_placeholder_answer(Record(dict(one), f"record {i:,}"), c.examples)
+        for i, one in enumerate(records, 1)
     ]
-    tokens = examples.encoded(of.tokenizer, blank, c, "encoding the records", "the records")
-    if tokens.documents != len(blank) * tokens.per_row:
+    tokens = examples.to_token_set(of.tokenizer, blank, c, "encoding the records", "the records")
+    if tokens.documents != len(blank) * tokens.choices_per_row:
         raise DataError("some of the records have no text within data.context")
     rows = LAYOUTS["examples"](tokens, c.context, 0, Augment(), "")
     every = batches.EvalBatches(rows, min(c.batch_size, len(blank)))

@@ -22,7 +22,7 @@ from gptjax import data, models, objectives, sharding
 from gptjax.config.errors import CheckpointError, ConfigError
 from gptjax.core import console, rng
 from gptjax.core.files import write_atomic
-from gptjax.data.batches import Batches, Mixing, Stage
+from gptjax.data.batches import Batches, MixtureStage, Stage
 from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import fisher, paths
 from gptjax.finetune.paths import Flat
@@ -75,7 +75,7 @@ def memory(config: ConfigDict, origin: Path, mesh: Mesh) -> Memory:
     rows = loaded.rows(theirs.data, rng.integer(config.seed, "finetune"), objectives.preparing(theirs, tokenizer))
     count = config.finetune.fisher_rows
     size = math.gcd(count, MOST_ROWS)
-    read = Batches(rows, [Stage(0, size, theirs.data.context)], [Mixing(0, loaded.shares)])
+    read = Batches(rows, [Stage(0, size, theirs.data.context)], [MixtureStage(0, loaded.shares)])
     return Memory(origin, theirs, count, size, read, teaching(theirs, tokenizer, mesh))
 
 

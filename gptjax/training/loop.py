@@ -242,12 +242,12 @@ def take_steps(
         step_fns = compiled_steps(job, state)
     if number := asked(start):
         raise Interrupted(number)
-    sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
+    sample = [job.eval_batches[i] for i in batches.evenly_spaced(job.eval_batches, c.eval.batches)]
     due = SaveSchedule(c.checkpoint, steps)
     with (
         recovery.with_state(lambda: state),
         cpu_idle.keep_awake(jax.default_backend() == "cpu"),
-        batches.prefetched(partial(placed_unless_left_out, job), start, steps, c.data.prefetch) as coming,
+        batches.prefetch(partial(placed_unless_left_out, job), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorder(job, state, advance, on_line) as recorder,
         profiler.tracing(c.log.profile_steps, job.workdir / "profile", recorder.paused) as traced,

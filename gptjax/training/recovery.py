@@ -22,7 +22,7 @@ from gptjax import sharding
 from gptjax.config.errors import Diverged
 from gptjax.core import console, rng
 from gptjax.core.files import write_atomic
-from gptjax.data.tokenizers.specials import text_of
+from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.objectives import normalize_weights
 from gptjax.optim import skip_step as guards
 from gptjax.runs import directory as workdirs
@@ -234,7 +234,7 @@ def first_nonfinite(job: TrainSetup, bad: BadRun) -> nonfinite.Finding:
 
 def of_batch(job: TrainSetup, inputs_BT: np.ndarray) -> dict[str, Any]:
     """What tells a batch from others, for a program and for a person; of several processes, this one's rows."""
-    rows = [text_of(job.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
+    rows = [decode_with_specials(job.data.tokenizer, row.ravel().tolist())[:CHARACTERS] for row in inputs_BT[:ROWS]]
     return {
         "shape": list(inputs_BT.shape),
         "inputs_sha256": hashlib.sha256(np.ascontiguousarray(inputs_BT).tobytes()).hexdigest(),

@@ -42,7 +42,7 @@ CHOICES = (
     | {
         "data.source": sources.SOURCES,
         "data.layout": layouts.LAYOUTS,
-        "data.examples.form": {"": None} | task_formats.FORMS,
+        "data.examples.form": {"": None} | task_formats.TASK_FORMATS,
         "log.writers": WRITERS,
         "finetune.method": methods.METHODS,
         "finetune.quantise": quantised.QUANTIZERS,
@@ -130,7 +130,7 @@ def make_job(
         workdirs.check_same_text(workdir, loaded.fingerprints)
     step = processes.of_first(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if goes_on else 0
     known = workdirs.mixings(workdir) if goes_on else []
-    mixings, stages = batches.mixed_from(known, step, loaded.shares), batches.stages(config.data)
+    mixings, stages = batches.change_mixture(known, step, loaded.shares), batches.stages(config.data)
     mesh = sharding.make_mesh(**config.mesh)
     teach = teaching(config, loaded.tokenizer, mesh)
     train_batches = batches.Batches(
@@ -207,7 +207,7 @@ def begin_with(config: ConfigDict, origin: Path | None, tokenizer: Tokenizer, un
     if origin and configs.is_foreign(config.init_from):
         origin.rename(unfinished / workdirs.BASE)
     if config.data.examples.form == "chat":
-        template = chat.template_of(config.data.examples.chat_template, tokenizer)
+        template = chat.get_template(config.data.examples.chat_template, tokenizer)
         (unfinished / workdirs.CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
 
 

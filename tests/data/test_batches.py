@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step) on any number of hosts; each epoch gives all; evaluation counts all once."""
+"""Batches are a pure function of (seed, step) on any number of hosts; epochs and evaluation are complete."""
 
 import hashlib
 import threading
@@ -16,17 +16,17 @@ from gptjax.data.augment import Augment
 from gptjax.data.batches import (
     Batches,
     EvalBatches,
-    Mixing,
+    MixtureStage,
     ProcessShard,
     Stage,
-    mixed_from,
-    prefetched,
-    spread,
+    change_mixture,
+    evenly_spaced,
+    prefetch,
     stage_of,
     stages,
 )
 from gptjax.data.layouts import LAYOUTS
-from gptjax.data.mixtures import shares, source, taken
+from gptjax.data.mixtures import counts_before, shares, source_of_row
 from gptjax.data.packing import pack
 from gptjax.data.token_sets import Part, TokenSet
 
@@ -45,14 +45,14 @@ def tokens_of(count, documents=1, first=0, closing=()):
 def rows_of(sets, layout="flat", seed=0, augment=PLAIN):
     def rows(name, context):
         made = LAYOUTS[layout](sets[name], context, seed, augment, f"{name} {len(sets[name])}")
-        return layouts.endless(made, seed)
+        return layouts.shuffle_and_repeat(made, seed)
 
     return rows
 
 
 def batches_of(tokens, context, batch_size, seed=0, layout="flat", augment=PLAIN, **more):
     rows = rows_of({"a": tokens}, layout, seed, augment)
-    return Batches(rows, [Stage(0, batch_size, context)], [Mixing(0, {"a": 1})], **more)
+    return Batches(rows, [Stage(0, batch_size, context)], [MixtureStage(0, {"a": 1})], **more)
 
 
 def same(a, b):
@@ -68,12 +68,12 @@ OF_TEXT = sorted(set(LAYOUTS) - {"pairs"})  # which want prompts: tests/data/tes
 
 @pytest.mark.parametrize("layout", OF_TEXT)
 @pytest.mark.parametrize("augment, count", [(PLAIN, 10_000), (Augment(0.1, 0.1, 0.1, 0.1), 1_000)])
-def test_10_000_batches_in_a_row_equal_those_asked_for_from_a_cold_start(layout, augment, count):
+def test_10_000_consecutive_batches_equal_directly_requested_ones(layout, augment, count):
     change, grow = count * 2 // 5, count * 7 // 10  # steps at which the mixture and the shape change
 
     def fresh():
         sets = {"a": tokens_of(3000, 40), "b": tokens_of(500, 11, 5000)}
-        mixings = [Mixing(0, {"a": 2, "b": 1}), Mixing(change, {"b": 3, "a": 1})]
+        mixings = [MixtureStage(0, {"a": 2, "b": 1}), MixtureStage(change, {"b": 3, "a": 1})]
         return Batches(rows_of(sets, layout, 3, augment), [Stage(0, 2, 16), Stage(grow, 3, 8)], mixings)
 
     stepping = fresh()
@@ -92,9 +92,9 @@ def test_seed_and_step_decide_a_batch():
 
 @pytest.mark.parametrize("layout", OF_TEXT)
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_what_several_processes_read_is_the_one_batch_cut_up(layout, processes):
+def test_shards_of_processes_make_up_the_global_batch(layout, processes):
     sets = {"a": tokens_of(3000, 40), "b": tokens_of(500, 11, 5000)}
-    made = (rows_of(sets, layout), [Stage(0, 8, 16), Stage(5, 4, 32)], [Mixing(0, {"a": 2, "b": 1})])
+    made = (rows_of(sets, layout), [Stage(0, 8, 16), Stage(5, 4, 32)], [MixtureStage(0, {"a": 2, "b": 1})])
     whole = Batches(*made)
     shares = [Batches(*made, ProcessShard(process, process + 1, processes)) for process in range(processes)]
     for step in range(12):
@@ -149,14 +149,14 @@ def test_an_epoch_of_packed_rows_gives_every_document_once_and_whole(lengths, co
 
 def test_stages_give_their_shapes_at_each_step():
     found = stages(ConfigDict({"stages": ((3, 2, 5), (2, 4, 5)), "batch_size": 4, "context": 10}))
-    batches = Batches(rows_of({"a": tokens_of(1000)}), found, [Mixing(0, {"a": 1})])
+    batches = Batches(rows_of({"a": tokens_of(1000)}), found, [MixtureStage(0, {"a": 1})])
     shapes = [(2, 5)] * 3 + [(4, 5)] * 2 + [(4, 10)] * 4
     assert [batches[i]["inputs_BT"].shape for i in range(9)] == shapes
     assert [stage_of(i + 1, found)[1:] for i in range(9)] == shapes
 
 
-def test_a_stage_reads_on_where_the_one_before_it_stopped():
-    sets, mixings = {"a": tokens_of(1000)}, [Mixing(0, {"a": 1})]
+def test_stage_continues_where_the_previous_one_stopped():
+    sets, mixings = {"a": tokens_of(1000)}, [MixtureStage(0, {"a": 1})]
     grown = Batches(rows_of(sets), [Stage(0, 2, 10), Stage(10, 4, 10)], mixings)
     read = np.concatenate([grown[i]["inputs_BT"] for i in range(30)])
     np.testing.assert_array_equal(read, batches_of(sets["a"], 10, 100)[0]["inputs_BT"])
@@ -179,12 +179,12 @@ def test_targets_are_the_next_tokens_and_epochs_differ():
 
 @pytest.mark.parametrize("few", [0, 2**16])
 def test_both_ways_to_shuffle_give_each_row_once_an_epoch(few, monkeypatch):
-    monkeypatch.setattr(layouts, "FEW", few)
-    numbers = layouts.shuffled(37, 5)
+    monkeypatch.setattr(layouts, "MAX_DRAWN_ORDER", few)
+    numbers = layouts.shuffled_indices(37, 5)
     epochs = [[numbers[37 * epoch + i] for i in range(37)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(37)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(37))
-    assert [layouts.shuffled(37, 6)[i] for i in range(37)] != epochs[0]
+    assert [layouts.shuffled_indices(37, 6)[i] for i in range(37)] != epochs[0]
 
 
 # Mixtures
@@ -193,7 +193,7 @@ def test_both_ways_to_shuffle_give_each_row_once_an_epoch(few, monkeypatch):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 10**6), st.integers(1, 2000))
 def test_any_window_of_rows_has_each_set_in_proportion(parts, start, length):
-    counts = np.subtract(taken(start + length, parts), taken(start, parts))
+    counts = np.subtract(counts_before(start + length, parts), counts_before(start, parts))
     assert counts.sum() == length
     assert np.all(np.abs(counts - length * np.array(parts) / sum(parts)) <= len(parts))
 
@@ -201,13 +201,13 @@ def test_any_window_of_rows_has_each_set_in_proportion(parts, start, length):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5))
 def test_a_round_of_rows_is_exactly_the_shares_and_each_set_is_read_in_order(parts):
-    given_by = [source(row, parts) for row in range(2 * sum(parts))]
+    given_by = [source_of_row(row, parts) for row in range(2 * sum(parts))]
     for which, share in enumerate(parts):
         own = [nth for by, nth in given_by if by == which]
         assert own == list(range(2 * share))
 
 
-def test_shares_are_what_was_written():
+def test_shares_equal_the_weights_as_written():
     assert shares([0.7, 0.2, 0.1]) == (7, 2, 1)
     assert shares([1, 1, 1]) == (1, 1, 1)
     assert shares([10, 1000], temperature=1) == (1, 100)
@@ -217,9 +217,9 @@ def test_shares_are_what_was_written():
     assert a >= 1
 
 
-def test_a_batch_of_a_mixture_has_its_sets_in_proportion_and_a_change_goes_on_where_each_set_was():
+def test_mixture_batches_are_in_proportion_and_a_change_continues_each_set():
     sets = {"a": tokens_of(400), "b": tokens_of(400, first=1000)}
-    changing = [Mixing(0, {"a": 3, "b": 1}), Mixing(10, {"b": 1, "a": 1})]
+    changing = [MixtureStage(0, {"a": 3, "b": 1}), MixtureStage(10, {"b": 1, "a": 1})]
     batches = Batches(rows_of(sets), [Stage(0, 4, 10)], changing)
     from_a = [int((batches[i]["inputs_BT"][:, 0] < 1000).sum()) for i in range(20)]
     assert from_a == [3] * 10 + [2] * 10
@@ -228,20 +228,20 @@ def test_a_batch_of_a_mixture_has_its_sets_in_proportion_and_a_change_goes_on_wh
     np.testing.assert_array_equal(read, [alone[i]["inputs_BT"][0] for i in range(50)])
 
 
-def test_what_a_run_has_read_stays_and_what_it_has_not_is_changed():
+def test_change_mixture_keeps_stages_that_were_read():
     a, b, c = ({"a": share} for share in (1, 2, 3))
-    assert mixed_from([], 0, a) == [Mixing(0, a)]
-    assert mixed_from([Mixing(0, a)], 0, b) == [Mixing(0, b)]
-    assert mixed_from([Mixing(0, a)], 7, a) == [Mixing(0, a)]
-    assert mixed_from([Mixing(0, a)], 7, b) == [Mixing(0, a), Mixing(7, b)]
-    assert mixed_from([Mixing(0, a), Mixing(7, b)], 7, b) == [Mixing(0, a), Mixing(7, b)]
-    assert mixed_from([Mixing(0, a), Mixing(7, b)], 7, c) == [Mixing(0, a), Mixing(7, c)]
-    assert mixed_from([Mixing(0, a), Mixing(7, b)], 5, a) == [Mixing(0, a)]
+    assert change_mixture([], 0, a) == [MixtureStage(0, a)]
+    assert change_mixture([MixtureStage(0, a)], 0, b) == [MixtureStage(0, b)]
+    assert change_mixture([MixtureStage(0, a)], 7, a) == [MixtureStage(0, a)]
+    assert change_mixture([MixtureStage(0, a)], 7, b) == [MixtureStage(0, a), MixtureStage(7, b)]
+    assert change_mixture([MixtureStage(0, a), MixtureStage(7, b)], 7, b) == [MixtureStage(0, a), MixtureStage(7, b)]
+    assert change_mixture([MixtureStage(0, a), MixtureStage(7, b)], 7, c) == [MixtureStage(0, a), MixtureStage(7, c)]
+    assert change_mixture([MixtureStage(0, a), MixtureStage(7, b)], 5, a) == [MixtureStage(0, a)]
 
 
-def test_a_set_that_is_added_begins_at_its_beginning_and_one_that_is_gone_need_not_be_there():
+def test_added_set_starts_at_its_beginning_and_removed_set_may_be_missing():
     sets = {"b": tokens_of(400, first=1000)}
-    changing = [Mixing(0, {"a": 1}), Mixing(10, {"b": 1})]
+    changing = [MixtureStage(0, {"a": 1}), MixtureStage(10, {"b": 1})]
     batches = Batches(rows_of(sets), [Stage(0, 4, 10)], changing, first=10)
     assert same(batches[10], batches_of(sets["b"], 10, 4)[0])
     with pytest.raises(KeyError):
@@ -265,7 +265,7 @@ def test_examples_are_padded_and_their_prompts_weigh_nothing():
     assert rows[30]["weights_BT"].tolist() == [[0, 1, 1, 1, 1]]
 
 
-def test_examples_whose_prompts_fill_the_row_are_left_out_and_none_left_is_refused():
+def test_examples_whose_prompts_fill_the_row_are_dropped():
     ids = np.arange(20, dtype=np.int32)
     tokens = TokenSet([Part(ids, np.array([10, 20]), np.array([9, 2], np.int32))])
     batches = batches_of(tokens, 5, 1, layout="examples")
@@ -279,13 +279,13 @@ def test_examples_whose_prompts_fill_the_row_are_left_out_and_none_left_is_refus
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 60), st.integers(0, 99))
-def test_each_edit_changes_what_it_says_and_nothing_else(length, seed):
-    from gptjax.data.augment import augmented
+def test_each_edit_changes_nothing_else(length, seed):
+    from gptjax.data.augment import augment_tokens
 
     tokens, ids = tokens_of(500, first=1000), np.arange(length, dtype=np.int32)
 
     def edited(**share):
-        return augmented(ids, Augment(**share), tokens, np.random.default_rng(seed))
+        return augment_tokens(ids, Augment(**share), tokens, np.random.default_rng(seed))
 
     for result in (edited(insert=0.3), edited(delete=0.3), edited(swap=0.3), edited(replace=0.3)):
         assert (result[0], result[-1]) == (0, length - 1)
@@ -314,7 +314,7 @@ def test_augmented_rows_differ_between_epochs_and_padding_weighs_nothing():
 
 
 def eval_batches(tokens, context, batch_size, layout="flat"):
-    return EvalBatches(layouts.EVALUATED[layout](tokens, context, 0, PLAIN, f"held out {len(tokens)}"), batch_size)
+    return EvalBatches(layouts.EVAL_LAYOUTS[layout](tokens, context, 0, PLAIN, f"held out {len(tokens)}"), batch_size)
 
 
 @settings(max_examples=50, deadline=None)
@@ -337,10 +337,10 @@ def test_evaluation_follows_the_layout_of_the_run(layout, expected):
     assert {b["inputs_BT"].shape for b in every} == {(4, 20)}
 
 
-def test_a_sample_is_spread_evenly_and_never_more_than_there_is():
+def test_sample_is_evenly_spaced():
     batches = eval_batches(tokens_of(1001), 10, 1)
-    assert spread(batches, 5) == [0, 25, 50, 74, 99]
-    assert spread(batches, 1000) == list(range(100))
+    assert evenly_spaced(batches, 5) == [0, 25, 50, 74, 99]
+    assert evenly_spaced(batches, 1000) == list(range(100))
 
 
 def test_a_text_shorter_than_a_window_is_refused():
@@ -352,22 +352,22 @@ def test_a_text_shorter_than_a_window_is_refused():
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_prefetched_things_come_in_order_and_an_error_where_it_belongs(ahead):
+def test_prefetch_keeps_order_and_raises_errors_in_place(ahead):
     def make(index):
         time.sleep(0.001 * (index % 3))
         if index == 9:
             raise ValueError("nine")
         return index
 
-    with prefetched(make, 3, 12, ahead) as coming:
+    with prefetch(make, 3, 12, ahead) as coming:
         assert [next(coming) for _ in range(6)] == list(range(3, 9))
         with pytest.raises(ValueError, match="nine"):
             next(coming)
-    with prefetched(make, 0, 5, ahead) as coming:
+    with prefetch(make, 0, 5, ahead) as coming:
         assert list(coming) == list(range(5))
 
 
-def test_as_many_as_asked_for_are_made_ahead_and_no_more():
+def test_prefetch_computes_exactly_the_requested_number_ahead():
     made, ready = [], threading.Semaphore(0)
 
     def make(index):
@@ -375,7 +375,7 @@ def test_as_many_as_asked_for_are_made_ahead_and_no_more():
         ready.release()
         return index
 
-    with prefetched(make, 0, 100, 2) as coming:
+    with prefetch(make, 0, 100, 2) as coming:
         assert next(coming) == 0
         for _ in range(3):
             assert ready.acquire(timeout=5)

@@ -1,4 +1,4 @@
-"""Dialogues and labels as data sets write them: used, skipped or refused by line, and counted."""
+"""Dialogues and labels in the formats of common data sets: used, dropped and counted, or refused by line."""
 
 import math
 
@@ -27,10 +27,10 @@ def options_of(**of_examples):
 
 
 def shown(found, **of_examples):
-    """The text of records, and its pieces that are learnt."""
+    """Returns the text of records, and its pieces in the loss."""
     config = options_of(**({"form": "chat"} | of_examples))
-    tokens = examples.encoded(BYTES, found, config, "", "some")
-    ids, weights = tokens.read(0, len(tokens)), tokens.answers["weights_BT"]
+    tokens = examples.to_token_set(BYTES, found, config, "", "some")
+    ids, weights = tokens.read(0, len(tokens)), tokens.arrays["weights_BT"]
     learnt = "".join(chr(i) if w and i < 256 else "\0" for i, w in zip(ids[1:], weights, strict=False))
     return BYTES.decode(ids.tolist()), [piece for piece in learnt.split("\0") if piece]
 
@@ -47,7 +47,7 @@ TEXT, IMAGE = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": 
 
 
 @pytest.mark.parametrize(
-    ("record", "learnt", "told"),
+    ("record", "learnt", "reported"),
     [
         (chat(USER, ASSISTANT), ["hello"], ""),
         (chat(USER, ("assistant", None, {}), ASSISTANT), ["hello"], "1 turn of some without text left out"),
@@ -57,7 +57,7 @@ TEXT, IMAGE = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": 
         (chat(USER, ("assistant", [TEXT, "b"], {})), ["a\nb"], ""),
         (chat(USER, ("assistant", {"text": "a"}, {})), ["a"], ""),
         (chat(USER, ("assistant", "bad", {"weight": 0}), USER, ("assistant", "good", {})), ["good"], "1 turn of"),
-        (chat(USER, ("assistant", "bad", {"train": False}), USER, ASSISTANT), ["hello"], "not learnt, as the data"),
+        (chat(USER, ("assistant", "bad", {"train": False}), USER, ASSISTANT), ["hello"], "excluded from the loss, as"),
         (chat(USER, ("assistant", "a", {"weight": None, "tool_calls": None})), ["a"], ""),
         (chat(("Human", "q", {}), ("ChatGPT", "a", {}), ("bing", "b", {}), ("model", "c", {})), ["a", "b", "c"], ""),
         (chat(("narrator", "q", {}), ASSISTANT), ["hello"], "1 turn of some of the unknown role 'narrator'"),
@@ -70,11 +70,11 @@ TEXT, IMAGE = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": 
         (Record({"messages": None, "conversations": [{"from": "gpt", "value": "a"}]}, ""), ["a"], ""),
     ],
 )  # fmt: skip
-def test_what_a_dialogue_may_have(capsys, record, learnt, told):
+def test_accepted_dialogues(capsys, record, learnt, reported):
     text, found = shown([record])
     assert [piece.strip() for piece in found] == learnt and "None" not in text
     said = capsys.readouterr().err
-    assert told in said and bool(told) == ("examples" in said)
+    assert reported in said and bool(reported) == ("examples" in said)
     if "system" in record.fields:
         assert ("System: be nice" in text) == (record.fields["system"] == "be nice")
 
@@ -99,18 +99,18 @@ def test_a_template_with_tools_writes_them(tmp_path, capsys):
         (chat((None, "a", {}), ASSISTANT), "here, turn 1 has a role that is empty"),
         (chat(USER, ("assistant", "a", {"weight": 0.5})), "here, turn 2 has 'weight' that is neither 0 nor 1"),
         (chat(USER, ("assistant", "a", {"train": "no"})), "here, turn 2 has 'train' that is neither 0 nor 1"),
-        (chat(USER, ("assistant", "a", {"tool_calls": "w"})), "here, turn 2 has tool calls that are no list of"),
+        (chat(USER, ("assistant", "a", {"tool_calls": "w"})), "here, turn 2 has tool calls that are not a list of"),
         (chat(USER, ("assistant", "a", {"tool_calls": [{"x": 1}]})), "here, turn 2 has a tool call without a name"),
         (chat(USER, ASSISTANT, system=3), "here has 'system' that is int and not text"),
         (chat(USER, ASSISTANT, tools="no"), "here, tools is not JSON"),
-        (chat(USER, ASSISTANT, tools=3), "here has 'tools' that are no list"),
-        (Record({"messages": {"role": "user"}}, "here"), "here has 'messages' that is no list of objects with"),
-        (Record({"messages": [{"role": "user"}]}, "here"), "here has 'messages' that is no list of objects with"),
+        (chat(USER, ASSISTANT, tools=3), "here has 'tools' that are not a list"),
+        (Record({"messages": {"role": "user"}}, "here"), "here has 'messages' that is not a list of objects with"),
+        (Record({"messages": [{"role": "user"}]}, "here"), "here has 'messages' that is not a list of objects with"),
         (chat(("x", "a", {}), ("y", "b", {})), "an assistant's: the roles are 'x', 'y', and an assistant is called"),
         (chat(("user", "a", {})), "no turn is an assistant's: the roles are 'user'"),
     ],
 )  # fmt: skip
-def test_what_a_dialogue_may_not_have(record, says):
+def test_refused_dialogues(record, says):
     with pytest.raises(DataError, match=says):
         shown([record])
 
@@ -147,8 +147,8 @@ NO_NUMBERS = [
 
 
 @pytest.mark.parametrize("label", [*NO_NUMBERS, None, [1], "", "much", {"a": 1}])
-def test_values_that_cannot_be(label):
-    with pytest.raises(DataError, match="here has 'label' that is (no number|too large)"):
+def test_invalid_values(label):
+    with pytest.raises(DataError, match="here has 'label' that is (not a number|too large)"):
         fields.value_of(value(label), options_of().examples)
 
 
@@ -218,10 +218,10 @@ def test_only_texts_and_numbers_become_text(found, text):
         and not isinstance(found, bool)
         and not (isinstance(found, float) and math.isnan(found))
     ):
-        assert fields.filled("<{text}>", record, "template") == f"<{text}>"
+        assert fields.fill_template("<{text}>", record, "template") == f"<{text}>"
     else:
         with pytest.raises(DataError, match=f"here has 'text' that is {text}.* and not text"):
-            fields.filled("<{text}>", record, "template")
+            fields.fill_template("<{text}>", record, "template")
 
 
 # Files that once failed
@@ -231,7 +231,7 @@ RIGHT = {
     "content_null_only": (["hello"], "1 turn of some without text left out"),
     "content_parts": (["hello"], ""),
     "content_dict": (["hello"], ""),
-    "weight0": (["good"], "1 turn of some of an assistant read and not learnt"),
+    "weight0": (["good"], "1 turn of some of an assistant read but excluded from the loss"),
     "sg_system_field": (["hello"], ""),
     "sg_function_call": (['{"name":"w"}', "it is sunny"], ""),
     "sg_chatgpt_roles": (["hello"], ""),
@@ -241,7 +241,7 @@ RIGHT = {
     "al_surrogate": (["b\xef\xbf\xbd"], "records    1 of 1"),
     "pq_invalid_utf8": (["x"], "records    1 of 1"),
     "al_output_nan": "line 1 has 'output' that is nan, which is not finite",
-    "v_nan": "line 1 has 'label' that is no number: nan",
+    "v_nan": "line 1 has 'label' that is not a number: nan",
     "v_inf": "line 1 has 'label' that is too large: inf",
     "c_numeric_choices": "line 1 has 'label' that is ambiguous",
 }
@@ -254,18 +254,18 @@ def test_cases(case, capsys):
     form = FORM.get(case.split("_")[0], "chat")
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
-            examples.encoded(BYTES, list(records.read(path)), options_of(form=form), "", "some")
+            examples.to_token_set(BYTES, list(records.read(path)), options_of(form=form), "", "some")
         return
-    learnt, told = expected
+    learnt, reported = expected
     text, found = shown(list(records.read(path)), form=form)
     assert [piece.strip() for piece in found] == learnt and "None" not in text
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
     if case == "sg_system_field":
         assert "System: be nice" in text
 
 
 @pytest.mark.parametrize("name", ["nanlab", "biglab"])
-def test_labels_that_are_no_numbers_are_refused_before_anything_is_compiled(tmp_path, call_train, name):
+def test_non_numeric_labels_are_refused_before_compilation(tmp_path, call_train, name):
     path = shared(f"cases/nan_labels/{name}.jsonl")
     config = {"data_path": path, "data_layout": "examples", "model_task": "regression", "train_objective": "regression"}
     message = call_train(tmp_path / "run", "--config.data.examples.form=values", **config).refusal()

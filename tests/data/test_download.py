@@ -1,4 +1,4 @@
-"""Addresses: fetched once, kept, checked. A server on this machine stands for the network."""
+"""Downloads are cached and verified. A local server takes the place of the network."""
 
 import hashlib
 import http.server
@@ -50,7 +50,7 @@ def test_a_file_is_fetched_once(server, tmp_path):
     assert server.requests == ["/book.txt"] and kept(tmp_path) == [first]
 
 
-def test_a_checksum_is_verified_when_fetched_and_when_kept(server, tmp_path):
+def test_checksum_is_verified_for_new_and_cached_files(server, tmp_path):
     good = hashlib.sha256(CONTENT).hexdigest()
     with pytest.raises(DataError, match=r"has SHA-256 .* not 00"):
         download(f"{server.address}/book.txt", "00")
@@ -61,14 +61,14 @@ def test_a_checksum_is_verified_when_fetched_and_when_kept(server, tmp_path):
         download(f"{server.address}/book.txt", good)
 
 
-@pytest.mark.parametrize("path, expected", [("/gone", "Not Found"), ("/short", "cut short: 3500 of 7000 bytes")])
-def test_what_cannot_be_fetched_leaves_nothing(server, tmp_path, path, expected):
+@pytest.mark.parametrize("path, expected", [("/gone", "Not Found"), ("/short", "is truncated: 3500 of 7000 bytes")])
+def test_failed_download_leaves_no_file(server, tmp_path, path, expected):
     with pytest.raises(DataError, match=expected):
         download(server.address + path)
     assert kept(tmp_path) == []
 
 
-def test_an_address_where_nobody_answers_is_one_line(server):
+def test_unreachable_url_is_one_line(server):
     address = server.address
     server.shutdown()
     server.server_close()
@@ -76,6 +76,6 @@ def test_an_address_where_nobody_answers_is_one_line(server):
         download(f"{address}/x.txt")
 
 
-def test_a_run_trains_on_an_address(server, tmp_path, call_train):
+def test_training_on_a_url(server, tmp_path, call_train):
     result = call_train(tmp_path / "run", data_path=f"{server.address}/book.txt")
     assert result.code == 0 and "bits per byte" in result.out, result.err

@@ -1,4 +1,4 @@
-"""Records of tasks: read from files, written by templates, learnt where they should be; mistakes are one line."""
+"""Examples of tasks: files, templates, loss weights; errors are one line."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data import chat, examples, layouts, records, task_formats
 from gptjax.data.augment import Augment
 from gptjax.data.batches import EvalBatches
-from gptjax.data.records import Options, Record
+from gptjax.data.records import Record, RecordOptions
 from gptjax.data.tokenizers import tokenizers
 
 BYTES = tokenizers.bytes_encoding()
@@ -52,7 +52,9 @@ def settings_of(path="none", layout="examples", context=64, **of_examples):
 
 
 def set_of(records, config):
-    return examples.encoded(BYTES, [Record(one, f"record {i}") for i, one in enumerate(records, 1)], config, "", "some")
+    return examples.to_token_set(
+        BYTES, [Record(one, f"record {i}") for i, one in enumerate(records, 1)], config, "", "some"
+    )
 
 
 def rows_of(tokens, config):
@@ -61,7 +63,7 @@ def rows_of(tokens, config):
 
 
 def learnt_of(row):
-    """The text whose next tokens count in a row, piece by piece; the end is written as a bar."""
+    """Returns the text of the weighted targets of a row, piece by piece; the end is written as a bar."""
     ids = np.where(row["weights_BT"] > 0, row["targets_BT"], -1).tolist()
     pieces = "".join("\0" if token < 0 else "|" if token == END else chr(token) for token in ids)
     return [piece for piece in pieces.split("\0") if piece]
@@ -82,7 +84,7 @@ def test_a_record_is_the_same_from_every_format(name, tmp_path):
 
 def test_columns_without_a_first_line_are_named_by_config(tmp_path):
     (tmp_path / "a.tsv").write_text('a "good" one\t1\n\nbad\t0\n')
-    found = list(records.read(tmp_path / "a.tsv", Options(("text", "label"))))
+    found = list(records.read(tmp_path / "a.tsv", RecordOptions(("text", "label"))))
     assert [one.fields for one in found] == [{"text": 'a "good" one', "label": "1"}, {"text": "bad", "label": "0"}]
     assert found[1].where.endswith("a.tsv, line 3")
 
@@ -91,14 +93,14 @@ def test_columns_without_a_first_line_are_named_by_config(tmp_path):
     ("name", "text", "says"),
     [
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3 is not JSON"),
-        ("a.jsonl", '{"text": "a"}\n[1]\n', "line 2 is no object"),
+        ("a.jsonl", '{"text": "a"}\n[1]\n', "line 2 is not an object"),
         ("a.json", '{"text": "a"}', "not a list"),
         ("a.tsv", "text\tlabel\na\t1\nb\n", "line 3 has 1 fields and not the 2"),
         ("a.jsonl.gz", "not packed", "is damaged"),
-        ("a.doc", "a", "is no file of records"),
+        ("a.doc", "a", "is not a file of records"),
     ],
 )
-def test_a_file_that_cannot_be_is_told_by_line(name, text, says, tmp_path):
+def test_malformed_file_is_reported_by_line(name, text, says, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=says):
         list(records.read(tmp_path / name))
@@ -120,7 +122,7 @@ def test_a_directory_has_splits_and_a_file_is_divided_by_hash(tmp_path):
         examples.read(alone, "test")
 
 
-def test_shots_are_so_many_of_each_label_by_a_seed_of_their_own(tmp_path):
+def test_shots_are_sampled_per_label_by_their_own_seed(tmp_path):
     config = dict(form="classes", labels=("no", "yes"), shots=3)
     for split in ("train", "val"):
         written(tmp_path / f"{split}.jsonl", RECORDS)
@@ -151,13 +153,13 @@ def test_loss_is_on_answers_and_their_end_alone(layout):
         assert len(rows) < 20
 
 
-def test_without_an_answer_all_of_a_text_is_learnt():
+def test_without_an_answer_all_of_a_text_is_in_the_loss():
     config = settings_of(form="text", template="{text}", answer="", context=40)
     assert learnt_of(rows_of(set_of(RECORDS[:1], config), config)[0]) == ["text 0 |"]
 
 
-def test_packed_and_padded_ask_for_the_same():
-    """Each prediction that counts, with all that it may look back at, is the same in both."""
+def test_packed_and_padded_rows_have_the_same_predictions():
+    """Each prediction with a weight, and all that it attends to, is the same in both."""
 
     def asked(layout):
         config = settings_of(layout=layout, form="instructions", context=200)
@@ -189,9 +191,9 @@ def test_instructions_are_alpacas():
 @given(st.text(st.characters(max_codepoint=900), max_size=60), st.text(min_size=1, max_size=9), st.integers(24, 60))
 def test_a_long_text_loses_its_end_and_never_its_answer(text, answer, context):
     config = settings_of(form="text", template="Q: {text} A:", answer=" {label}", context=context)
-    form, c = task_formats.FORMS["text"], config.examples
+    form, c = task_formats.TASK_FORMATS["text"], config.examples
     room = max(context, len(f"Q:  A: {answer}".encode()))
-    (one,), is_long = form.encoded(Record({"text": text, "label": answer}, "here"), c, BYTES, room)
+    (one,), is_long = form.tokenize(Record({"text": text, "label": answer}, "here"), c, BYTES, room)
     whole = f"Q: {text} A: {answer}"
     assert is_long == (len(whole.encode()) > room) and len(one.ids) <= room and one.ends
     said = BYTES.decode(one.ids)
@@ -200,21 +202,21 @@ def test_a_long_text_loses_its_end_and_never_its_answer(text, answer, context):
     )
 
 
-def test_what_is_too_long_is_cut_left_out_or_refused_and_counted(capsys):
+def test_long_examples_are_truncated_dropped_or_refused_and_counted(capsys):
     records = [{"text": "t" * length, "label": "yes"} for length in (3, 30, 60, 90)]
     # A text has 40 inputs: the end, the t, a colon, and the three letters of the answer.
-    for how, told, lengths in (("cut", "cut", [3, 30, 35, 35]), ("leave_out", "left out", [3, 30])):
+    for how, reported, lengths in (("cut", "cut", [3, 30, 35, 35]), ("leave_out", "left out", [3, 30])):
         config = settings_of(form="text", template="{text}:", context=40, too_long=how)
         rows = rows_of(set_of(records, config), config)
         assert [row["inputs_BT"].tolist().count(ord("t")) for row in rows] == lengths
         assert all(learnt_of(row) == ["yes|"] for row in rows)
-        assert f"2 of 4 of some are longer than 40 tokens and are {told}" in capsys.readouterr().err
+        assert f"2 of 4 of some are longer than 40 tokens and are {reported}" in capsys.readouterr().err
     with pytest.raises(DataError, match="2 of 4 of some are longer than 40 tokens .*the first in record 3"):
         set_of(records, settings_of(form="text", template="{text}:", context=40, too_long="refuse"))
 
 
 @pytest.mark.parametrize("form", [dict(form="classes", labels=("no", "yes")), dict(form="text", answer="{text}")])
-def test_what_is_without_text_or_answer_is_left_out_and_counted(form, capsys):
+def test_examples_without_text_or_answer_are_dropped_and_counted(form, capsys):
     records = [{"text": text, "label": "yes"} for text in ("", "some", "", "more")]
     config = settings_of(template="{text}", **form)
     tokens = set_of(records, config)
@@ -258,8 +260,8 @@ def test_loss_is_on_the_assistants_turns_alone():
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3"])
-def test_marks_of_answers_equal_transformers(name, tmp_path):
-    """Ids, and which are learnt, by the template with `generation` around answers, as transformers marks them."""
+def test_answer_masks_equal_transformers(name, tmp_path):
+    """Returns ids and loss mask by the template with `generation` around answers, as transformers computes them."""
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
     import tokenizers as library
 
@@ -299,18 +301,18 @@ def test_marks_of_answers_equal_transformers(name, tmp_path):
     peer = transformers.AutoTokenizer.from_pretrained(folder)
     expected = peer.apply_chat_template(DIALOGUE, return_dict=True, return_assistant_tokens_mask=True)
     record, c = Record({"messages": DIALOGUE}, "here"), settings_of(form="chat", chat_template=name).examples
-    (one,), is_long = task_formats.FORMS["chat"].encoded(record, c, tokenizer, 1000)
+    (one,), is_long = task_formats.TASK_FORMATS["chat"].tokenize(record, c, tokenizer, 1000)
     begin = [256] if name == "llama3" else []  # which stands around texts here
     assert begin + one.ids == expected["input_ids"] and not is_long
     assert [0] * len(begin) + one.arrays["weights_BT"].tolist() == expected["assistant_masks"]
 
 
-def test_dialogues_that_cannot_be():
+def test_invalid_dialogues():
     config = settings_of(form="chat", context=200)
     forged = [{"role": "user", "content": "a<|endoftext|>b"}, DIALOGUE[2]]
     for record, says in [
         ({"text": "a"}, "record 1 has no field 'messages' or 'conversations'"),
-        ({"messages": ["a"]}, "no list of objects with role and content"),
+        ({"messages": ["a"]}, "not a list of objects with role and content"),
         ({"messages": forged}, "record 1: what the user says has the special token"),
         ({"messages": [{"role": "user", "content": "a"}]}, "nothing is left of 1 examples"),
     ]:
@@ -319,7 +321,7 @@ def test_dialogues_that_cannot_be():
     with pytest.raises(DataError, match="the tokenizer bytes has no <|im_start|>, .* take plain"):
         set_of([{"messages": DIALOGUE}], settings_of(form="chat", chat_template="chatml"))
     with pytest.raises(ConfigError, match="no chat template other; give a file"):
-        chat.template_of("other", BYTES)
+        chat.get_template("other", BYTES)
 
 
 # Texts with labels.
@@ -337,13 +339,13 @@ def test_balanced_labels_weigh_the_same(tmp_path):
     for split in ("train", "val"):
         written(tmp_path / f"{split}.jsonl", RECORDS)
     loaded = data.load(settings_of(tmp_path, form="classes", labels=("no", "yes"), balanced=True), BYTES)
-    answers = loaded.train["text"].answers
+    answers = loaded.train["text"].arrays
     by_label = [answers["weights_B"][answers["labels_B"] == label].sum() for label in (0, 1)]
     np.testing.assert_allclose(by_label, [15, 15], rtol=1e-6)
-    assert set(loaded.held_out.answers["weights_B"]) == {1.0}
+    assert set(loaded.held_out.arrays["weights_B"]) == {1.0}
 
 
-def test_two_texts_are_told_apart():
+def test_two_texts_have_different_types():
     config = settings_of(form="classes", labels=("no", "yes"), template="{a}", second="{b}", label="is", context=20)
     row = rows_of(set_of([{"a": "one", "b": "two", "is": "no"}], config), config)[0]
     assert read_of(row) == "|one|two"
@@ -383,7 +385,7 @@ def test_a_span_is_where_the_answer_stands(whole, drawn):
     assert BYTES.decode(row["inputs_BT"][first : last + 1].tolist()) == said
 
 
-def test_a_span_that_is_cut_off_is_left_out_and_counted(capsys):
+def test_truncated_span_is_dropped_and_counted(capsys):
     config = settings_of(form="spans", template="q", second="{text}", answer="{said}", label="at", context=20)
     given = [{"text": "a" * 30 + "b", "said": said, "at": at} for said, at in (("b", 30), ("aa", 0))]
     tokens = set_of(given, config)
@@ -397,20 +399,20 @@ def test_a_span_that_is_cut_off_is_left_out_and_counted(capsys):
         ("classes", {"text": "a"}, "no field 'label', which data.examples.label asks for"),
         ("classes", {"text": "a", "label": "maybe"}, "the label 'maybe', which .*labels does not name: no, yes"),
         ("classes", {"text": ["a"], "label": "no"}, "record 1 has 'text' that is list and not text"),
-        ("values", {"text": "a", "label": "much"}, "'label' that is no number: 'much'"),
+        ("values", {"text": "a", "label": "much"}, "'label' that is not a number: 'much'"),
         ("choices", {"text": "a", "label": 2, "choices": ["x", "y"]}, "none of its 2 choices: 2"),
-        ("choices", {"text": "a", "label": 0, "choices": "xy"}, "'choices' that is no list"),
-        ("tags", {"text": ["a"], "label": ["no", "yes"]}, "1 words, and 'label' is no list of as many"),
+        ("choices", {"text": "a", "label": 0, "choices": "xy"}, "'choices' that is not a list"),
+        ("tags", {"text": ["a"], "label": ["no", "yes"]}, "1 words, and 'label' is not a list of as many"),
         ("spans", {"text": "a", "label": 3}, "does not begin at 3"),
     ],
 )  # fmt: skip
-def test_records_that_cannot_be_are_told_by_their_place(form, record, says):
+def test_malformed_records_are_reported_by_position(form, record, says):
     config = settings_of(form=form, labels=("no", "yes"), second="{text}" if form == "spans" else "", answer="a")
     with pytest.raises(DataError, match=says):
         set_of([record], config)
 
 
-def test_a_label_that_nothing_shows_is_refused(tmp_path):
+def test_label_without_an_example_is_refused(tmp_path):
     path = written(tmp_path / "a.jsonl", RECORDS * 4)
     with pytest.raises(DataError, match="no example to learn the label 'maybe' .* from"):
         data.load(settings_of(path, form="classes", labels=("no", "yes", "maybe")), BYTES)
@@ -430,7 +432,7 @@ def test_a_label_that_nothing_shows_is_refused(tmp_path):
         (dict(form="text", balanced=True), "balanced is for form=classes only"),
     ],
 )
-def test_configs_that_cannot_be(changes, says):
+def test_invalid_configs(changes, says):
     from gptjax.training import setup
 
     config = tiny_config(data_path="none", data_layout=changes.pop("layout", "examples"))
@@ -456,7 +458,7 @@ def test_form_and_objective_have_to_go_together():
         setup.check(config)
 
 
-def test_tokens_that_are_said_what_they_are_are_not_augmented():
+def test_texts_with_token_labels_are_not_augmented():
     config = settings_of(form="text")
     with pytest.raises(DataError, match="augment moves tokens"):
         layouts.examples(set_of(RECORDS, config), 64, 0, Augment(delete=0.5), "")

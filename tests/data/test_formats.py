@@ -1,4 +1,4 @@
-"""Files of documents: each format gives its documents, however packed; what is wrong is named with its place."""
+"""Files of documents: each format, compressed or not, gives its documents; errors are reported with their position."""
 
 import csv
 import gzip
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import DataError
 from gptjax.data import formats
-from gptjax.data.formats import Reading, Text
+from gptjax.data.formats import ReadOptions, Text
 
 TEXTS = ["first\nline", "第二个文档 🤖", 'with "quotes", commas\tand tabs', "last"]
 
 
 def read(path, **how):
-    reading = Reading(**how)
+    reading = ReadOptions(**how)
     return [formats.parse(path, item, reading) for item in formats.items(path, reading)]
 
 
@@ -64,7 +64,7 @@ def test_each_format_gives_its_documents_and_pairs(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_field_that_is_not_there_is_named_with_those_that_are(tmp_path, name):
+def test_missing_field_is_reported_with_the_available_ones(tmp_path, name):
     path = write(tmp_path / name, TEXTS)
     with pytest.raises(DataError, match=r"has no (column )?'body'.*it has text, question, extra"):
         texts(path, text_key="body")
@@ -73,12 +73,12 @@ def test_a_field_that_is_not_there_is_named_with_those_that_are(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_all_bytes_of_a_file_are_counted_once(tmp_path, name):
     path, counted = write(tmp_path / name, TEXTS * 50), []
-    assert len(list(formats.items(path, Reading(), counted.append))) == 200
+    assert len(list(formats.items(path, ReadOptions(), counted.append))) == 200
     assert sum(counted) == path.stat().st_size
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "a.json"])
-def test_a_file_cut_short_is_damaged_or_not_json(tmp_path, name):
+def test_truncated_file_is_damaged_or_not_json(tmp_path, name):
     path = write(tmp_path / name, TEXTS * 50)
     if name == "a.csv":
         return  # a table may end anywhere
@@ -98,7 +98,7 @@ def test_text_is_one_document_or_many(tmp_path):
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet="ab=\n", max_size=40))
-def test_nothing_of_a_text_is_lost_where_it_is_cut_by_its_headings(tmp_path_factory, text):
+def test_splitting_a_text_by_headings_loses_nothing(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("t") / "a.txt"
     path.write_text(text)
     assert "".join(texts(path, document_start="=")) == text
@@ -113,7 +113,7 @@ def test_tables_without_a_header_and_with_tabs(tmp_path):
     assert read(path, format="tsv", prompt_key="0", text_key="1", prompt_ending="\t") == pairs
 
 
-def test_bytes_that_are_no_utf8_are_repaired_and_told(tmp_path):
+def test_invalid_utf8_is_repaired_and_reported(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     assert read(tmp_path / "a.txt") == [Text("", "caf\ufffd", True)]
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
@@ -127,7 +127,7 @@ def test_bytes_that_are_no_utf8_are_repaired_and_told(tmp_path):
     [
         ("a.txt", b"text\0more", r"a.txt, document 1, is not text: it has a zero byte at 4"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a.jsonl, line 3 is not JSON"),
-        ("a.jsonl", b'["a"]\n', "a.jsonl, line 1 is no object with fields"),
+        ("a.jsonl", b'["a"]\n', "a.jsonl, line 1 is not an object with fields"),
         ("a.jsonl", b'{"text": 3}\n', "has 'text' that is int and not text"),
         ("a.json", b'{"text": "a"}', "is not a list of objects"),
         ("a.json", b"[", "a.json is not JSON"),
@@ -136,7 +136,7 @@ def test_bytes_that_are_no_utf8_are_repaired_and_told(tmp_path):
         ("a.jsonl.gz", b"not gzip", "a.jsonl.gz is damaged"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path, name, content, expected):
+def test_errors_are_reported_with_their_position(tmp_path, name, content, expected):
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(content)
@@ -160,13 +160,13 @@ def test_a_document_larger_than_the_budget_is_refused_before_it_is_read(tmp_path
             texts(path, max_document=1000, document_start="y")
 
 
-def test_names_say_formats():
+def test_formats_of_file_names():
     from pathlib import Path
 
     found = {
-        name: formats.name_of(Path(name)) for name in ("a.txt", "b.JSONL.gz", "c", "d.py", "e.ndjson", "f.csv.zst")
+        name: formats.format_of(Path(name)) for name in ("a.txt", "b.JSONL.gz", "c", "d.py", "e.ndjson", "f.csv.zst")
     }
     assert found == {
         "a.txt": "txt", "b.JSONL.gz": "jsonl", "c": "txt", "d.py": "txt", "e.ndjson": "jsonl", "f.csv.zst": "csv",
     }  # fmt: skip
-    assert formats.is_known(Path("a.txt.gz")) and not formats.is_known(Path("d.py"))
+    assert formats.has_known_format(Path("a.txt.gz")) and not formats.has_known_format(Path("d.py"))

@@ -1,4 +1,4 @@
-"""Parallel text: files to pairs to packed rows, each pair whole and once an epoch; mistakes in files are one line."""
+"""Parallel text: files, pairs and packed rows with each pair whole and once an epoch; errors in files are one line."""
 
 import gzip
 import json
@@ -46,11 +46,11 @@ def some_pairs(count, seed=0):
 
 
 def set_of(some):
-    return pairs.encoded(BYTES, some, "encoding", "some pairs")
+    return pairs.to_token_set(BYTES, some, "encoding", "some pairs")
 
 
 def read_back(row, decode=BYTES.decode):
-    """The pairs in a row, after a look at how they lie in it."""
+    """Returns the pairs in a row, after checking its arrays."""
     found = []
     for number in range(1, int(row["segments_BT"].max()) + 1):
         source = row["source_BS"][row["source_segments_BS"] == number].tolist()
@@ -92,12 +92,12 @@ def test_one_file_is_split_by_its_sources_in_either_direction(tmp_path):
     assert pairs.read(back, "train")[0].target == "0" and pairs.read(back, "train")[0].source.startswith("z")
 
 
-def test_empty_sides_are_left_out_and_told(tmp_path, capsys):
+def test_pairs_with_an_empty_side_are_dropped_and_reported(tmp_path, capsys):
     folder = files(tmp_path / "c", train_en="a\n\nb\n \n", train_de="1\n2\n\n\n")
     assert pairs.read(settings_of(folder), "train") == [Pair("a", "1")]
     assert "3 of 4 pairs have an empty side and are left out" in capsys.readouterr().err
     (tmp_path / "p.tsv").write_text("a\t1\n\nb\t\n\t2\n")
-    assert pairs.of_file(tmp_path / "p.tsv", (0, 1), ("en", "de")) == [Pair("a", "1")]
+    assert pairs.read_pair_file(tmp_path / "p.tsv", (0, 1), ("en", "de")) == [Pair("a", "1")]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_damaged_files_are_one_line(tmp_path):
         pairs.read(settings_of(tmp_path / "elsewhere"), "train")
 
 
-def test_lines_without_the_columns_are_told_by_number(tmp_path):
+def test_lines_without_the_columns_are_reported_by_number(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text("a\t1\nb 2\n")
     with pytest.raises(DataError, match="line 2 has 1 fields and not the 2 that line 1 has"):
@@ -171,7 +171,7 @@ def test_a_pair_is_a_record_whose_prompt_is_the_source():
     assert tokens.prompts().tolist() == [3, 2] and tokens.closing == ()
     assert packing.pair_lengths(tokens).tolist() == [[3, 2], [2, 3]]
     with pytest.raises(DataError, match="no end of text"):
-        pairs.encoded(tokenizers.chars_encoding(["abc"]), [Pair("a", "b")], "x", "x")
+        pairs.to_token_set(tokenizers.chars_encoding(["abc"]), [Pair("a", "b")], "x", "x")
 
 
 def test_a_run_reads_both_sides_into_one_vocabulary(tmp_path):
@@ -202,7 +202,7 @@ def test_pairs_are_packed_within_both_limits(lengths):
         assert np.bincount(row_P, lengths_P2[:, side]).max() <= 12
 
 
-def test_rows_give_every_pair_once_an_epoch_and_in_other_company_in_the_next():
+def test_rows_give_every_pair_once_an_epoch_in_changing_combinations():
     some = [Pair(f"{i} {'x' * (i % 7)}", f"{i} {'y' * (i % 5)}") for i in range(1000, 3000)]
     rows = rows_of(set_of(some), 64)
     read = [[read_back(rows.row(epoch, k)) for k in range(rows.per_epoch)] for epoch in (0, 1)]
@@ -223,7 +223,7 @@ def test_rows_are_more_than_nine_tenths_full():
     assert max(np.mean(full[::2]), np.mean(full[1::2])) > 0.9
 
 
-def test_pairs_that_are_too_long_are_cut_and_told(capsys):
+def test_long_pairs_are_truncated_and_reported(capsys):
     rows = rows_of(set_of([Pair("abcdefgh", "1"), Pair("a", "123456789")]), 5)
     batch = {key: np.stack([rows.row(0, k)[key] for k in range(2)]) for key in rows.row(0, 0)}
     assert "2 of 2 of some pairs are longer than 5 tokens and are cut" in capsys.readouterr().err
@@ -242,10 +242,10 @@ def test_held_out_rows_are_all_there():
 
 @pytest.mark.parametrize("begin", [(), (300,)])
 def test_prepared_prompts_are_sources(begin):
-    """Records as gptjax.data.prepare.documents makes them, with what each kind of tokenizer puts around."""
-    opening, ending, closing = (begin, (END,), ()) if begin else ((END,), (), (END,))
-    records = [[*opening, *b"ab", *b"c", *ending], [*opening, *b"d", *b"ef", *ending]]
-    prompts = np.array([len(opening) + 2, len(opening) + 1])
+    """Records as gptjax.data.prepare.documents makes them, with the delimiters of each kind of tokenizer."""
+    prefix, suffix, closing = (begin, (END,), ()) if begin else ((END,), (), (END,))
+    records = [[*prefix, *b"ab", *b"c", *suffix], [*prefix, *b"d", *b"ef", *suffix]]
+    prompts = np.array([len(prefix) + 2, len(prefix) + 1])
     part = Part(np.array([*records[0], *records[1]]), np.cumsum([len(r) for r in records]), prompts)
     row = rows_of(TokenSet([part], closing), 10).row(0, 0)
     found = {

@@ -1,4 +1,4 @@
-"""Records: the same from every kind of file, in prepare and in train; what cannot be read is refused by its line."""
+"""Records are the same from every file format, in prepare and in train; unreadable ones are refused by line."""
 
 import csv
 import gzip
@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from gptjax import prepare
 from gptjax.config.errors import DataError
 from gptjax.data import examples, formats, pairs, records, sources
-from gptjax.data.formats import Reading
+from gptjax.data.formats import ReadOptions
 from gptjax.data.prepare import cleaning, pipeline
-from gptjax.data.records import Options
+from gptjax.data.records import RecordOptions
 from gptjax.data.tokenizers import tokenizers
 from gptjax.decode import prompt_files
 
@@ -64,7 +64,7 @@ def trained_on(path):
 
 
 def prepared_from(path, **how):
-    reading = Reading(**how)
+    reading = ReadOptions(**how)
     return [formats.parse(path, item, reading) for item in formats.items(path, reading)]
 
 
@@ -112,11 +112,11 @@ CASES = [
     ("a.jsonl", b'{"text": "caf\xe9"}\n{"text": "\xed\xa0\xbd"}', ["caf\ufffd", "\ufffd\ufffd\ufffd"]),
     ("a.jsonl", b'{"text": "a\\u0000b", "x": NaN}', ["a\0b"]),
     ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2 is not JSON"),
-    ("a.jsonl", b'{"text": "a"}\n\n[1]', "a.jsonl, line 3 is no object with fields"),
+    ("a.jsonl", b'{"text": "a"}\n\n[1]', "a.jsonl, line 3 is not an object with fields"),
     ("a.jsonl", b'{"text": "a"}\n\0\n', "a.jsonl is not text: it has a zero byte in line 2"),
     ("a.jsonl", b'{"text": "a"}\n' + b'{"x":' * 9000, "a.jsonl, line 2 is nested too deeply"),
     ("a.json", b'\xef\xbb\xbf[{"text": "a\\uDC00"}, {"text": "b"}]', ["a\ufffd", "b"]),
-    ("a.json", b'[{"text": "a"}, 3]', "a.json, record 2 is no object with fields"),
+    ("a.json", b'[{"text": "a"}, 3]', "a.json, record 2 is not an object with fields"),
     ("a.json", b"[" * 9000, "a.json is nested too deeply"),
     ("a.json", b'{"text": "a"}', "a.json is not a list of objects"),
     ("a.parquet", b"PAR1", "a.parquet is damaged"),
@@ -144,7 +144,7 @@ def test_training_and_preparing_read_or_refuse_a_file_alike(tmp_path, capsys, na
 
 
 def test_damage_is_found_wherever_a_packed_file_is_cut(tmp_path):
-    """A file that is cut short never passes for a shorter one, not even where a line ends."""
+    """A truncated file never passes for a shorter one, not even at the end of a line."""
     lines = b"".join(b'{"text": "%d"}\n' % i for i in range(5000))
     for packing in (".gz", ".zst"):
         whole = PACKINGS[packing](lines)
@@ -198,12 +198,12 @@ def test_pairs_come_from_every_file(tmp_path, format, packing):
     else:
         raw = raw_of(format, fields)
     path = file_of(tmp_path, f"p.{'jsonl' if format == 'nested' else format}{packing}", PACKINGS[packing](raw))
-    assert pairs.of_file(path, (0, 1), ("en", "de")) == expected
+    assert pairs.read_pair_file(path, (0, 1), ("en", "de")) == expected
     back = [pairs.Pair(*reversed(one)) for one in expected]
-    assert pairs.of_file(path, (1, 0), ("de", "en")) == back
+    assert pairs.read_pair_file(path, (1, 0), ("de", "en")) == back
     if format not in records.ROWS:
         with pytest.raises(DataError, match="(line|record) 1 has (en, de|de, en); texts en and fr are read"):
-            pairs.of_file(path, (0, 1), ("en", "fr"))
+            pairs.read_pair_file(path, (0, 1), ("en", "fr"))
 
 
 def test_aligned_files_may_be_packed_by_zst(tmp_path):
@@ -308,14 +308,14 @@ def refuse(monkeypatch, name, function):
 READERS = {
     "text": lambda root: sources.read(tiny_config(data_path=root).data),
     "text by a glob": lambda root: sources.read(tiny_config(data_path=f"{root}/**/*.txt").data),
-    "prepare": lambda root: pipeline.sources_of([str(root)]),
-    "prepare by a glob": lambda root: pipeline.sources_of([f"{root}/**/*.txt"]),
+    "prepare": lambda root: pipeline.find_inputs([str(root)]),
+    "prepare by a glob": lambda root: pipeline.find_inputs([f"{root}/**/*.txt"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("fault", ["closed folder", "broken link", "circle"])
-def test_what_cannot_be_read_is_refused_and_never_skipped(tmp_path, monkeypatch, reader, fault):
+def test_unreadable_files_are_refused_and_never_skipped(tmp_path, monkeypatch, reader, fault):
     root = links(tmp_path)
     if fault == "closed folder":
         refuse(monkeypatch, "b", "listdir")
@@ -329,7 +329,7 @@ def test_what_cannot_be_read_is_refused_and_never_skipped(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.txt", "a.jsonl.gz"])
-def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch, name):
+def test_file_without_permission_is_refused(tmp_path, monkeypatch, name):
     path = file_of(tmp_path, name, b"text")
 
     def closed(self, *arguments, **named):
@@ -432,6 +432,6 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name):
     path = shared(f"data/{name}")
-    options = Options(numbered=True) if name.startswith("ag_news") else Options()
+    options = RecordOptions(numbered=True) if name.startswith("ag_news") else RecordOptions()
     found = list(records.read(path, options))
     assert len(found) == REAL[name] and not any(one.repaired for one in found)

@@ -1,4 +1,4 @@
-"""Prepared sets on disk: what is written is read back; whatever is damaged is found and named."""
+"""Prepared sets on disk: records are read back as written; damage is detected and reported."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import DataError
 from gptjax.data import shards
-from gptjax.data.token_sets import Part, TokenSet, borders, encoded, joined
+from gptjax.data.token_sets import Part, TokenSet, concatenate, delimiters_of, from_texts
 from gptjax.data.tokenizers import tokenizers
 
 
@@ -32,7 +32,7 @@ def write_set(folder, per_shard=((3, 4), (5,)), tokenizer=None):
                 writer.append(records([length], first))
                 first += length
             splits[split].append(writer.close())
-    made_with = {"name": tokenizer.name, "n_vocab": tokenizer.n_vocab, "closing": borders(tokenizer).closing}
+    made_with = {"name": tokenizer.name, "n_vocab": tokenizer.n_vocab, "closing": delimiters_of(tokenizer).closing}
     shards.write_index(folder, {"tokenizer": made_with | {"sha256": tokenizers.sha256(tokenizer)}, "splits": splits})
     return folder
 
@@ -42,7 +42,7 @@ def folder(tmp_path):
     return write_set(tmp_path / "set")
 
 
-def test_what_is_written_is_read_back_as_one_stream(folder):
+def test_written_records_are_read_back_as_one_stream(folder):
     opened = shards.open_set(folder)
     assert opened.train.read(0, 100).tolist() == [*range(12), 256]
     assert opened.train.records().tolist() == [[0, 3], [3, 7], [7, 12]]
@@ -78,9 +78,9 @@ def test_reading_across_parts_is_slicing(parts, start, count, closing):
     assert (tokens.records()[:, 1] - tokens.records()[:, 0]).tolist() == flat
 
 
-def test_sets_are_joined_with_one_closing(tmp_path):
+def test_concatenated_sets_have_one_closing(tmp_path):
     a, b = (shards.open_set(write_set(tmp_path / name)).train for name in "ab")
-    both = joined([a, b], "both")
+    both = concatenate([a, b], "both")
     assert both.read(0, 100).tolist() == [*range(12), *range(12), 256]
     assert len(both.records()) == 6
 
@@ -92,8 +92,8 @@ def test_sets_are_joined_with_one_closing(tmp_path):
         (tokenizers.chars_encoding(["ab"]), [0, 1], []),
     ],
 )
-def test_documents_stand_between_borders(tokenizer, stream, closing):
-    tokens = encoded(tokenizer, ["a", "b"], "encoding")
+def test_documents_are_between_delimiters(tokenizer, stream, closing):
+    tokens = from_texts(tokenizer, ["a", "b"], "encoding")
     assert tokens.read(0, 99).tolist() == stream + closing
     assert tokens.records().tolist() == [[0, len(stream) // 2], [len(stream) // 2, len(stream)]]
 
@@ -128,15 +128,15 @@ def test_a_missing_shard_and_a_missing_set_are_found_at_opening(folder, tmp_path
     (folder / "train_00001.npy").unlink()
     with pytest.raises(DataError, match=r"train_00001.npy is missing"):
         shards.open_set(folder)
-    with pytest.raises(DataError, match="is no prepared set"):
+    with pytest.raises(DataError, match="is not a prepared set"):
         shards.open_set(tmp_path / "none")
 
 
-def test_what_an_unfinished_prepare_left_is_no_set(tmp_path):
+def test_unfinished_preparation_is_not_a_set(tmp_path):
     (tmp_path / "set.unfinished").mkdir()
     for path in (tmp_path / "set", tmp_path / "set.unfinished"):
         assert shards.is_prepared(path)
-        with pytest.raises(DataError, match=r"set.unfinished is of a prepare that has not finished"):
+        with pytest.raises(DataError, match=r"set.unfinished is an unfinished preparation"):
             shards.open_set(path)
 
 
@@ -152,14 +152,14 @@ def test_every_flipped_byte_is_found_by_verifying(folder):
     assert shards.verify(folder) == len(names)
 
 
-def test_another_tokenizer_is_found_at_opening_its_own(folder, tmp_path):
+def test_other_tokenizer_is_detected_when_loading(folder, tmp_path):
     shutil.rmtree(folder / "tokenizer")
     tokenizers.save(tokenizers.chars_encoding(["abc"]), folder / "tokenizer")
     with pytest.raises(DataError, match=r"was made with another tokenizer \(bytes, 257 ids\) than this run's \(chars"):
         shards.open_set(folder).tokenizer()
 
 
-def test_the_hash_of_a_tokenizer_sees_what_changes_ids():
+def test_hash_of_a_tokenizer_depends_on_all_that_changes_ids():
     texts = ["some text to merge pairs of, some more text"]
     made = [
         tokenizers.bytes_encoding(),
@@ -172,10 +172,10 @@ def test_the_hash_of_a_tokenizer_sees_what_changes_ids():
     assert tokenizers.sha256(tokenizers.bpe_encoding(texts, 260)) == tokenizers.sha256(made[3])
 
 
-def test_an_abandoned_shard_leaves_no_file(tmp_path):
+def test_aborted_shard_leaves_no_file(tmp_path):
     writer = shards.ShardWriter(tmp_path, "train", 0, np.uint16, True)
     writer.append(records([3]))
-    writer.abandon()
+    writer.abort()
     assert list(tmp_path.iterdir()) == []
     assert shards.ShardWriter(tmp_path, "train", 0, np.uint16, True).close() is None
     assert list(tmp_path.iterdir()) == []

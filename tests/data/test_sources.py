@@ -1,4 +1,4 @@
-"""Where text comes from, how it is split, and what is refused."""
+"""Sources of text, their splits, and refused inputs."""
 
 import pytest
 from conftest import shared, tiny_config
@@ -82,7 +82,7 @@ def test_a_directory_without_text_and_an_empty_path_are_refused(tmp_path):
         read("")
 
 
-def test_a_fingerprint_sees_every_change():
+def test_fingerprint_depends_on_every_part():
     def of(*documents):
         return sources.fingerprint(sources.Corpus(list(documents[:1]), list(documents[1:])))
 

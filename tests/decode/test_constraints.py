@@ -14,7 +14,7 @@ from conftest import shared
 
 from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.hf_tokenizer import LibraryTokenizer
+from gptjax.data.tokenizers.hf_tokenizer import HFTokenizer
 from gptjax.decode import constraints
 
 CLOSED = {"additionalProperties": False}
@@ -60,7 +60,7 @@ def sentencepiece():
     fallback, fuse = library.decoders.ByteFallback(), library.decoders.Fuse()
     made.decoder = library.decoders.Sequence([library.decoders.Metaspace(), fallback, fuse])
     made.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return LibraryTokenizer(made.to_str(), "llama", begin=(1,), end=2)
+    return HFTokenizer(made.to_str(), "llama", begin=(1,), end=2)
 
 
 TOKENIZERS = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.hf_tokenizer import LibraryTokenizer
+from gptjax.data.tokenizers.hf_tokenizer import HFTokenizer
 from gptjax.decode.detokenize import Fed, State, fed, finished, stops
 
 BYTES = tokenizers.bytes_encoding()
@@ -23,7 +23,7 @@ def sentencepiece():
     fallback, fuse = library.decoders.ByteFallback(), library.decoders.Fuse()
     made.decoder = library.decoders.Sequence([library.decoders.Metaspace(), fallback, fuse])
     made.add_special_tokens(["<s>", "</s>"])
-    return LibraryTokenizer(made.to_str(), "llama", begin=(0,), end=1)
+    return HFTokenizer(made.to_str(), "llama", begin=(0,), end=1)
 
 
 TOKENIZERS = [BYTES, tokenizers.bpe_encoding(TEXT, 275), tokenizers.chars_encoding(["aé中 b\n"]), sentencepiece()]

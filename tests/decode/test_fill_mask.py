@@ -12,12 +12,12 @@ from conftest import generate, tiny_config
 from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.specials import specials
+from gptjax.data.tokenizers.specials import lookup_special_ids
 from gptjax.runs import run
 from gptjax.training.monitoring import samples
 
 BYTES = tokenizers.bytes_encoding()
-MASK = specials(BYTES, ["mask"]).ids["mask"]
+MASK = lookup_special_ids(BYTES, ["mask"]).ids["mask"]
 
 
 def made(tokenizer=BYTES, **changes):

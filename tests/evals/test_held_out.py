@@ -11,18 +11,18 @@ from conftest import evaluate
 from gptjax.config.errors import DataError
 from gptjax.data import batches, token_sets
 from gptjax.data.augment import Augment
-from gptjax.data.layouts import in_order
+from gptjax.data.layouts import sequential
 from gptjax.data.tokenizers import tokenizers
 from gptjax.evals import held_out
 
 
 def test_a_uniform_model_needs_log2_v_bits_per_token():
     encoding = tokenizers.bpe_encoding(["to be or not to be"] * 9, 260)
-    tokens = token_sets.encoded(encoding, ["to be or not to be, that is"], "x")
+    tokens = token_sets.from_texts(encoding, ["to be or not to be, that is"], "x")
     found = held_out.evaluate(
         lambda params, batch: {"loss": batch["weights_BT"].sum() * math.log(260)},
         None,
-        list(batches.EvalBatches(in_order(tokens, 4, 0, Augment(), ""), 2)),
+        list(batches.EvalBatches(sequential(tokens, 4, 0, Augment(), ""), 2)),
         "causal",
         tokenizers.token_bytes(encoding),
     )

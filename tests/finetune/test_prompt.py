@@ -16,7 +16,7 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data import layouts, pairs, token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.specials import Specials
+from gptjax.data.tokenizers.specials import SpecialIds
 from gptjax.decode import scoring
 from gptjax.decode.generate import Request
 from gptjax.decode.settings import SamplingParams
@@ -118,7 +118,7 @@ def test_texts_begin_with_the_prompt_and_decoding_leaves_it_out():
     assert seen(end=False).begin == (257, 258, 259)
     assert own.decode([*own.begin[:3], 97, 98]) == "ab" and tokenizers.sha256(own) != tokenizers.sha256(plain)
     assert pairs.source_ids(seen(model_arch="seq2seq"), "a") == [257, 258, 259, 97, 256]
-    assert token_sets.encoded(own, ["a"], "").read(0, 9).tolist() == [257, 258, 259, 256, 97, 256]
+    assert token_sets.from_texts(own, ["a"], "").read(0, 9).tolist() == [257, 258, 259, 256, 97, 256]
 
 
 def joined(lists):
@@ -130,7 +130,7 @@ def joined(lists):
 def test_no_position_asks_for_the_prompt_and_every_text_begins_with_it(layout, end):
     own, context = seen(end), 16
     texts = [text for text in TEXTS if text or end]
-    tokens = token_sets.encoded(own, texts, "")
+    tokens = token_sets.from_texts(own, texts, "")
     rows = layouts.LAYOUTS[layout](tokens, context, 0, Augment(), f"prompt {end}")
     opening, said = list(own.begin), []
     for k in range(rows.per_epoch):
@@ -164,8 +164,8 @@ def test_a_packed_prompt_of_a_records_own_weighs_nothing():
 
 
 def test_masking_knows_the_prompts_ids():
-    own, known = seen(), Specials({}, (), V)
-    facts = reading(own, known, None, token_sets.encoded(own, TEXTS, ""))
+    own, known = seen(), SpecialIds({}, (), V)
+    facts = reading(own, known, None, token_sets.from_texts(own, TEXTS, ""))
     assert not facts.is_text_V[list(own.begin)].any() and len(facts.is_text_V) == V + P
 
 

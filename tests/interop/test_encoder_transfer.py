@@ -188,7 +188,7 @@ def test_a_familys_tokenizer_frames_texts_as_transformers_does(family, tmp_path)
         assert framed == made.encode(text).ids
     ids = tokenizers.encode(ours, "the cats ran")
     assert b"".join(ours.decode_single_token_bytes(token) for token in ids).strip() == b"the cats ran"
-    found = specials.specials(ours, [] if family in ("marian", "t5") else ["mask", "class", "separator"], 2)
+    found = specials.lookup_special_ids(ours, [] if family in ("marian", "t5") else ["mask", "class", "separator"], 2)
     if family == "t5":
         assert found.sentinels == (made.token_to_id("<extra_id_0>"), made.token_to_id("<extra_id_1>"))
     else:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import exactness, tokenizers
 from gptjax.data.tokenizers import from_hf as hf
-from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, LibraryTokenizer, to_bytes
+from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer, to_bytes
 from gptjax.decode import detokenize, prompts
 
 TEXT = ["def read(self):\n    return 'naïve' + \"再见\" * 3\n\n\n", "class A:\n\tx = 12345  # ☃ and 🤖\r\n"] * 30
@@ -191,7 +191,7 @@ def save(made, folder, **settings):
 def test_what_tiktoken_would_get_wrong_stays_with_the_library(tmp_path, make):
     peer = make()
     tokenizer, why = hf.read(save(peer, tmp_path / "a"))
-    assert isinstance(tokenizer, LibraryTokenizer)
+    assert isinstance(tokenizer, HFTokenizer)
     with pytest.raises(AssertionError, match=INEXACT[make]):
         raise AssertionError(why)
     hf.write(tokenizer, tmp_path / "b")
@@ -239,11 +239,11 @@ def test_a_special_token_that_is_a_word_of_the_text_is_not_tiktokens(tmp_path):
     peer = byte_level(AB_BC, extra=["xyz"], ignore_merges=True)
     peer.add_special_tokens(["xyz"])
     tokenizer, why = hf.read(save(peer, tmp_path))
-    assert isinstance(tokenizer, LibraryTokenizer) and "it takes the text 'xyz' for a special token" in why
+    assert isinstance(tokenizer, HFTokenizer) and "it takes the text 'xyz' for a special token" in why
 
 
 @pytest.mark.parametrize(
-    "behavior, invert, kind", [("isolated", False, LibraryTokenizer), ("removed", True, tokenizers.Encoding)]
+    "behavior, invert, kind", [("isolated", False, HFTokenizer), ("removed", True, tokenizers.Encoding)]
 )
 def test_text_that_the_pattern_leaves_out(tmp_path, behavior, invert, kind):
     """tiktoken drops it; the library splits it, or drops it too."""
@@ -285,7 +285,7 @@ def test_every_string_of_random_vocabularies():
         if trial % 4 == 2:
             rng.shuffle(merges)
         made.model = library.models.BPE(made.get_vocab(), merges, ignore_merges=bool(trial % 2))
-        peer = LibraryTokenizer(made.to_str(), "x")
+        peer = HFTokenizer(made.to_str(), "x")
         try:
             encoding = exactness.exact_encoding(peer)
         except exactness.Inexact:
@@ -428,7 +428,7 @@ GOOD = json.dumps({piece: token for token, piece in enumerate([*ALPHABET, "ab"])
         ({"vocab.json": "{", "merges.txt": "a b\n"}, "vocab.json is damaged"),
         ({"vocab.json": '{"a": "b"}', "merges.txt": "a b\n"}, "its ids are not all whole numbers"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "a b\n"}, "lacks some of the 256 bytes"),
-        ({"vocab.json": GOOD, "merges.txt": "a b\na b c\n"}, "merges.txt is damaged: 'a b c' is no pair"),
+        ({"vocab.json": GOOD, "merges.txt": "a b\na b c\n"}, "merges.txt is damaged: 'a b c' is not a pair"),
         ({"vocab.json": GOOD, "merges.txt": "a c\n"}, "cannot be read"),
         ({"vocab.json": GOOD}, "only as vocab.json"),
     ],

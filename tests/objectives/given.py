@@ -10,7 +10,7 @@ from gptjax.data import token_sets
 from gptjax.data.augment import Augment
 from gptjax.data.layouts import examples, flat, packed
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.specials import COMMON_NAMES, specials
+from gptjax.data.tokenizers.specials import COMMON_NAMES, lookup_special_ids
 from gptjax.objectives.reading import reading
 
 BYTES = tokenizers.bytes_encoding()
@@ -36,12 +36,12 @@ def text_set(seed=0, documents=12):
     texts = [
         " ".join(f"{' '.join(rng.choice(words, 5))}." for _ in range(1 + n % 4)) + f" {n}" for n in range(documents)
     ]
-    return token_sets.encoded(BYTES, texts, "encoding")
+    return token_sets.from_texts(BYTES, texts, "encoding")
 
 
 def read_with(sentinels=40, **changes):
     """A reading of bytes, with all special ids."""
-    return reading(BYTES, specials(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set())
+    return reading(BYTES, lookup_special_ids(BYTES, list(COMMON_NAMES), sentinels), options(**changes), text_set())
 
 
 def row_of(layout, k=0, context=48, epoch=0):

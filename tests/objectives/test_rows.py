@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax import objectives
-from gptjax.data.tokenizers.specials import specials
+from gptjax.data.tokenizers.specials import lookup_special_ids
 from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.denoising import infilled, most, noise, partition, permuted, sentinels, sizes
 from gptjax.objectives.masked import MASKINGS
@@ -381,7 +381,7 @@ def test_rows_of_several_objectives_follow_each_other():
 
 def test_special_ids_of_a_config():
     found = objectives.special_ids(Given("masked + next_sentence"), BYTES)
-    assert found == specials(BYTES, ["mask", "class", "separator"])
+    assert found == lookup_special_ids(BYTES, ["mask", "class", "separator"])
     found = objectives.special_ids(Given("denoising"), BYTES)
     assert len(found.sentinels) == sentinels(128, options()) == noise(most(128, options()), 0.15, 3.0)[1] + 1
     assert not objectives.special_ids(Given("denoising", corruption="infilling"), BYTES).sentinels

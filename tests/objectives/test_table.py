@@ -10,7 +10,7 @@ from given import draws, options, read_with, row_of
 from gptjax import config as configs
 from gptjax import models, objectives
 from gptjax.config.errors import ConfigError
-from gptjax.data.batches import stacked
+from gptjax.data.batches import stack
 from gptjax.objectives import OBJECTIVES, normalize_weights
 from gptjax.objectives.adversarial import adversarial, within, worst
 from gptjax.objectives.next_sentence import LABELS
@@ -32,7 +32,7 @@ def built(kind, **changes):
 def batch_of(name, layout="examples", rows=4, **changes):
     """A batch of rows as an objective wants them."""
     reading, prepare = read_with(**changes), OBJECTIVES[name].row or (lambda row, reading, rng: row)
-    return stacked([prepare(row_of(layout, k, CONTEXT), reading, draws(k=k)) for k in range(rows)])
+    return stack([prepare(row_of(layout, k, CONTEXT), reading, draws(k=k)) for k in range(rows)])
 
 
 def nats(logits, targets):
@@ -143,7 +143,7 @@ def test_next_sentences_and_masks_are_learnt_together():
     model, params = built("encoder", model_task="classification", model_labels=len(LABELS), model_types=2)
     config = tiny_config(train_objective="masked + 0.5*next_sentence")
     rows = [objectives.row_of(config)(row_of("examples", k, CONTEXT), read_with(), draws(k=k)) for k in range(4)]
-    batch = normalize_weights(stacked(rows))
+    batch = normalize_weights(stack(rows))
     both, metrics = jax.jit(objectives.loss(config, model))(params, batch, None)
     parts = [metrics["masked_loss"], metrics["next_sentence_loss"]]
     np.testing.assert_allclose(both, parts[0] + 0.5 * parts[1], rtol=1e-5)

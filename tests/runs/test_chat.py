@@ -16,7 +16,7 @@ from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import from_hf as hf
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, LibraryTokenizer
+from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer
 from gptjax.decode import detokenize
 from gptjax.interop import convert_run
 from gptjax.runs import chat
@@ -96,7 +96,7 @@ def eating_blanks():
     return made
 
 
-KINDS = {byte_level: tokenizers.Encoding, lower_case: LibraryTokenizer, eating_blanks: LibraryTokenizer}
+KINDS = {byte_level: tokenizers.Encoding, lower_case: HFTokenizer, eating_blanks: HFTokenizer}
 
 
 def folder_of(make, folder, template=None, **settings):
@@ -129,7 +129,7 @@ def test_ids_equal_transformers(make, text, tmp_path):
         expected = peer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
         assert chat.prompt_ids(Template(text), turns, tokenizer) == expected
         written = peer.apply_chat_template(turns, tokenize=False)
-        assert chat.rendered(Template(text), turns, tokenizer, answer_next=False) == written
+        assert chat.render(Template(text), turns, tokenizer, answer_next=False) == written
 
 
 def test_a_prompt_begins_once_and_its_special_tokens_are_tokens(tokenizer):
@@ -143,9 +143,9 @@ def test_a_prompt_begins_once_and_its_special_tokens_are_tokens(tokenizer):
 
 def test_names_of_a_folder_come_before_the_tokenizers_own(tokenizer):
     text = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}"
-    assert chat.rendered(Template(text), TURNS, tokenizer) == "<|begin_of_text|>|<|eot_id|>|"
+    assert chat.render(Template(text), TURNS, tokenizer) == "<|begin_of_text|>|<|eot_id|>|"
     names = {"eos_token": "<|im_end|>", "pad_token": "<pad>"}
-    assert chat.rendered(Template(text, names), TURNS, tokenizer) == "<|begin_of_text|>|<|im_end|>|<pad>"
+    assert chat.render(Template(text, names), TURNS, tokenizer) == "<|begin_of_text|>|<|im_end|>|<pad>"
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
@@ -258,7 +258,7 @@ def test_a_system_message_that_cannot_be_is_refused_before_anything_is_asked(tok
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("{% for %}", "the chat template is none of Jinja's: "),
+        ("{% for %}", "the chat template is not a Jinja template: "),
         ("{{ messages[0].content.missing.more }}", "cannot show this dialogue"),
         ("{{ messages.append(1) }}", "cannot show this dialogue: .*unsafe"),
         ("{{ ''.__class__.__mro__ }}", "cannot show this dialogue: .*unsafe"),
@@ -268,7 +268,7 @@ def test_a_system_message_that_cannot_be_is_refused_before_anything_is_asked(tok
 )
 def test_templates_that_fail_are_one_line(tokenizer, text, words):
     with pytest.raises(DataError, match=words) as caught:
-        chat.rendered(Template(text), TURNS, tokenizer)
+        chat.render(Template(text), TURNS, tokenizer)
     assert "\n" not in str(caught.value)
 
 
@@ -338,7 +338,7 @@ def test_a_file_overrides_the_runs_template(tmp_path):
 
 def test_a_damaged_template_is_refused(tmp_path):
     folder_of(byte_level, tmp_path, chat_template={"default": CHATML})
-    with pytest.raises(DataError, match="its chat_template is no text"):
+    with pytest.raises(DataError, match="its chat_template is not text"):
         hf.chat_template(tmp_path)
     folder_of(byte_level, tmp_path, chat_template=[dict(name="rag", template="x")])
     assert hf.chat_template(tmp_path) is None

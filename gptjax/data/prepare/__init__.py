@@ -1,1 +1,1 @@
-"""Text to prepared token sets: reads documents, cleans, deduplicates, tokenizes and reports."""
+"""Prepares token sets from text: reads, cleans, deduplicates and tokenizes documents, and reports."""

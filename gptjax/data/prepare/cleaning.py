@@ -1,7 +1,8 @@
-"""The steps that clean a corpus: a table from their names to functions from a document's text to what is left of it.
+"""Cleaning steps of a corpus: a table from names to functions of the text of a document.
 
-A step is pure, so that workers can run it in any number and any order of documents. The two steps that need to know
-earlier documents, `exact` and `near`, are in a table of their own: workers make signatures, `duplicates.Seen` compares.
+A step is a pure function, so that any number of workers can run it on documents in any order. The two steps that depend
+on earlier documents, `exact` and `near`, have their own table: workers compute signatures, and `dedup.DuplicateIndex`
+compares them.
 """
 
 import itertools
@@ -21,11 +22,11 @@ from gptjax.core.files import decode, parse_json
 from gptjax.data import records
 from gptjax.data.prepare import dedup, filters, pii
 from gptjax.data.sources import read_text
-from gptjax.data.streams import lines, opened, suffix_of
+from gptjax.data.streams import lines, open_stream, suffix_of
 
 
 class Dropped(NamedTuple):
-    """A document that a step drops, and why: a short phrase, the same for all documents that break one rule."""
+    """Result of a step that drops a document; `reason` is a short phrase, the same for all that fail a rule."""
 
     reason: str
 
@@ -33,65 +34,65 @@ class Dropped(NamedTuple):
 Step = Callable[[str], str | Dropped]
 
 
-class Options(NamedTuple):
-    """What the steps can be told."""
+class CleaningOptions(NamedTuple):
+    """Options of the steps."""
 
-    min_words: int = 50  # length: fewer are dropped
-    max_words: int = 100_000  # length: more are dropped
+    min_words: int = 50  # length: documents with fewer are dropped
+    max_words: int = 100_000  # length: documents with more are dropped
     keep_scripts: tuple[str, ...] = ()  # script: all others are dropped; names are filters.SCRIPTS
     drop_scripts: tuple[str, ...] = ()  # script: these are dropped
-    blocklist: str = ""  # blocklist: a file with a term a line
-    evaluation: tuple[str, ...] = ()  # decontaminate: files of what models are evaluated on
-    near_threshold: float = 0.7  # near: share of common shingles (Jaccard) from which two documents are the same
-    near_shingle: int = 5  # near: words in a row that are compared
-    near_permutations: int = 128  # near: numbers in a signature
+    blocklist: str = ""  # blocklist: file with one term per line
+    evaluation: tuple[str, ...] = ()  # decontaminate: files of evaluation data
+    near_threshold: float = 0.7  # near: Jaccard similarity of shingles from which two documents are duplicates
+    near_shingle: int = 5  # near: words per shingle
+    near_permutations: int = 128  # near: length of a signature
 
 
-def _nfc(options: Options) -> Step:
-    """Unicode's composed form: one way to write what can be written in two."""
+def _nfc(options: CleaningOptions) -> Step:
+    """Normalizes to Unicode's composed form (NFC)."""
     return partial(unicodedata.normalize, "NFC")
 
 
 # Control characters but tab and newline, the byte order mark, noncharacters, and surrogates, which UTF-8 cannot hold.
 # Format characters stay: emoji and Indic scripts are written with joiners, Arabic and Hebrew with direction marks.
-_REFUSED = "\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufdd0-\ufdef\ud800-\udfff\ufffe\uffff"
-_REFUSED_BEYOND = "".join(chr(plane * 0x10000 + last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))
-# The range first: one by one, these 32 would be compared with every character of every text.
-_CONTROL = re.compile(f"[{_REFUSED}\U0001fffe-\U0010ffff](?<=[{_REFUSED}{_REFUSED_BEYOND}])")
+_REMOVED = "\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufdd0-\ufdef\ud800-\udfff\ufffe\uffff"
+_REMOVED_BEYOND = "".join(chr(plane * 0x10000 + last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))
+# The range comes first: otherwise these 32 would be compared with every character of every text.
+_CONTROL = re.compile(f"[{_REMOVED}\U0001fffe-\U0010ffff](?<=[{_REMOVED}{_REMOVED_BEYOND}])")
 
 
-def _control(options: Options) -> Step:
-    """Line ends become newlines, and what is no text goes."""
+def _control(options: CleaningOptions) -> Step:
+    """Turns line ends into newlines and removes control characters."""
     return lambda text: _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _kept_by(rules: Iterable[filters.Rule]) -> Step:
+def _rule_filter(rules: Iterable[filters.Rule]) -> Step:
     def step(text: str) -> str | Dropped:
-        reason = next(filters.broken(rules, text), None)
+        reason = next(filters.failed_rules(rules, text), None)
         return text if reason is None else Dropped(reason)
 
     return step
 
 
-def _length(options: Options) -> Step:
-    """Gopher's rules on the number and the length of words."""
+def _length(options: CleaningOptions) -> Step:
+    """Applies Gopher's rules on the number and length of words."""
     if not 0 <= options.min_words <= options.max_words:
         raise ConfigError(f"min_words={options.min_words} must be at least 0 and at most max_words={options.max_words}")
-    return _kept_by(filters.length_rules(options.min_words, options.max_words))
+    return _rule_filter(filters.length_rules(options.min_words, options.max_words))
 
 
-def _boilerplate(options: Options) -> Step:
-    """The rest of Gopher's rules on quality."""
-    return _kept_by(filters.QUALITY)
+def _boilerplate(options: CleaningOptions) -> Step:
+    """Applies Gopher's other quality rules."""
+    return _rule_filter(filters.QUALITY)
 
 
-def _repetition(options: Options) -> Step:
-    """Gopher's rules on repetition."""
-    return _kept_by(filters.REPETITION)
+def _repetition(options: CleaningOptions) -> Step:
+    """Applies Gopher's rules on repetition."""
+    return _rule_filter(filters.REPETITION)
 
 
-def _script(options: Options) -> Step:
-    """Drops documents by the script that most of their letters are in."""
+def _script(options: CleaningOptions) -> Step:
+    """Drops documents by the script of most of their letters."""
     keep, drop = options.keep_scripts, options.drop_scripts
     for name in (*keep, *drop):
         if name not in filters.SCRIPTS:
@@ -107,13 +108,13 @@ def _script(options: Options) -> Step:
     return step
 
 
-def _personal(options: Options) -> Step:
-    """Puts tags in the place of personal data."""
+def _personal(options: CleaningOptions) -> Step:
+    """Replaces personal data by tags."""
     return pii.scrub
 
 
-def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether no word of a script with spaces goes on at either end."""
+def _is_whole_word(text: str, start: int, end: int) -> bool:
+    """Returns True if no word of a script with spaces continues beyond either end."""
     return not (
         _are_one_word(text[start - 1 : start], text[start]) or _are_one_word(text[end - 1], text[end : end + 1])
     )
@@ -126,23 +127,23 @@ def _are_one_word(left: str, right: str) -> bool:
     )
 
 
-def holds_term(text: str, term: str) -> bool:
-    """Whether a term stands in a text, both case-folded: as whole words, as anything in scripts without spaces."""
+def contains_term(text: str, term: str) -> bool:
+    """Returns True if a text contains a term, both case-folded: as whole words, anywhere in scripts without spaces."""
     start = text.find(term)
     while start >= 0:
-        if filters.has_unspaced(term) or _stands_alone(text, start, start + len(term)):
+        if filters.has_unspaced(term) or _is_whole_word(text, start, start + len(term)):
             return True
         start = text.find(term, start + 1)
     return False
 
 
-def _blocklist(options: Options) -> Step:
-    """Drops documents that hold a term of a file, whatever its case; spaces in a term are any space."""
+def _blocklist(options: CleaningOptions) -> Step:
+    """Drops documents that contain a term of a file, ignoring case; spaces in a term match any whitespace."""
     if not options.blocklist:
         raise ConfigError("the step blocklist needs blocklist, a file with a term a line")
     lines = unicodedata.normalize("NFC", read_text(Path(options.blocklist))).casefold().split("\n")
-    # Found by the words they begin with, one or two, or by two characters where terms need not be words: looked for are
-    # only those terms of which this much is in the text, so that ten thousand cost as much as ten.
+    # Terms are indexed by their first one or two words, or by two characters if they need not be words: only terms
+    # whose beginning is in the text are searched, so that ten thousand cost as much as ten.
     by_words: dict[tuple[str, ...], list[str]] = defaultdict(list)
     by_pair: dict[str, list[str]] = defaultdict(list)
     terms = {" ".join(line.split()) for line in lines} - {""}
@@ -167,8 +168,8 @@ def _blocklist(options: Options) -> Step:
 
     def step(text: str) -> str | Dropped:
         folded = " ".join(text.casefold().split())
-        found = any(holds_term(folded, term) for term in candidates(folded))
-        return Dropped("a term of the blocklist") if found else text
+        matches = any(contains_term(folded, term) for term in candidates(folded))
+        return Dropped("a term of the blocklist") if matches else text
 
     return step
 
@@ -177,13 +178,14 @@ _GRAM = 13  # words, as in arXiv 2005.14165, appendix C
 
 
 def evaluation_items(path: str) -> Iterator[str]:
-    """The texts of an evaluation file: the strings of .json, .jsonl and .parquet, a table's cells, else paragraphs.
+    """Iterates over the texts of an evaluation file: strings of .json, .jsonl and .parquet, cells of a table, else
+    paragraphs.
 
     Raises:
-      DataError: it cannot be read, or it is not what its name says.
+      DataError: the file cannot be read, or does not have the format of its name.
     """
     file = Path(path)
-    with opened(file) as (_, stream):
+    with open_stream(file) as (_, stream):
         match suffix_of(file):
             case "json":
                 yield from records.strings(parse_json(stream.read(), path, finite=False))
@@ -203,7 +205,7 @@ def evaluation_items(path: str) -> Iterator[str]:
 
 
 def _gram_hashes(text: str) -> np.ndarray:
-    """A 64-bit hash of each 13 words in a row, uint64; it differs from one run of Python to the next."""
+    """Returns a 64-bit hash of each 13-gram of words, uint64; it differs between runs of Python."""
     words = filters.tokens(text)
     hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
     count = max(len(words) - _GRAM + 1, 0)
@@ -213,29 +215,29 @@ def _gram_hashes(text: str) -> np.ndarray:
     return sums
 
 
-def _decontaminate(options: Options) -> Step:
-    """Drops documents that share 13 words in a row with what models are evaluated on (arXiv 2005.14165, appendix C).
+def _decontaminate(options: CleaningOptions) -> Step:
+    """Drops documents that share a 13-gram with evaluation data (arXiv 2005.14165, appendix C).
 
-    Compared are lower-cased words without punctuation; shorter items cannot match.
+    Words are lower-cased, without punctuation; shorter evaluation items cannot match.
     """
     if not options.evaluation:
         raise ConfigError("the step decontaminate needs evaluation, the files of what models are evaluated on")
     items = itertools.chain.from_iterable(map(evaluation_items, options.evaluation))
-    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *map(_gram_hashes, items)]))
-    # By their first 24 bits: most of a document's are told apart without a search.
-    may_be_known = np.zeros(1 << 24, bool)
-    may_be_known[known >> np.uint64(40)] = True
+    hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *map(_gram_hashes, items)]))
+    # Indexed by the first 24 bits, which rule out most n-grams of a document without a search.
+    maybe_present = np.zeros(1 << 24, bool)
+    maybe_present[hashes >> np.uint64(40)] = True
 
     def step(text: str) -> str | Dropped:
         grams = _gram_hashes(text)
-        grams = grams[may_be_known[grams >> np.uint64(40)]]
-        shared = len(grams) and (known[np.searchsorted(known, grams).clip(max=len(known) - 1)] == grams).any()
+        grams = grams[maybe_present[grams >> np.uint64(40)]]
+        shared = len(grams) and (hashes[np.searchsorted(hashes, grams).clip(max=len(hashes) - 1)] == grams).any()
         return Dropped("13 words of an evaluation") if shared else text
 
     return step
 
 
-STEPS: dict[str, Callable[[Options], Step]] = {
+STEPS: dict[str, Callable[[CleaningOptions], Step]] = {
     "nfc": _nfc,
     "control": _control,
     "length": _length,
@@ -248,25 +250,25 @@ STEPS: dict[str, Callable[[Options], Step]] = {
 }
 
 
-def _exact(options: Options) -> Callable[[str], bytes]:
+def _exact(options: CleaningOptions) -> Callable[[str], bytes]:
     return dedup.exact_signature
 
 
-def _near(options: Options) -> Callable[[str], np.ndarray]:
+def _near(options: CleaningOptions) -> Callable[[str], np.ndarray]:
     dedup.check(options)
     return partial(dedup.near_signature, options=options)
 
 
-# What `duplicates.Seen` has a method for under the same name: what it is asked with, made by workers.
-SIGNATURES: dict[str, Callable[[Options], Callable[[str], Any]]] = {"exact": _exact, "near": _near}
+# Signatures that workers compute for the methods of `dedup.DuplicateIndex` of the same names.
+SIGNATURES: dict[str, Callable[[CleaningOptions], Callable[[str], Any]]] = {"exact": _exact, "near": _near}
 
-# In the recommended order: rules see what the cleaning of characters left, tags do not keep a text from being found,
-# and only what nothing else drops is remembered as an earlier document.
+# In the recommended order: rules apply to cleaned characters, tags come after the searches, and only documents that no
+# other step drops are added to the index of duplicates.
 NAMES = (*STEPS, *SIGNATURES)
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises ConfigError for a step that there is not, or that is named twice; says nothing of its options."""
+    """Raises ConfigError if a step is unknown or named twice; does not check options."""
     for place, name in enumerate(names):
         if name not in NAMES:
             raise ConfigError(f"unknown step {name!r}{did_you_mean(name, NAMES)}")
@@ -274,12 +276,12 @@ def check_names(names: Sequence[str]) -> None:
             raise ConfigError(f"the step {name} is named twice")
 
 
-def check(names: Sequence[str], options: Options) -> None:
-    """Makes every step once, so that what cannot work is known before anything is begun.
+def check(names: Sequence[str], options: CleaningOptions) -> None:
+    """Creates every step once, so that errors are raised before any work starts.
 
     Raises:
-      ConfigError: a step that there is not, an option that is missing or cannot be, a library that is not installed.
-      DataError: a file of the options that cannot be read.
+      ConfigError: a step is unknown, an option is missing or invalid, or a library is not installed.
+      DataError: a file of the options cannot be read.
     """
     check_names(names)
     for name in names:

@@ -1,14 +1,13 @@
-"""Duplicates over a stream of documents: exact ones by SHA-256, near ones by MinHash, with what was seen in one file.
+"""Deduplication of a stream of documents: exact by SHA-256, near by MinHash, with an index in a sqlite file.
 
-Signatures are pure functions of a text, for workers; `Seen` remembers them and is asked for one document at a time, in
-order. The method for near duplicates is that of Broder (1997, "On the resemblance and containment of documents") with
-the bands of "Mining of Massive Datasets", chapter 3, as arXiv 2107.06499 and arXiv 2112.11446 use it on corpora.
+Workers compute signatures, which are pure functions of a text; `DuplicateIndex` stores them and is queried for one
+document at a time, in order. Near duplicates are detected by MinHash (Broder 1997, "On the resemblance and containment
+of documents") with the bands of "Mining of Massive Datasets", chapter 3, as in arXiv 2107.06499 and arXiv 2112.11446.
 
-Measured on 100 novels cut into 35,569 passages of about 2,000 characters, with 3,556 edited copies (one to three of: up
-to six words, case, punctuation, a sentence less, space, a header): by the defaults (threshold 0.7, shingles of 5 words,
-128 permutations) 99.5 % of the copies are found and none of the passages is taken for another. At thresholds of 0.6 and
-0.8, 99.9 % and 96.2 %; with shingles of 3 and 8 words, 99.7 % and 98.3 %; with 64 and 256 permutations, 99.3 % and
-99.5 %; none is taken for another by any of these.
+Measured on 100 novels split into 35,569 passages of about 2,000 characters, with 3,556 edited copies (one to three of:
+up to six words, case, punctuation, a sentence less, space, a header): the defaults (threshold 0.7, shingles of 5 words,
+128 permutations) detect 99.5 % of the copies. Thresholds of 0.6 and 0.8 detect 99.9 % and 96.2 %; shingles of 3 and 8
+words 99.7 % and 98.3 %; 64 and 256 permutations 99.3 % and 99.5 %. None of these has a false positive.
 """
 
 import hashlib
@@ -26,26 +25,26 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.prepare import filters
 
 if TYPE_CHECKING:
-    from gptjax.data.prepare.cleaning import Options
+    from gptjax.data.prepare.cleaning import CleaningOptions
 
 _SCHEME = "affine32"  # of datasketch's permutations: uint32, without collisions
-_WEIGHTS = (0.2, 0.8)  # of false and of missed candidates: the false ones are looked at again, the missed are not
-_CHUNK = 1024  # shingles at a time: a novel's all at once would take 100 MB and longer
+_WEIGHTS = (0.2, 0.8)  # of false positives and false negatives: only false positives are verified afterwards
+_CHUNK = 1024  # shingles at a time: those of a novel at once would take 100 MB and longer
 _CACHE_KB = 64 * 1024
-_CANDIDATES = 100  # a band: documents from one mould, alike but not alike enough, would else make a run quadratic
+_CANDIDATES = 100  # per band: documents from one template, similar but below the threshold, would make a run quadratic
 
 
 def exact_signature(text: str) -> bytes:
-    """SHA-256 of the text in UTF-8."""
+    """Returns SHA-256 of the text in UTF-8."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def near_signature(text: str, options: "Options") -> np.ndarray:
-    """MinHash of the text's shingles: `options.near_permutations` numbers, uint32.
+def near_signature(text: str, options: "CleaningOptions") -> np.ndarray:
+    """Returns the MinHash of the shingles of a text: `options.near_permutations` numbers, uint32.
 
-    A shingle is `options.near_shingle` words in a row, lower-cased and without punctuation; in scripts that put no
-    space between words a character counts as one. Of two texts, the share of equal numbers estimates the share of
-    common shingles among all that they have (Jaccard).
+    A shingle is `options.near_shingle` consecutive words, lower-cased and without punctuation; in scripts without
+    spaces between words, a character counts as a word. The fraction of equal numbers of two texts estimates the Jaccard
+    similarity of their shingles.
 
     Raises:
       ConfigError: datasketch is not installed.
@@ -61,9 +60,9 @@ def near_signature(text: str, options: "Options") -> np.ndarray:
 
 
 def shingle_hashes(text: str, size: int) -> np.ndarray:
-    """A 32-bit hash, uint32, of each `size` words in a row; of all words where there are fewer.
+    """Returns a 32-bit hash of each `size` consecutive words, uint32, or of all words if there are fewer.
 
-    Text without any word, such as a row of signs, is taken by its characters.
+    A text without any word is hashed as its whitespace-separated symbols.
     """
     words = filters.tokens(text) or text.split() or [text]
     crcs = np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint64, len(words))
@@ -78,7 +77,7 @@ def shingle_hashes(text: str, size: int) -> np.ndarray:
 
 @cache
 def _factors(size: int) -> np.ndarray:
-    stream = np.random.RandomState(0)  # never changes, as what a file remembers must not
+    stream = np.random.RandomState(0)  # fixed, since files store the hashes
     return stream.randint(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
 
 
@@ -95,8 +94,8 @@ def _permutations(count: int) -> np.ndarray:
     return _datasketch().MinHash(count, seed=1, scheme=_SCHEME).permutations
 
 
-def check(options: "Options") -> None:
-    """Raises ConfigError for options that cannot be, or without datasketch."""
+def check(options: "CleaningOptions") -> None:
+    """Raises ConfigError for invalid options, or if datasketch is not installed."""
     if options.near_shingle < 1:
         raise ConfigError(f"near_shingle is {options.near_shingle}; it must be at least 1")
     bands(options.near_threshold, options.near_permutations)
@@ -104,10 +103,10 @@ def check(options: "Options") -> None:
 
 @cache
 def bands(threshold: float, permutations: int) -> tuple[int, int]:
-    """How many bands of how many numbers a signature is cut into, by datasketch's optimum for the threshold.
+    """Returns the number of bands of a signature and the numbers per band, datasketch's optimum for the threshold.
 
     Raises:
-      ConfigError: these cannot be, or datasketch is not installed.
+      ConfigError: the options are invalid, or datasketch is not installed.
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"near_threshold is {threshold}; it must be more than 0 and at most 1")
@@ -122,7 +121,7 @@ def bands(threshold: float, permutations: int) -> tuple[int, int]:
 
 
 def band_keys(signature: np.ndarray, count: int, rows: int) -> list[int]:
-    """A 64-bit number for each of the first `count` bands of `rows` numbers; equal for equal bands of equal place."""
+    """Returns a 64-bit hash of each of the first `count` bands of `rows` numbers."""
     factors, numbers = _factors(count * rows), signature[: count * rows].astype(np.uint64)
     return (factors * numbers).reshape(count, rows).sum(axis=1).view(np.int64).tolist()
 
@@ -135,23 +134,22 @@ CREATE TABLE IF NOT EXISTS bands (key INTEGER, document INTEGER, PRIMARY KEY (ke
 """
 
 
-class Seen:
-    """What a run has kept so far, in a sqlite file, asked document by document: `with Seen(path, options) as seen:`.
+class DuplicateIndex:
+    """Index of the documents kept so far, in a sqlite file: `with DuplicateIndex(path, options) as index:`.
 
-    Documents are numbered in the order in which they are asked for. What is asked for and is no duplicate is remembered
-    from then on, so ask last, about documents that nothing else drops. Leaving the block commits; leaving it by an
-    exception goes back to the last `commit`. A run that goes on from a document's number calls `forget_from` with it
-    and finds what it would have found.
+    Documents are numbered in the order of the queries. A query adds a document that is not a duplicate, so query only
+    documents that no other step drops. Leaving the block commits; leaving it by an exception rolls back to the last
+    `commit`. A run that resumes at a document calls `delete_from` with its number and gets the same results.
 
-    The file is sound after a kill or a loss of power at any moment, and holds what was committed (a write-ahead log,
-    flushed at every commit). Memory is bounded by sqlite's cache; the file takes about 1 kB a document.
+    The file survives a kill or a loss of power at any moment with all that was committed (a write-ahead log, flushed at
+    every commit). Memory is bounded by sqlite's cache; the file takes about 1 kB per document.
     """
 
-    def __init__(self, path: Path, options: "Options") -> None:
-        """Opens the file, or makes it.
+    def __init__(self, path: Path, options: "CleaningOptions") -> None:
+        """Opens or creates the file.
 
         Raises:
-          DataError: it cannot be opened, it is not such a file, or another run has it open.
+          DataError: it cannot be opened, is not an index of duplicates, or another run has it open.
           ConfigError: it was made with other options for near duplicates.
         """
         self._path, self._options = path, options
@@ -160,7 +158,7 @@ class Seen:
         except sqlite3.Error as error:
             raise DataError(f"cannot open {path}: {error}") from error
         try:
-            # Exclusive also because the log of a shared file needs shared memory, which network file systems lack.
+            # Exclusive, also because the log of a shared file needs shared memory, which network file systems lack.
             for setting in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
                 self._run(f"PRAGMA {setting}")
             self._run(f"PRAGMA cache_size=-{_CACHE_KB}")
@@ -175,12 +173,12 @@ class Seen:
 
     def _check_settings(self) -> None:
         settings = {name: value for name, value in self._options._asdict().items() if name.startswith("near_")}
-        found = self._run("SELECT settings FROM about").fetchone()
-        if not found:
+        stored = self._run("SELECT settings FROM about").fetchone()
+        if not stored:
             self._run("INSERT INTO about VALUES (?)", (json.dumps(settings),))
-        elif json.loads(found[0]) != settings:
-            there = ", ".join(f"{name}={value}" for name, value in json.loads(found[0]).items())
-            raise ConfigError(f"{self._path} was made with {there}; give these, or begin with another file")
+        elif json.loads(stored[0]) != settings:
+            stored_options = ", ".join(f"{name}={value}" for name, value in json.loads(stored[0]).items())
+            raise ConfigError(f"{self._path} was made with {stored_options}; give these, or begin with another file")
 
     def __enter__(self) -> Self:
         return self
@@ -195,29 +193,29 @@ class Seen:
             self._database.close()
 
     def exact(self, document: int, signature: bytes) -> int | None:
-        """The earlier document with this `exact_signature`; None where there is none, and then it is remembered."""
-        found = self._run("SELECT document FROM exact WHERE signature = ?", (signature,)).fetchone()
-        if found:
-            return found[0]
+        """Returns the earlier document with this `exact_signature`, or adds the document and returns None."""
+        row = self._run("SELECT document FROM exact WHERE signature = ?", (signature,)).fetchone()
+        if row:
+            return row[0]
         self._run("INSERT INTO exact VALUES (?, ?)", (document, signature))
         return None
 
     def near(self, document: int, signature: np.ndarray) -> int | None:
-        """The earlier document whose `near_signature` is most like this one, and by the threshold alike enough.
+        """Returns the earlier document of the most similar `near_signature`, at least the threshold.
 
-        None where there is none, and then it is remembered. Of several, the earliest.
+        Ties go to the earliest. If there is none, adds the document and returns None.
         """
         keys = self._keys(signature)
-        best, most = None, self._options.near_threshold
+        closest, highest = None, self._options.near_threshold
         for candidate in sorted(self._candidates(keys)):
             stored = self._run("SELECT signature FROM near WHERE document = ?", (candidate,)).fetchone()[0]
-            alike = np.count_nonzero(np.frombuffer(stored, "<u4") == signature) / len(signature)
-            if alike > most or (alike == most and best is None):
-                best, most = candidate, alike
-        if best is None:
+            similarity = np.count_nonzero(np.frombuffer(stored, "<u4") == signature) / len(signature)
+            if similarity > highest or (similarity == highest and closest is None):
+                closest, highest = candidate, similarity
+        if closest is None:
             self._run("INSERT INTO near VALUES (?, ?)", (document, signature.astype("<u4").tobytes()))
             self._run_many("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(key, document) for key in keys])
-        return best
+        return closest
 
     def _keys(self, signature: np.ndarray) -> list[int]:
         return band_keys(signature, *bands(self._options.near_threshold, self._options.near_permutations))
@@ -226,8 +224,8 @@ class Seen:
         query = f"SELECT document FROM bands WHERE key = ? LIMIT {_CANDIDATES}"
         return {row[0] for key in keys for row in self._run(query, (key,))}
 
-    def forget_from(self, document: int) -> None:
-        """Forgets documents of this number and later ones."""
+    def delete_from(self, document: int) -> None:
+        """Deletes documents from this number on."""
         self._run("DELETE FROM exact WHERE document >= ?", (document,))
         query = "SELECT document, signature FROM near WHERE document >= ? ORDER BY document LIMIT 1000"
         while rows := self._run(query, (document,)).fetchall():
@@ -237,22 +235,22 @@ class Seen:
                 self._run("DELETE FROM near WHERE document = ?", (number,))
 
     def commit(self) -> None:
-        """Makes what was remembered last."""
+        """Commits what was added."""
         self._run("COMMIT" if self._database.in_transaction else "SELECT 1")
 
     def _run(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         try:
             return self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._data_error(error) from error
 
     def _run_many(self, statement: str, rows: list[tuple[int, int]]) -> None:
         try:
             self._database.executemany(statement, rows)
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._data_error(error) from error
 
-    def _told(self, error: sqlite3.Error) -> DataError:
+    def _data_error(self, error: sqlite3.Error) -> DataError:
         if "locked" in str(error):
             return DataError(f"{self._path} is in use by another run")
         return DataError(f"{self._path}: {error}")

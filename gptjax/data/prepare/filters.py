@@ -1,7 +1,7 @@
-"""Rules that tell running text from debris: Gopher's (arXiv 2112.11446, appendix A.1.1), and which script a text is in.
+"""Quality filters for text: Gopher's rules (arXiv 2112.11446, appendix A.1.1), and the script of a text.
 
-Every rule is a small function of a text's `Parts` that returns one number; what the numbers may be stands in the tables
-at the end. NaN says that a rule has nothing to say about a text.
+Every rule compares a measure, a function of the `TextParts` of a text, with the limits in the tables at the end. A
+measure is NaN if its rule does not apply to a text.
 """
 
 import math
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Blocks of scripts that put no spaces between words: Thai and Lao, Tibetan, Myanmar, Khmer, kana, Han. Of the small
-# ones only the letters count, so that their marks and stops stay with the letter before them, as in spaced scripts.
+# Blocks of scripts without spaces between words: Thai and Lao, Tibetan, Myanmar, Khmer, kana, Han. Of the small ones
+# only letters count, so that their marks and stops stay with the letter before them, as in scripts with spaces.
 _SMALL_BLOCKS = (
     *range(0x0E00, 0x10A0),
     *range(0x1780, 0x1800),
@@ -40,17 +40,17 @@ _STOP_WORDS = [re.compile(rf"\b{word}\b") for word in ("the", "be", "to", "of", 
 
 
 def has_unspaced(text: str) -> bool:
-    """Whether a text holds letters of a script without spaces between words."""
+    """Returns True if a text has letters of a script without spaces between words."""
     return not text.isascii() and _HAS_UNSPACED.search(text) is not None
 
 
 def words(text: str) -> list[str]:
-    """What stands between spaces, punctuation with it; a character each in scripts that have no spaces."""
+    """Splits a text into words with their punctuation, or characters in scripts without spaces."""
     return _WORD.findall(text) if has_unspaced(text) else text.split()
 
 
 def tokens(text: str) -> list[str]:
-    """The lower-cased words of a text without punctuation; a character each in scripts that have no spaces."""
+    """Splits a text into lower-cased words without punctuation, or characters in scripts without spaces."""
     text = text.lower()
     if text.isascii():  # three times as fast
         return text.encode().translate(_ASCII_TOKEN).decode().split()
@@ -58,15 +58,15 @@ def tokens(text: str) -> list[str]:
 
 
 class Repeats(NamedTuple):
-    """The n-grams of words that occur more than once, one entry an occurrence, sorted by n-gram and then by place."""
+    """Occurrences of the n-grams of words that occur more than once, sorted by n-gram and position."""
 
-    ids: np.ndarray  # int64, which n-gram, numbered from 0 without gaps
-    starts: np.ndarray  # int64, of which word it is the first
-    is_again: np.ndarray  # bool, whether this n-gram has been there before
+    ids: np.ndarray  # number of the n-gram, from 0 without gaps, int64
+    starts: np.ndarray  # index of its first word, int64
+    is_repeat: np.ndarray  # True for all but the first occurrence of an n-gram
 
 
-class Parts:
-    """A text and its words, lines, paragraphs and repeated n-grams, each found when it is first asked for."""
+class TextParts:
+    """Words, lines, paragraphs and repeated n-grams of a text, computed on first access."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -74,32 +74,32 @@ class Parts:
 
     @cached_property
     def words(self) -> list[str]:
-        """See `words`."""
+        """Words, see `words`."""
         return words(self.text)
 
     @cached_property
     def lines(self) -> list[str]:
-        """Its lines that are not empty, without space around them."""
+        """Non-empty lines, stripped of whitespace."""
         return [line for line in map(str.strip, self.text.split("\n")) if line]
 
     @cached_property
     def paragraphs(self) -> list[str]:
-        """What stands between empty lines, without space around it."""
+        """Texts between empty lines, stripped of whitespace."""
         return [paragraph for paragraph in map(str.strip, _BLANK_LINES.split(self.text)) if paragraph]
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Characters before word i, int64, and after the last: spaces are not counted."""
+        """Number of characters before each word, and in total, without spaces, int64."""
         return np.cumsum([0, *map(len, self.words)])
 
     @cached_property
     def word_ids(self) -> np.ndarray:
-        """The words as numbers, int64."""
+        """Number of each word in the vocabulary of the text, int64."""
         ids = {word: i for i, word in enumerate(dict.fromkeys(self.words))}
         return np.fromiter(map(ids.__getitem__, self.words), np.int64, len(self.words))
 
     def repeats(self, n: int) -> Repeats:
-        """The n-grams that occur more than once; found among the (n-1)-grams that do, for there they all are."""
+        """Returns the n-grams that occur more than once; they extend (n-1)-grams that do."""
         if n not in self._repeats:
             before = self.repeats(n - 1) if n > 2 else self._all_words()
             self._repeats[n] = self._longer(before, n) if len(before.ids) else before
@@ -111,101 +111,101 @@ class Parts:
     def _longer(self, before: Repeats, n: int) -> Repeats:
         fits = before.starts <= len(self.words) - n
         starts = before.starts[fits]
-        # Exact, no hash: both numbers are smaller than the number of words.
+        # Exact keys, not hashes: both numbers are smaller than the number of words.
         keys = before.ids[fits] * len(self.words) + self.word_ids[starts + (n - 1)]
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        is_again = np.zeros(len(keys) + 1, bool)
-        is_again[1:-1] = keys[1:] == keys[:-1]
-        (kept,) = np.nonzero(is_again[:-1] | is_again[1:])
-        is_again = is_again[kept]
-        return Repeats(np.cumsum(~is_again) - 1, starts[order[kept]], is_again)
+        is_repeat = np.zeros(len(keys) + 1, bool)
+        is_repeat[1:-1] = keys[1:] == keys[:-1]
+        (indices,) = np.nonzero(is_repeat[:-1] | is_repeat[1:])
+        is_repeat = is_repeat[indices]
+        return Repeats(np.cumsum(~is_repeat) - 1, starts[order[indices]], is_repeat)
 
 
-def word_count(parts: Parts) -> float:
-    """How many words."""
+def word_count(parts: TextParts) -> float:
+    """Returns the number of words."""
     return len(parts.words)
 
 
-def mean_word_length(parts: Parts) -> float:
-    """Characters a word; NaN where most words are single characters of a script without spaces, or there are none."""
+def mean_word_length(parts: TextParts) -> float:
+    """Returns the characters per word; NaN without words, or if most are characters of a script without spaces."""
     if has_unspaced(parts.text) and 2 * len(_HAS_UNSPACED.findall(parts.text)) > len(parts.words):
         return math.nan
     return float(parts.ends[-1]) / len(parts.words) if parts.words else math.nan
 
 
-def hash_ratio(parts: Parts) -> float:
-    """Hash signs a word."""
+def hash_ratio(parts: TextParts) -> float:
+    """Returns the hash signs per word."""
     return parts.text.count("#") / max(len(parts.words), 1)
 
 
-def ellipsis_ratio(parts: Parts) -> float:
-    """Ellipses, of three dots or of one character, a word."""
+def ellipsis_ratio(parts: TextParts) -> float:
+    """Returns the ellipses, of three dots or one character, per word."""
     return sum(map(parts.text.count, _ELLIPSES)) / max(len(parts.words), 1)
 
 
-def bullet_fraction(parts: Parts) -> float:
-    """Share of the lines that start with a bullet."""
+def bullet_fraction(parts: TextParts) -> float:
+    """Returns the fraction of lines that start with a bullet."""
     return sum(line.startswith(_BULLETS) for line in parts.lines) / max(len(parts.lines), 1)
 
 
-def ellipsis_fraction(parts: Parts) -> float:
-    """Share of the lines that end with an ellipsis."""
+def ellipsis_fraction(parts: TextParts) -> float:
+    """Returns the fraction of lines that end with an ellipsis."""
     return sum(line.endswith(_ELLIPSES) for line in parts.lines) / max(len(parts.lines), 1)
 
 
-def alphabetic_fraction(parts: Parts) -> float:
-    """Share of the words with an alphabetic character; NaN where there are none."""
+def alphabetic_fraction(parts: TextParts) -> float:
+    """Returns the fraction of words with an alphabetic character; NaN without words."""
     if not parts.words:
         return math.nan
     return sum(word.isalpha() or _LETTER.search(word) is not None for word in parts.words) / len(parts.words)
 
 
-def stop_words(parts: Parts) -> float:
-    """How many of eight English stop words it has, counted up to two; NaN where letters are mostly not Latin.
+def stop_words(parts: TextParts) -> float:
+    """Returns how many of eight English stop words a text has, at most two; NaN if most letters are not Latin.
 
-    The exception is ours: Gopher's text is English, and without it no document in another script would be left.
+    The exception is not Gopher's, whose text is English: without it, documents in other scripts would all be dropped.
     """
     lower = parts.text.lower()
-    found = sum(1 for _ in islice(filter(None, (word.search(lower) for word in _STOP_WORDS)), 2))
-    return found if found == 2 or dominant_script(parts.text) in ("latin", "none") else math.nan
+    count = sum(1 for _ in islice(filter(None, (word.search(lower) for word in _STOP_WORDS)), 2))
+    return count if count == 2 or dominant_script(parts.text) in ("latin", "none") else math.nan
 
 
 def duplicate_fraction(pieces: list[str]) -> float:
-    """Share of the pieces that have been there before."""
+    """Returns the fraction of pieces that repeat an earlier one."""
     return (len(pieces) - len(set(pieces))) / max(len(pieces), 1)
 
 
 def duplicate_characters(pieces: list[str]) -> float:
-    """Share of the characters that stand in pieces that have been there before."""
+    """Returns the fraction of characters in pieces that repeat an earlier one."""
     total = sum(map(len, pieces))
     return (total - sum(map(len, set(pieces)))) / max(total, 1)
 
 
-def top_ngram_characters(parts: Parts, n: int) -> float:
-    """Share of the words' characters that lie in the most frequent n-gram of words.
+def top_ngram_characters(parts: TextParts, n: int) -> float:
+    """Returns the fraction of the characters of words that are in the most frequent n-gram of words.
 
-    An n-gram that occurs once is not counted. Where several are as frequent, the one that takes most characters is.
+    N-grams that occur once do not count; of several that are equally frequent, the one with most characters counts.
     """
-    ids, starts, is_again = parts.repeats(n)
+    ids, starts, is_repeat = parts.repeats(n)
     if not len(ids):
         return 0.0
-    # An occurrence that overlaps the one before it adds only what is new.
+    # An occurrence that overlaps the one before it adds only its new words.
     fresh = starts.copy()
-    fresh[1:] = np.where(is_again[1:], np.maximum(starts[1:], starts[:-1] + n), starts[1:])
+    fresh[1:] = np.where(is_repeat[1:], np.maximum(starts[1:], starts[:-1] + n), starts[1:])
     characters = np.bincount(ids, weights=parts.ends[starts + n] - parts.ends[fresh])
     counts = np.bincount(ids)
     return float(characters[counts == counts.max()].max() / parts.ends[-1])
 
 
-def duplicate_ngram_characters(parts: Parts, n: int) -> float:
-    """Share of the words' characters that lie in n-grams of words that have been there before, each counted once."""
+def duplicate_ngram_characters(parts: TextParts, n: int) -> float:
+    """Returns the fraction of the characters of words that are in n-grams that repeat an earlier one."""
     repeats = parts.repeats(n)
     if not len(repeats.ids):
         return 0.0
-    again = repeats.starts[repeats.is_again]
+    starts = repeats.starts[repeats.is_repeat]
     size = len(parts.words) + 1
-    depth = np.cumsum(np.bincount(again, minlength=size) - np.bincount(again + n, minlength=size))
+    depth = np.cumsum(np.bincount(starts, minlength=size) - np.bincount(starts + n, minlength=size))
     return float(np.diff(parts.ends)[depth[:-1] > 0].sum() / parts.ends[-1])
 
 
@@ -228,7 +228,7 @@ SCRIPTS = (*dict.fromkeys(_SCRIPT_WORDS.values()), "other", "none")
 
 @cache
 def script(character: str) -> str:
-    """The script of a letter; "" for what is not a letter."""
+    """Returns the script of a letter, or "" if the character is not a letter."""
     if not character.isalpha():
         return ""
     name = re.split("[ -]", unicodedata.name(character, ""))[:2]  # the second of HALFWIDTH KATAKANA LETTER A
@@ -236,9 +236,9 @@ def script(character: str) -> str:
 
 
 def dominant_script(text: str) -> str:
-    """The script of SCRIPTS that most letters are in, "none" without letters.
+    """Returns the script, one of SCRIPTS, of most letters, or "none" without letters.
 
-    Han characters count as Japanese where at least a tenth of them and the kana are kana.
+    Han characters count as Japanese if at least a tenth of Han and kana characters are kana.
     """
     counts: Counter[str] = Counter()
     for character, count in Counter(text).items():
@@ -250,63 +250,69 @@ def dominant_script(text: str) -> str:
 
 
 class Rule(NamedTuple):
-    """What a document may measure, and the reason to give where it does not."""
+    """Limits of a measure, and the reason for dropping a document outside of them."""
 
     reason: str
-    measure: Callable[[Parts], float]
-    least: float = -math.inf
-    most: float = math.inf
+    measure: Callable[[TextParts], float]
+    minimum: float = -math.inf
+    maximum: float = math.inf
 
 
-def broken(rules: Iterable[Rule], text: str) -> Iterator[str]:
-    """The reasons of the rules that a text breaks, in their order, each measured when it is asked for."""
-    parts = Parts(text)
+def failed_rules(rules: Iterable[Rule], text: str) -> Iterator[str]:
+    """Iterates over the reasons of the rules that a text fails, measuring lazily."""
+    parts = TextParts(text)
     for rule in rules:
         measured = rule.measure(parts)
-        if measured < rule.least or measured > rule.most:  # false for NaN
+        if measured < rule.minimum or measured > rule.maximum:  # false for NaN
             yield rule.reason
 
 
 def length_rules(min_words: int, max_words: int) -> tuple[Rule, ...]:
-    """Gopher's rules on length."""
+    """Returns Gopher's rules on length."""
     return (
-        Rule(f"fewer than {min_words} words", word_count, least=min_words),
-        Rule(f"more than {max_words} words", word_count, most=max_words),
-        Rule("mean word length below 3", mean_word_length, least=3),
-        Rule("mean word length above 10", mean_word_length, most=10),
+        Rule(f"fewer than {min_words} words", word_count, minimum=min_words),
+        Rule(f"more than {max_words} words", word_count, maximum=max_words),
+        Rule("mean word length below 3", mean_word_length, minimum=3),
+        Rule("mean word length above 10", mean_word_length, maximum=10),
     )
 
 
 QUALITY = (
-    Rule("more than 0.1 hash signs a word", hash_ratio, most=0.1),
-    Rule("more than 0.1 ellipses a word", ellipsis_ratio, most=0.1),
-    Rule("more than 90% of lines start with a bullet", bullet_fraction, most=0.9),
-    Rule("more than 30% of lines end with an ellipsis", ellipsis_fraction, most=0.3),
-    Rule("fewer than 80% of words have a letter", alphabetic_fraction, least=0.8),
-    Rule("fewer than 2 English stop words", stop_words, least=2),
+    Rule("more than 0.1 hash signs a word", hash_ratio, maximum=0.1),
+    Rule("more than 0.1 ellipses a word", ellipsis_ratio, maximum=0.1),
+    Rule("more than 90% of lines start with a bullet", bullet_fraction, maximum=0.9),
+    Rule("more than 30% of lines end with an ellipsis", ellipsis_fraction, maximum=0.3),
+    Rule("fewer than 80% of words have a letter", alphabetic_fraction, minimum=0.8),
+    Rule("fewer than 2 English stop words", stop_words, minimum=2),
 )
 
 TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 REPETITION = (  # table A1
-    Rule("more than 30% duplicate lines", lambda parts: duplicate_fraction(parts.lines), most=0.30),
-    Rule("more than 30% duplicate paragraphs", lambda parts: duplicate_fraction(parts.paragraphs), most=0.30),
-    Rule("more than 20% of characters in duplicate lines", lambda parts: duplicate_characters(parts.lines), most=0.20),
+    Rule("more than 30% duplicate lines", lambda parts: duplicate_fraction(parts.lines), maximum=0.30),
+    Rule("more than 30% duplicate paragraphs", lambda parts: duplicate_fraction(parts.paragraphs), maximum=0.30),
+    Rule(
+        "more than 20% of characters in duplicate lines", lambda parts: duplicate_characters(parts.lines), maximum=0.20
+    ),
     Rule(
         "more than 20% of characters in duplicate paragraphs",
         lambda parts: duplicate_characters(parts.paragraphs),
-        most=0.20,
-    ),
-    *(
-        Rule(f"more than {most:.0%} of characters in the top {n}-gram", partial(top_ngram_characters, n=n), most=most)
-        for n, most in TOP_NGRAMS.items()
+        maximum=0.20,
     ),
     *(
         Rule(
-            f"more than {most:.0%} of characters in duplicate {n}-grams",
-            partial(duplicate_ngram_characters, n=n),
-            most=most,
+            f"more than {maximum:.0%} of characters in the top {n}-gram",
+            partial(top_ngram_characters, n=n),
+            maximum=maximum,
         )
-        for n, most in DUPLICATE_NGRAMS.items()
+        for n, maximum in TOP_NGRAMS.items()
+    ),
+    *(
+        Rule(
+            f"more than {maximum:.0%} of characters in duplicate {n}-grams",
+            partial(duplicate_ngram_characters, n=n),
+            maximum=maximum,
+        )
+        for n, maximum in DUPLICATE_NGRAMS.items()
     ),
 )

@@ -1,7 +1,7 @@
-"""Personal data in text: people's addresses and numbers out, a tag such as <EMAIL> in their place.
+"""Replaces personally identifiable information in text, such as addresses and numbers, by tags such as <EMAIL>.
 
-Each kind is a pattern that finds candidates and a check that decides. A wrong tag costs a number that the text needs,
-so what has a check digit or a registry of prefixes is held to it.
+Each kind has a pattern that matches candidates and a check that decides. False positives lose numbers that the text
+needs, so check digits and registered prefixes are verified where a kind has them.
 """
 
 import datetime
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-# A number stands alone: it is not part of a word, of a decimal or of a longer number in groups, and it is no price.
+# Boundaries of a number: it is not part of a word, a decimal, a longer number in groups, or a price.
 _START = r"(?<![0-9A-Za-z_+])(?<![0-9][.-])(?<![$€£¥₹])"
 _END = r"(?![0-9A-Za-z_]|[.-][0-9]|\s?[%元])"
 _ends = re.compile(_END).match
@@ -39,8 +39,8 @@ _CARD = re.compile(
     ){_END}""".replace("[ -]", r"[\ -]"),
     re.VERBOSE,
 )
-# Prefixes and lengths of those who issue cards. One long number in ten passes Luhn by chance; with these, times in
-# milliseconds (1...), ISBNs (978, 979) and most bar codes stay.
+# Prefixes and lengths of card issuers. One long number in ten passes the Luhn check by chance; these exclude times in
+# milliseconds (1...), ISBNs (978, 979) and most bar codes.
 _ISSUERS = re.compile(
     "4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})"  # Visa
     "|(?:5[0-8]|6[0-9])[0-9]{14,17}"  # Mastercard, Maestro, Discover, UnionPay, RuPay
@@ -68,19 +68,19 @@ _PHONE = re.compile(
 
 
 def passes_luhn(digits: str) -> bool:
-    """Whether the last of the digits is the check digit of ISO/IEC 7812-1, annex B."""
+    """Returns True if the last digit is the check digit of ISO/IEC 7812-1, annex B."""
     doubled = [sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2]]
     return (sum(doubled) + sum(map(int, digits[-1::-2]))) % 10 == 0
 
 
 def is_card(text: str) -> bool:
-    """Whether a number, with spaces or hyphens, is one that a payment card can have: prefix, length, check digit."""
+    """Returns True if a number, with spaces or hyphens, has prefix, length and check digit of a payment card."""
     digits = re.sub("[ -]", "", text)
     return _ISSUERS.fullmatch(digits) is not None and passes_luhn(digits)
 
 
 def is_resident_id(text: str) -> bool:
-    """Whether 18 characters are a Chinese identity number (GB 11643): birth date, ISO 7064 mod 11-2 check digit."""
+    """Returns True if 18 characters are a Chinese identity number (GB 11643): birth date and ISO 7064 check digit."""
     try:
         born = datetime.date(int(text[6:10]), int(text[10:12]), int(text[12:14]))
     except ValueError:
@@ -91,10 +91,10 @@ def is_resident_id(text: str) -> bool:
 
 
 def is_ip(text: str) -> bool:
-    """Whether this is an IPv4 address, or an IPv6 one that is not likely to be code.
+    """Returns True for an IPv4 address, or an IPv6 address that is unlikely to be code.
 
-    Slices such as `1::2` and names such as `dead::beef` are IPv6 addresses by the letter. Taken are those with a digit
-    and either three groups or a first one of three or four characters.
+    Slices such as `1::2` and names such as `dead::beef` are valid IPv6 addresses. Accepted are those with a digit and
+    either three groups or a first group of three or four characters.
     """
     try:
         address = ipaddress.ip_address(text)
@@ -107,67 +107,67 @@ def is_ip(text: str) -> bool:
 
 
 def is_phone(text: str) -> bool:
-    """Whether a national number, or an international one of 9 to 15 digits (E.164) that is not a decimal."""
+    """Returns True for a national number, or an international one of 9 to 15 digits (E.164) that is not a decimal."""
     digits = sum(map(str.isdigit, text.removeprefix("00")))
     return not text.startswith(("+", "00")) or (9 <= digits <= 15 and not re.fullmatch(r"\+[0-9]+\.[0-9]+", text))
 
 
-class Kind(NamedTuple):
-    """One kind of personal data."""
+class PIIKind(NamedTuple):
+    """Kind of personal data."""
 
     tag: str
-    mark: re.Pattern[str]  # what every text with one matches: soon found or not, unlike the pattern
+    prefilter: re.Pattern[str]  # fast pattern that every text with one matches
     pattern: re.Pattern[str]
     check: Callable[[str], bool]
 
 
-# In this order: what is stricter first. An identity number can pass for a card, and either holds phone numbers.
+# Strictest first: an identity number can pass for a card number, and either contains phone numbers.
 KINDS = (
-    Kind("<EMAIL>", re.compile("@"), _EMAIL, lambda text: True),
-    Kind("<IP>", re.compile(":[0-9A-Fa-f]{0,4}:"), _IPV6, is_ip),
-    Kind("<IP>", re.compile(r"\.[0-9]+\."), _IPV4, is_ip),
-    Kind("<ID>", re.compile("[0-9][0-9]{16}"), _ID, is_resident_id),
-    Kind("<CARD>", re.compile("[0-9][0-9]{3}[0-9 -]{9}"), _CARD, is_card),
-    Kind("<PHONE>", re.compile("[0-9][0-9 ()./-]{7}"), _PHONE, is_phone),
+    PIIKind("<EMAIL>", re.compile("@"), _EMAIL, lambda text: True),
+    PIIKind("<IP>", re.compile(":[0-9A-Fa-f]{0,4}:"), _IPV6, is_ip),
+    PIIKind("<IP>", re.compile(r"\.[0-9]+\."), _IPV4, is_ip),
+    PIIKind("<ID>", re.compile("[0-9][0-9]{16}"), _ID, is_resident_id),
+    PIIKind("<CARD>", re.compile("[0-9][0-9]{3}[0-9 -]{9}"), _CARD, is_card),
+    PIIKind("<PHONE>", re.compile("[0-9][0-9 ()./-]{7}"), _PHONE, is_phone),
 )
 
 
 def scrub(text: str) -> str:
-    """The text with e-mail and IP addresses, Chinese identity, payment card and phone numbers replaced by their tags.
+    """Replaces e-mail and IP addresses, Chinese identity, payment card and phone numbers by their tags.
 
-    Scrubbing what has been scrubbed changes nothing.
+    The function is idempotent.
     """
     before = ""
-    while text != before:  # a tag can set free what stood beside it; every round but the last takes digits or an @
+    while text != before:  # a tag can expose another match beside it; every round but the last removes digits or an @
         before = text
         for kind in KINDS:
             text = _replace(text, kind)
     return text
 
 
-def _replace(text: str, kind: Kind) -> str:
-    if not kind.mark.search(text):
+def _replace(text: str, kind: PIIKind) -> str:
+    if not kind.prefilter.search(text):
         return text
     pieces, done, at = [], 0, 0
-    while found := kind.pattern.search(text, at):
-        end = _accepted_end(found, kind.check)
+    while match := kind.pattern.search(text, at):
+        end = _accepted_end(match, kind.check)
         if end:
-            pieces += [text[done : found.start()], kind.tag]
+            pieces += [text[done : match.start()], kind.tag]
             done = at = end
         else:
-            at = found.start() + 1  # another may begin within
+            at = match.start() + 1  # another match may begin within
     return "".join([*pieces, text[done:]])
 
 
-def _accepted_end(found: re.Match[str], check: Callable[[str], bool]) -> int:
-    """Where the longest accepted beginning of a candidate ends; 0 where none is.
+def _accepted_end(match: re.Match[str], check: Callable[[str], bool]) -> int:
+    """Returns the end of the longest accepted prefix of a candidate, or 0 if there is none.
 
-    A candidate takes in the groups of digits after it, such as a card's date: they are left out one after the other.
+    A candidate may include groups of digits after it, such as the date of a card; they are removed one by one.
     """
-    if check(found[0]):
-        return found.end()
-    for group in reversed(list(re.finditer("[0-9]+(?=[ :])", found[0]))):
-        end = found.start() + group.end()
-        if check(found[0][: group.end()]) and _ends(found.string, end):
+    if check(match[0]):
+        return match.end()
+    for group in reversed(list(re.finditer("[0-9]+(?=[ :])", match[0]))):
+        end = match.start() + group.end()
+        if check(match[0][: group.end()]) and _ends(match.string, end):
             return end
     return 0

@@ -1,8 +1,8 @@
-"""From a pile of files to a prepared set: documents read, cleaned, split and encoded by all cores, written in order.
+"""Prepares a token set from files: documents are read, cleaned, split and encoded by all cores, and written in order.
 
-One process reads files into chunks of documents and writes what comes back; workers do the rest, which is a pure
-function of a chunk. Only duplicates need to know what came before; they are decided where everything is in order. So
-the set is the same for any number of workers, and for a preparation that was cut short and started again.
+One process reads files into chunks of documents and writes the results; workers do the rest, which is a pure function
+of a chunk. Only deduplication depends on earlier documents; the writing process does it, in order. So the set does not
+depend on the number of workers, nor on interruptions of the preparation.
 """
 
 import json
@@ -20,7 +20,7 @@ from gptjax.core import console, schema
 from gptjax.core.files import read_json, write_atomic
 from gptjax.data import formats, shards, token_sets
 from gptjax.data.prepare import cleaning, dedup, documents
-from gptjax.data.prepare.documents import Chunk, Outcome, Task, texts_of, work_on
+from gptjax.data.prepare.documents import Chunk, Outcome, Task, process_chunk, sample_texts
 from gptjax.data.prepare.report import Report
 from gptjax.data.prepare.workers import Workers
 from gptjax.data.records import Item
@@ -28,67 +28,67 @@ from gptjax.data.sources import files_below, files_matching
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 
-CHUNK = 2**20  # bytes of documents that go to a worker at once
+CHUNK_BYTES = 2**20  # bytes of documents per chunk
 
 
 class Settings(NamedTuple):
-    """What a set is made of and how; two preparations with the same one, of the same files, give the same set."""
+    """Settings of a preparation; the same settings and files always give the same set."""
 
     inputs: tuple[str, ...]  # files, directories, globs
-    tokenizer: str  # a name, or a run's directory
+    tokenizer: str  # name of a tokenizer, or directory of a run
     task: Task
     shard_tokens: int = 100_000_000
-    tokenizer_bytes: int = 100_000_000  # of text that a tokenizer is trained on, at most
+    tokenizer_bytes: int = 100_000_000  # most bytes of text that a tokenizer is trained on
 
-    def described(self) -> dict[str, Any]:
-        """All of it by name, as JSON has it."""
+    def as_json(self) -> dict[str, Any]:
+        """Returns the settings by name, as JSON values."""
         task = self.task._asdict() | {"reading": self.task.reading._asdict(), "options": self.task.options._asdict()}
         return json.loads(json.dumps(self._asdict() | {"task": task}))
 
 
-class Source(NamedTuple):
-    """A file to read."""
+class InputFile(NamedTuple):
+    """Input file."""
 
     path: Path
     bytes: int
 
 
-def sources_of(inputs: Sequence[str]) -> list[Source]:
-    """The files that paths, directories and globs name, in the order of their names, each once.
+def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
+    """Returns the files that paths, directories and globs name, sorted by name, without duplicates.
 
     Raises:
-      DataError: one of them names none.
+      DataError: an input names no file.
     """
-    found: dict[Path, int] = {}
-    for named in inputs:
-        path = Path(named).expanduser()
+    sizes: dict[Path, int] = {}
+    for name in inputs:
+        path = Path(name).expanduser()
         if path.is_dir():
-            files = [p for p in files_below(path) if formats.is_known(p)]
+            files = [p for p in files_below(path) if formats.has_known_format(p)]
         else:
             files = [path] if path.is_file() else files_matching(path)
         if not files:
-            known = ", ".join(f".{name}" for name in formats.FORMATS)
-            what = f"holds none of {known}" if path.is_dir() else "names no file"
-            raise DataError(f"--input={named} {what}")
-        found |= {p: p.stat().st_size for p in files}
-    return [Source(path, found[path]) for path in sorted(found)]
+            extensions = ", ".join(f".{name}" for name in formats.FORMATS)
+            problem = f"holds none of {extensions}" if path.is_dir() else "names no file"
+            raise DataError(f"--input={name} {problem}")
+        sizes |= {p: p.stat().st_size for p in files}
+    return [InputFile(path, sizes[path]) for path in sorted(sizes)]
 
 
 class Position(NamedTuple):
-    """Where reading has come: the file, and how many of its documents are behind."""
+    """Reading position: index of the file, and number of its documents that are done."""
 
     file: int = 0
     document: int = 0
 
 
 def chunks(
-    sources: Sequence[Source], reading: formats.Reading, begin: Position, advance: Callable[..., None]
+    sources: Sequence[InputFile], reading: formats.ReadOptions, begin: Position, advance: Callable[..., None]
 ) -> Iterator[tuple[Chunk, Position]]:
-    """Documents from a position on, about CHUNK bytes at a time, each with the position after it.
+    """Iterates over chunks of about CHUNK_BYTES of documents from a position on, each with the position after it.
 
-    Where chunks begin depends on the files alone, as long as `begin` is a position that this gave.
+    Chunk boundaries depend on the files alone, provided that `begin` is a position that this function returned.
     """
-    held: list[tuple[Path, Item]] = []
+    pending: list[tuple[Path, Item]] = []
     size = 0
     for file in range(begin.file, len(sources)):
         path = sources[file].path
@@ -96,104 +96,113 @@ def chunks(
         for number, item in enumerate(formats.items(path, reading, advance), 1):
             if number <= skipped:
                 continue
-            held.append((path, item))
+            pending.append((path, item))
             size += formats.size_of(item)
-            if size >= CHUNK:
-                yield Chunk(held), Position(file, number)
-                held, size = [], 0
-    if held:
-        yield Chunk(held), Position(len(sources), 0)
+            if size >= CHUNK_BYTES:
+                yield Chunk(pending), Position(file, number)
+                pending, size = [], 0
+    if pending:
+        yield Chunk(pending), Position(len(sources), 0)
 
 
 class Progress(NamedTuple):
-    """What is kept with every finished shard, so that a preparation goes on behind it."""
+    """State saved with every finished shard, from which a preparation resumes."""
 
     position: Position
-    documents: int  # read so far
+    documents: int  # number of documents read
     splits: dict[str, list[dict[str, Any]]]  # finished shards
     report: dict[str, Any]
 
 
-COUNTED = {"step": str, "documents_in": int, "documents_out": int, "bytes_in": int, "bytes_out": int, "changed": int}
+STEP_COUNTS = {
+    "step": str,
+    "documents_in": int,
+    "documents_out": int,
+    "bytes_in": int,
+    "bytes_out": int,
+    "changed": int,
+}
 PROGRESS = {
     "position": schema.Row(int, int),
     "documents": int,
     "splits": {"train": [shards.SHARD], "held_out": [shards.SHARD]},
-    "report": {"steps": [COUNTED], "reasons": {str: {"documents": int, "example": str}}},
+    "report": {"steps": [STEP_COUNTS], "reasons": {str: {"documents": int, "example": str}}},
 }
 
 
 def prepare(settings: Settings, output: Path, workers: int, restart: bool = False) -> dict[str, Any]:
-    """Makes the prepared set `output`, or goes on with it where an earlier preparation was cut short.
+    """Prepares the set `output`, or resumes an interrupted preparation of it.
 
     Args:
-      settings: see there.
-      output: a folder that is not there yet.
-      workers: processes; 1: none but this one.
-      restart: whether what was begun with other settings is thrown away.
+      settings: settings of the preparation.
+      output: folder of the set, which must not exist.
+      workers: number of processes; 1 uses only this one.
+      restart: if True, discards an unfinished preparation that was started with other settings.
 
     Returns:
-      the report; see gptjax.data.prepare.report.
+      the report, see gptjax.data.prepare.report.
 
     Raises:
-      ConfigError, DataError: what the user can mend. Finished shards stay in `output`.unfinished, and nothing else.
+      ConfigError, DataError: user errors. Only finished shards remain, in `output`.unfinished.
     """
     if output.exists():
         raise ConfigError(f"{output} exists; give another --output")
     cleaning.check(settings.task.clean, settings.task.options)
-    sources = sources_of(settings.inputs)
-    folder = shards.unfinished(output)
-    if (folder / "index.json").exists() and not (folder / "settings.json").exists():  # cut short at the very end
-        return _named(folder, output)
+    sources = find_inputs(settings.inputs)
+    folder = shards.unfinished_dir(output)
+    if (folder / "index.json").exists() and not (folder / "settings.json").exists():  # interrupted at the very end
+        return _publish(folder, output)
     progress = _begin(folder, settings, sources, restart)
-    documents.forget()
+    documents.clear_cache()
     with Workers(workers) as pool:
         tokenizer = _tokenizer(settings, sources, folder, pool)
         pool.begin(settings.task, folder / "tokenizer")
-        making = Builder(settings, sources, folder, tokenizer, progress)
-        making.run(pool)
-    making.finish()
-    return _named(folder, output)
+        builder = Builder(settings, sources, folder, tokenizer, progress)
+        builder.run(pool)
+    builder.finish()
+    return _publish(folder, output)
 
 
-def _named(folder: Path, output: Path) -> dict[str, Any]:
-    """Clears away what only the making of a whole set needed, and gives it its name; its report."""
+def _publish(folder: Path, output: Path) -> dict[str, Any]:
+    """Deletes intermediate files, renames the folder to its final name, and returns the report."""
     for name in ("settings.json", "progress.json", "seen.sqlite", "seen.sqlite-wal", "seen.sqlite-shm"):
         (folder / name).unlink(missing_ok=True)
     os.rename(folder, output)
     return read_json(output / "report.json")
 
 
-def _begin(folder: Path, settings: Settings, sources: Sequence[Source], restart: bool) -> Progress:
-    """Makes the unfinished folder, or reads how far it has come."""
-    made = {"settings": settings.described(), "sources": [[str(path), size] for path, size in sources]}
-    begun = (folder / "settings.json").exists()
-    if not begun and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
-        raise ConfigError(f"{folder} exists and is no unfinished preparation; move it away, or give another --output")
-    same = begun and read_json(folder / "settings.json") == made
-    if begun and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
+def _begin(folder: Path, settings: Settings, sources: Sequence[InputFile], restart: bool) -> Progress:
+    """Creates the unfinished folder, or reads its progress."""
+    facts = {"settings": settings.as_json(), "sources": [[str(path), size] for path, size in sources]}
+    exists = (folder / "settings.json").exists()
+    if not exists and folder.exists() and any(not path.name.startswith(".settings.json") for path in folder.iterdir()):
+        raise ConfigError(
+            f"{folder} exists and is not an unfinished preparation; move it away, or give another --output"
+        )
+    same = exists and read_json(folder / "settings.json") == facts
+    if exists and not restart and (same or (folder / "progress.json").exists()):  # else there is nothing to lose
         if not same:
             raise ConfigError(
-                f"{folder} was begun with other flags or other files; give those again to go on with it, or --restart"
+                f"{folder} was started with other flags or files; pass those again to resume it, or --restart"
             )
-        for path in folder.glob(".*"):  # what was being written when it was killed
+        for path in folder.glob(".*"):  # partial files of a killed process
             path.unlink()
-        console.say(f"going on   with {folder}")
+        console.say(f"resuming   {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_atomic(folder / "settings.json", json.dumps(made, indent=1))
+        write_atomic(folder / "settings.json", json.dumps(facts, indent=1))
     if not (folder / "progress.json").exists():
         return Progress(Position(), 0, {split: [] for split in shards.SPLITS}, {})
-    kept = schema.read(folder / "progress.json", PROGRESS)
-    return Progress(Position(*kept["position"]), kept["documents"], kept["splits"], kept["report"])
+    progress = schema.read(folder / "progress.json", PROGRESS)
+    return Progress(Position(*progress["position"]), progress["documents"], progress["splits"], progress["report"])
 
 
-def _tokenizer(settings: Settings, sources: Sequence[Source], folder: Path, pool: Workers) -> Tokenizer:
-    """The set's tokenizer, in the folder: kept from before, taken from a run, or made, from the text where need be."""
-    place = folder / "tokenizer"
-    if (place / "facts.json").exists():
-        return tokenizers.load(place)
+def _tokenizer(settings: Settings, sources: Sequence[InputFile], folder: Path, pool: Workers) -> Tokenizer:
+    """Loads the tokenizer of the folder; if there is none, copies that of a run or builds one, and saves it."""
+    directory = folder / "tokenizer"
+    if (directory / "facts.json").exists():
+        return tokenizers.load(directory)
     run = Path(settings.tokenizer).expanduser()
     if (run / "tokenizer").is_dir():
         tokenizer: Tokenizer = tokenizers.load(run / "tokenizer")
@@ -201,54 +210,54 @@ def _tokenizer(settings: Settings, sources: Sequence[Source], folder: Path, pool
         tokenizers.check_name(settings.tokenizer)
         needs_text = settings.tokenizer == "chars" or settings.tokenizer.startswith("bpe:")
         tokenizer = tokenizers.build(settings.tokenizer, _sample(settings, sources, pool) if needs_text else [])
-    tokenizers.save(tokenizer, place)
+    tokenizers.save(tokenizer, directory)
     return tokenizer
 
 
-def _sample(settings: Settings, sources: Sequence[Source], pool: Workers) -> list[str]:
-    """Cleaned documents, by hash of their text, of about `tokenizer_bytes` where there are more; of `chars`, all."""
+def _sample(settings: Settings, sources: Sequence[InputFile], pool: Workers) -> list[str]:
+    """Returns a sample of cleaned documents, about `tokenizer_bytes` by hash of their text; all for `chars`."""
     size = sum(source.bytes for source in sources)
     share = 1.0 if settings.tokenizer == "chars" else min(1.0, settings.tokenizer_bytes / max(size, 1))
     pool.begin(settings.task, None)
     with console.bar("reading for the tokenizer", size, unit="B") as advance:
-        coming = (chunk for chunk, _ in chunks(sources, settings.task.reading, Position(), advance))
-        found = [text for texts in pool.map(texts_of, ((chunk, share) for chunk in coming)) for text in texts]
+        incoming = (chunk for chunk, _ in chunks(sources, settings.task.reading, Position(), advance))
+        documents = [text for texts in pool.map(sample_texts, ((chunk, share) for chunk in incoming)) for text in texts]
     if settings.tokenizer == "chars":
-        return ["".join(sorted(set().union(*found)))]
-    return found
+        return ["".join(sorted(set().union(*documents)))]
+    return documents
 
 
 class Builder:
-    """The part that runs in order: takes the workers' outcomes, drops duplicates, writes shards, keeps account."""
+    """Consumes the outcomes of the workers in order: drops duplicates, writes shards, and updates the report."""
 
     def __init__(
-        self, settings: Settings, sources: Sequence[Source], folder: Path, tokenizer: Tokenizer, progress: Progress
+        self, settings: Settings, sources: Sequence[InputFile], folder: Path, tokenizer: Tokenizer, progress: Progress
     ) -> None:
         self.settings, self.sources, self.folder, self.tokenizer = settings, sources, folder, tokenizer
-        self.begun, self.documents, self.splits = progress.position, progress.documents, progress.splits
+        self.start, self.documents, self.splits = progress.position, progress.documents, progress.splits
         self.report = Report(settings.task.clean, progress.report)
         self.dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
         self.writers: dict[str, shards.ShardWriter] = {}
 
     def run(self, pool: Workers) -> None:
-        """Reads, and writes shards, to the end of the files."""
+        """Processes all remaining files."""
         task = self.settings.task
         total = sum(source.bytes for source in self.sources)
-        done = sum(source.bytes for source in self.sources[: self.begun.file])
+        done = sum(source.bytes for source in self.sources[: self.start.file])
         with ExitStack() as stack:
-            self.seen = stack.enter_context(dedup.Seen(self.folder / "seen.sqlite", task.options))
-            self.seen.forget_from(self.documents)
+            self.duplicates = stack.enter_context(dedup.DuplicateIndex(self.folder / "seen.sqlite", task.options))
+            self.duplicates.delete_from(self.documents)
             advance = stack.enter_context(console.bar("preparing", total, done, unit="B"))
-            stack.callback(self._abandon)
+            stack.callback(self._abort)
             positions: list[Position] = []
 
-            def coming() -> Iterator[tuple[Chunk]]:
-                for chunk, after in chunks(self.sources, task.reading, self.begun, advance):
+            def incoming() -> Iterator[tuple[Chunk]]:
+                for chunk, after in chunks(self.sources, task.reading, self.start, advance):
                     positions.append(after)
                     yield (chunk,)
 
-            position = self.begun
-            for outcome in pool.map(work_on, coming()):
+            position = self.start
+            for outcome in pool.map(process_chunk, incoming()):
                 position = positions.pop(0)
                 self._take(outcome)
                 written = self.writers.get("train")
@@ -258,22 +267,25 @@ class Builder:
             self._commit(position)
 
     def _take(self, outcome: Outcome) -> None:
-        kept_M = self._without_duplicates(outcome)
+        keep_M = self._without_duplicates(outcome)
         self.report.add(outcome)
         for split, side_M in (("train", ~outcome.held_out_M), ("held_out", outcome.held_out_M)):
-            records = outcome.records.where(kept_M & side_M)
+            records = outcome.records.select(keep_M & side_M)
             if len(records.lengths_M):
                 self._writer(split).append(records)
-        self.documents += len(kept_M)
+        self.documents += len(keep_M)
 
     def _without_duplicates(self, outcome: Outcome) -> np.ndarray:
-        """Which documents stay; those that repeat an earlier one are marked in the outcome as dropped there."""
-        judges: dict[str, Callable[[int, Any], int | None]] = {"exact": self.seen.exact, "near": self.seen.near}
+        """Drops duplicates of earlier documents in the outcome, and returns a mask of the remaining documents."""
+        checks: dict[str, Callable[[int, Any], int | None]] = {
+            "exact": self.duplicates.exact,
+            "near": self.duplicates.near,
+        }
         for document in range(len(outcome.sizes_MS)):
             for step, name in enumerate(self.settings.task.clean, 1):
-                if name in judges and outcome.sizes_MS[document, step] >= 0:
+                if name in checks and outcome.sizes_MS[document, step] >= 0:
                     signature = outcome.signatures[name][document]
-                    if judges[name](self.documents + document, signature) is not None:
+                    if checks[name](self.documents + document, signature) is not None:
                         outcome.drop(document, step, f"{name} duplicate of an earlier document")
                         break
         return outcome.sizes_MS[:, -1] >= 0
@@ -290,40 +302,40 @@ class Builder:
         return open_ones + sum(shard["tokens"] for split in self.splits.values() for shard in split)
 
     def _commit(self, position: Position) -> None:
-        """Closes the shards of both sides and writes down that all before `position` is in them."""
+        """Closes the shards of both splits and saves the progress up to `position`."""
         for split, writer in self.writers.items():
             facts = writer.close()
             if facts:
                 self.splits[split].append(facts)
         self.writers = {}
-        self.seen.commit()
+        self.duplicates.commit()
         progress = Progress(position, self.documents, self.splits, self.report.state())
         write_atomic(self.folder / "progress.json", json.dumps(progress._asdict()))
 
-    def _abandon(self) -> None:
+    def _abort(self) -> None:
         for writer in self.writers.values():
-            writer.abandon()
+            writer.abort()
 
     def finish(self) -> None:
-        """Writes report and index.
+        """Writes the report and the index.
 
         Raises:
           DataError: no document is left.
         """
-        around = token_sets.borders(self.tokenizer)
+        delimiters = token_sets.delimiters_of(self.tokenizer)
         splits = {split: shards.totals(of_split) for split, of_split in self.splits.items()}
         if not splits["train"]["documents"]:
             raise DataError("no document is left to train on; the reasons: " + self.report.reasons_line())
-        report = self.report.finished(splits)
+        report = self.report.summary(splits)
         write_atomic(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        made_with = {"name": self.tokenizer.name, "n_vocab": self.tokenizer.n_vocab, "closing": around.closing}
+        made_with = {"name": self.tokenizer.name, "n_vocab": self.tokenizer.n_vocab, "closing": delimiters.closing}
         shards.write_index(
             self.folder,
             {
                 "tokenizer": made_with | {"sha256": tokenizers.sha256(self.tokenizer)},
                 "totals": splits,
                 "splits": self.splits,
-                "settings": self.settings.described(),
+                "settings": self.settings.as_json(),
                 "sources": [{"path": str(path), "bytes": size} for path, size in self.sources],
             },
         )

@@ -1,4 +1,4 @@
-"""What preparing did to the documents, counted step by step: for a file, and as a table for a person."""
+"""Report of a preparation: counts of documents and bytes after each step, as JSON and as a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from gptjax.data.prepare.documents import Outcome
 
 READ = "read"
-SHOWN = 10  # reasons
+MAX_REASONS = 10  # most common reasons that are shown
 
 
 class Report:
-    """Counts of every step.
+    """Counts of documents and bytes of every step.
 
     Args:
-      clean: the steps' names, in order.
-      state: what `state` gave, to go on with.
+      clean: names of the steps, in order.
+      state: result of `state` to continue from, or {}.
     """
 
     def __init__(self, clean: Sequence[str], state: dict[str, Any]) -> None:
@@ -25,15 +25,15 @@ class Report:
 
     @property
     def documents_out(self) -> int:
-        """Documents that passed every step."""
+        """Number of documents that passed every step."""
         return self.steps[-1]["documents_out"]
 
     def state(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Returns the counts, for JSON."""
         return {"steps": self.steps, "reasons": self.reasons}
 
     def add(self, outcome: Outcome) -> None:
-        """Counts a chunk."""
+        """Adds the counts of a chunk."""
         sizes_M, passed_M = outcome.read_bytes_M, outcome.read_bytes_M >= 0
         for number, step in enumerate(self.steps):
             after_M = outcome.sizes_MS[:, number]
@@ -45,23 +45,26 @@ class Report:
             step["changed"] += int(outcome.changed_S[number])
         for drop in outcome.drops:
             name = self.steps[drop.step]["step"]
-            known = self.reasons.setdefault(f"{name}: {drop.reason}", {"documents": 0, "example": drop.example})
-            known["documents"] += 1
+            counts = self.reasons.setdefault(f"{name}: {drop.reason}", {"documents": 0, "example": drop.example})
+            counts["documents"] += 1
 
     def most_common(self) -> list[dict[str, Any]]:
-        """The most common reasons for dropping, with an example each."""
+        """Returns the most common reasons for dropping documents, with an example each."""
         order = sorted(self.reasons.items(), key=lambda item: -item[1]["documents"])
-        return [{"reason": reason} | facts for reason, facts in order[:SHOWN]]
+        return [{"reason": reason} | facts for reason, facts in order[:MAX_REASONS]]
 
     def reasons_line(self) -> str:
-        """They, in a line."""
-        return "; ".join(f"{one['reason']} ({one['documents']:,})" for one in self.most_common()) or "there was none"
+        """Returns the most common reasons as one line."""
+        return (
+            "; ".join(f"{reason['reason']} ({reason['documents']:,})" for reason in self.most_common())
+            or "there was none"
+        )
 
-    def finished(self, splits: dict[str, dict[str, int]]) -> dict[str, Any]:
-        """The whole report.
+    def summary(self, splits: dict[str, dict[str, int]]) -> dict[str, Any]:
+        """Returns the whole report.
 
         Args:
-          splits: documents, tokens and bytes of text of each side.
+          splits: documents, tokens and bytes of text of each split.
         """
         tokens, size = (sum(side[name] for side in splits.values()) for name in ("tokens", "text_bytes"))
         return {
@@ -74,7 +77,7 @@ class Report:
 
 
 def table(report: dict[str, Any]) -> list[str]:
-    """The report for a person, line by line."""
+    """Formats the report as lines of a table."""
     lines = [f"{'step':14s} {'documents in':>13s} {'out':>11s} {'MB in':>10s} {'out':>10s} {'changed':>10s}"]
     for step in report["steps"]:
         lines.append(
@@ -83,9 +86,9 @@ def table(report: dict[str, Any]) -> list[str]:
         )
     if report["dropped"]:
         lines += ["", "dropped"]
-    for one in report["dropped"]:
-        example = " ".join(one["example"].split())
-        lines.append(f"{one['documents']:10,}  {one['reason']}: {example[:60]!r}")
+    for reason in report["dropped"]:
+        example = " ".join(reason["example"].split())
+        lines.append(f"{reason['documents']:10,}  {reason['reason']}: {example[:60]!r}")
     lines.append("")
     for name, side in report["splits"].items():
         lines.append(

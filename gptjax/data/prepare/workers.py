@@ -1,4 +1,4 @@
-"""Worker processes that take chunks and give results in order, no more ahead than memory allows."""
+"""Worker processes that map chunks to results in order, with a bounded number in flight."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class Workers:
-    """So many processes; with one, everything runs in this process. A context: leaving it ends them.
+    """Pool of worker processes, as a context manager; a pool of one runs everything in this process.
 
     Args:
-      count: processes.
+      count: number of processes.
     """
 
     def __init__(self, count: int) -> None:
@@ -24,22 +24,22 @@ class Workers:
         self._first: tuple[Any, ...] = ()
 
     def begin(self, *first: Any) -> None:
-        """Sets what every call of `map` gets before its own arguments."""
+        """Sets the first arguments of every call of `map`."""
         self._first = first
 
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """`function(*first, *each)` for each, in order."""
+        """Iterates over `function(*first, *call_arguments)` in order."""
         if self.count == 1:
-            for each in arguments:
-                yield function(*self._first, *each)
+            for call_arguments in arguments:
+                yield function(*self._first, *call_arguments)
             return
         if self._pool is None:
-            # Not by fork: a process that has imported jax has threads, which do not survive one.
+            # No fork: a process that has imported jax has threads, which do not survive it.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_settle)
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
         waiting: deque[Future[Any]] = deque()
-        for each in arguments:
-            waiting.append(self._pool.submit(function, *self._first, *each))
+        for call_arguments in arguments:
+            waiting.append(self._pool.submit(function, *self._first, *call_arguments))
             if len(waiting) > 2 * self.count:
                 yield waiting.popleft().result()
         while waiting:
@@ -53,8 +53,8 @@ class Workers:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle() -> None:
-    """A worker leaves interrupts to the process that started it, and ends when that one is gone."""
+def _start_worker() -> None:
+    """Ignores interrupts, which the parent process handles, and exits when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:

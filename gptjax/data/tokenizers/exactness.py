@@ -1,4 +1,4 @@
-"""Whether a `tiktoken.Encoding` can stand for a tokenizer of the `tokenizers` library, shown and not assumed."""
+"""Converts tokenizers of the `tokenizers` library to `tiktoken.Encoding`s, if these provably give the same ids."""
 
 import json
 import random
@@ -9,43 +9,43 @@ from itertools import product
 from typing import Any
 
 from gptjax.core import console
-from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, LibraryTokenizer, describe, to_bytes
+from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer, describe, to_bytes
 from gptjax.data.tokenizers.tokenizers import ONE_CHARACTER, Encoding
 
-# What the library's ByteLevel cuts by where nothing has cut before.
+# Pattern of the library's ByteLevel if no other pre-tokenizer has split the text.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Inexact(Exception):
-    """Why no `tiktoken.Encoding` gives the ids that the library gives."""
+    """Reason that no `tiktoken.Encoding` gives the ids of the library."""
 
 
-def exact_encoding(library: LibraryTokenizer) -> Encoding:
-    """The `tiktoken.Encoding` that gives the same ids as the library for every text.
+def exact_encoding(library: HFTokenizer) -> Encoding:
+    """Returns the `tiktoken.Encoding` that gives the same ids as the library for every text.
 
-    Both cut text into pieces by a pattern, and merge the bytes of a piece pair by pair: the lowest rank first, the
-    leftmost of several. tiktoken may merge every pair whose whole is a token, and its rank is that token's id; the
-    library only the pairs in its list, in the order of the list. Inside a span whose borders no merge has crossed,
-    merging goes as it would on that span alone. So if ever a pair is adjacent whose whole is the token t, it is the
-    pair that merging t's own bytes comes to: each token has one such pair or none, and the two agree on every piece if
-    the library lists each of these pairs, in the order of their wholes' ids. A token without such a pair is met only
-    as a whole piece, which tiktoken always looks up first, and the library where `ignore_merges` is set.
+    Both split text into pieces by a pattern, and merge the bytes of a piece pair by pair: the lowest rank first, the
+    leftmost of several. tiktoken may merge every pair whose concatenation is a token, and the rank is the id of that
+    token; the library only merges the pairs in its list, in the order of the list. Inside a span whose borders no merge
+    has crossed, merging proceeds as on that span alone. So if a pair whose concatenation is the token t is ever
+    adjacent, it is the last pair of merging the bytes of t: each token has one such pair or none, and the two agree on
+    every piece if the library lists each of these pairs, in the order of the ids. A token without such a pair occurs
+    only as a whole piece, which tiktoken always looks up first, and the library if `ignore_merges` is set.
 
-    Whether the two regex engines read the pattern alike is no matter of proof: both cut a text of many contexts.
+    That the two regex engines agree on the pattern is tested, not proved: both split a text of many contexts.
 
     Raises:
-      Inexact: there is none, or it cannot be shown.
+      Inexact: there is no such encoding, or it cannot be proved.
     """
-    described = json.loads(library.text)
-    pattern = _pattern(described)
-    model = described["model"]
+    description = json.loads(library.text)
+    pattern = _pattern(description)
+    model = description["model"]
     special, ranks = _vocabulary(library, model)
     by_bytes = {to_bytes(token): rank for token, rank in ranks.items()}
     name = library.name
     if ranks.keys() >= set(ALPHABET):
         _check_merges(ranks, special, model)
     elif _is_alphabet(by_bytes, pattern, model):
-        name = "chars"  # which refuses a text with other characters, where the library would leave them out
+        name = "chars"  # which refuses a text with other characters, where the library would drop them
     else:
         raise Inexact("its vocabulary lacks some of the 256 bytes")
     facts: dict[str, Any] = {"mergeable_ranks": by_bytes, "special_tokens": special}
@@ -53,17 +53,17 @@ def exact_encoding(library: LibraryTokenizer) -> Encoding:
         encoding = Encoding(name, pat_str=pattern, **facts, begin=library.begin, end=library.end)
     except ValueError as error:
         raise Inexact(f"tiktoken cannot read its pattern: {' '.join(str(error).split())}") from error
-    check_pattern(pattern, described)
+    check_pattern(pattern, description)
     _check_names(encoding, library)
     return encoding
 
 
-def _pattern(described: dict[str, Any]) -> str:
-    # How tiktoken would cut text into pieces.
-    normalizers = _parts(described.get("normalizer"), "normalizers")
+def _pattern(description: dict[str, Any]) -> str:
+    # Returns the pattern by which tiktoken splits text into pieces.
+    normalizers = _parts(description.get("normalizer"), "normalizers")
     if normalizers:
         raise Inexact(f"the normalizer {_kinds(normalizers)} has no counterpart in tiktoken")
-    steps = _parts(described.get("pre_tokenizer"), "pretokenizers")
+    steps = _parts(description.get("pre_tokenizer"), "pretokenizers")
     match [{"use_regex": True} | step for step in steps]:
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
             return GPT2_PATTERN
@@ -85,8 +85,8 @@ def _kinds(parts: list[dict[str, Any]]) -> str:
     return " + ".join(part.get("type", "of no type") for part in parts)
 
 
-def _vocabulary(library: LibraryTokenizer, model: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
-    # Ids of special tokens by name, and of all others by what stands for their bytes.
+def _vocabulary(library: HFTokenizer, model: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    # Returns ids of special tokens by name, and of all others by their spelling in ALPHABET.
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise Inexact(f"its model is {model.get('type', 'no BPE')}, and tiktoken has BPE only")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -96,24 +96,25 @@ def _vocabulary(library: LibraryTokenizer, model: dict[str, Any]) -> tuple[dict[
     cut = [token.content for token in added.values() if not token.special]
     if cut:
         raise Inexact(f"its added token {cut[0]!r} is cut out of ordinary text, as tiktoken never does")
-    odd = [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]
-    if odd:
+    context_dependent = [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]
+    if context_dependent:
         raise Inexact(
-            f"whether its special token {odd[0]!r} is one depends on the text beside it, or takes blanks of it"
+            f"whether its special token {context_dependent[0]!r} is one depends on the text beside it, or "
+            "takes blanks of it"
         )
     special = {token.content: token_id for token_id, token in added.items()}
     vocabulary = library.library.get_vocab(with_added_tokens=False)
     ranks = {token: rank for token, rank in vocabulary.items() if token not in special}
     foreign = set().union(*ranks) - set(ALPHABET)
     if foreign:
-        raise Inexact(f"its vocabulary is not written in bytes: {min(foreign)!r} stands for none")
+        raise Inexact(f"its vocabulary is not written in bytes: {min(foreign)!r} is not a byte")
     if len({*ranks.values(), *special.values()}) < len(ranks) + len(special):
         raise Inexact("two of its tokens have the same id")
     return special, ranks
 
 
 def _is_alphabet(ranks: dict[bytes, int], pattern: str, model: dict[str, Any]) -> bool:
-    # Whether each token is one character, and each character of a text is looked up whole.
+    # Returns True if each token is one character, and each character of a text is looked up whole.
     characters = {token: token.decode(errors="ignore") for token in ranks}
     single = all(len(c) == 1 and c.encode() == token for token, c in characters.items())
     lookup = model.get("ignore_merges") and not model.get("unk_token") and not model.get("byte_fallback")
@@ -124,9 +125,9 @@ def _check_merges(ranks: dict[str, int], special: dict[str, int], model: dict[st
     # See `exact_encoding`.
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     position = {pair: i for i, pair in enumerate(merges)}
-    whole = next((left + right for left, right in merges if left + right in special), None)
-    if whole is not None:
-        raise Inexact(f"it merges ordinary text into the special token {whole!r}")
+    merged = next((left + right for left, right in merges if left + right in special), None)
+    if merged is not None:
+        raise Inexact(f"it merges ordinary text into the special token {merged!r}")
     last = -1
     for token, parts in splits(ranks):
         if parts is None:
@@ -141,10 +142,10 @@ def _check_merges(ranks: dict[str, int], special: dict[str, int], model: dict[st
 
 
 def splits(ranks: dict[str, int]) -> Iterable[tuple[str, tuple[str, str] | None]]:
-    """Each token longer than a byte, lowest rank first, and the two parts that merging its own bytes comes to, if any.
+    """Iterates over tokens longer than a byte, lowest rank first, and the last pair of merging their bytes, if any.
 
     Args:
-      ranks: of tokens written in ALPHABET.
+      ranks: ranks of tokens written in ALPHABET.
     """
     tokens = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
     with console.bar("checking the tokenizer", len(tokens)) as advance:
@@ -155,49 +156,48 @@ def splits(ranks: dict[str, int]) -> Iterable[tuple[str, tuple[str, str] | None]
 
 
 def _split(token: str, ranks: dict[str, int]) -> tuple[str, str] | None:
-    never = sys.maxsize
+    unmergeable = sys.maxsize
     parts = list(token)
-    pairs = [ranks.get(token[i : i + 2], never) for i in range(len(token) - 1)]
+    pairs = [ranks.get(token[i : i + 2], unmergeable) for i in range(len(token) - 1)]
     while len(parts) > 2:
         lowest = min(pairs)
-        if lowest == never:
+        if lowest == unmergeable:
             return None
         i = pairs.index(lowest)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
         del pairs[i]
         if i > 0:
-            pairs[i - 1] = ranks.get(parts[i - 1] + parts[i], never)
+            pairs[i - 1] = ranks.get(parts[i - 1] + parts[i], unmergeable)
         if i < len(pairs):
-            pairs[i] = ranks.get(parts[i] + parts[i + 1], never)
+            pairs[i] = ranks.get(parts[i] + parts[i + 1], unmergeable)
     return parts[0], parts[1]
 
 
-def _check_names(encoding: Encoding, library: LibraryTokenizer) -> None:
-    # That names of special tokens are plain text, although the library has them in its vocabulary.
+def _check_names(encoding: Encoding, library: HFTokenizer) -> None:
+    # Checks that names of special tokens are plain text, although the library has them in its vocabulary.
     for name in encoding._special_tokens:
         for text in (side + name + side for side in ("", " ", "x", "\n")):
             if encoding.encode_ordinary(text) != library.encode_ordinary(text):
                 raise Inexact(f"it takes the text {name!r} for a special token")
 
 
-def check_pattern(pattern: str, described: dict[str, Any]) -> None:
-    """Raises Inexact unless tiktoken cuts by the pattern where the library cuts by a `tokenizer.json`."""
-    text = _cut_differently(pattern, json.dumps(described["pre_tokenizer"]))
+def check_pattern(pattern: str, description: dict[str, Any]) -> None:
+    """Raises Inexact unless tiktoken splits by the pattern as the library does by a `tokenizer.json`."""
+    text = _cut_differently(pattern, json.dumps(description["pre_tokenizer"]))
     if text is not None:
         raise Inexact(f"tiktoken cuts {text[:40]!r} in other places by the same pattern")
 
 
 @cache
 def _cut_differently(pattern: str, pre_tokenizer: str) -> str | None:
-    # A text that tiktoken by the pattern, and the library by the pre-tokenizer, cut differently; None where there is
-    # none. The vocabulary has all pairs of bytes, so that where only one of them cuts, ids differ: pairs across
-    # characters are merged first, in any order.
+    # Returns a text that tiktoken and the library split differently, or None. The vocabulary has all pairs of bytes, so
+    # that ids differ where only one of them splits: pairs across characters are merged first, in any order.
     pairs = list(product(ALPHABET, repeat=2))
     random.Random(0).shuffle(pairs)
     within = set(ALPHABET[0x80:0xC0])
     pairs.sort(key=lambda pair: pair[1] in within)
     ranks = {token: rank for rank, token in enumerate([*ALPHABET, *map("".join, pairs)])}
-    library = LibraryTokenizer(json.dumps(describe(ranks, pairs, {}, pre_tokenizer=json.loads(pre_tokenizer))), "")
+    library = HFTokenizer(json.dumps(describe(ranks, pairs, {}, pre_tokenizer=json.loads(pre_tokenizer))), "")
     by_bytes = {to_bytes(token): rank for token, rank in ranks.items()}
     encoding = Encoding("", pat_str=pattern, mergeable_ranks=by_bytes, special_tokens={})
 
@@ -209,8 +209,8 @@ def _cut_differently(pattern: str, pre_tokenizer: str) -> str | None:
 
 
 def _contexts() -> list[str]:
-    # Every character of the first two planes, those of small scripts beside a few others; what patterns tell apart, in
-    # every order; English contractions; and ends of texts.
+    # All characters of the first two planes, those of small scripts beside a few others; the classes that patterns
+    # distinguish, in every order; English contractions; and ends of texts.
     small = [*range(0x3400), *range(0xA000, 0xAC00), *range(0xF900, 0x10000)]
     large = [*range(0x3400, 0xD800), *range(0xE000, 0x20000)]
     kinds = ["a", "S", "\u017f", "\u0301", "再", "1", " ", "\t", "\n", "\r", "\u00a0", "!", "'", "🤖"]

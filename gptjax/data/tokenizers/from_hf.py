@@ -1,7 +1,7 @@
-"""Tokenizers out of Hugging Face model folders and into them.
+"""Reads tokenizers from Hugging Face model folders and writes them.
 
-A folder's tokenizer becomes a `tiktoken.Encoding` where that gives the same ids for every text, which is shown and
-not assumed; else the `tokenizers` library runs it.
+The tokenizer of a folder becomes a `tiktoken.Encoding` if that provably gives the same ids for every text; otherwise
+the `tokenizers` library runs it.
 """
 
 import json
@@ -15,11 +15,11 @@ from gptjax.core import files, hub
 from gptjax.core.files import write_atomic
 from gptjax.data.tokenizers import wordpiece
 from gptjax.data.tokenizers.exactness import Inexact, check_pattern, exact_encoding, splits
-from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, LibraryTokenizer, byte_level, describe
+from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer, byte_level, describe
 from gptjax.data.tokenizers.tokenizers import END_OF_TEXT, Encoding, Tokenizer
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Kinds of values in `tokenizer_config.json`, where they are not null.
+# Types of values in `tokenizer_config.json` that are not null.
 SETTINGS: dict[str, type] = {
     "additional_special_tokens": list, "added_tokens_decoder": dict, "add_bos_token": bool, "add_prefix_space": bool,
     "do_lower_case": bool, "tokenize_chinese_chars": bool, "strip_accents": bool,
@@ -27,22 +27,25 @@ SETTINGS: dict[str, type] = {
 JSON_NAMES = {list: "list", dict: "object", bool: "true or false"}
 
 
-def read(folder: Path) -> tuple[Encoding | LibraryTokenizer, str] | None:
-    """The tokenizer of a model folder, and which kind it became and why; None where the folder has none.
+def read(folder: Path) -> tuple[Encoding | HFTokenizer, str] | None:
+    """Reads the tokenizer of a model folder.
 
     Args:
       folder: has `tokenizer.json`, or `vocab.json` and `merges.txt`, or BERT's `vocab.txt`; `tokenizer_config.json`,
-        `config.json` and `generation_config.json` say what documents begin and end with.
+        `config.json` and `generation_config.json` determine begin and end ids.
+
+    Returns:
+      the tokenizer, and a message on its type and the reason for it; None if the folder has no tokenizer.
 
     Raises:
-      DataError: damaged files, or only ones of another format.
+      DataError: the files are damaged, or have another format.
     """
     settings = _settings(folder / "tokenizer_config.json")
     text = _description(folder, settings)
     if text is None:
         return None
     try:
-        library = LibraryTokenizer(text, f"hf:{folder.resolve().name}")
+        library = HFTokenizer(text, f"hf:{folder.resolve().name}")
     except ValueError as error:
         raise DataError(f"the tokenizer in {folder} cannot be read: {error}") from error
     library.begin, library.end = _begin(library, settings), _end(library, settings, folder)
@@ -59,16 +62,16 @@ def write(tokenizer: Tokenizer, folder: Path, closes: bool = False) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, which `read` and transformers' AutoTokenizer read.
 
     Args:
-      tokenizer: a run's.
-      folder: where to.
-      closes: whether a text ends with the tokenizer's end, as encoders read it.
+      tokenizer: tokenizer of a run.
+      folder: destination.
+      closes: if True, the end id is added after each text, as encoders read it.
 
     Raises:
       ConfigError: the library would give other ids for some text.
     """
     try:
-        text = tokenizer.text if isinstance(tokenizer, LibraryTokenizer) else _text_of(tokenizer, closes)
-        library = LibraryTokenizer(text, tokenizer.name, tokenizer.begin, tokenizer.end)
+        text = tokenizer.text if isinstance(tokenizer, HFTokenizer) else _to_json(tokenizer, closes)
+        library = HFTokenizer(text, tokenizer.name, tokenizer.begin, tokenizer.end)
         if isinstance(tokenizer, Encoding):
             exact_encoding(library)
             check_pattern(tokenizer._pat_str, json.loads(text))
@@ -86,37 +89,37 @@ def write(tokenizer: Tokenizer, folder: Path, closes: bool = False) -> None:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The chat template of a model folder, a text of Jinja's; None where it has none.
+    """Reads the chat template, Jinja source, of a model folder; None if there is none.
 
-    It is `chat_template.jinja`, or in `tokenizer_config.json` a text, or a list of several, whose "default" is taken.
+    It is `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`: a text, or a list with a "default".
 
     Raises:
       DataError: it cannot be read.
     """
     if (folder / "chat_template.jinja").exists():
         return _read(folder / "chat_template.jinja")
-    found = _settings(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
-        raise DataError(f"{folder / 'tokenizer_config.json'} is damaged: its chat_template is no text")
-    return found
+    template = _settings(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = by_name.get("default")
+    if template is not None and not isinstance(template, str):
+        raise DataError(f"{folder / 'tokenizer_config.json'} is damaged: its chat_template is not text")
+    return template
 
 
 def special_names(folder: Path) -> dict[str, str]:
-    """The special tokens of a model folder as its chat template calls them: {"bos_token": "<s>", ...}."""
+    """Reads the special tokens of a model folder by variable of its chat template: {"bos_token": "<s>", ...}."""
     settings = _settings(folder / "special_tokens_map.json") | _settings(folder / "tokenizer_config.json")
-    named = {key: _name(settings.get(key)) for key in SPECIAL}
-    return {key: name for key, name in named.items() if name}
+    names = {key: _name(settings.get(key)) for key in SPECIAL}
+    return {key: name for key, name in names.items() if name}
 
 
 def _description(folder: Path, settings: dict[str, Any]) -> str | None:
-    # The content of the folder's tokenizer.json, or of the one that its other files amount to.
+    # Returns the content of tokenizer.json, or an equivalent one made from the other files.
     if (folder / "tokenizer.json").exists():
         return _read(folder / "tokenizer.json")
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return json.dumps(_of_merges(folder, settings))
+        return json.dumps(_from_merges(folder, settings))
     if (folder / "vocab.txt").exists():
         return json.dumps(wordpiece.describe(_read(folder / "vocab.txt"), settings))
     if (folder / "source.spm").exists():
@@ -133,7 +136,7 @@ def _description(folder: Path, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _of_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _from_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     # `vocab.json` and `merges.txt` as a tokenizer.json: GPT-1's where config.json says so, else GPT-2's.
     added = _object(folder / "added_tokens.json")
     vocabulary = _object(folder / "vocab.json") | added
@@ -143,7 +146,7 @@ def _of_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     wrong = next((merge for merge in merges if len(merge) != 2), None)
     if wrong:
-        raise DataError(f"{folder / 'merges.txt'} is damaged: {' '.join(wrong)[:40]!r} is no pair")
+        raise DataError(f"{folder / 'merges.txt'} is damaged: {' '.join(wrong)[:40]!r} is not a pair")
     names = _special_names(settings) | _special_names(_settings(folder / "special_tokens_map.json"))
     if _object(folder / "config.json").get("model_type") == "openai-gpt":
         names |= {"<unk>"}
@@ -170,50 +173,50 @@ def _special_names(settings: dict[str, Any]) -> set[str]:
 
 
 def _name(token: Any) -> str | None:
-    # Of a special token in a tokenizer_config.json: a string, or an object with flags that matter to parsing only.
+    # A special token in tokenizer_config.json is a string, or an object with flags that only matter for parsing.
     name = token.get("content") if isinstance(token, dict) else token
     return name if isinstance(name, str) else None
 
 
-def _begin(library: LibraryTokenizer, settings: dict[str, Any]) -> tuple[int, ...]:
-    # What the library puts before a text when it is to add special tokens, unless the settings say otherwise.
-    wanted = settings.get("add_bos_token")
+def _begin(library: HFTokenizer, settings: dict[str, Any]) -> tuple[int, ...]:
+    # Ids that the library adds before a text with `add_special_tokens`, unless the settings say otherwise.
+    adds_bos = settings.get("add_bos_token")
     encoded = library.library.encode("a", add_special_tokens=True)
     added = takewhile(lambda pair: pair[1], zip(encoded.ids, encoded.special_tokens_mask, strict=True))
-    begin = () if wanted is False else tuple(token for token, _ in added)
-    named = library.library.token_to_id(_name(settings.get("bos_token")) or "")
-    return (named,) if wanted and not begin and named is not None else begin
+    begin = () if adds_bos is False else tuple(token for token, _ in added)
+    bos = library.library.token_to_id(_name(settings.get("bos_token")) or "")
+    return (bos,) if adds_bos and not begin and bos is not None else begin
 
 
-def _end(library: LibraryTokenizer, settings: dict[str, Any], folder: Path) -> int | None:
-    named = library.library.token_to_id(_name(settings.get("eos_token")) or "")
-    if named is not None:
-        return named
+def _end(library: HFTokenizer, settings: dict[str, Any], folder: Path) -> int | None:
+    eos = library.library.token_to_id(_name(settings.get("eos_token")) or "")
+    if eos is not None:
+        return eos
     for file in ("config.json", "generation_config.json"):
         for token in _eos_token_ids(folder / file):
-            if token < library.n_vocab:  # some folders name the id of another vocabulary
+            if token < library.n_vocab:  # some folders have the id of another vocabulary
                 return token
     added = library.library.get_added_tokens_decoder()
-    closing = (_name(settings.get("sep_token")), "[SEP]", END_OF_TEXT)  # BERT's texts end with what parts two of them
-    return next((token for token, known in added.items() if known.content in closing), None)
+    closing = (_name(settings.get("sep_token")), "[SEP]", END_OF_TEXT)  # BERT's texts end with their separator
+    return next((token for token, added_token in added.items() if added_token.content in closing), None)
 
 
 def _stop_token_ids(tokenizer: Tokenizer, folder: Path) -> tuple[int, ...]:
-    # Ids besides the end at which transformers ends a text: those of generation_config.json, or of config.json.
+    # Further ids at which transformers ends generation: those of generation_config.json, or of config.json.
     named = _eos_token_ids(folder / "generation_config.json") or _eos_token_ids(folder / "config.json")
     return tuple(sorted({token for token in named if token < tokenizer.n_vocab} - {tokenizer.end}))
 
 
 def _eos_token_ids(path: Path) -> list[int]:
-    found = _object(path).get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
+    value = _object(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token) is int and token >= 0 for token in ids):
-        raise DataError(f"{path} is damaged: its eos_token_id is {str(found)[:40]}, no id or list of ids")
+        raise DataError(f"{path} is damaged: its eos_token_id is {str(value)[:40]}, no id or list of ids")
     return ids
 
 
-def _text_of(encoding: Tokenizer, closes: bool) -> str:
-    # The tokenizer.json of an encoding. Its special tokens are in the vocabulary too, or the library would number them.
+def _to_json(encoding: Tokenizer, closes: bool) -> str:
+    # Returns the tokenizer.json of an encoding. Special tokens are in the vocabulary too, or they would be renumbered.
     assert isinstance(encoding, Encoding), encoding
     ranks = {"".join(ALPHABET[byte] for byte in token): rank for token, rank in encoding._mergeable_ranks.items()}
     special = encoding._special_tokens
@@ -221,7 +224,7 @@ def _text_of(encoding: Tokenizer, closes: bool) -> str:
         raise Inexact(f"{min(ranks.keys() & special)!r} is both a special token and ordinary")
     parted = dict(splits(ranks))
     merges = [parts for parts in parted.values() if parts and parts[0] in ranks and parts[1] in ranks]
-    # Possessive counts mean something else to Oniguruma; whether plain ones do as well is compared afterwards.
+    # Possessive counts mean something else in Oniguruma; that plain ones are equivalent is checked afterwards.
     pattern = re.sub(r"(\{\d+(?:,\d*)?\})\+", r"\1", encoding._pat_str)
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level(use_regex=False)]}
@@ -242,7 +245,7 @@ def _text_of(encoding: Tokenizer, closes: bool) -> str:
 
 
 def _template(begin: list[tuple[str, int]], after: list[tuple[str, int]]) -> dict[str, Any]:
-    # A post-processor that puts the tokens before and after each text.
+    # Returns a post-processor that adds the tokens before and after each text.
     def one(sequence: str, kind: int) -> list[Any]:
         before, behind = (
             [{"SpecialToken": {"id": name, "type_id": kind}} for name, _ in side] for side in (begin, after)
@@ -263,17 +266,17 @@ def _read(path: Path) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    # The object in a file of JSON; empty where there is no such file.
+    # Returns the object of a JSON file, or {} if there is no such file.
     return hub.read_json(path) if path.exists() else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    # The same of tokenizer_config.json and special_tokens_map.json, with values of the kinds that are read here.
-    found = _object(path)
+    # The same for tokenizer_config.json and special_tokens_map.json, checking the types of values.
+    settings = _object(path)
     for key, kind in SETTINGS.items():
-        if found.get(key) is not None and not isinstance(found[key], kind):
-            raise DataError(f"{path} is damaged: its {key} is {str(found[key])[:40]}, no {JSON_NAMES[kind]}")
-    tokens = (found.get("added_tokens_decoder") or {}).values()
+        if settings.get(key) is not None and not isinstance(settings[key], kind):
+            raise DataError(f"{path} is damaged: its {key} is {str(settings[key])[:40]}, no {JSON_NAMES[kind]}")
+    tokens = (settings.get("added_tokens_decoder") or {}).values()
     if not all(isinstance(token, dict) for token in tokens):
-        raise DataError(f"{path} is damaged: its added_tokens_decoder has a token that is no object")
-    return found
+        raise DataError(f"{path} is damaged: its added_tokens_decoder has a token that is not an object")
+    return settings

@@ -1,4 +1,4 @@
-"""A tokenizer that only the `tokenizers` library can run, behind the interface of gptjax.data.tokenizers.tokenizers."""
+"""Tokenizers of the `tokenizers` library, with the interface of gptjax.data.tokenizers.tokenizers."""
 
 import json
 import re
@@ -8,31 +8,31 @@ from typing import Any
 
 from gptjax.core.files import replace_surrogates
 
-# GPT-2's printable stand-ins for the bytes 0 to 255, which byte-level vocabularies are written in.
-_SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-_HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
-ALPHABET = [chr(256 + _HIDDEN.index(byte)) if byte in _HIDDEN else chr(byte) for byte in range(256)]
+# GPT-2's printable characters for the bytes 0 to 255, in which byte-level vocabularies are written.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_UNPRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
+ALPHABET = [chr(256 + _UNPRINTABLE.index(byte)) if byte in _UNPRINTABLE else chr(byte) for byte in range(256)]
 _BYTE_OF = {character: byte for byte, character in enumerate(ALPHABET)}
 
 
 def to_bytes(piece: str) -> bytes:
-    """The bytes that a token of a byte-level vocabulary stands for; KeyError where it is not written in ALPHABET."""
+    """Returns the bytes of a token of a byte-level vocabulary; raises KeyError if it is not written in ALPHABET."""
     return bytes(_BYTE_OF[character] for character in piece)
 
 
-class LibraryTokenizer:
-    """A `tokenizers.Tokenizer` as its `tokenizer.json` describes it.
+class HFTokenizer:
+    """`tokenizers.Tokenizer` of a `tokenizer.json`.
 
-    Ordinary text is what the library takes for such: special tokens' names in it are plain text, added tokens that
-    are not special are cut out of it, and it is normalized first. So decoding need not give the text back (GPT-1's
-    is lower case), and what the vocabulary lacks is its unknown token, or nothing where it has none.
+    Text is encoded as the library does it: names of special tokens are plain text, added tokens that are not special
+    are matched first, and text is normalized. So decoding need not restore the text (GPT-1's is lower case), and parts
+    outside the vocabulary become the unknown token, or nothing if there is none.
 
     Args:
-      text: the content of a `tokenizer.json`.
-      name: what it is called.
-      begin: ids that every document and prompt starts with.
-      end: the id after a document.
-      stop_token_ids: further ids that end a generated text.
+      text: content of a `tokenizer.json`.
+      name: name of the tokenizer.
+      begin: ids at the start of every document and prompt.
+      end: id after a document.
+      stop_token_ids: further ids that end generation.
 
     Raises:
       ValueError: the library cannot read the text.
@@ -53,16 +53,16 @@ class LibraryTokenizer:
         self.n_vocab = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._added = self.library.get_added_tokens_decoder()
         decoder = json.loads(text).get("decoder") or {}
-        self._kinds, self._replacements = _decoding(decoder)
-        # How a token of a WordPiece vocabulary begins that goes on with a word.
+        self._kinds, self._replacements = _decoder_parts(decoder)
+        # Prefix of tokens that continue a word in a WordPiece vocabulary.
         self._continuing: str | None = decoder["prefix"] if decoder.get("type") == "WordPiece" else None
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a text, none of them from `begin` or `end`."""
+        """Encodes text without `begin` and `end`."""
         return _ids(self.library, text)
 
     def encode_special(self, text: str) -> list[int]:
-        """The same, but that special tokens' names in the text are these tokens."""
+        """Encodes text in which names of special tokens are these tokens."""
         return _ids(self._recognising, text)
 
     @cached_property
@@ -70,11 +70,11 @@ class LibraryTokenizer:
         return _library(self.text, plain=False)
 
     def decode(self, ids: Sequence[int], /) -> str:
-        """The text of the ids as the library has it, special tokens by name; a prompt's have none."""
+        """Decodes ids as the library does, special tokens as their names; ids of a tuned prompt have no text."""
         return self.library.decode([token for token in ids if token not in self.prompt], skip_special_tokens=False)
 
     def decode_single_token_bytes(self, token: int, /) -> bytes:
-        """What an id adds to a text that goes on: `▁the` is ` the` wherever it stands.
+        """Returns the bytes that an id adds to a preceding text: `▁the` is ` the` everywhere.
 
         Raises:
           KeyError: no token has that id.
@@ -96,17 +96,17 @@ class LibraryTokenizer:
         return piece.encode()
 
     def is_special_token(self, token: int, /) -> bool:
-        """Whether the id stands for no text."""
+        """Returns True if the id has no text."""
         return token in self._added and self._added[token].special
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Ids of special tokens by name."""
+        """Ids of the special tokens by name."""
         return {token.content: token_id for token_id, token in self._added.items() if token.special}
 
 
 def _library(text: str, plain: bool) -> Any:
-    # The library's tokenizer, for which special tokens' names are plain text or these tokens.
+    # Tokenizer of the library; `plain`: names of special tokens are plain text.
     import tokenizers
 
     try:
@@ -123,8 +123,8 @@ def _ids(library: Any, text: str) -> list[int]:
     return library.encode(replace_surrogates(text), add_special_tokens=False).ids  # as tiktoken does
 
 
-def _decoding(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
-    # The kinds of decoder in a decoder, and what they replace in a token.
+def _decoder_parts(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
+    # Types of the parts of a decoder, and the replacements that they make in a token.
     parts = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
     replacements = []
     for part in parts:
@@ -141,19 +141,21 @@ def _decoding(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]
 def describe(
     vocabulary: dict[str, int], merges: Any, added: dict[str, bool], model: Any = None, **parts: Any
 ) -> dict[str, Any]:
-    """A `tokenizer.json` of a BPE, byte-level unless told otherwise.
+    """Returns a `tokenizer.json` of a BPE, byte-level by default.
 
     Args:
       vocabulary: ids of all tokens.
       merges: pairs of tokens.
-      added: of tokens that are added ones, whether they are special.
-      model: settings of the BPE that are not as usual.
+      added: added tokens; True: special.
+      model: settings of the BPE that differ from the defaults.
       **parts: `pre_tokenizer` and other parts of the file.
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokens = [{"id": vocabulary[name], "content": name} | flags | {"special": kind} for name, kind in added.items()]
-    usual: dict[str, Any] = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-    usual |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+    defaults: dict[str, Any] = dict.fromkeys(
+        ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    )
+    defaults |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
     return {
         "version": "1.0",
         "truncation": None,
@@ -164,11 +166,11 @@ def describe(
         "post_processor": None,
         "decoder": byte_level(use_regex=True),
         **parts,
-        "model": {"type": "BPE", **usual, **(model or {}), "vocab": vocabulary, "merges": merges},
+        "model": {"type": "BPE", **defaults, **(model or {}), "vocab": vocabulary, "merges": merges},
     }
 
 
 def byte_level(use_regex: bool, add_prefix_space: bool = False) -> dict[str, Any]:
-    """The part of a `tokenizer.json` that turns text into ALPHABET; with `use_regex` it cuts it by GPT-2's pattern."""
+    """Returns the ByteLevel part of a `tokenizer.json`; `use_regex` splits by GPT-2's pattern."""
     kind = {"type": "ByteLevel", "add_prefix_space": add_prefix_space}
     return kind | {"trim_offsets": True, "use_regex": use_regex}

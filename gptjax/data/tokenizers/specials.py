@@ -1,7 +1,7 @@
-"""Ids that objectives need beyond text: masks, separators, sentinels. Looked up in a tokenizer, or put behind its own.
+"""Special ids of objectives: masks, separators, sentinels. Those of the tokenizer, or new ids after its last.
 
-A tokenizer is left as it is: what it lacks are the next ids after its last, in an order of their own, so that an id
-means the same in every run with that tokenizer, whatever the run is trained on.
+The tokenizer does not change: ids that it lacks follow its last one in a fixed order, so that an id means the same in
+every run with that tokenizer, whatever its objective.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gptjax.config.errors import DataError
 from gptjax.data.tokenizers.tokenizers import Tokenizer, special_tokens
 
-# What each is called in vocabularies that have it; the first name is the one that it gets here.
+# Names of special tokens in common vocabularies; the first one is used for new ids.
 COMMON_NAMES = {
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
     "class": ("[CLS]", "<s>", "<cls>"),
@@ -23,70 +23,70 @@ COMMON_NAMES = {
 SENTINEL = "<extra_id_{}>"  # T5's
 
 
-class Specials(NamedTuple):
-    """Special ids of a run."""
+class SpecialIds(NamedTuple):
+    """Special ids that a run uses."""
 
-    ids: dict[str, int]  # by what they are for, a key of USUAL
-    sentinels: tuple[int, ...]  # what spans that are left out are called, in order
-    vocabulary: int  # how many ids a model has to know: the tokenizer's, and of these the ones that it lacks
+    ids: dict[str, int]  # by purpose, a key of COMMON_NAMES
+    sentinels: tuple[int, ...]  # ids of masked spans, in order
+    vocabulary: int  # vocabulary size of a model: ids of the tokenizer, and the new ones
 
 
-def specials(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -> Specials:
-    """The special ids of a tokenizer.
+def lookup_special_ids(tokenizer: Tokenizer, names: Collection[str], sentinels: int = 0) -> SpecialIds:
+    """Looks up special ids in a tokenizer, and assigns new ids for those that it lacks.
 
     Args:
-      tokenizer: that texts are encoded with.
-      names: keys of USUAL that are needed; "end" only asks that the tokenizer has one.
-      sentinels: how many of them are needed.
+      tokenizer: tokenizer of the run.
+      names: keys of COMMON_NAMES that are needed; "end" only requires that the tokenizer has an end.
+      sentinels: number of sentinels that are needed.
 
     Returns:
-      ids, of which those from `tokenizer.n_vocab` to before `vocabulary` are none of the tokenizer's.
+      ids, of which those from `tokenizer.n_vocab` on are new.
 
     Raises:
       DataError: the tokenizer has no end.
     """
     if "end" in names and tokenizer.end is None:
         raise DataError(f"the tokenizer {tokenizer.name} has no end of text, which targets need; take bytes or bpe:N")
-    known, missing = special_tokens(tokenizer), _missing(tokenizer)
+    present, missing = special_tokens(tokenizer), _missing(tokenizer)
     first = tokenizer.n_vocab
     ids = {
         name: first + missing.index(name)
         if name in missing
-        else next(known[one] for one in COMMON_NAMES[name] if one in known)
+        else next(present[alias] for alias in COMMON_NAMES[name] if alias in present)
         for name in names
         if name in COMMON_NAMES
     }
-    own = tuple(known[SENTINEL.format(i)] for i in range(_own_sentinels(known)))[:sentinels]
-    added = range(first + len(missing), first + len(missing) + sentinels - len(own))
+    present_sentinels = tuple(present[SENTINEL.format(i)] for i in range(_count_sentinels(present)))[:sentinels]
+    added = range(first + len(missing), first + len(missing) + sentinels - len(present_sentinels))
     highest = max([first - 1, *ids.values(), *added])
-    return Specials(ids, (*own, *added), highest + 1)
+    return SpecialIds(ids, (*present_sentinels, *added), highest + 1)
 
 
-def name_of(tokenizer: Tokenizer, token: int) -> str:
-    """What an id behind the tokenizer's own is called."""
-    missing, place = _missing(tokenizer), token - tokenizer.n_vocab
-    if place < len(missing):
-        return COMMON_NAMES[missing[place]][0]
-    return SENTINEL.format(place - len(missing) + _own_sentinels(special_tokens(tokenizer)))
+def special_name(tokenizer: Tokenizer, token: int) -> str:
+    """Returns the name of a new id, after those of the tokenizer."""
+    missing, index = _missing(tokenizer), token - tokenizer.n_vocab
+    if index < len(missing):
+        return COMMON_NAMES[missing[index]][0]
+    return SENTINEL.format(index - len(missing) + _count_sentinels(special_tokens(tokenizer)))
 
 
-def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, of which those behind the tokenizer's own are written by name; a prompt's have none."""
+def decode_with_specials(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Decodes ids, writing new ids by name; ids of a tuned prompt have no text."""
     texts = (token for token in ids if token not in tokenizer.prompt)
     runs = groupby(texts, lambda token: token >= tokenizer.n_vocab)
     return "".join(
-        "".join(name_of(tokenizer, token) for token in run) if beyond else tokenizer.decode(list(run))
+        "".join(special_name(tokenizer, token) for token in run) if beyond else tokenizer.decode(list(run))
         for beyond, run in runs
     )
 
 
 def _missing(tokenizer: Tokenizer) -> list[str]:
-    known = special_tokens(tokenizer)
-    return [name for name, usual in COMMON_NAMES.items() if not any(one in known for one in usual)]
+    present = special_tokens(tokenizer)
+    return [name for name, aliases in COMMON_NAMES.items() if not any(alias in present for alias in aliases)]
 
 
-def _own_sentinels(known: dict[str, int]) -> int:
+def _count_sentinels(present: dict[str, int]) -> int:
     count = 0
-    while SENTINEL.format(count) in known:
+    while SENTINEL.format(count) in present:
         count += 1
     return count

@@ -1,4 +1,4 @@
-"""BERT's tokenizer from its `vocab.txt` alone, as a `tokenizer.json`. Pure functions; nothing here reads a file."""
+"""Converts BERT's `vocab.txt` to a `tokenizer.json`. Pure functions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,24 +11,24 @@ SPECIAL = {
 
 
 def describe(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A `tokenizer.json` of WordPiece (arXiv 1609.08144) with BERT's way of cutting.
+    """Returns a `tokenizer.json` of WordPiece (arXiv 1609.08144) with BERT's pre-tokenizer.
 
     Args:
-      text: of `vocab.txt`: a token a line, its number its id.
-      settings: `tokenizer_config.json`.
+      text: content of `vocab.txt`: one token per line, whose number is its id.
+      settings: content of `tokenizer_config.json`.
 
     Raises:
-      DataError: a special token is missing, or one stands twice.
+      DataError: a special token is missing, or a token occurs twice.
     """
     tokens = text.rstrip("\n").split("\n")
     tokens = [token.rstrip("\r") for token in tokens]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    names = {key: _name(settings.get(key)) or usual for key, usual in SPECIAL.items()}
+    names = {key: _name(settings.get(key)) or default for key, default in SPECIAL.items()}
     for name in ("unk_token", "cls_token", "sep_token"):
         if names[name] not in vocabulary:
             raise DataError(f"vocab.txt lacks the {name} {names[name]}")
     if len(vocabulary) < len(tokens):
-        raise DataError("vocab.txt is damaged: a token stands there twice")
+        raise DataError("vocab.txt is damaged: a token occurs twice")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = {name: vocabulary[name] for name in names.values() if name in vocabulary}
     lower = settings.get("do_lower_case", True)
@@ -44,7 +44,7 @@ def describe(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             "strip_accents": settings.get("strip_accents"),
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": _around(names["cls_token"], names["sep_token"], vocabulary),
+        "post_processor": _post_processor(names["cls_token"], names["sep_token"], vocabulary),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
             "type": "WordPiece", "unk_token": names["unk_token"], "continuing_subword_prefix": "##",
@@ -57,7 +57,7 @@ def _name(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _around(opening: str, closing: str, vocabulary: Mapping[str, int]) -> dict[str, Any]:
+def _post_processor(opening: str, closing: str, vocabulary: Mapping[str, int]) -> dict[str, Any]:
     # `[CLS] A [SEP]`, and `[CLS] A [SEP] B [SEP]` for two texts.
     def special(name: str, kind: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": name, "type_id": kind}}

@@ -21,7 +21,7 @@ def sample(job: TrainSetup, params: Any) -> str:
     task head learnt from examples, what it says of a few held-out ones.
     """
     c, kind = job.config, models.kind(job.model)
-    if c.data.examples.form and task_formats.FORMS[c.data.examples.form].objective:
+    if c.data.examples.form and task_formats.TASK_FORMATS[c.data.examples.form].objective:
         return _predicted(job, params)
     if kind == "encoder":
         return _filled(job, params) if fill_mask.MASKS.search(c.sample.prompt) else ""

@@ -228,7 +228,7 @@ def placed(population: Population, index: int) -> dict[str, jax.Array]:
     if population.shared:
         batch, there = population.first.train_batches[index], sharding.of_all_members(len(population.jobs))
     else:
-        batch = batches.stacked([job.train_batches[index] for job in population.jobs])
+        batch = batches.stack([job.train_batches[index] for job in population.jobs])
         there = sharding.of_members(len(population.jobs))
     return dict(jax.device_put(dict(batch), there))
 
@@ -248,11 +248,11 @@ def take_steps(
     values = values_of(population)
     with clock.during("compile"):
         compiled = compiled_steps(population, values, states)
-    sample = [job.eval_batches[i] for i in batches.spread(job.eval_batches, c.eval.batches)]
+    sample = [job.eval_batches[i] for i in batches.evenly_spaced(job.eval_batches, c.eval.batches)]
     due = SaveSchedule(c.checkpoint, steps)
     with (
         cpu_idle.keep_awake(jax.default_backend() == "cpu"),
-        batches.prefetched(partial(placed, population), start, steps, c.data.prefetch) as coming,
+        batches.prefetch(partial(placed, population), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
         Recorders(population.jobs, states, advance, on_line) as recorders,
         watchdog.watched(c.train.hang_minutes, job.workdir / "hang.txt", lambda: clock.kind) as beat,

@@ -1,4 +1,4 @@
-"""The table of steps: what each does to a text, what it refuses, and that reasons can be counted."""
+"""Cleaning steps: effect on a text, refused options, and reasons that can be counted."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.prepare import cleaning, dedup
-from gptjax.data.prepare.cleaning import Dropped, Options
+from gptjax.data.prepare.cleaning import CleaningOptions, Dropped
 
 PROSE = (
     "It was a bright cold day in the north, and the clocks of the town had begun to strike when she came out. "
@@ -22,7 +22,7 @@ PROSE = (
 
 
 def step(name, **options):
-    return cleaning.STEPS[name](Options(**options))
+    return cleaning.STEPS[name](CleaningOptions(**options))
 
 
 def file_of(folder, content, name="file.txt"):
@@ -48,7 +48,7 @@ def test_names_are_all_steps_in_the_recommended_order():
         (["xyz"], "unknown step 'xyz'; there are nfc, control, length"),
     ],
 )
-def test_names_that_cannot_be_are_refused(names, expected):
+def test_invalid_names_are_refused(names, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
         cleaning.check_names(names)
 
@@ -67,20 +67,20 @@ def test_names_that_cannot_be_are_refused(names, expected):
         ("near", {"near_permutations": 1}, "near_permutations=1 cannot tell near_threshold=0.7"),
     ],
 )
-def test_options_that_cannot_be_are_refused_before_a_document_is_read(name, options, expected):
+def test_invalid_options_are_refused_before_a_document_is_read(name, options, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
-        cleaning.check([name], Options(**options))
+        cleaning.check([name], CleaningOptions(**options))
 
 
 @pytest.mark.parametrize("name, option", [("blocklist", "blocklist"), ("decontaminate", "evaluation")])
 def test_files_that_are_missing_are_refused(tmp_path, name, option):
     path = str(tmp_path / "none.txt")
     with pytest.raises(DataError, match=r"cannot read .*none.txt"):
-        cleaning.check([name], Options(**{option: path if option == "blocklist" else (path,)}))
+        cleaning.check([name], CleaningOptions(**{option: path if option == "blocklist" else (path,)}))
 
 
 def full_options(folder):
-    return Options(
+    return CleaningOptions(
         drop_scripts=("arabic",),
         blocklist=file_of(folder, "forbidden phrase\n", "terms.txt"),
         evaluation=(file_of(folder, "one two three four five six seven eight nine ten eleven twelve thirteen"),),
@@ -132,7 +132,7 @@ def test_nfc():
     assert step("nfc")("e\u0301 \u1112\u1161\u11ab \u212b") == "é 한 Å"
 
 
-def test_control_takes_what_is_no_text():
+def test_control_removes_control_characters():
     control = step("control")
     assert control("\ufeffa\r\nb\rc\n\td\0\x0b\x0c\x1b\x7f\x85\x9fe\ufdd0\ufffe\U0001ffff\ud800f") == "a\nb\nc\n\tdef"
     family, shrug, hindi, persian = "👩\u200d👩\u200d👧", "🤷🏽\u200d♀\ufe0f", "क\u094d\u200dष", "می\u200cخواهم"
@@ -142,7 +142,7 @@ def test_control_takes_what_is_no_text():
 
 @settings(deadline=None)
 @given(st.text(st.characters()))  # with surrogates
-def test_control_leaves_what_utf8_can_hold_and_nothing_to_do(text):
+def test_control_gives_valid_utf8_and_is_idempotent(text):
     once = step("control")(text)
     assert step("control")(once) == once
     once.encode()
@@ -312,7 +312,7 @@ def test_evaluation_files_of_every_kind(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_evaluation_files_that_are_not_what_they_say_are_refused(tmp_path, name):
+def test_malformed_evaluation_files_are_refused(tmp_path, name):
     with pytest.raises(DataError, match=rf"{name}(, line 1)? is not JSON"):
         step("decontaminate", evaluation=(file_of(tmp_path, "{no", name),))
 
@@ -325,6 +325,6 @@ def test_real_questions_are_found_in_real_text():
 
 
 def test_signatures_are_those_of_duplicates():
-    options = Options(near_permutations=16, near_threshold=0.5)
+    options = CleaningOptions(near_permutations=16, near_threshold=0.5)
     assert cleaning.SIGNATURES["exact"](options)(PROSE) == dedup.exact_signature(PROSE)
     assert (cleaning.SIGNATURES["near"](options)(PROSE) == dedup.near_signature(PROSE, options)).all()

@@ -1,4 +1,4 @@
-"""Duplicates: what signatures see, what is remembered across restarts and kills, and what is found in real novels."""
+"""Deduplication: signatures, the index across restarts and kills, and detection in real novels."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.prepare import dedup
-from gptjax.data.prepare.cleaning import Options
-from gptjax.data.prepare.dedup import Seen, exact_signature, near_signature, shingle_hashes
+from gptjax.data.prepare.cleaning import CleaningOptions
+from gptjax.data.prepare.dedup import DuplicateIndex, exact_signature, near_signature, shingle_hashes
 
 datasketch = pytest.importorskip("datasketch")
-OPTIONS = Options()
+OPTIONS = CleaningOptions()
 VOCABULARY = [f"word{i}" for i in range(3000)]
 
 
@@ -60,14 +60,14 @@ def test_near_signatures_stay_as_they_are():
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 25), st.integers(1, 8))
 def test_equal_numbers_estimate_the_share_of_common_shingles(seed, changes, size):
-    options = Options(near_permutations=512, near_shingle=size)
+    options = CleaningOptions(near_permutations=512, near_shingle=size)
     a = document(seed)
     b = edited(a, seed, changes)
     estimate = np.mean(near_signature(a, options) == near_signature(b, options))
     assert estimate == pytest.approx(jaccard(a, b, size), abs=0.12)  # five standard deviations
 
 
-def test_case_punctuation_and_space_are_not_seen():
+def test_case_punctuation_and_space_are_ignored():
     text = "One two, three; four - five six. Seven eight nine ten!"
     for same in (text.upper(), text.replace(" ", "\n  "), re.sub(r"[^\w\s]", "", text), f'"{text}"'):
         assert (near_signature(text, OPTIONS) == near_signature(same, OPTIONS)).all()
@@ -81,7 +81,7 @@ def test_a_shingle_is_so_many_words_or_characters():
     assert len(np.unique(shingle_hashes(document(1, 3000), 5))) > 2990
 
 
-def test_texts_without_words_are_not_all_alike():
+def test_texts_without_words_are_not_duplicates():
     signs = ["", "!!!", "?!", "🎉", "\ud800", "…"]
     signatures = [near_signature(text, OPTIONS) for text in signs]
     assert len({signature.tobytes() for signature in signatures}) == len(signs)
@@ -96,7 +96,7 @@ def test_a_large_document_is_taken_in_chunks():
 
 def test_chinese_near_duplicates(tmp_path):
     text = "今天的天气很好，我们一起去公园散步，然后在湖边的小店里喝了一杯热茶，聊了很久以前的事情。" * 2
-    with Seen(tmp_path / "seen", OPTIONS) as seen:
+    with DuplicateIndex(tmp_path / "seen", OPTIONS) as seen:
         assert seen.near(0, near_signature(text, OPTIONS)) is None
         assert seen.near(1, near_signature("转载：" + text.replace("，", " "), OPTIONS)) == 0
         assert seen.near(2, near_signature("房间很大，服务员态度也不错，就是早餐种类少了一点。" * 2, OPTIONS)) is None
@@ -105,9 +105,9 @@ def test_chinese_near_duplicates(tmp_path):
 # -- what is remembered
 
 
-def test_the_earlier_document_is_named_and_only_what_is_kept_is_remembered(tmp_path):
+def test_query_returns_the_earlier_document_and_adds_only_kept_ones(tmp_path):
     a, b = document(1), document(2)
-    with Seen(tmp_path / "seen", OPTIONS) as seen:
+    with DuplicateIndex(tmp_path / "seen", OPTIONS) as seen:
         assert [seen.exact(i, exact_signature(text)) for i, text in enumerate([a, b, a, b, a])] == [None, None, 0, 1, 0]
         found = [
             seen.near(i, near_signature(t, OPTIONS)) for i, t in enumerate([a, b, edited(a, 1, 1), edited(b, 2, 1), a])
@@ -120,30 +120,30 @@ def remembered(seen):
     return [row[0] for row in seen._run("SELECT document FROM near UNION SELECT document FROM exact")]
 
 
-def test_the_most_like_of_several_is_named(tmp_path):
+def test_query_returns_the_most_similar_document(tmp_path):
     a = document(1, 400)
-    with Seen(tmp_path / "seen", Options(near_threshold=0.5)) as seen:
+    with DuplicateIndex(tmp_path / "seen", CleaningOptions(near_threshold=0.5)) as seen:
         for number, text in enumerate([document(9), edited(a, 1, 20), edited(a, 2, 1), document(8)]):
             assert seen.near(number, near_signature(text, OPTIONS)) is None or number == 2
         assert seen.near(4, near_signature(edited(a, 2, 2), OPTIONS)) in (1, 2)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
-def test_alike_is_what_reaches_the_threshold(tmp_path, threshold):
-    """Signatures made by hand: so many of 128 numbers are those of the first."""
-    options = Options(near_threshold=threshold)
+def test_duplicates_reach_the_threshold(tmp_path, threshold):
+    """Constructed signatures: a given number of 128 entries equal those of the first."""
+    options = CleaningOptions(near_threshold=threshold)
     count, rows = dedup.bands(threshold, 128)
     first = np.arange(128, dtype=np.uint32)
     limit = int(np.ceil(threshold * 128))
     for number, equal in enumerate((limit - 1, limit)):
-        with Seen(tmp_path / str(number), options) as seen:
+        with DuplicateIndex(tmp_path / str(number), options) as seen:
             assert seen.near(0, first) is None
             other = np.where(np.arange(128) < equal, first, first + 1000).astype(np.uint32)
             assert rows <= equal and seen.near(1, other) == (0 if equal == limit else None)
     assert count * rows <= 128
 
 
-def test_bands_find_what_is_alike_enough():
+def test_bands_detect_similar_documents():
     """The chance that a band is shared, 1 - (1 - s^rows)^count, at the threshold and above; measured: 79 %, 98.5 %."""
     count, rows = dedup.bands(0.7, 128)
     assert [1 - (1 - s**rows) ** count > least for s, least in ((0.7, 0.75), (0.8, 0.98), (0.9, 0.999))] == [True] * 3
@@ -189,31 +189,31 @@ def documents():
 @pytest.fixture(scope="module")
 def uninterrupted(documents, tmp_path_factory):
     path = tmp_path_factory.mktemp("seen") / "seen"
-    with Seen(path, OPTIONS) as seen:
+    with DuplicateIndex(path, OPTIONS) as seen:
         found = answers(seen, documents)
     assert sum(exact is not None for exact, _ in found) > 90 and sum(near is not None for _, near in found) > 120
     return found, contents(path)
 
 
 @pytest.mark.parametrize("at, end", [(0, 300), (1, 150), (120, 200), (299, 300)])
-def test_after_forgetting_the_same_is_found(tmp_path, documents, uninterrupted, at, end):
+def test_results_after_delete_from_are_the_same(tmp_path, documents, uninterrupted, at, end):
     path = tmp_path / "seen"
-    with Seen(path, OPTIONS) as seen:
+    with DuplicateIndex(path, OPTIONS) as seen:
         answers(seen, documents[:end])
-    with Seen(path, OPTIONS) as seen:
-        seen.forget_from(at)
+    with DuplicateIndex(path, OPTIONS) as seen:
+        seen.delete_from(at)
         assert answers(seen, documents[at:]) == uninterrupted[0][at:]
     assert contents(path) == uninterrupted[1]
 
 
-def test_leaving_by_an_exception_goes_back_to_the_last_commit(tmp_path, documents, uninterrupted):
+def test_exception_rolls_back_to_the_last_commit(tmp_path, documents, uninterrupted):
     path = tmp_path / "seen"
-    with pytest.raises(KeyboardInterrupt), Seen(path, OPTIONS) as seen:
+    with pytest.raises(KeyboardInterrupt), DuplicateIndex(path, OPTIONS) as seen:
         answers(seen, documents[:100])
         seen.commit()
         answers(seen, documents[100:150])
         raise KeyboardInterrupt
-    with Seen(path, OPTIONS) as seen:
+    with DuplicateIndex(path, OPTIONS) as seen:
         assert max(remembered(seen)) < 100
         assert answers(seen, documents[100:]) == uninterrupted[0][100:]
 
@@ -243,10 +243,10 @@ def test_a_kill_leaves_a_sound_file(tmp_path, documents, uninterrupted):
         [sys.executable, "-c", KILLED, path, texts], cwd=ROOT, check=False, env=os.environ | {"PYTHONPATH": ""}
     )
     assert result.returncode == -signal.SIGKILL
-    with Seen(path, OPTIONS) as seen:
+    with DuplicateIndex(path, OPTIONS) as seen:
         assert seen._run("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert 139 >= max(remembered(seen)) > 130
-        seen.forget_from(130)
+        seen.delete_from(130)
         assert answers(seen, documents[130:]) == uninterrupted[0][130:]
     assert contents(path) == uninterrupted[1]
 
@@ -256,31 +256,31 @@ def test_a_kill_leaves_a_sound_file(tmp_path, documents, uninterrupted):
 
 def test_a_file_is_for_one_run_and_one_set_of_options(tmp_path):
     path = tmp_path / "seen"
-    with Seen(path, OPTIONS), pytest.raises(DataError, match="seen is in use by another run"):
-        Seen(path, OPTIONS)
+    with DuplicateIndex(path, OPTIONS), pytest.raises(DataError, match="seen is in use by another run"):
+        DuplicateIndex(path, OPTIONS)
     with pytest.raises(ConfigError, match=r"was made with near_threshold=0.7, near_shingle=5, .* begin with another"):
-        Seen(path, Options(near_threshold=0.8))
-    with Seen(path, Options(min_words=3)):
+        DuplicateIndex(path, CleaningOptions(near_threshold=0.8))
+    with DuplicateIndex(path, CleaningOptions(min_words=3)):
         pass
 
 
 def test_files_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "text").write_text("text, and no database\n" * 100)
     with pytest.raises(DataError, match="text: file is not a database"):
-        Seen(tmp_path / "text", OPTIONS)
+        DuplicateIndex(tmp_path / "text", OPTIONS)
     with pytest.raises(DataError, match="cannot open .*seen: unable to open database file"):
-        Seen(tmp_path / "no" / "seen", OPTIONS)
+        DuplicateIndex(tmp_path / "no" / "seen", OPTIONS)
 
 
 def test_datasketch_is_needed_for_near_duplicates_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with Seen(tmp_path / "seen", OPTIONS) as seen:
-        seen.forget_from(0)
+    with DuplicateIndex(tmp_path / "seen", OPTIONS) as seen:
+        seen.delete_from(0)
         assert seen.exact(0, exact_signature("a")) is None
     with pytest.raises(ConfigError, match=re.escape("near duplicates need datasketch: pip install 'gptjax[data]'")):
         near_signature("a", OPTIONS)
     with pytest.raises(ConfigError, match="need datasketch"):
-        dedup.check(Options(near_threshold=0.123))
+        dedup.check(CleaningOptions(near_threshold=0.123))
 
 
 # -- real text
@@ -342,10 +342,10 @@ def plant(originals, rng):
 
 
 def check_novels(files, folder):
-    """(share of the planted that is found, passages dropped that were not planted)."""
+    """Returns (fraction of planted copies that are detected, number of other passages dropped)."""
     originals = [passage for path in files for passage in passages(path.read_text(encoding="utf-8"))]
     planted = plant(originals, random.Random(0))
-    with Seen(folder / "seen", OPTIONS) as seen:
+    with DuplicateIndex(folder / "seen", OPTIONS) as seen:
         dropped = [n for n, text in enumerate(originals) if seen.near(n, near_signature(text, OPTIONS)) is not None]
         found = [seen.near(len(originals) + n, near_signature(text, OPTIONS)) for n, (_, text) in enumerate(planted)]
     right = sum(answer == number for answer, (number, _) in zip(found, planted, strict=True))

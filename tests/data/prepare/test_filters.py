@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.data.prepare import filters
-from gptjax.data.prepare.filters import Parts
+from gptjax.data.prepare.filters import TextParts
 
 CHINESE = "今天的天气很好，我们去公园散步。他说：“你好吗？”她……没有回答。"
 
@@ -19,7 +19,7 @@ def unique(count, length=5):
 
 
 def reasons(rules, text):
-    return list(filters.broken(rules, text))
+    return list(filters.failed_rules(rules, text))
 
 
 # -- words
@@ -55,10 +55,10 @@ def top_reference(words, n):
     places = {}
     for i in range(len(words) - n + 1):
         places.setdefault(tuple(words[i : i + n]), []).append(i)
-    most = max(map(len, places.values()), default=0)
-    if most < 2:
+    maximum = max(map(len, places.values()), default=0)
+    if maximum < 2:
         return 0.0
-    covered = [{i + j for i in starts for j in range(n)} for starts in places.values() if len(starts) == most]
+    covered = [{i + j for i in starts for j in range(n)} for starts in places.values() if len(starts) == maximum]
     return max(sum(len(words[i]) for i in one) for one in covered) / sum(map(len, words))
 
 
@@ -87,7 +87,7 @@ many = st.lists(st.sampled_from(unique(30, 2) + unique(30, 7)), max_size=300)
 @given(few | many, st.integers(0, 60), st.integers(0, 60))
 def test_ngram_fractions_are_those_of_plain_loops(words, start, end):
     words = words + words[start:end]
-    parts = Parts(" ".join(words))
+    parts = TextParts(" ".join(words))
     for n in filters.TOP_NGRAMS:
         assert filters.top_ngram_characters(parts, n) == pytest.approx(top_reference(words, n), abs=1e-12)
     for n in filters.DUPLICATE_NGRAMS:
@@ -98,7 +98,7 @@ def test_ngram_fractions_are_those_of_plain_loops(words, start, end):
 @given(st.lists(st.sampled_from(["", " ", "one", " one\t", "two words", "three of them"])))
 def test_fractions_of_lines_and_paragraphs_are_those_of_plain_loops(lines):
     text = "\n".join(lines)
-    parts = Parts(text)
+    parts = TextParts(text)
     assert parts.lines == [line.strip() for line in lines if line.strip()]
     paragraphs, current = [], []
     for line in [*lines, ""]:
@@ -205,9 +205,9 @@ def test_length_up_to_the_thresholds(reason, kept, dropped):
     assert reason in reasons(rules, dropped)
 
 
-def test_bullets_are_no_dashes_of_dialogue():
-    assert filters.bullet_fraction(Parts("— Bonjour, dit-il.\n— Bonjour.\n")) == 0
-    assert filters.bullet_fraction(Parts("* a\n\n- b\n\t● c\nd")) == 0.75
+def test_dashes_of_dialogue_are_not_bullets():
+    assert filters.bullet_fraction(TextParts("— Bonjour, dit-il.\n— Bonjour.\n")) == 0
+    assert filters.bullet_fraction(TextParts("* a\n\n- b\n\t● c\nd")) == 0.75
 
 
 def test_rules_made_for_english_leave_other_scripts_alone():
@@ -225,16 +225,16 @@ def test_repetition_is_seen_in_chinese():
 def test_no_document_is_too_small_to_measure():
     for text in ("", " ", "\n\n", "one", "one two", "#", "字", "\u0301"):
         for rule in (*filters.length_rules(0, 10), *filters.QUALITY, *filters.REPETITION):
-            assert isinstance(rule.measure(Parts(text)), float | int)
+            assert isinstance(rule.measure(TextParts(text)), float | int)
     assert reasons(filters.length_rules(1, 10), "") == ["fewer than 1 words"]
     assert reasons(filters.REPETITION, "") == []
     assert reasons(filters.QUALITY, "") == ["fewer than 2 English stop words"]
-    assert math.isnan(filters.mean_word_length(Parts("")))
+    assert math.isnan(filters.mean_word_length(TextParts("")))
 
 
 def test_a_document_may_be_large():
     text = grams_text(10, 1000, 200_000)
-    assert filters.duplicate_ngram_characters(Parts(text), 10) == pytest.approx(9990 / 200_000)
+    assert filters.duplicate_ngram_characters(TextParts(text), 10) == pytest.approx(9990 / 200_000)
 
 
 # -- scripts

@@ -1,4 +1,4 @@
-"""What counts as personal data, what does not, and that tags are put whatever stands around."""
+"""Detection of personal data, numbers that are not, and replacement in any context."""
 
 import re
 from datetime import date
@@ -106,7 +106,7 @@ around = st.sampled_from(
 
 @settings(max_examples=150, deadline=None)
 @given(around, st.data())
-def test_valid_ones_are_always_replaced(frame, data):
+def test_valid_identifiers_are_always_replaced(frame, data):
     for tag, valid in (
         ("<EMAIL>", emails),
         ("<CARD>", card_numbers()),
@@ -122,7 +122,7 @@ def test_valid_ones_are_always_replaced(frame, data):
 
 @settings(deadline=None)
 @given(around, ipv6)
-def test_ipv6_addresses_that_are_no_code_are_replaced(frame, address):
+def test_ipv6_addresses_that_are_not_code_are_replaced(frame, address):
     groups = [group for group in address.split(":") if group]
     assume(len(groups) > 2 and re.search("[0-9]", address))
     assert scrub(frame.format(address, address)) == frame.format("<IP>", "<IP>")
@@ -216,7 +216,7 @@ def test_hostile_text_takes_no_longer_than_its_length(hostile):
     assert scrub(once) == once
 
 
-def test_novels_hold_nothing_personal():
+def test_novels_contain_no_pii():
     for path in sorted(shared("data/english_novels").glob("[A-C]*.txt")):
         text = path.read_text(encoding="utf-8")
         assert scrub(text) == text

@@ -1,4 +1,4 @@
-"""Preparing: the same set by any number of processes, however often cut short; a true report; clear refusals."""
+"""Preparation gives the same set for any number of processes and interruptions; its report and its errors."""
 
 import errno
 import json
@@ -63,10 +63,10 @@ def decoded(folder):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(pipeline, "CHUNK", 3000)
+    monkeypatch.setattr(pipeline, "CHUNK_BYTES", 3000)
 
 
-def test_every_document_comes_through_in_order_and_the_report_adds_up(tmp_path, call, small_chunks):
+def test_documents_keep_their_order_and_the_report_adds_up(tmp_path, call, small_chunks):
     texts = corpus(tmp_path / "text")
     result = prepared(call, tmp_path, "--json", held_out=0.3)
     assert result.code == 0, result.err
@@ -85,7 +85,7 @@ def test_every_document_comes_through_in_order_and_the_report_adds_up(tmp_path, 
     assert not (tmp_path / "set.unfinished").exists()
 
 
-def test_the_side_of_a_document_follows_its_text_and_not_its_place(tmp_path, call):
+def test_split_of_a_document_depends_on_its_text_alone(tmp_path, call):
     corpus(tmp_path / "text")
     assert prepared(call, tmp_path, held_out=0.3).code == 0
     before = decoded(tmp_path / "set")
@@ -134,7 +134,7 @@ def test_any_number_of_workers_and_any_interruption_give_the_same_set(tmp_path, 
     assert contents(tmp_path / "cut") == expected
 
 
-def test_killed_at_any_moment_it_goes_on_and_ends_the_same(tmp_path):
+def test_preparation_killed_at_any_moment_resumes_to_the_same_set(tmp_path):
     corpus(tmp_path / "text", 15_000)
     how = ["--tokenizer=bytes", "--shard_tokens=100K", "--clean=nfc,exact", "--workers=2", f"--input={tmp_path}/text"]
     command = [sys.executable, "-m", "gptjax.prepare", *how]
@@ -172,7 +172,7 @@ def alive_in(session):
     return found
 
 
-def test_a_full_disk_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path, call, small_chunks, monkeypatch):
+def test_full_disk_leaves_no_partial_files_and_the_next_start_resumes(tmp_path, call, small_chunks, monkeypatch):
     corpus(tmp_path / "text", 90)
     how = {"shard_tokens": 4000, "clean": "exact"}
     assert prepared(call, tmp_path, output="whole", **how).code == 0
@@ -217,7 +217,7 @@ def test_duplicates_and_dropped_documents_are_counted_with_an_example(tmp_path, 
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe:300", "chars"])
-def test_a_tokenizer_made_from_the_text_reads_all_of_it(tmp_path, call, tokenizer):
+def test_trained_tokenizer_encodes_all_of_the_text(tmp_path, call, tokenizer):
     texts = corpus(tmp_path / "text")
     assert prepared(call, tmp_path, tokenizer=tokenizer).code == 0
     found = decoded(tmp_path / "set")
@@ -246,7 +246,7 @@ def test_pairs_keep_where_the_prompt_ends(tmp_path, call):
         assert (ids[: prompt - 1], ids[prompt - 1 :]) == (f"question {i}\t".encode(), f"answer {i}".encode())
 
 
-def test_a_pair_is_judged_as_one_text_and_cleaned_on_both_sides(tmp_path, call):
+def test_pair_is_filtered_as_one_text_and_cleaned_on_both_sides(tmp_path, call):
     (tmp_path / "text").mkdir()
     rows = [
         ("Who is jane@example.com?", "She wrote to joe@example.com a long and careful letter about it."),
@@ -264,7 +264,7 @@ def test_a_pair_is_judged_as_one_text_and_cleaned_on_both_sides(tmp_path, call):
 
 
 @pytest.mark.slow
-def test_a_run_trains_on_a_prepared_set_as_on_its_text_and_takes_its_tokenizer(tmp_path, call, call_train):
+def test_training_on_a_prepared_set_equals_training_on_its_text(tmp_path, call, call_train):
     corpus(tmp_path / "text")
     prepared(call, tmp_path, tokenizer="bpe:300", held_out=0.2)
     for layout in ("flat", "packed", "examples"):
@@ -281,7 +281,7 @@ def test_a_run_trains_on_a_prepared_set_as_on_its_text_and_takes_its_tokenizer(t
         assert "is finished" in call_train(workdir, data_path=tmp_path / "set", data_layout=layout).err
 
 
-def test_a_mixture_changes_on_resume_and_that_is_written_down(tmp_path, call, call_train):
+def test_mixture_changes_on_resume_and_is_recorded(tmp_path, call, call_train):
     for seed, name in enumerate(("one", "two", "three")):
         corpus(tmp_path / "text", seed=seed)
         prepared(call, tmp_path, output=name, held_out=0.2)
@@ -321,12 +321,12 @@ def refusal(call_train, tmp_path, **changes):
     return result.refusal()
 
 
-def test_faults_are_found_before_anything_is_written(tmp_path, call, call_train):
+def test_faults_are_detected_before_anything_is_written(tmp_path, call, call_train):
     corpus(tmp_path / "text")
     for output, tokenizer in (("set", "bytes"), ("other", "bpe:300")):
         prepared(call, tmp_path, output=output, tokenizer=tokenizer, held_out=0.2)
     mixture = ((str(tmp_path / "set"), 1), (str(tmp_path / "gone"), 1))
-    assert "gone is no prepared set" in refusal(call_train, tmp_path, data_mixture=mixture)
+    assert "gone is not a prepared set" in refusal(call_train, tmp_path, data_mixture=mixture)
     mixture = ((str(tmp_path / "set"), 1), (str(tmp_path / "other"), 1))
     assert "other was made with another tokenizer" in refusal(call_train, tmp_path, data_mixture=mixture)
     mixture = ((str(tmp_path / "set"), 1), (str(tmp_path / "other"), -1))
@@ -336,7 +336,7 @@ def test_faults_are_found_before_anything_is_written(tmp_path, call, call_train)
     shard = next((tmp_path / "set").glob("train_*0.npy"))
     raw = shard.read_bytes()
     shard.write_bytes(raw[:-10])
-    assert "cut short or changed" in refusal(call_train, tmp_path, data_path=tmp_path / "set")
+    assert "truncated or was changed" in refusal(call_train, tmp_path, data_path=tmp_path / "set")
     shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     flipped = call(prepare, f"--verify={tmp_path / 'set'}")
     assert "train_00000.npy has changed since it was written" in flipped.refusal()
@@ -344,7 +344,7 @@ def test_faults_are_found_before_anything_is_written(tmp_path, call, call_train)
     assert call(prepare, f"--verify={tmp_path / 'set'}").out == "4 files are as they were written\n"
 
 
-def test_a_run_that_goes_on_refuses_a_set_that_has_changed(tmp_path, call, call_train):
+def test_resume_refuses_a_changed_set(tmp_path, call, call_train):
     corpus(tmp_path / "text")
     prepared(call, tmp_path, held_out=0.2)
     from gptjax.training import loop
@@ -372,20 +372,20 @@ def test_a_run_that_goes_on_refuses_a_set_that_has_changed(tmp_path, call, call_
         ({"held_out": 1.5}, "--held_out=1.5 must be"),
         ({"text_key": "body"}, "has no 'body' (--text_key); it has text"),
         ({"max_document": 100}, "has a document of more than 100 bytes"),
-        ({"document_start": "("}, "--document_start is no regular expression"),
-        ({"shard_tokens": "many"}, "is no amount such as"),
+        ({"document_start": "("}, "--document_start is not a regular expression"),
+        ({"shard_tokens": "many"}, "is not an amount such as"),
         ({"clean": "length", "min_words": 1000}, "no document is left to train on; the reasons: length: fewer than"),
         ({"keep_scripts": "latn", "clean": "script"}, "did you mean latin"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(tmp_path, call, changes, expected):
+def test_invalid_flags_are_refused_in_one_line(tmp_path, call, changes, expected):
     corpus(tmp_path / "text")
     (tmp_path / "text" / "b.csv").unlink()
     assert expected in prepared(call, tmp_path, **changes).refusal()
     assert not (tmp_path / "set").exists()
 
 
-def test_a_set_is_never_written_over_and_other_flags_do_not_go_on(tmp_path, call, monkeypatch):
+def test_set_is_never_overwritten_and_other_flags_do_not_resume(tmp_path, call, monkeypatch):
     corpus(tmp_path / "text")
     prepared(call, tmp_path)
     before = contents(tmp_path / "set")
@@ -401,11 +401,11 @@ def test_a_set_is_never_written_over_and_other_flags_do_not_go_on(tmp_path, call
     monkeypatch.setattr(pipeline.Builder, "_commit", stops)
     assert prepared(call, tmp_path, output="new").code == 130, "nothing was lost by the mistake"
     monkeypatch.undo()
-    assert "was begun with other flags" in prepared(call, tmp_path, output="new", held_out=0.5).refusal()
+    assert "was started with other flags" in prepared(call, tmp_path, output="new", held_out=0.5).refusal()
     assert prepared(call, tmp_path, "--restart", output="new", held_out=0.5).code == 0
 
 
-def test_cut_short_at_the_very_end_only_the_name_is_left_to_give(tmp_path, call, monkeypatch):
+def test_interruption_at_the_very_end_leaves_only_the_rename(tmp_path, call, monkeypatch):
     corpus(tmp_path / "text")
     assert prepared(call, tmp_path, output="whole").code == 0
 
@@ -421,12 +421,12 @@ def test_cut_short_at_the_very_end_only_the_name_is_left_to_give(tmp_path, call,
         assert contents(tmp_path / name) == contents(tmp_path / "whole")
 
 
-def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path, call):
+def test_foreign_folder_is_not_touched(tmp_path, call):
     corpus(tmp_path / "text")
     (tmp_path / "set.unfinished").mkdir()
     (tmp_path / "set.unfinished" / "diary.txt").write_text("mine")
     for flags in ([], ["--restart"]):
-        assert "is no unfinished preparation" in prepared(call, tmp_path, *flags).refusal()
+        assert "is not an unfinished preparation" in prepared(call, tmp_path, *flags).refusal()
     assert (tmp_path / "set.unfinished" / "diary.txt").read_text() == "mine"
 
 
@@ -481,7 +481,7 @@ def test_tatoeba_and_code_alpaca_are_read_as_pairs(tmp_path, call):
         )
 
 
-def test_the_command_says_what_to_do_next(tmp_path, call):
+def test_command_prints_the_next_step(tmp_path, call):
     corpus(tmp_path / "text")
     out = prepared(call, tmp_path).out
     assert f"--config.data.path={tmp_path / 'set'}" in out

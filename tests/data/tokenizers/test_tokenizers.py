@@ -1,4 +1,4 @@
-"""Tokenizers: lossless, saved whole, equal to the library that trained them."""
+"""Tokenizers are lossless, can be saved, and equal the library that trained them."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.data import token_sets
 from gptjax.data.tokenizers import tokenizers
-from gptjax.data.tokenizers.hf_tokenizer import LibraryTokenizer
+from gptjax.data.tokenizers.hf_tokenizer import HFTokenizer
 
 TEXT = ["def read(self):\n    return 'naïve' + \"再见\" * 3\n\n\n", "class A:\n\tx = 12345  # ☃ and 🤖\r\n"] * 30
 
@@ -24,7 +24,7 @@ def bpe():
     return tokenizers.bpe_encoding(TEXT, 300)
 
 
-def test_bpe_has_the_size_asked_for_and_compresses(bpe):
+def test_bpe_has_the_requested_size_and_compresses(bpe):
     assert bpe.n_vocab == 300 and bpe.end == 299
     ids = tokenizers.encode(bpe, TEXT[0])
     assert len(ids) < len(TEXT[0].encode()) / 2 and bpe.decode(ids) == TEXT[0]
@@ -99,7 +99,7 @@ def test_chars_are_nanogpts_on_shakespeare():
     assert encoding.n_vocab == 65 and tokenizers.encode(encoding, text[:5000]) == [order.index(c) for c in text[:5000]]
 
 
-def test_chars_refuse_a_stranger():
+def test_chars_refuse_an_unknown_character():
     encoding = tokenizers.chars_encoding(["añb再"])
     assert encoding.decode(tokenizers.encode(encoding, "再ñ")) == "再ñ"
     with pytest.raises(DataError, match="the character 'z' is not among the 4 of this tokenizer"):
@@ -125,7 +125,7 @@ def sentencepiece():
 
 @pytest.fixture(scope="module")
 def llama():
-    return LibraryTokenizer(sentencepiece().to_str(), "llama", begin=(1,), end=2)
+    return HFTokenizer(sentencepiece().to_str(), "llama", begin=(1,), end=2)
 
 
 def test_the_librarys_ids_and_text(llama):
@@ -153,7 +153,7 @@ def test_a_byte_of_a_byte_level_token_is_a_byte():
         library.decoders.ByteLevel(),
     )
     made.add_tokens(["é é", "éè"])
-    tokenizer = LibraryTokenizer(made.to_str(), "x")
+    tokenizer = HFTokenizer(made.to_str(), "x")
     ids = tokenizer.encode_ordinary(" éé é")
     assert ids == [2, 0, 1, 3]
     assert [tokenizer.decode_single_token_bytes(token) for token in ids] == [b" ", b"\xc3", b"\xa9", "é é".encode()]
@@ -164,7 +164,7 @@ def test_a_length_to_cut_or_fill_to_is_ignored():
     made = sentencepiece()
     made.enable_truncation(2)
     made.enable_padding(length=9)
-    assert len(LibraryTokenizer(made.to_str(), "x").encode_ordinary("a bell")) == 4
+    assert len(HFTokenizer(made.to_str(), "x").encode_ordinary("a bell")) == 4
 
 
 @pytest.mark.parametrize("name", ["bytes", "chars", "bpe:300"])
@@ -193,18 +193,18 @@ def test_tiktokens_own_by_name_and_saved(tmp_path, monkeypatch):
     assert tokenizers.encode(tokenizers.load(tmp_path), "Hello world") == [15496, 995]
 
 
-def test_a_size_is_known_by_name_where_the_text_does_not_decide_it(monkeypatch):
+def test_vocabulary_size_by_name(monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared("tiktoken_cache")))
     text = "some text about texts, and words in other words. " * 20
     for name in ("bytes", "bpe:260", "gpt2", "cl100k_base", "o200k_base"):
-        assert tokenizers.size_by_name(name) == tokenizers.build(name, [text]).n_vocab
-    assert tokenizers.size_by_name("chars") is None
+        assert tokenizers.vocab_size_of(name) == tokenizers.build(name, [text]).n_vocab
+    assert tokenizers.vocab_size_of("chars") is None
     assert tokenizers.TIKTOKEN_SIZES.keys() == set(tokenizers.tiktoken.list_encoding_names())
     with pytest.raises(ConfigError, match="unknown tokenizer"):
-        tokenizers.size_by_name("bert")
+        tokenizers.vocab_size_of("bert")
 
 
-def test_a_vocabulary_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
+def test_failed_vocabulary_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda path: (_ for _ in ()).throw(OSError("no network")))
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
@@ -244,7 +244,7 @@ def test_an_id_of_two_tokens_is_refused(tmp_path):
 
 
 def stream(tokenizer, documents):
-    tokens = token_sets.encoded(tokenizer, documents, "encoding")
+    tokens = token_sets.from_texts(tokenizer, documents, "encoding")
     return tokens.read(0, len(tokens))
 
 
@@ -259,10 +259,10 @@ def test_documents_are_joined_by_end_of_text():
 def test_documents_begin_and_end_where_the_tokenizer_says(llama):
     a = llama.encode_ordinary("a")
     assert stream(llama, ["a", ""]).tolist() == [1, *a, 2, 1, 2]
-    endless = LibraryTokenizer(llama.text, "x", begin=(1,))
+    endless = HFTokenizer(llama.text, "x", begin=(1,))
     assert stream(endless, ["a", "a"]).tolist() == [1, *a, 1, *a]
 
 
-def test_ids_that_no_token_has_stand_for_no_bytes():
+def test_ids_without_a_token_have_no_bytes():
     encoding = tokenizers.Encoding("x", pat_str=".", mergeable_ranks={b"a": 0, b"bc": 3}, special_tokens={"<s>": 5})
     assert tokenizers.token_bytes(encoding).tolist() == [1, 0, 0, 2, 0, 0]
