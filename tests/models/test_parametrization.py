@@ -149,7 +149,7 @@ def test_activations_move_as_far_at_any_width_and_under_the_standard_one_do_not(
         (dict(model_parametrization="mup", model_base__width=8), "needs model.base_head_width"),
         (dict(model_base__width=8), "model.base_width is for model.parametrization=mup"),
         (dict(model_parametrization="mupp"), "did you mean mup?"),
-        (dict(optimizer_name="adafactor", **MUP), "optimizer.name=adafactor has no known rule"),
+        (dict(optimizer_name="adafactor", **MUP), "optimizer.name=adafactor has no known scaling rule"),
         (dict(model_arch="recurrent", **MUP), "model.arch is recurrent"),
         (dict(model_base__layers=0), "must be at least 1"),
     ],

@@ -332,7 +332,7 @@ def test_faults_are_detected_before_anything_is_written(tmp_path, call, call_tra
     mixture = ((str(tmp_path / "set"), 1), (str(tmp_path / "other"), -1))
     assert "weights must be more than 0" in refusal(call_train, tmp_path, data_mixture=mixture)
     (tmp_path / "half.unfinished").mkdir()
-    assert "has not finished" in refusal(call_train, tmp_path, data_path=tmp_path / "half")
+    assert "is an unfinished preparation" in refusal(call_train, tmp_path, data_path=tmp_path / "half")
     shard = next((tmp_path / "set").glob("train_*0.npy"))
     raw = shard.read_bytes()
     shard.write_bytes(raw[:-10])
