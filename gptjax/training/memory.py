@@ -69,7 +69,9 @@ def batch_needs(config: ConfigDict) -> list[MemoryNeed]:
     ahead = 1 + min(config.data.prefetch, config.train.steps - 1)
     item = 2 if config.train.dtype == "bfloat16" else 4
     # An encoder-decoder may get shorter rows.
-    arrays, is_full = (1, False) if config.model.arch == "seq2seq" else (3, not is_recurrent(config.model))  # short rows
+    arrays, is_full = (
+        (1, False) if config.model.arch == "seq2seq" else (3, not is_recurrent(config.model))
+    )  # short rows
     activations = tokens // config.train.grad_accumulation * config.model.width * config.model.layers * item
     return [
         MemoryNeed("batches", arrays * NUMBER * tokens * ahead, "data.batch_size, data.context or data.prefetch"),
