@@ -70,14 +70,14 @@ def evaluate(run: "Run", split: str = "val", files: Sequence[Path] = (), rows: i
 
 def write_answers(run: "Run", inputs: Sequence[Record], rows: int = 16) -> list[str]:
     """Decodes an answer for each record, greedily. Prompts are shortened to half of data.context."""
-    c, opening = run.config.data, token_sets.delimiters_of(run.tokenizer).opening
+    c, prefix = run.config.data, token_sets.delimiters_of(run.tokenizer).prefix
     prompt_length = c.context // 2
     params = SamplingParams(max_tokens=c.context - prompt_length, temperature=0.0)
     requests = []
     for record in inputs:
-        prompt = prompt_ids(record, c.examples, run.tokenizer, prompt_length - len(opening))
+        prompt = prompt_ids(record, c.examples, run.tokenizer, prompt_length - len(prefix))
         is_decoder = models.kind(run.model) == "decoder"
-        ids = (*opening, *prompt) if is_decoder else (*run.tokenizer.begin, *prompt, *_end(run))
+        ids = (*prefix, *prompt) if is_decoder else (*run.tokenizer.begin, *prompt, *_end(run))
         requests.append(decoding.Request(ids, params, jax.random.key(0)))
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
     texts = [""] * len(requests)
