@@ -51,7 +51,7 @@ def mesh_sizes(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def make_mesh(**mesh: int) -> Mesh:
-    """Builds a mesh of these sizes, see `axis_sizes`. By default batches are sharded over all devices."""
+    """Builds a mesh of these sizes, see `mesh_sizes`. By default batches are sharded over all devices."""
     sizes = mesh_sizes(mesh or {"data": -1}, jax.device_count())
     # Auto, because Linen fails under jax.make_mesh's default of Explicit axes.
     axis_types, devices = (AxisType.Auto,) * len(AXES), jax.devices()[: math.prod(sizes.values())]
