@@ -13,14 +13,16 @@ from gptjax.training.job import CHOICES
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "switches.json").read_text())
 CASES = [
-    pytest.param(array, row, id=f"{array}-{i}", marks=() if i % 10 == 0 else pytest.mark.slow)
+    pytest.param(array, row, id=f"{array}-{i}", marks=() if i % 32 == 0 else pytest.mark.slow)
     for array, rows in ROWS.items()
     for i, row in enumerate(rows)
 ]
-# Choices that other tests make: of texts, of where figures go, of platforms, of rows that two tasks learn from.
+# Choices that other tests make: of texts, of where figures go, of platforms, of a text's vectors, of rows of two tasks.
 ELSEWHERE = {
     "data.source": ("text",),
-    "log.writers": ("tensorboard", "wandb"),
+    "log.writers": ("jsonl", "tensorboard", "wandb"),
+    "model.pooling": ("first", "pooler"),
+    "finetune.method": ("prompt",),
     "model.kernels": ("cpu", "gpu", "tpu"),
     "data.examples.form": ("chat", "instructions", "text"),
     "train.objective": ("seq2seq", "next_sentence"),

@@ -172,8 +172,8 @@ def test_arrays_of_a_batch_lie_by_the_letters_of_their_names():
     }  # fmt: skip
     found = sharding.of_batch(mesh, {name: np.zeros(shape) for name, shape in shapes.items()})
     assert {name: tuple(there.spec) for name, there in found.items()} == {
-        "inputs_BT": (rows, ("context",)), "source_BS": (rows, ("context",)), "labels_B": (rows,),
-        "spans_B2": (rows, None), "choices_BT": (rows, None, ("context",)), "teacher_BTV": (rows, ("context",), None),
+        "inputs_BT": (rows, "context"), "source_BS": (rows, "context"), "labels_B": (rows,),
+        "spans_B2": (rows, None), "choices_BT": (rows, None, "context"), "teacher_BTV": (rows, "context", "tensor"),
     }  # fmt: skip
     slices = sharding.of_batch(mesh, {"labels_B": np.zeros((2, 8))}, leading=1)
     assert tuple(slices["labels_B"].spec) == (None, rows)
