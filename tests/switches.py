@@ -154,7 +154,7 @@ TUNING = {
     "method": {
         "rule": {"finetune.method": "rule", "finetune.rule": "kernel"},
         "top": {"finetune.method": "top", "finetune.top_layers": 1},
-        **of("finetune.method", "full", "bitfit", "lora", "dora", "adalora", "ia3", "adapter", "prefix", "prompt"),
+        **of("finetune.method", "full", "bitfit", "lora", "dora", "adalora", "ia3", "adapter", "prefix"),
     },
     "quantise": of("finetune.quantise", "none", "int8", "nf4"),
     "head": {"none": {}, "classification": CLASSIFIES},

@@ -17,10 +17,12 @@ CASES = [
     for array, rows in ROWS.items()
     for i, row in enumerate(rows)
 ]
-# Choices that other tests make: of texts, of where figures go, of platforms, of rows that two tasks learn from.
+# Choices that other tests make: of texts, of where figures go, of platforms, of a text's vectors, of rows of two tasks.
 ELSEWHERE = {
     "data.source": ("text",),
-    "log.writers": ("tensorboard", "wandb"),
+    "log.writers": ("jsonl", "tensorboard", "wandb"),
+    "model.pooling": ("first", "pooler"),
+    "finetune.method": ("prompt",),
     "model.kernels": ("cpu", "gpu", "tpu"),
     "data.examples.form": ("chat", "instructions", "text"),
     "train.objective": ("seq2seq", "next_sentence"),

@@ -1,6 +1,6 @@
 """Makes switches.json: arrays of choices in which every two values of two switches meet, but for refused ones.
 
-python tests/golden/make_switches.py        (pip install allpairspy)
+python tests/golden/make_switches.py [switches|tuning]        (pip install allpairspy)
 """
 
 import json
@@ -77,8 +77,9 @@ if __name__ == "__main__":
         folder = switches.written(Path(place))
         made = {
             array: array_of(array, lambda chosen, array=array: switches.refusal(folder, array, chosen))
-            for array in switches.ARRAYS
+            for array in sys.argv[1:] or switches.ARRAYS
         }
+    made = json.loads((HERE / "switches.json").read_text()) | made
     lines = {array: ",\n".join(f"  {json.dumps(row)}" for row in rows) for array, rows in made.items()}
     text = ",\n".join(f' "{array}": [\n{rows}\n ]' for array, rows in lines.items())
     (HERE / "switches.json").write_text(f"{{\n{text}\n}}\n")
