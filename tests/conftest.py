@@ -25,6 +25,7 @@ import pytest
 
 from gptjax import config as configs
 from gptjax import evaluate, generate, plan, train
+from gptjax.core import arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "base.py")
@@ -127,8 +128,8 @@ class Result:
 def call(capsys, monkeypatch):
     """`call(train, "--flag", ...)` runs a command's main in this process, errors handled as on the command line."""
 
-    def run(module, *arguments):
-        monkeypatch.setattr("sys.argv", ["gptjax", *map(str, arguments)])
+    def run(module, *flags):
+        monkeypatch.setattr("sys.argv", ["gptjax", *map(str, flags)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
             arguments.run(module.main)
@@ -142,8 +143,8 @@ def call(capsys, monkeypatch):
 def call_train(call):
     """`call_train(workdir, key=value...)` trains the tiny recipe."""
 
-    def run(workdir, *arguments, **changes):
-        return call(train, f"--config={BASE}", f"--workdir={workdir}", *overrides(**changes), *arguments)
+    def run(workdir, *flags, **changes):
+        return call(train, f"--config={BASE}", f"--workdir={workdir}", *overrides(**changes), *flags)
 
     return run
 

@@ -47,10 +47,10 @@ def guarded():
         signal.signal(signal.SIGALRM, before)
 
 
-def run(main, arguments):
+def run(main, flags):
     """Exit code, stdout and stderr of a command's `main`; Broken where it raises anything but SystemExit or hangs."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["gptjax", *arguments]
+    sys.argv = ["gptjax", *flags]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guarded():
             arguments.run(main)
