@@ -46,7 +46,7 @@ LLAMA3 = (
 
 # What templates of the hub use beside that: blocks, JSON, macros, loops that end early, training's marks.
 ODD = """
-{% macro messages(message) %}{{ message['role'] | upper }}: {{ message | tojson }}{% endmacro %}
+{% macro line(message) %}{{ message['role'] | upper }}: {{ message | tojson }}{% endmacro %}
 {% if messages[0]['role'] != 'user' and messages[0]['role'] != 'system' %}
     {{ raise_exception('it must begin with a question') }}
 {% endif %}
@@ -54,7 +54,7 @@ ODD = """
 {% for message in messages %}
     {% if message['role'] == last.role %}{% break %}{% endif %}
     {% set last.role = message['role'] %}
-{{ messages(message) }}{% generation %}{{ eos_token if message['role'] == 'assistant' }}{% endgeneration %}
+{{ line(message) }}{% generation %}{{ eos_token if message['role'] == 'assistant' }}{% endgeneration %}
 
 {% endfor %}
 {{ 'ASSISTANT:' if add_generation_prompt }} {{ 'of' + tools if tools }}
