@@ -406,8 +406,8 @@ def test_a_folder_without_a_tokenizer_is_sent_to_convert(call, folder, tmp_path)
 
 def test_importing_loads_no_torch_and_no_transformers(exported, tmp_path):
     code = (
-        "import sys; from gptjax.interop import transfer; from pathlib import Path\n"
-        f"transfer.import_run({str(exported)!r}, Path({str(tmp_path / 'run')!r}))\n"
+        "import sys; from gptjax.interop import convert_run; from pathlib import Path\n"
+        f"convert_run.import_run({str(exported)!r}, Path({str(tmp_path / 'run')!r}))\n"
         "assert not {'torch', 'transformers', 'pickle5'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 IMPATIENT = """
 from gptjax import train
 from gptjax.core import arguments
-from gptjax.training import checkpoints
+from gptjax.runs import checkpoints
 checkpoints.RETRY_SECONDS, checkpoints.LAST_SAVE_SECONDS = 0.1, 1.0
 arguments.run(train.main)
 """

@@ -221,12 +221,12 @@ def test_exception_rolls_back_to_the_last_commit(tmp_path, documents, uninterrup
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
-from gptjax.data.prepare.cleaning import Options
+from gptjax.data.prepare.cleaning import CleaningOptions
 from gptjax.data.prepare import dedup
-from gptjax.data.prepare.dedup import Seen
+from gptjax.data.prepare.dedup import DuplicateIndex
 dedup._CACHE_KB = 20  # so that much of what is not committed is in the file already
 documents = pickle.load(open(sys.argv[2], "rb"))
-seen = Seen(Path(sys.argv[1]), Options())
+seen = DuplicateIndex(Path(sys.argv[1]), CleaningOptions())
 for i, exact, near in documents:
     seen.exact(i, exact), seen.near(i, near)
     if i % 70 == 69:
