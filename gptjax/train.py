@@ -66,7 +66,7 @@ def check_model_flags(overrides: Sequence[str], recipe: "ConfigDict", workdir: P
     """
     from gptjax.runs import directory as workdirs
     from gptjax.runs import pretrained
-    from gptjax.training.loop import IMPORT_OVERRIDES, PRETRAINED_OVERRIDES
+    from gptjax.training.setup import IMPORT_OVERRIDES, PRETRAINED_OVERRIDES
 
     pretrained.check_exists(recipe, workdir)
     origin = workdirs.origin(recipe, workdir)

@@ -33,7 +33,7 @@ from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.finetune import methods
 from gptjax.runs import pretrained
-from gptjax.training import loop
+from gptjax.training import loop, setup
 
 WORDS = ["the", "a", "model", "reads", "text", "and", "writes", "ünïcode", "again", "softly"]
 TEXT, PAIRS = "text.txt", "pairs.tsv"
@@ -255,7 +255,7 @@ def refusal(folder, array, chosen):
     """The line that refuses a choice before anything is read; "" where nothing does."""
     config, origin = config_in(folder, array, chosen)
     try:
-        config = loop.resolve_config(config, folder / "none", origin)
+        config = setup.resolve(config, folder / "none", origin)
         if config.objective.teacher and config.model.vocabulary:
             return "the teacher has no vocabulary but its tokenizer's"
         if origin and pretrained.is_partial(config):

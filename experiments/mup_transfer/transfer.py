@@ -46,11 +46,11 @@ def trained(
     parametrization: str, width: int, rates: Sequence[float], runs: Path, overrides: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each rate; a loss of None is a run that diverged."""
-    from gptjax.training.population import population
+    from gptjax.training import loop
 
     made = [config_of(parametrization, width, rate, overrides) for rate in rates]
     where = [runs / f"{parametrization}-{width}" / f"{rate:.6g}" for rate in rates]
-    summaries = population.train(made, where)
+    summaries = loop.train_population(made, where)
     return [
         {"parametrization": parametrization, "width": width, "rate": rate, "loss": own["val_loss"] if own else None}
         for rate, own in zip(rates, summaries, strict=True)

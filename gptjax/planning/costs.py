@@ -30,9 +30,8 @@ from gptjax.planning.modules import Scope
 from gptjax.runs import directory as workdirs
 from gptjax.runs.train_state import TrainState, init_from_base
 from gptjax.training import memory
-from gptjax.training.loop import PRETRAINED_OVERRIDES
 from gptjax.training.monitoring import metrics, profiler
-from gptjax.training.setup import check
+from gptjax.training.setup import PRETRAINED_OVERRIDES, check
 from gptjax.training.step import make_train_step
 
 WARM_UP = 2  # untimed steps; the first ones touch new memory

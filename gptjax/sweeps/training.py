@@ -98,7 +98,6 @@ def train_sequentially(trials: Sequence[Trial], watch: Watch) -> Iterator[Result
 
 def train_vmapped(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -> Iterator[Result]:
     """Trains all trials as one population; yields their results. Members evolve every `every_steps` steps; 0: never."""
-    from gptjax.training.population import population
     from gptjax.training.population.evolution import Evolution
 
     last: list[Line] = [{} for _ in trials]
@@ -113,7 +112,7 @@ def train_vmapped(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -
     watch.begin(trials[0])
     evolution = Evolution(every_steps) if every_steps else None
     with console.quiet():
-        summaries = population.train(
+        summaries = loop.train_population(
             [trial.config for trial in trials], [trial.workdir for trial in trials], listen, evolution=evolution
         )
     for trial, summary, line in zip(trials, summaries, last, strict=True):

@@ -1,47 +1,44 @@
-"""The training loop, from config to summary: `train` calls the functions below it in order.
+"""The training loop, from config to summary, of a run or of a population of runs; a run is a population of one.
 
-All outputs go to the run's directory. Messages go to the console; nothing is printed to stdout.
+All outputs go to the runs' directories. Messages go to the console; nothing is printed to stdout.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
-from gptjax import data, models, sharding
 from gptjax.config.errors import Diverged, Interrupted
 from gptjax.core import console, cpu_idle
 from gptjax.data import batches
 from gptjax.evals import held_out
-from gptjax.finetune.paths import Flat
 from gptjax.interop import foreign
-from gptjax.optim.update_rules import with_fisher
 from gptjax.runs import directory as workdirs
 from gptjax.runs import pretrained
 from gptjax.runs.checkpoint_policy import SaveSchedule
-from gptjax.runs.checkpoints import Checkpoints, shapes_on
-from gptjax.runs.train_state import TrainState, init_from_base, init_state, parameter_count
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.runs.train_state import TrainState, parameter_count
 from gptjax.sharding import processes
-from gptjax.training import ewc, memory, recovery
-from gptjax.training.monitoring import goodput, interrupts, metrics, profiler, report, samples, watchdog
-from gptjax.training.monitoring.recorder import OnLine, Recorder
-from gptjax.training.setup import TrainSetup, check, train_setup
-from gptjax.training.step import Step, make_train_step
-
-# Keys of `config.model` that a run may override when its model was imported, or comes from another run.
-IMPORT_OVERRIDES = ("dropout", "remat", "kernels")
-PRETRAINED_OVERRIDES = (*IMPORT_OVERRIDES, "scan_layers", *workdirs.TASK_HEAD)
+from gptjax.training import recovery, samples
+from gptjax.training import setup as setups
+from gptjax.training.hooks import Hook, StepInfo, run_hooks
+from gptjax.training.monitoring import goodput, interrupts, profiler, report, watchdog
+from gptjax.training.monitoring.writers import Line
+from gptjax.training.population import population as populations
+from gptjax.training.population.evolution import Evolution
+from gptjax.training.population.population import Population
+from gptjax.training.recorder import OnLine, Recorder
+from gptjax.training.setup import TrainSetup, train_setup
 
 
 def train(
-    config: ConfigDict, workdir: Path, on_line: OnLine = lambda line: None, started: float | None = None
+    config: ConfigDict, workdir: Path, on_line: Callable[[Line], None] = lambda line: None, started: float | None = None
 ) -> dict[str, Any]:
     """Trains the run that `config` describes in `workdir`, or resumes it; returns its summary.
 
@@ -59,38 +56,73 @@ def train(
     started = time.monotonic() if started is None else started
     pretrained.check_exists(config, workdir)
     with foreign.resolve_pretrained(config, workdir) as origin:
-        config = resolve_config(config, workdir, origin)
+        config = setups.resolve(config, workdir, origin)
         workdirs.check_free(workdir, config)
         summary = report.read_summary(workdir)
         if summary:
             console.say(f"{workdir} is finished; to train again, give another --workdir")
             return summary
-        setup = train_setup(config, workdir, started, origin)
-    lock = workdirs.lock(workdir) if processes.is_first() else nullcontext()
-    with lock, open_checkpoints(setup) as checkpoints:
+        population = populations.of_one(train_setup(config, workdir, started, origin))
+    return train_members(population, lambda member, line: on_line(line))[0] or {}
+
+
+def train_population(
+    all_configs: Sequence[ConfigDict],
+    all_workdirs: Sequence[Path],
+    on_line: OnLine = lambda member, line: None,
+    started: float | None = None,
+    evolution: Evolution | None = None,
+) -> list[dict[str, Any] | None]:
+    """Trains the runs of these configs in their directories as one program, or resumes them; returns their summaries.
+
+    Args:
+      all_configs: from gptjax.config.read; they may differ only in keys of `members.TRACED` and in data.seed.
+      all_workdirs: one directory per config; absent, empty, or a run of the same config.
+      on_line: called with the member's number and each line of its metrics.jsonl.
+      started: time.monotonic() at the start of the process, so that its imports are counted; default: now.
+      evolution: population-based training; None: members train independently.
+
+    Returns:
+      The summary of each member, as returned by `train`; None for a member that diverged.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: user errors; nothing is written.
+      Interrupted: by a signal; the current step is saved.
+    """
+    started = time.monotonic() if started is None else started
+    resolved = [setups.resolve(config, where) for config, where in zip(all_configs, all_workdirs, strict=True)]
+    populations.check(resolved, all_configs, evolution)
+    for config, where in zip(resolved, all_workdirs, strict=True):
+        workdirs.check_free(where, config)
+    done = [report.read_summary(where) for where in all_workdirs]
+    if all(done):
+        return list(done)
+    return train_members(populations.build_population(resolved, all_workdirs, started, evolution), on_line, done)
+
+
+def train_members(
+    population: Population, on_line: OnLine, done: Sequence[dict[str, Any] | None] = (None,)
+) -> list[dict[str, Any] | None]:
+    """Trains all members of a population from where they are; `done` are the summaries of those that are finished."""
+    clock, is_first = population.first.clock, processes.is_first()
+    all_workdirs = [setup.workdir for setup in population.setups]
+    with ExitStack() as stack:
+        for workdir in all_workdirs if is_first else ():
+            stack.enter_context(workdirs.lock(workdir))
+        written = [stack.enter_context(open_checkpoints(setup)) for setup in population.setups]
         try:
-            state = init_or_restore_state(setup, checkpoints)
-            with goodput.record_clock(setup.clock, workdir, int(state.step), processes.is_first()):
+            state = populations.init_or_restore(population, written)
+            with goodput.record_clock(clock, all_workdirs, population.first.resumes_at, is_first):
                 with interrupts.handle_signals() as stop_signal:
-                    state = train_with_recovery(setup, state, checkpoints, on_line, stop_signal)
-                with setup.clock.during("finish"), cpu_idle.keep_awake(jax.default_backend() == "cpu"):
-                    return finish(setup, state)
+                    state = train_with_recovery(population, state, written, on_line, stop_signal)
+                with clock.during("finish"), cpu_idle.keep_awake(jax.default_backend() == "cpu"):
+                    return finish(population, state, done)
         except KeyboardInterrupt as error:
-            checkpoints.wait()
-            saved = checkpoints.latest()
+            for checkpoints in written:
+                checkpoints.wait()
+            saved = written[0].latest()
             status = f"saved at step {saved:,}; the same command resumes training" if saved else "nothing is saved yet"
             raise Interrupted.after(error, f"interrupted; {status}") from None
-
-
-def resolve_config(config: ConfigDict, workdir: Path, origin: Path | None) -> ConfigDict:
-    """Resolves and checks the config of a run; its model is that of the run at `origin`, if there is one."""
-    if origin:  # needed only to create the run, whose own config then has the model
-        home = workdir if workdirs.is_run(workdir) else origin
-        config = workdirs.with_model_of(home, config, PRETRAINED_OVERRIDES if origin != workdir else IMPORT_OVERRIDES)
-    config = configs.resolve(config)
-    check(config)
-    memory.check_config(config)
-    return config if origin else data.with_tokenizer_of_sets(config)
 
 
 def open_checkpoints(setup: TrainSetup) -> Checkpoints:
@@ -99,194 +131,153 @@ def open_checkpoints(setup: TrainSetup) -> Checkpoints:
     return Checkpoints(setup.workdir, c.keep, c.keep_every, c.keep_best)
 
 
-def init_or_restore_state(setup: TrainSetup, checkpoints: Checkpoints) -> TrainState:
-    """Restores the state to resume from, or initializes it, on the devices."""
-    shapes = state_shapes(setup)
-    shardings = sharding.state_shardings(setup.mesh, shapes)
-    if setup.resumes_at:
-        state = checkpoints.restore(shapes_on(shapes, shardings), setup.resumes_at)
-        if setup.origin and shapes.frozen:
-            state = state.replace(frozen=init_state_from_base(load_base_params(setup.origin, setup), setup).frozen)
-        console.say(f"resuming   at step {int(state.step):,} of {setup.config.train.steps:,}")
-    elif setup.origin:
-        base = load_base_params(setup.origin, setup)
-        fisher = fisher_information(setup.fisher_data, setup, base) if setup.fisher_data else {}
-        state = init_state_from_base(base, setup)
-        state = state.replace(opt_state=with_fisher(state.opt_state, fisher))
-        console.say(f"starting   from the parameters of {setup.origin}")
-    else:
-        # The program runs once, so its compilation time matters; without optimization it draws the same numbers.
-        make = jax.jit(
-            init_fn(setup), out_shardings=shardings, compiler_options={"xla_backend_optimization_level": "0"}
-        )
-        state = make()
-    checkpoints.quarantine_after(setup.resumes_at)
-    devices = f"{setup.mesh.size} {jax.devices()[0].device_kind} device{'s' * (setup.mesh.size > 1)}"
-    arch, dtype = setup.config.model.arch, setup.config.train.dtype
-    count, trained = parameter_count(state.eval_shapes()), parameter_count(state.params)
-    console.say(f"model      {arch}, {count:,} parameters, {dtype}, on {devices}")
-    if state.frozen:
-        console.say(f"finetune   {setup.config.finetune.method}: {trained:,} parameters train, {trained / count:.2%}")
-    packed = setup.config.data.layout == "packed"
-    console.say(f"attention  {models.kernels.attention_plan(setup.model.config, dtype, packed)}")
-    if metrics.peak_flops(jax.devices()[0].device_kind):
-        console.say(f"mfu        {metrics.MFU_CONVENTION}")
-    return state
-
-
-def init_fn(setup: TrainSetup) -> Callable[[], TrainState]:
-    """Returns a function that initializes the state with random parameters."""
-    return partial(init_state, setup.model, setup.optimizer, setup.config.seed)
-
-
-def state_shapes(setup: TrainSetup) -> TrainState:
-    """Shapes of the train state."""
-    if not setup.origin or not pretrained.is_partial(setup.config):
-        return jax.eval_shape(init_fn(setup))
-    return jax.eval_shape(init_from_base_fn(setup), pretrained.base_shapes(setup.origin, setup.config))
-
-
-def init_from_base_fn(setup: TrainSetup) -> Callable[[Any], TrainState]:
-    """Returns a function `base parameters -> state` that initializes the state of a run with an origin."""
-    return lambda base: init_from_base(base, setup.model, setup.optimizer, setup.config)
-
-
-def load_base_params(origin: Path, setup: TrainSetup) -> Any:
-    """Loads the parameters that the run starts from: the newest of its origin, or those it was imported with."""
-    base = (
-        pretrained.base_params(origin, setup.config, setup.mesh)
-        if origin != setup.workdir
-        else pretrained.load_params(origin, setup.mesh)
-    )
-    if pretrained.is_partial(setup.config):
-        pretrained.record_base(setup.workdir, base)
-    return base
-
-
-def fisher_information(fisher_data: ewc.FisherData, setup: TrainSetup, base: Any) -> Flat:
-    """Estimates the Fisher information of the base parameters, by path; see gptjax.training.ewc."""
-    return ewc.fisher_information(
-        fisher_data, setup.config, base, state_shapes(setup).params, setup.workdir, setup.mesh
-    )
-
-
-def init_state_from_base(base: Any, setup: TrainSetup) -> TrainState:
-    """Initializes the state from these parameters, whose buffers are donated."""
-    shardings = sharding.state_shardings(setup.mesh, state_shapes(setup))
-    donated = () if setup.config.finetune.quantise != "none" else 0  # no quantized output is as large as they are
-    return jax.jit(init_from_base_fn(setup), out_shardings=shardings, donate_argnums=donated)(base)
-
-
-def compile_steps(setup: TrainSetup, state: TrainState) -> dict[tuple[int, int], Step]:
-    """Compiles the train step for each remaining shape [B, T], so that no step time includes compilation."""
-    step = make_train_step(setup.config, setup.objective, setup.optimizer, setup.mesh, state)
-    current = batches.stage_of(int(state.step) + 1, setup.stages)
-    compiled: dict[tuple[int, int], Step] = {}
-    for stage in setup.stages[setup.stages.index(current) :]:
-        batch = load_batch(setup, max(stage.start, int(state.step)))
-        shape = batch_shape(batch)
-        if shape in compiled:
-            continue
-        start = time.monotonic()
-        compiled[shape] = step.lower(state, batch).compile()
-        suffix = f" for {shape[0]} x {shape[1]} tokens" if len(setup.stages) > 1 else ""
-        console.say(f"compiled   in {time.monotonic() - start:.1f} s{suffix}")
-    return compiled
-
-
-def batch_shape(batch: Mapping[str, jax.Array]) -> tuple[int, int]:
-    """Returns [B, T] of the model's inputs; an objective may make T shorter than data.context."""
-    B, *_, T = batch["inputs_BT"].shape
-    return B, T
-
-
-def load_batch(setup: TrainSetup, index: int) -> dict[str, jax.Array]:
-    """Loads the batch of step `index` + 1 on the devices."""
-    return setup.teacher_fn(sharding.place_batch(setup.train_batches[index], setup.mesh, *setup.train_batches.share))
-
-
-def load_batch_unless_left_out(setup: TrainSetup, index: int) -> dict[str, jax.Array] | None:
-    """Loads the batch like `load_batch`; returns None if the run leaves that step out."""
-    return None if recovery.is_left_out(setup, index + 1) else load_batch(setup, index)
-
-
-def run_step(
-    setup: TrainSetup,
-    step_fns: dict[tuple[int, int], Step],
-    state: TrainState,
-    step: int,
-    batch: dict[str, jax.Array] | None,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Takes one step; returns the new state and the metrics. A batch of None leaves the step out."""
-    if batch is None:
-        return recovery.skip_batch(state)
-    return step_fns[batch_shape(batch)](recovery.reset_statistics(setup, state, step), batch)
-
-
 def train_with_recovery(
-    setup: TrainSetup, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, stop_signal: interrupts.StopSignal
+    population: Population,
+    state: TrainState,
+    written: Sequence[Checkpoints],
+    on_line: OnLine,
+    stop_signal: interrupts.StopSignal,
 ) -> TrainState:
     """Calls `train_steps`; after too many bad steps in a row, rolls back to the checkpoint before them and repeats."""
     try:
-        return train_steps(setup, state, checkpoints, on_line, stop_signal)
-    except recovery.RepeatedBadSteps as bad:
-        setup = recovery.roll_back(setup, checkpoints, bad)
-    return train_with_recovery(setup, init_or_restore_state(setup, checkpoints), checkpoints, on_line, stop_signal)
+        return train_steps(population, state, written, on_line, stop_signal)
+    except recovery.RollBack as bad:
+        population = roll_back(population, written, bad)
+    state = populations.init_or_restore(population, written)
+    return train_with_recovery(population, state, written, on_line, stop_signal)
+
+
+def handle_bad_steps(
+    population: Population,
+    written: Sequence[Checkpoints],
+    current_state: Callable[[], TrainState],
+    member: int,
+    bad: recovery.RepeatedBadSteps,
+) -> None:
+    """Returns if a member of several has diverged; the others continue.
+
+    Raises:
+      RollBack: there is a checkpoint before the bad steps, and the member has not rolled back yet.
+      Diverged: a single run has diverged. The report is written, as for members.
+    """
+    setup = population.setups[member]
+    for checkpoints in written:
+        checkpoints.wait()  # in all processes, before the first one lists the checkpoints
+    saved = processes.broadcast(lambda: checkpoint_before(population, written, bad.first))
+    if saved and not setup.left_out:
+        raise recovery.RollBack(member, bad, saved, current_state())
+    reason = recovery.report_divergence(setup, bad, population.select(current_state(), member))
+    if population.count == 1:
+        raise Diverged(reason)
+    console.say(f"diverged   {setup.workdir}: {bad}; it stops here, the other members continue")
+
+
+def checkpoint_before(population: Population, written: Sequence[Checkpoints], step: int) -> int:
+    """Newest step before `step` of which every member has an undamaged checkpoint; 0 if there is none."""
+    if population.count == 1:
+        return written[0].newest_before(step) or 0
+    return populations.newest_common_step([setup.workdir for setup in population.setups], step)
+
+
+def roll_back(population: Population, written: Sequence[Checkpoints], bad: recovery.RollBack) -> Population:
+    """Returns the population that resumes before the bad steps of a member, which leaves their batches out.
+
+    Later checkpoints of all members are deleted, and the memory of the state is freed.
+    """
+    # In this order: a run that is killed in between meets the same bad steps again.
+    for checkpoints in written:
+        checkpoints.delete_after(bad.saved)
+    setup = recovery.leave_out(population.setups[bad.member], bad.saved, bad.steps)
+    jax.tree.map(lambda leaf: leaf.delete(), bad.state)
+    if setup.clock.marked and setup.clock.marked[0] == bad.saved:
+        setup.clock.lose(setup.clock.marked[1], setup.clock.reading())
+    resumed = [
+        (setup if m == bad.member else other)._replace(resumes_at=bad.saved)
+        for m, other in enumerate(population.setups)
+    ]
+    return population._replace(setups=resumed)
 
 
 def train_steps(
-    setup: TrainSetup, state: TrainState, checkpoints: Checkpoints, on_line: OnLine, stop_signal: interrupts.StopSignal
+    population: Population,
+    state: TrainState,
+    written: Sequence[Checkpoints],
+    on_line: OnLine,
+    stop_signal: interrupts.StopSignal,
 ) -> TrainState:
-    """Takes every remaining step, with evaluations, checkpoints and metrics."""
-    c, clock = setup.config, setup.clock
-    start, steps = int(state.step), c.train.steps
+    """Takes every remaining step, with the hooks that evaluate, save and stop."""
+    setup = population.first
+    c, clock, start, steps = setup.config, setup.clock, setup.resumes_at, setup.config.train.steps
     if start == steps:
         return state
+    values = populations.member_values(population)
     with clock.during("compile"):
-        step_fns = compile_steps(setup, state)
+        step_fns = populations.compile_steps(population, values, state)
     if number := stop_signal(start):
         raise Interrupted(number)
-    sample = [setup.eval_batches[i] for i in batches.evenly_spaced(setup.eval_batches, c.eval.batches)]
-    due = SaveSchedule(c.checkpoint, steps)
+    shapes = jax.eval_shape(lambda: population.select(state, 0))
+    on_bad_steps = partial(handle_bad_steps, population, written, lambda: state)
     with (
-        recovery.attach_state(lambda: state),
         cpu_idle.keep_awake(jax.default_backend() == "cpu"),
-        batches.prefetch(partial(load_batch_unless_left_out, setup), start, steps, c.data.prefetch) as coming,
+        batches.prefetch(partial(populations.load_next_batch, population), start, steps, c.data.prefetch) as coming,
         console.bar("training", steps, done=start) as advance,
-        Recorder(setup, state, advance, on_line) as recorder,
-        profiler.trace_steps(c.log.profile_steps, setup.workdir / "profile", recorder.pause) as traced,
+        Recorder(population.setups, shapes, start, advance, on_line, on_bad_steps) as recorder,
+        profiler.trace_steps(c.log.profile_steps, setup.workdir / "profile", recorder.pause, start) as trace,
         watchdog.watch_progress(c.train.hang_minutes, setup.workdir / "hang.txt", lambda: clock.kind) as beat,
         clock.during("step"),
     ):
+        hooks = [
+            Hook(lambda info: beat()),
+            *evaluation_hooks(population, recorder, beat),
+            Hook(partial(save_if_due, population, written, recorder, SaveSchedule(c.checkpoint, steps))),
+            Hook(lambda info: trace(info.step)),
+            Hook(partial(stop_if_signalled, population, written, recorder, stop_signal)),
+        ]
         for step in range(start + 1, steps + 1):
-            with traced(step):
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 with clock.during("data"):
                     batch = next(coming)
-                state, values = run_step(setup, step_fns, state, step, batch)
+                state, step_metrics = populations.take_step(population, step_fns, values, state, step, batch)
                 # The metrics of the previous step are read while the devices compute this one.
                 recorder.write(recorder.take())
-                recorder.push(step, values)
-            beat()
-            evaluates = step % c.eval.every_steps == 0 or step == steps
-            checkpoints.poll()
-            saves = should_save(due, step, checkpoints)
-            if evaluates or saves:
-                line, quality = recorder.take(due=evaluates), {}
-                if evaluates:
-                    with clock.during("eval"):
-                        quality = setup.evaluate(state.eval_params(), sample, advance=beat)
-                recorder.write(line | validation_metrics(quality))
-                good = step == steps or not recorder.bad_steps.bad_in_a_row
-                saves = good and (saves or checkpoints.is_among_best(quality.get("loss")))
-                if saves:
-                    save(setup, step, state, checkpoints, quality.get("loss"))
-                    due.restart()
-            if number := stop_signal(step):
-                recorder.write(recorder.take(due=True))
-                save_and_exit(number, setup, step, state, checkpoints, saves)
+                recorder.push(step, step_metrics)
+            info = run_hooks(hooks, StepInfo(step, state, values), steps)
+            state, values = info.state, info.values
+            if not any(recorder.alive):
+                break
         with clock.during("save"):
-            checkpoints.finish(state)
+            for m, checkpoints in enumerate(written):
+                checkpoints.finish(population.select(state, m))
     return state
+
+
+def evaluation_hooks(population: Population, recorder: Recorder, beat: Callable[[], None]) -> list[Hook]:
+    """Returns the hooks that evaluate members on a sample of the held-out text, and let them evolve."""
+    c, held_out_batches = population.first.config, population.first.batches.held_out
+    sample = [held_out_batches[i] for i in batches.evenly_spaced(held_out_batches, c.eval.batches)]
+    evaluate = partial(evaluate_sample, population, recorder, sample, beat)
+    hooks = [Hook(evaluate, c.eval.every_steps, at_end=True)]
+    if population.evolution:
+        hooks.append(Hook(partial(evolve, population, recorder, evaluate), population.evolution.every_steps))
+    return hooks
+
+
+def evaluate_sample(
+    population: Population,
+    recorder: Recorder,
+    sample: Sequence[batches.Batch],
+    beat: Callable[[], None],
+    info: StepInfo,
+) -> StepInfo:
+    """Evaluates all members on these batches, unless they are evaluated already, and writes a line of each."""
+    if info.quality:
+        return info
+    lines = recorder.take(due=True)
+    with population.first.clock.during("eval"):
+        params = population.map(TrainState.eval_params)(info.state)
+        quality = population.evaluate_all(params, sample, beat)
+    recorder.write(lines, list(map(validation_metrics, quality)))
+    return info._replace(quality=quality)
 
 
 def validation_metrics(quality: Mapping[str, float]) -> dict[str, float]:
@@ -294,43 +285,110 @@ def validation_metrics(quality: Mapping[str, float]) -> dict[str, float]:
     return {f"val/{name}": value for name, value in quality.items() if name not in held_out.COUNT_METRICS}
 
 
-def should_save(due: SaveSchedule, step: int, checkpoints: Checkpoints) -> bool:
+def evolve(
+    population: Population, recorder: Recorder, evaluate: Callable[[StepInfo], StepInfo], info: StepInfo
+) -> StepInfo:
+    """Replaces the worst members by copies of the best, except after the last step."""
+    if info.step == population.first.config.train.steps:
+        return info
+    info = evaluate(info)
+    values, state, replaced = populations.evolve(population, info.step, info.values, info.state, info.quality)
+    for member, (source, config) in replaced.items():
+        recorder.inherit(member, config, source)
+    return info._replace(values=values, state=state)
+
+
+def save_if_due(
+    population: Population, written: Sequence[Checkpoints], recorder: Recorder, due: SaveSchedule, info: StepInfo
+) -> StepInfo:
+    """Starts to write checkpoints of all members if they are due, or one has become one of the best of its run.
+
+    A state in a series of bad steps is not saved, except at the end.
+    """
+    for checkpoints in written:
+        checkpoints.poll()
+    is_best = any(
+        checkpoints.is_among_best(quality["loss"])
+        for checkpoints, quality in zip(written, info.quality, strict=False)  # none if they were not evaluated
+    )
+    if not should_save(due, info.step, written) and not is_best:
+        return info
+    recorder.write(recorder.take())
+    if info.step < population.first.config.train.steps and not recorder.is_good():
+        return info
+    save(population, written, info)
+    due.restart()
+    return info._replace(saved=True)
+
+
+def should_save(due: SaveSchedule, step: int, written: Sequence[Checkpoints]) -> bool:
     """Returns True if a checkpoint is due; with several processes, the clock of the first one decides."""
     if jax.process_count() > 1 and due.seconds == math.inf:
         return due(step)
-    return bool(processes.broadcast(lambda: due(step, checkpoints.retry_at)))
+    retries = [checkpoints.retry_at for checkpoints in written if checkpoints.retry_at is not None]
+    return bool(processes.broadcast(lambda: due(step, max(retries, default=None))))
 
 
-def save(setup: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, loss: float | None = None) -> None:
-    """Starts to write a checkpoint, with its held-out loss if it is known."""
-    with setup.clock.during("save"):
-        checkpoints.save(step, state, loss)
-    setup.clock.mark(step)
+def save(population: Population, written: Sequence[Checkpoints], info: StepInfo) -> None:
+    """Starts to write a checkpoint of each member, with its held-out loss if it is known.
+
+    A diverged member is saved as well: all members have to resume from the same step.
+    """
+    with population.first.clock.during("save"):
+        for m, checkpoints in enumerate(written):
+            loss = info.quality[m]["loss"] if info.quality else None
+            checkpoints.save(info.step, population.select(info.state, m), loss)
+    population.first.clock.mark(info.step)
 
 
-def save_and_exit(
-    number: int, setup: TrainSetup, step: int, state: TrainState, checkpoints: Checkpoints, saved: bool
-) -> NoReturn:
-    """Saves the current step, unless it is `saved` already, and exits for the signal `number`.
+def stop_if_signalled(
+    population: Population,
+    written: Sequence[Checkpoints],
+    recorder: Recorder,
+    stop_signal: interrupts.StopSignal,
+    info: StepInfo,
+) -> None:
+    """Saves the current step and exits if a signal asks for it.
 
     Raises:
-      Interrupted: always.
+      Interrupted: by a signal.
     """
-    if not saved:
-        save(setup, step, state, checkpoints)
-    with setup.clock.during("save"):
-        checkpoints.wait()
-    setup.clock.mark(step)
+    number = stop_signal(info.step)
+    if not number:
+        return
+    recorder.write(recorder.take(due=True))
+    if not info.saved:
+        save(population, written, info)
+    with population.first.clock.during("save"):
+        for checkpoints in written:
+            checkpoints.wait()
+    population.first.clock.mark(info.step)
     raise Interrupted(number)
 
 
-def finish(setup: TrainSetup, state: TrainState) -> dict[str, Any]:
-    """Evaluates on all held-out text, writes samples, plot and summary, and returns the summary."""
-    params = state.eval_params()
-    held_out_batches = (setup.eval_batches[i] for i in range(len(setup.eval_batches)))
-    with console.bar("reading all held-out text", len(setup.eval_batches)) as advance, setup.clock.during("eval"):
-        quality = setup.evaluate(params, held_out_batches, advance=advance)
-    return write_results(setup, params, quality)
+def finish(
+    population: Population, state: TrainState, done: Sequence[dict[str, Any] | None]
+) -> list[dict[str, Any] | None]:
+    """Evaluates on all held-out text; writes samples, plot and summary of each member that has not diverged."""
+    setup, held_out_batches = population.first, population.first.batches.held_out
+    params = population.map(TrainState.eval_params)(state)
+    every_batch = (held_out_batches[i] for i in range(len(held_out_batches)))
+    with console.bar("reading all held-out text", len(held_out_batches)) as advance, setup.clock.during("eval"):
+        quality = population.evaluate_all(params, every_batch, advance)
+    summaries = list(done)
+    with console.bar("writing samples and plots", population.count) as advance:
+        for m, member in enumerate(population.setups):
+            if not summaries[m] and not has_diverged(population, state, m, quality[m]):
+                summaries[m] = write_results(member, population.select(params, m), quality[m])
+            advance()
+    return summaries
+
+
+def has_diverged(population: Population, state: TrainState, member: int, quality: Mapping[str, float]) -> bool:
+    """Returns True if one of several members has diverged, in training or by its final loss."""
+    in_a_row = int(population.select(state.guard.in_a_row, member))
+    given_up = in_a_row >= population.first.config.guard.patience
+    return population.count > 1 and (given_up or not math.isfinite(quality["loss"]))
 
 
 def write_results(setup: TrainSetup, params: Any, quality: dict[str, float]) -> dict[str, Any]:

@@ -11,22 +11,20 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gptjax import sharding
-from gptjax.config.errors import Diverged
 from gptjax.core import console, rng
 from gptjax.core.files import write_atomic
 from gptjax.data.tokenizers.specials import decode_with_specials
 from gptjax.objectives import normalize_weights
 from gptjax.optim import skip_step as guards
 from gptjax.runs import directory as workdirs
-from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.train_state import TrainState
 from gptjax.sharding import processes
 from gptjax.training import nonfinite
@@ -57,13 +55,26 @@ class RepeatedBadSteps(Exception):
       first, last: the first and the last bad step.
       worst: the first of them that this process saw.
       losses: by step, the newest last.
-      state: after the bad steps; its parameters are those before each of them.
     """
 
     def __init__(self, first: int, last: int, worst: BadStep, losses: Mapping[int, float]) -> None:
         super().__init__(worst.why)
         self.first, self.last, self.worst, self.losses = first, last, worst, losses
-        self.state: TrainState | None = None
+
+
+class RollBack(Exception):
+    """Raised to resume from a checkpoint before bad steps.
+
+    Attributes:
+      member: whose steps were bad.
+      steps: the bad steps.
+      saved: step of the checkpoint.
+      state: of all members, after the bad steps.
+    """
+
+    def __init__(self, member: int, steps: RepeatedBadSteps, saved: int, state: TrainState) -> None:
+        super().__init__(str(steps))
+        self.member, self.steps, self.saved, self.state = member, steps, saved, state
 
 
 class BadStepTracker:
@@ -118,16 +129,6 @@ def describe_bad_step(step: int, metrics: Mapping[str, Any]) -> str:
     return f"{by_loss if z == metrics['loss_z'] else by_norm}, {z:.1f} standard deviations above its mean"
 
 
-@contextmanager
-def attach_state(current: Callable[[], TrainState]) -> Iterator[None]:
-    """Attaches the current state to a RepeatedBadSteps that leaves the block."""
-    try:
-        yield
-    except RepeatedBadSteps as bad:
-        bad.state = current()
-        raise
-
-
 def is_left_out(setup: TrainSetup, step: int) -> bool:
     """Returns True if the run leaves out the batch of a step."""
     return any(first <= step <= last for first, last in setup.left_out)
@@ -135,17 +136,35 @@ def is_left_out(setup: TrainSetup, step: int) -> bool:
 
 def skip_batch(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state after a left-out step, and metrics like those of the train step."""
-    state = _on_scalars(_count_skipped, state)
-    skipped = int(state.guard.skipped)  # not the array, whose buffer is donated to the next step
+    state = on_scalars(_count_skipped, state)
+    return state, skipped_metrics(int(state.guard.skipped))  # not the array, whose buffer is donated to the next step
+
+
+def skipped_metrics(skipped: Any) -> dict[str, Any]:
+    """Returns metrics like those of the train step for a left-out step, of a run that has skipped so many steps."""
     verdict = dict(zip(guards.METRICS, (True, 0, skipped, 0.0, 0.0), strict=True))
-    return state, verdict | {"loss": math.nan, "grad_norm": math.nan}
+    return verdict | {"loss": math.nan, "grad_norm": math.nan}
 
 
-def reset_statistics(setup: TrainSetup, state: TrainState, step: int) -> TrainState:
-    """Returns the state before a step, with empty loss statistics where the shape or mixture of batches changes."""
-    if step == 1 or step - 1 not in {phase.start for phase in setup.train_batches.phases}:
-        return state
-    return _on_scalars(_without_statistics, state)
+def skip_batch_if(
+    is_left_out: jax.Array, old: TrainState, new: TrainState, metrics: dict[str, Any]
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the result of a step, or what `skip_batch` returns if it is left out; for compiled programs.
+
+    Args:
+      is_left_out: boolean scalar.
+      old: the state before the step.
+      new, metrics: result of the step.
+    """
+    skipped = _count_skipped(old)
+    state = jax.tree.map(lambda x, y: jnp.where(is_left_out, x, y), skipped, new)
+    replaced = skipped_metrics(skipped.guard.skipped)
+    return state, metrics | {name: jnp.where(is_left_out, x, metrics[name]) for name, x in replaced.items()}
+
+
+def changes_batches(setup: TrainSetup, step: int) -> bool:
+    """Returns True if shape or mixture of the batches changes at a step, so that loss statistics start anew."""
+    return step > 1 and step - 1 in {phase.start for phase in setup.batches.train.phases}
 
 
 def _count_skipped(state: TrainState) -> TrainState:
@@ -153,47 +172,45 @@ def _count_skipped(state: TrainState) -> TrainState:
     return state.replace(step=state.step + 1, guard=guard)
 
 
-def _without_statistics(state: TrainState) -> TrainState:
+def without_statistics(state: TrainState) -> TrainState:
+    """Returns a state with empty loss statistics."""
     return state.replace(guard=guards.reset_statistics(state.guard))
 
 
-def _on_scalars(change: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
+def on_scalars(change: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
     """Applies `change` to the step and the guard of a state, on their devices; the rest is not touched."""
     small = state.replace(params=None, frozen=None, opt_state=None)
     changed = jax.jit(change, out_shardings=state.step.sharding)(small)
     return changed.replace(params=state.params, frozen=state.frozen, opt_state=state.opt_state)
 
 
-def roll_back(setup: TrainSetup, checkpoints: Checkpoints, bad: RepeatedBadSteps) -> TrainSetup:
-    """Returns the set-up that resumes from the newest checkpoint before the bad steps; deletes later checkpoints.
+def leave_out(setup: TrainSetup, saved: int, bad: RepeatedBadSteps) -> TrainSetup:
+    """Returns the set-up of a run that rolls back and leaves out the batches of its bad steps, which it records.
 
-    Frees the state of `bad`.
-
-    Raises:
-      Diverged: the run has rolled back before, or there is no checkpoint to roll back to; the report is written.
+    Args:
+      setup: of the run.
+      saved: step of the checkpoint before the bad steps, from which the run resumes.
+      bad: the bad steps.
     """
-    checkpoints.wait()  # in all processes, before the first one lists the checkpoints
-    saved = processes.broadcast(lambda: checkpoints.newest_before(bad.first) or 0)
-    if setup.left_out or not saved:
-        raise Diverged(report_divergence(setup, bad))
     first = max(saved + 1, bad.first - (bad.last - bad.first + 1))
-    # In this order: a run that is killed in between meets the same bad steps again.
-    checkpoints.delete_after(saved)
     processes.run_on_first(lambda: workdirs.leave_out(setup.workdir, first, bad.last), "the left-out steps are written")
     console.say(
         f"rolling back to step {saved:,}: {bad}, and steps {bad.first:,} to {bad.last:,} were all skipped; "
         f"the batches of steps {first:,} to {bad.last:,} are left out"
     )
-    jax.tree.map(lambda leaf: leaf.delete(), bad.state)  # frees memory for the restored state
-    if setup.clock.marked and setup.clock.marked[0] == saved:
-        setup.clock.lose(setup.clock.marked[1], setup.clock.reading())
-    return setup._replace(left_out=workdirs.left_out(setup.workdir), resumes_at=saved)
+    return setup._replace(left_out=workdirs.left_out(setup.workdir))
 
 
-def report_divergence(setup: TrainSetup, bad: RepeatedBadSteps) -> str:
-    """Writes the report; returns the reason why training ends, in one line."""
-    finding = first_nonfinite(setup, bad)
-    batch = setup.train_batches[bad.worst.step - 1]
+def report_divergence(setup: TrainSetup, bad: RepeatedBadSteps, state: TrainState) -> str:
+    """Writes the report; returns the reason why training ends, in one line.
+
+    Args:
+      setup: of the run.
+      bad: its bad steps.
+      state: after them; its parameters are those before each of them.
+    """
+    finding = first_nonfinite(setup, bad, state)
+    batch = setup.batches.train[bad.worst.step - 1]
     facts = {
         "why": str(bad),
         "step": bad.worst.step,
@@ -216,20 +233,20 @@ def report_divergence(setup: TrainSetup, bad: RepeatedBadSteps) -> str:
     )
 
 
-def first_nonfinite(setup: TrainSetup, bad: RepeatedBadSteps) -> nonfinite.Finding:
+def first_nonfinite(setup: TrainSetup, bad: RepeatedBadSteps, state: TrainState) -> nonfinite.Finding:
     """Locates the first non-finite number of the worst step, with its own batch and dropout."""
-    assert bad.state is not None
     c, index = setup.config, bad.worst.step - 1
-    batch = setup.teacher_fn(sharding.place_batch(setup.train_batches[index], setup.mesh, *setup.train_batches.share))
+    parts, train = setup.parts, setup.batches.train
+    batch = parts.teacher_fn(sharding.place_batch(train[index], parts.mesh, *train.share))
     dropout_key = rng.key(c.seed, "dropout", index) if uses_dropout(c) else None
 
     def gradient(params: Any, batch: Any) -> Any:
         return gradients(
-            setup.objective, params, normalize_weights(batch), dropout_key, c.train.grad_accumulation, setup.mesh
+            parts.objective, params, normalize_weights(batch), dropout_key, c.train.grad_accumulation, parts.mesh
         )[1]
 
     try:
-        return nonfinite.find_first(c, bad.state.eval_params(), batch, dropout_key, gradient)
+        return nonfinite.find_first(c, state.eval_params(), batch, dropout_key, gradient)
     except Exception as error:  # such as out of memory; the rest of the report is still useful
         return nonfinite.Finding("not known", f"{type(error).__name__}: {str(error)[:200]}")
 

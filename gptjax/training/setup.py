@@ -1,4 +1,8 @@
-"""Set-up of a training run from its config: data, mesh, model, objective, optimizer and run directory."""
+"""Set-up of a training run, in four phases: `resolve`, `load`, `build` and `open_run`. Only the last one writes.
+
+`resolve` checks the config, `load` reads all that the run reads before its first step, `build` makes model, objective,
+optimizer and batches of it, and `open_run` creates the run's directory.
+"""
 
 import itertools
 from collections.abc import Iterable
@@ -65,32 +69,210 @@ def check(config: ConfigDict) -> None:
         quantization.import_qwix(config.finetune.quantise)
 
 
-class TrainSetup(NamedTuple):
-    """The parts of a run that do not change while it trains."""
+# Keys of `config.model` that a run may override when its model was imported, or comes from another run.
+IMPORT_OVERRIDES = ("dropout", "remat", "kernels")
+PRETRAINED_OVERRIDES = (*IMPORT_OVERRIDES, "scan_layers", *workdirs.TASK_HEAD)
+
+
+def resolve(config: ConfigDict, workdir: Path, origin: Path | None = None) -> ConfigDict:
+    """Resolves and checks the config of a run; its model is that of the run at `origin`, if there is one.
+
+    Raises:
+      ConfigError: it cannot be trained here.
+      DataError: a prepared set cannot be opened.
+    """
+    if origin:  # needed only to create the run, whose own config then has the model
+        home = workdir if workdirs.is_run(workdir) else origin
+        config = workdirs.with_model_of(home, config, PRETRAINED_OVERRIDES if origin != workdir else IMPORT_OVERRIDES)
+    config = configs.resolve(config)
+    check(config)
+    memory.check_config(config)
+    return config if origin else data.with_tokenizer_of_sets(config)
+
+
+class Inputs(NamedTuple):
+    """All that a run reads before its first step.
+
+    Attributes:
+      config: with its vocabulary.
+      workdir: of the run.
+      origin: the run whose tokenizer and parameters it starts from, or None.
+      data: its text as token sets.
+      tokenizer: as it is saved.
+      resumes_at: step of the checkpoint to resume from; 0: a new run.
+      mixings: stages of the data mixture, up to the last step.
+      changes_mixture: True if the mixture changes at `resumes_at`.
+    """
 
     config: ConfigDict
     workdir: Path
-    origin: Path | None  # the run whose parameters this one starts from
-    clock: Clock  # measures the run's wall time by kind
-    resumes_at: int  # step of the checkpoint to resume from; 0: a new run
+    origin: Path | None
     data: data.Data
+    tokenizer: Tokenizer
+    resumes_at: int
+    mixings: list[batches.MixtureStage]
+    changes_mixture: bool
+
+
+def load(config: ConfigDict, workdir: Path, origin: Path | None = None, loaded: data.Data | None = None) -> Inputs:
+    """Reads the text of a run, and its tokenizer and progress if there are any.
+
+    Args:
+      config: resolved and checked.
+      workdir: free, or a run of the same config.
+      origin: the run that it starts from.
+      loaded: the data of `config.data`, if they are loaded already.
+
+    Raises:
+      ConfigError, DataError: text or a tokenizer that cannot be used.
+      CheckpointError: all checkpoints of the run are damaged.
+    """
+    exists = workdirs.is_run(workdir)
+    home = workdir if exists else origin
+    prompts.check_raw(config)
+    saved = tokenizers.load(home / "tokenizer") if home else None
+    read = loaded or data.load(config.data, saved and prompts.with_prompt(saved, config))
+    config = configs.with_vocabulary(config, objectives.special_ids(config, read.tokenizer).vocabulary)
+    sampling_params(config, read.tokenizer)  # refuses a sample that cannot be drawn at the end
+    resumes = exists and not workdirs.is_untrained(workdir)
+    if resumes:
+        workdirs.check_same_text(workdir, read.fingerprints)
+    step = processes.broadcast(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if resumes else 0
+    earlier = workdirs.mixings(workdir) if resumes else []
+    mixings = batches.change_mixture(earlier, step, read.shares)
+    if not loaded:
+        log_data_summary(config, read)
+    return Inputs(config, workdir, origin, read, saved or read.tokenizer, step, mixings, resumes and mixings != earlier)
+
+
+class RunBatches(NamedTuple):
+    """Batches of a run; `train[step - 1]` is the batch of a step."""
+
+    stages: list[batches.Stage]
+    train: batches.Batches
+    held_out: batches.EvalBatches
+
+
+class Parts(NamedTuple):
+    """The parts of a run that compute.
+
+    Attributes:
+      mesh: the devices.
+      model, objective, optimizer: of the config.
+      eval_step: evaluates parameters on a batch.
+      teacher_fn: adds the teacher's logits to a batch; the identity without a teacher.
+    """
+
     mesh: Mesh
     model: nn.Module
     objective: Loss
     optimizer: optax.GradientTransformationExtraArgs
     eval_step: held_out.EvalStep
-    stages: list[batches.Stage]
-    train_batches: batches.Batches
-    eval_batches: batches.EvalBatches
-    sampling_params: SamplingParams
-    teacher_fn: TeacherFn  # adds the teacher's logits to a batch; the identity without a teacher
-    fisher_data: FisherData | None  # for elastic weight consolidation, in a new run with finetune.ewc
-    left_out: list[tuple[int, int]]  # (first, last) steps whose batches are left out
+    teacher_fn: TeacherFn
+
+
+def build(inputs: Inputs, members: int = 1) -> tuple[Parts, RunBatches]:
+    """Builds the parts of a run and its batches.
+
+    Args:
+      inputs: from `load`.
+      members: number of runs that are trained at once, of which this is the first.
+
+    Raises:
+      ConfigError: a step needs more memory than there is, a fine-tuning rule matches nothing, or the teacher does not
+        fit.
+      DataError: the held-out text has nothing to predict.
+    """
+    config, read = inputs.config, inputs.data
+    mesh = sharding.make_mesh(**config.mesh)
+    teacher_fn = make_teacher_fn(config, read.tokenizer, mesh)
+    preprocess, stages = objectives.set_transform(config, read.tokenizer), batches.stages(config.data)
+    share = batches.ProcessShard(*sharding.local_rows(mesh))
+    rows = read.rows(config.data, rng.integer(batch_seed(config), "batches"), preprocess)
+    train = batches.Batches(rows, stages, inputs.mixings, share, inputs.resumes_at)
+    eval_batches = batches.EvalBatches(read.held_out_rows(config.data, preprocess), config.data.batch_size)
+    model = methods.build_model(config, sharding.sharded_dimensions(mesh))
+    check_memory(config, model, mesh.size, members)
+    if inputs.origin and pretrained.is_partial(config):
+        pretrained.partition_shapes(inputs.origin, config, models.shapes(model))  # refuses rules that match nothing
+    objective = objectives.loss(config, model)
+    eval_step = held_out.eval_step(config, objective, mesh)
+    parts = Parts(mesh, model, objective, optim.optimizer(config), eval_step, teacher_fn)
+    return parts, RunBatches(stages, train, eval_batches)
+
+
+class TrainSetup(NamedTuple):
+    """A run that is open for training: what does not change while it trains.
+
+    Attributes:
+      config: resolved, with its vocabulary.
+      workdir: of the run.
+      origin: the run whose parameters this one starts from, or None.
+      clock: measures the run's wall time by kind.
+      resumes_at: step of the checkpoint to resume from; 0: a new run.
+      data: its text as token sets.
+      parts: what computes.
+      batches: of training and of held-out text.
+      fisher_data: for elastic weight consolidation, in a new run with finetune.ewc.
+      left_out: (first, last) steps whose batches are left out.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    origin: Path | None
+    clock: Clock
+    resumes_at: int
+    data: data.Data
+    parts: Parts
+    batches: RunBatches
+    fisher_data: FisherData | None
+    left_out: list[tuple[int, int]]
 
     def evaluate(self, params: Any, eval_batches: Iterable[Any], **kwargs: Any) -> dict[str, float]:
         """Evaluates parameters on batches of held-out text; see gptjax.evals.held_out.evaluate."""
         bytes_V, objective = tokenizers.token_bytes(self.data.tokenizer), self.config.train.objective
-        return held_out.evaluate(self.eval_step, params, eval_batches, objective, bytes_V, **kwargs)
+        return held_out.evaluate(self.parts.eval_step, params, eval_batches, objective, bytes_V, **kwargs)
+
+
+def open_run(inputs: Inputs, parts: Parts, run_batches: RunBatches, started: float) -> TrainSetup:
+    """Creates the run's directory, if there is none, or records what changes in it.
+
+    An origin that was converted from a Hugging Face model is moved into the new directory.
+
+    Args:
+      inputs: from `load`.
+      parts, run_batches: from `build`.
+      started: time.monotonic() when the command started.
+
+    Raises:
+      ConfigError, DataError: the text of the origin, which finetune.ewc needs, cannot be used; nothing is written.
+    """
+    config, workdir, origin, step = inputs.config, inputs.workdir, inputs.origin, inputs.resumes_at
+    needs_fisher = origin and config.finetune.ewc and not step
+    fisher_data = ewc.fisher_data(config, origin, parts.mesh) if origin and needs_fisher else None
+    facts = {"fingerprints": inputs.data.fingerprints, "mixings": inputs.mixings}
+    processes.sync("all processes have read the run's directory")
+    if not workdirs.is_run(workdir):
+        fill = partial(fill_directory, config, origin, inputs.data.tokenizer)
+        make = partial(workdirs.create, workdir, config, inputs.tokenizer, facts, fill)
+        processes.run_on_first(make, "the run's directory is made")
+    elif workdirs.is_untrained(workdir) or inputs.changes_mixture:
+        begin = partial(workdirs.begin_training, workdir, config, facts)
+        processes.run_on_first(begin, "the run's facts are written")
+    if inputs.changes_mixture:
+        console.say(f"mixture    changes after step {step:,}")
+    return TrainSetup(
+        config=config,
+        workdir=workdir,
+        origin=workdirs.origin(config, workdir),
+        clock=Clock(started),
+        resumes_at=step,
+        data=inputs.data,
+        parts=parts,
+        batches=run_batches,
+        fisher_data=fisher_data,
+        left_out=workdirs.left_out(workdir),
+    )
 
 
 def train_setup(
@@ -101,85 +283,9 @@ def train_setup(
     loaded: data.Data | None = None,
     members: int = 1,
 ) -> TrainSetup:
-    """Loads the data, builds model, objective and optimizer, and creates the run directory if there is none.
-
-    Args:
-      config: resolved and checked.
-      workdir: free, or a run of the same config.
-      started: time.monotonic() when the command started.
-      origin: the run whose tokenizer and parameters this one starts from; an origin converted from a Hugging Face
-        model is moved into the new directory.
-      loaded: the data of `config.data`, if it is loaded already.
-      members: number of runs that are trained at once, of which this is the first.
-
-    Raises:
-      ConfigError, DataError: text or a tokenizer that cannot be used; nothing is written.
-      CheckpointError: all checkpoints of the run are damaged.
-    """
-    exists = workdirs.is_run(workdir)
-    home = workdir if exists else origin
-    prompts.check_raw(config)
-    saved_tokenizer = tokenizers.load(home / "tokenizer") if home else None
-    is_loaded = loaded is not None
-    loaded = loaded or data.load(config.data, saved_tokenizer and prompts.with_prompt(saved_tokenizer, config))
-    config = configs.with_vocabulary(config, objectives.special_ids(config, loaded.tokenizer).vocabulary)
-    prepare = objectives.set_transform(config, loaded.tokenizer)
-    sampling_params = check_sample(config, loaded.tokenizer)
-    resumes = exists and not workdirs.is_untrained(workdir)
-    if resumes:
-        workdirs.check_same_text(workdir, loaded.fingerprints)
-    step = processes.broadcast(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if resumes else 0
-    old_mixings = workdirs.mixings(workdir) if resumes else []
-    mixings, stages = batches.change_mixture(old_mixings, step, loaded.shares), batches.stages(config.data)
-    mesh = sharding.make_mesh(**config.mesh)
-    teacher_fn = make_teacher_fn(config, loaded.tokenizer, mesh)
-    train_batches = batches.Batches(
-        loaded.rows(config.data, rng.integer(batch_seed(config), "batches"), prepare),
-        stages,
-        mixings,
-        batches.ProcessShard(*sharding.local_rows(mesh)),
-        step,
-    )
-    eval_batches = batches.EvalBatches(loaded.held_out_rows(config.data, prepare), config.data.batch_size)
-    facts = {"fingerprints": loaded.fingerprints, "mixings": mixings}
-    model = methods.build_model(config, sharding.sharded_dimensions(mesh))
-    check_memory(config, model, mesh.size, members)
-    if origin and pretrained.is_partial(config):
-        pretrained.partition_shapes(origin, config, models.shapes(model))  # refuses rules that match nothing
-    fisher_data = ewc.fisher_data(config, origin, mesh) if origin and config.finetune.ewc and not step else None
-    processes.sync("all processes have read the run's directory")
-    if not exists:
-        fill = partial(fill_directory, config, origin, loaded.tokenizer)
-        make = partial(workdirs.create, workdir, config, saved_tokenizer or loaded.tokenizer, facts, fill)
-        processes.run_on_first(make, "the run's directory is made")
-    elif not resumes or mixings != old_mixings:
-        begin = partial(workdirs.begin_training, workdir, config, facts)
-        processes.run_on_first(begin, "the run's facts are written")
-    if resumes and mixings != old_mixings:
-        console.say(f"mixture    changes after step {step:,}")
-    if not is_loaded:
-        log_data_summary(config, loaded)
-    objective = objectives.loss(config, model)
-    return TrainSetup(
-        config=config,
-        workdir=workdir,
-        origin=workdirs.origin(config, workdir),
-        clock=Clock(started),
-        resumes_at=step,
-        data=loaded,
-        mesh=mesh,
-        model=model,
-        objective=objective,
-        optimizer=optim.optimizer(config),
-        eval_step=held_out.eval_step(config, objective, mesh),
-        stages=stages,
-        train_batches=train_batches,
-        eval_batches=eval_batches,
-        sampling_params=sampling_params,
-        teacher_fn=teacher_fn,
-        fisher_data=fisher_data,
-        left_out=workdirs.left_out(workdir),
-    )
+    """Sets up a run of a resolved and checked config; see `load`, `build` and `open_run`."""
+    inputs = load(config, workdir, origin, loaded)
+    return open_run(inputs, *build(inputs, members), started)
 
 
 def check_memory(config: ConfigDict, model: nn.Module, devices: int, members: int = 1) -> None:
@@ -228,7 +334,7 @@ def log_data_summary(config: ConfigDict, loaded: data.Data) -> None:
     )
 
 
-def check_sample(config: ConfigDict, tokenizer: Tokenizer) -> SamplingParams:
+def sampling_params(config: ConfigDict, tokenizer: Tokenizer) -> SamplingParams:
     """Returns the sampling parameters of the sample that a run draws at its end.
 
     Raises:

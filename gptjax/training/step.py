@@ -159,27 +159,39 @@ def uses_dropout(config: ConfigDict) -> bool:
     return not (is_zero(config.model.dropout) and is_zero(config.finetune.dropout))
 
 
-def make_train_step(
-    config: ConfigDict, objective: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, shapes: TrainState
-) -> jax.stages.Wrapped:
-    """Makes the jitted train step of a config.
+def train_step_of(
+    config: ConfigDict, objective: Loss, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh
+) -> Step:
+    """Makes the train step of a config, not yet jitted.
 
     Args:
-      config: resolved, with its vocabulary.
-      objective: of the config.
-      optimizer: of the config.
+      config: resolved, with its vocabulary; its numbers may be traced.
+      objective, optimizer: of the config.
       mesh: of state and batches.
-      shapes: of the state.
     """
-    c = config
-    dropout, accumulation_steps = uses_dropout(c), c.train.grad_accumulation
-    options = kernels.compiler_options(c.model, c.train.dtype) | sharding.compiler_options(mesh)
-    limits = guards.Limits(**c.guard)
+    c, limits = config, guards.Limits(**config.guard)
     curvature = twice_differentiable(c, objective, mesh)
-    step = train_step(
+    dropout, accumulation_steps = uses_dropout(c), c.train.grad_accumulation
+    return train_step(
         objective, optimizer, mesh, c.seed, dropout, accumulation_steps, limits, c.log.statistics, curvature
     )
-    return jit_step(step, mesh, shapes, options)
+
+
+def make_train_step(
+    config: ConfigDict,
+    objective: Loss,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+    shapes: TrainState,
+) -> jax.stages.Wrapped:
+    """Makes the jitted train step of a config; see `train_step_of`.
+
+    Args:
+      config, objective, optimizer, mesh: see `train_step_of`.
+      shapes: of the state.
+    """
+    options = kernels.compiler_options(config.model, config.train.dtype) | sharding.compiler_options(mesh)
+    return jit_step(train_step_of(config, objective, optimizer, mesh), mesh, shapes, options)
 
 
 def jit_step(step: Step, mesh: Mesh, shapes: TrainState, options: dict[str, str] | None = None) -> jax.stages.Wrapped:

@@ -14,7 +14,7 @@ from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.specials import lookup_special_ids
 from gptjax.runs import run
-from gptjax.training.monitoring import samples
+from gptjax.training import samples
 
 BYTES = tokenizers.bytes_encoding()
 MASK = lookup_special_ids(BYTES, ["mask"]).ids["mask"]

@@ -21,7 +21,9 @@ from gptjax.data import batches
 from gptjax.optim import skip_step
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop
-from gptjax.training.monitoring import goodput, metrics, recorder
+from gptjax.training.monitoring import goodput, metrics
+from gptjax.training.population import population as populations
+from gptjax.training.recorder import Recorder
 from gptjax.training.setup import train_setup
 
 FILES = {
@@ -111,7 +113,7 @@ def test_a_run_logs_its_attention_kernel(tmp_path, text_file, capsys, changes, t
     config = tiny_config(data_path=text_file, **changes)
     setup = train_setup(config, tmp_path, 0.0, None)
     with Checkpoints(tmp_path, 1) as checkpoints:
-        loop.init_or_restore_state(setup, checkpoints)
+        populations.init_or_restore(populations.of_one(setup), [checkpoints])
     assert f"\nattention  {told}\n" in capsys.readouterr().err
 
 
@@ -194,12 +196,12 @@ def test_tokens_per_second_and_mfu_follow_the_stages(tmp_path, monkeypatch):
     clock = SimpleNamespace(reading=lambda: dict(now), session=lambda: 0.0)
     monkeypatch.setattr(metrics, "peak_flops", lambda kind: 1.0)
     config = tiny_config(data_stages=STAGES, log_every_steps=1)
-    setup = SimpleNamespace(
-        config=config, stages=batches.stages(config.data), workdir=tmp_path, mesh=SimpleNamespace(size=1), clock=clock
-    )  # fmt: skip
-    state = SimpleNamespace(step=0, eval_shapes=lambda: {"a": np.zeros(10)})
+    parts, stages = SimpleNamespace(mesh=SimpleNamespace(size=1)), batches.stages(config.data)
+    run_batches = SimpleNamespace(stages=stages)
+    setup = SimpleNamespace(config=config, parts=parts, batches=run_batches, workdir=tmp_path, clock=clock)
+    state = SimpleNamespace(eval_shapes=lambda: {"a": np.zeros(10)})
     lines = []
-    with recorder.Recorder(setup, state, lambda *count, **shown: None, lines.append) as found:
+    with Recorder([setup], state, 0, lambda *count, **shown: None, lambda m, line: lines.append(line), None) as found:
         for step in range(1, 9):
             found.push(step, {"loss": 1.0, "grad_norm": 1.0} | dict.fromkeys(skip_step.METRICS, 0))
             for kind, seconds in (("step", 0.75), ("data", 0.25), ("eval", 5), ("save", 5)):

@@ -20,6 +20,7 @@ from gptjax.runs import directory as workdirs
 from gptjax.runs import train_state as states
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop, recovery
+from gptjax.training.population import population as populations
 from gptjax.training.setup import train_setup
 
 STEPS = 20
@@ -45,7 +46,7 @@ def digest(ids_BT):
 def digests(tmp_path_factory, text_file):
     """Digests of the batch of each step, starting with step 1."""
     setup = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path_factory.mktemp("probe") / "run", 0.0)
-    found = [digest(setup.train_batches[i]["inputs_BT"]) for i in range(200)]
+    found = [digest(setup.batches.train[i]["inputs_BT"]) for i in range(200)]
     assert len(set(found)) == len(found)
     return found
 
@@ -151,7 +152,7 @@ def test_the_second_time_it_stops_with_a_report_also_when_restarted(tmp_path, te
         report = json.loads((tmp_path / "run" / recovery.REPORT).read_text())
         assert report["step"] == 16 and report["bad_steps"] == [16, 18] and report["loss"] is None
         assert report["first_nonfinite"]["what"] == "loss", "which is where it was planted"
-    batch = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run", 0.0).train_batches[15][
+    batch = train_setup(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run", 0.0).batches.train[15][
         "inputs_BT"
     ]
     assert report["batch"]["inputs_sha256"] == hashlib.sha256(batch.tobytes()).hexdigest()
@@ -180,6 +181,40 @@ def test_bad_steps_at_the_end_of_a_run_are_rolled_back_too(tmp_path, text_file, 
     loop.train(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run")
     assert workdirs.left_out(tmp_path / "run") == [(17, 20)]
     equal(gptjax.load(tmp_path / "run").params, clean(17, 20))
+
+
+def of_members(text_file, tmp_path):
+    """Configs of two members that read other batches, and their directories; what is planted is in the first one's."""
+    made = [tiny_config(data_path=text_file, data_seed=seed, **CHANGES) for seed in (0, 1)]
+    return made, [tmp_path / "0", tmp_path / "1"]
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+def test_a_member_rolls_back_as_a_run_does_and_the_others_lose_nothing(tmp_path, text_file, plant, clean):
+    plant([10, 11, 12])
+    made, where = of_members(text_file, tmp_path)
+    loop.train_population(made, where)
+    assert [workdirs.left_out(workdir) for workdir in where] == [[(9, 12)], []]
+    first, second = map(lines_of, where)
+    assert [line["step"] for line in first if line["train/loss"] is None] == [9, 10, 11, 12]
+    assert first[-1]["skipped_steps"] == 4 and second[-1]["skipped_steps"] == 0
+    close(gptjax.load(where[0]).params, clean(9, 12))
+    loop.train(made[1], tmp_path / "alone")
+    close(gptjax.load(where[1]).params, gptjax.load(tmp_path / "alone").params)
+
+
+def test_a_member_that_rolled_back_in_vain_stops_with_a_report(tmp_path, text_file, plant):
+    plant([10, 11, 12, 16, 17, 18])
+    made, where = of_members(text_file, tmp_path)
+    summaries = loop.train_population(made, where)
+    assert summaries[0] is None and summaries[1]["steps"] == STEPS
+    report = json.loads((where[0] / recovery.REPORT).read_text())
+    assert report["bad_steps"] == [16, 18] and report["first_nonfinite"]["what"] == "loss"
+    assert [line["step"] for line in lines_of(where[0])] == list(range(1, 18))
+    assert len(lines_of(where[1])) == STEPS and not (where[1] / recovery.REPORT).exists()
 
 
 def test_later_checkpoints_are_deleted_and_the_same_steps_saved_again(tmp_path):
@@ -218,16 +253,20 @@ def test_a_planted_spike_is_skipped_and_ordinary_steps_are_not(tmp_path, text_fi
 
 def test_statistics_are_reset_when_batches_change(tmp_path, text_file, monkeypatch):
     seen = []
-    reset_statistics = recovery.reset_statistics
+    take_step = populations.take_step
 
-    def spy(setup, state, step):
-        state = reset_statistics(setup, state, step)
-        seen.append(int(state.guard.seen))
-        return state
+    def spy(*arguments):
+        state, values = take_step(*arguments)
+        seen.append(np.max(state.guard.seen))
+        return state, values
 
-    monkeypatch.setattr(recovery, "reset_statistics", spy)
-    loop.train(tiny_config(data_path=text_file, data_stages=((3, 4, 16),), model_layers=1), tmp_path / "run")
-    assert seen == [0, 1, 2, 0, 1, 2, 3, 4]
+    monkeypatch.setattr(populations, "take_step", spy)
+    config = tiny_config(data_path=text_file, data_stages=((3, 4, 16),), model_layers=1)
+    loop.train(config, tmp_path / "run")
+    assert seen == [1, 2, 3, 1, 2, 3, 4, 5]
+    seen.clear()
+    loop.train_population([config, config], [tmp_path / "0", tmp_path / "1"])
+    assert seen == [1, 2, 3, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -160,25 +160,29 @@ def _of_line(line: Mapping[str, Any]) -> Reading:
 
 
 @contextmanager
-def record_clock(clock: Clock, workdir: Path, step: int, writes: bool = True) -> Iterator[None]:
+def record_clock(clock: Clock, workdirs: Sequence[Path], step: int, writes: bool = True) -> Iterator[None]:
     """Writes clock.json every second while the block runs, and deletes it if the block ends without an exception.
 
     Args:
       clock: of this process; the time of earlier processes is added to it.
-      workdir: a run's directory, locked by this process.
-      step: at which the run starts or resumes.
-      writes: True in the one process of the run that writes.
+      workdirs: directories of the runs that are trained together, locked by this process.
+      step: at which the runs start or resume.
+      writes: True in the one process of the runs that writes.
     """
-    record, done = Record(workdir, clock), threading.Event()
-    record.resume(step)
+    records, done = [Record(workdir, clock) for workdir in workdirs], threading.Event()
+    records[0].resume(step)
 
     if not writes:
         yield
         return
 
+    def write() -> None:
+        for record in records:
+            record.write()
+
     def write_regularly() -> None:
         while not done.is_set():
-            record.write()
+            write()
             done.wait(SECONDS_BETWEEN_RECORDS)
 
     thread = threading.Thread(target=write_regularly, name="clock", daemon=True)
@@ -191,6 +195,7 @@ def record_clock(clock: Clock, workdir: Path, step: int, writes: bool = True) ->
         done.set()
         thread.join()
         if ended:
-            record.path.unlink(missing_ok=True)
+            for record in records:
+                record.path.unlink(missing_ok=True)
         else:
-            record.write()
+            write()

@@ -1,7 +1,7 @@
 """Traces of selected steps of a run, for TensorBoard's profiler (xprof) and for Perfetto."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import jax
@@ -12,10 +12,8 @@ Pause = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def trace_steps(
-    steps: tuple[int, ...], folder: Path, pause: Pause
-) -> Iterator[Callable[[int], AbstractContextManager]]:
-    """Yields `traced(step)`, a context manager for each step of a run; the selected steps are traced.
+def trace_steps(steps: tuple[int, ...], folder: Path, pause: Pause, start_step: int) -> Iterator[Callable[[int], None]]:
+    """Yields `after(step)`, to be called after each step of a run, which starts and ends the trace of selected steps.
 
     Each trace is written to a subfolder of `folder` named by the time, and includes evaluations and checkpoints between
     its steps. Leaving the block ends a trace that is active. A run that resumes within the range traces the rest of it.
@@ -24,30 +22,30 @@ def trace_steps(
       steps: `config.log.profile_steps`: the first and the last traced step, counted from 1, or empty.
       folder: for traces.
       pause: a context manager that waits for the previous steps and excludes the block from the run's rates.
+      start_step: number of steps taken before the block.
     """
     first, last = steps or (0, -1)
-    active: list[int] = []  # the steps traced so far
+    active: list[int] = []  # the first and the newest traced step
 
     def end() -> None:
-        steps_traced = list(active)
+        traced = tuple(active)
         active.clear()  # first, so that an interruption does not end it again
-        stop(folder, steps_traced)
+        stop(folder, *traced)
 
-    def traced(step: int) -> AbstractContextManager:
-        is_selected = first <= step <= last
-        if is_selected and not active:
+    def after(step: int) -> None:
+        if active:
+            active[1] = step
+            if step >= last:
+                with pause():
+                    end()
+        elif first <= step + 1 <= last:
             with pause():
                 start(folder)
-        elif active and not is_selected:
-            with pause():
-                end()
-        if not is_selected:
-            return nullcontext()
-        active.append(step)
-        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+            active[:] = [step + 1, step + 1]
 
+    after(start_step)
     try:
-        yield traced
+        yield after
     finally:
         if active:
             end()
@@ -65,11 +63,11 @@ def start(folder: Path) -> None:
     jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options())
 
 
-def stop(folder: Path, steps: list[int]) -> None:
-    """Stops the trace, writes it, and logs where it is and how to open it."""
+def stop(folder: Path, first: int, last: int) -> None:
+    """Stops the trace of these steps, writes it, and logs where it is and how to open it."""
     jax.profiler.stop_trace()
     newest = max((folder / "plugins" / "profile").iterdir())
     console.say(
-        f"profile    of steps {steps[0]:,} to {steps[-1]:,}: `pip install xprof && xprof --logdir={folder}`, or open "
+        f"profile    of steps {first:,} to {last:,}: `pip install xprof && xprof --logdir={folder}`, or open "
         f"{newest / 'perfetto_trace.json.gz'} at https://ui.perfetto.dev"
     )

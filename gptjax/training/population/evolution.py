@@ -1,6 +1,6 @@
 """Population-based training (arXiv 1711.09846): the worst members copy the best ones and perturb their values.
 
-Pure functions of arrays [M, ...] on the devices, and the file that records the lineage of a member.
+Pure functions of arrays [N, ...] on the devices, and the file that records the lineage of a member.
 """
 
 import json
@@ -50,38 +50,38 @@ def check(evolution: Evolution, values: Mapping[str, Any], count: int) -> None:
 
 
 def exploit_and_explore(
-    evolution: Evolution, key: jax.Array, losses_M: jax.Array, values: Values, states: TrainState
+    evolution: Evolution, key: jax.Array, losses_N: jax.Array, values: Values, states: TrainState
 ) -> tuple[Values, TrainState, jax.Array]:
     """Replaces the worst members by copies of the best, with perturbed values.
 
     Args:
       evolution: the options.
       key: of the random choices.
-      losses_M: held-out losses; one that is not finite is the worst.
+      losses_N: held-out losses; one that is not finite is the worst.
       values, states: of all members.
 
     Returns:
-      The new values, the new states, and the member that each state was copied from, [M].
+      The new values, the new states, and the member that each state was copied from, [N].
     """
-    M = losses_M.shape[0]
-    n = max(1, int(evolution.share * M))
-    order_M = jnp.argsort(jnp.where(jnp.isfinite(losses_M), losses_M, jnp.inf))
+    N = losses_N.shape[0]
+    n = max(1, int(evolution.share * N))
+    order_N = jnp.argsort(jnp.where(jnp.isfinite(losses_N), losses_N, jnp.inf))
     pick, vary = jax.random.split(key)
-    parents = jax.random.choice(pick, order_M[:n], (n,))
-    source_M = jnp.arange(M).at[order_M[M - n :]].set(parents)
-    replaced_M = jnp.zeros(M, bool).at[order_M[M - n :]].set(True)
+    parents = jax.random.choice(pick, order_N[:n], (n,))
+    source_N = jnp.arange(N).at[order_N[N - n :]].set(parents)
+    replaced_N = jnp.zeros(N, bool).at[order_N[N - n :]].set(True)
 
     def perturb(index: int, name: str) -> jax.Array:
-        value_M = values[name]
+        value_N = values[name]
         if name in NOT_EXPLORED:
-            return value_M
+            return value_N
         factors = jnp.asarray(evolution.factors)
-        drawn = jax.random.choice(jax.random.fold_in(vary, index), factors, (M,))
-        varied = (value_M[source_M] * jnp.where(replaced_M, drawn, 1)).astype(value_M.dtype)
+        drawn = jax.random.choice(jax.random.fold_in(vary, index), factors, (N,))
+        varied = (value_N[source_N] * jnp.where(replaced_N, drawn, 1)).astype(value_N.dtype)
         return jnp.minimum(varied, 0.999) if name in SHARES else varied
 
-    new_states = jax.tree.map(lambda leaf: leaf[source_M], states)
-    return {name: perturb(i, name) for i, name in enumerate(sorted(values))}, new_states, source_M
+    new_states = jax.tree.map(lambda leaf: leaf[source_N], states)
+    return {name: perturb(i, name) for i, name in enumerate(sorted(values))}, new_states, source_N
 
 
 def write(workdir: Path, step: int, parent: str, values: Mapping[str, Any]) -> None:
@@ -97,7 +97,7 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def values_at(step: int, all_workdirs: Sequence[Path], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the values of all members after a step, [M] each.
+    """Returns the values of all members after a step, [N] each.
 
     Args:
       step: the step to resume from.
@@ -108,6 +108,6 @@ def values_at(step: int, all_workdirs: Sequence[Path], values: Mapping[str, np.n
     for m, workdir in enumerate(all_workdirs):
         for line in lines(workdir):
             if line["step"] <= step:
-                for name, value_M in current.items():
-                    value_M[m] = line["values"][name]
+                for name, value_N in current.items():
+                    value_N[m] = line["values"][name]
     return current

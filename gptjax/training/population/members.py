@@ -16,9 +16,9 @@ from gptjax import optim
 from gptjax.config.errors import ConfigError
 from gptjax.finetune import methods
 from gptjax.objectives import loss
-from gptjax.optim import skip_step as guards
 from gptjax.runs.train_state import TrainState, init_state
-from gptjax.training.step import train_step, twice_differentiable, uses_dropout
+from gptjax.training import recovery
+from gptjax.training.step import train_step_of
 
 # Keys in which members may differ, and the dtype of their traced values.
 TRACED: dict[str, Any] = {
@@ -40,14 +40,14 @@ TRACED: dict[str, Any] = {
 }
 BATCH_KEYS = ("data.seed",)  # read by the data pipeline, not by the compiled program
 
-Values = dict[str, jax.Array]  # by traced key: [M] for all members, [] for one
+Values = dict[str, jax.Array]  # by traced key: [N] for all members, [] for one
 
 
 class Members(NamedTuple):
     """Configs that are trained as one program."""
 
     config: ConfigDict  # of the first member
-    values: dict[str, np.ndarray]  # of the traced keys that differ, [M]
+    values: dict[str, np.ndarray]  # of the traced keys that differ, [N]
 
 
 def from_configs(all_configs: Sequence[ConfigDict], unresolved: Sequence[ConfigDict] = ()) -> Members:
@@ -105,7 +105,7 @@ def init_member_state(config: ConfigDict, values: Values) -> TrainState:
 
 
 def member_step(
-    config: ConfigDict, mesh: Mesh, values: Values, state: TrainState, batch: Any
+    config: ConfigDict, mesh: Mesh, values: Values, state: TrainState, batch: Any, left_out: jax.Array | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one step of one member; see gptjax.training.step.train_step.
 
@@ -115,20 +115,9 @@ def member_step(
       values: of this member.
       state: of this member.
       batch: of this member, or shared by all.
+      left_out: True if this member leaves the batch out; None: no member does.
     """
     config = with_values(config, values)
-    limits, accumulation_steps = guards.Limits(**config.guard), config.train.grad_accumulation
-    objective, optimizer = loss(config, methods.build_model(config)), optim.optimizer(config)
-    curvature = twice_differentiable(config, objective, mesh)
-    step = train_step(
-        objective,
-        optimizer,
-        mesh,
-        config.seed,
-        uses_dropout(config),
-        accumulation_steps,
-        limits,
-        config.log.statistics,
-        curvature,
-    )
-    return step(state, batch)
+    step = train_step_of(config, loss(config, methods.build_model(config)), optim.optimizer(config), mesh)
+    new, metrics = step(state, batch)
+    return (new, metrics) if left_out is None else recovery.skip_batch_if(left_out, state, new, metrics)

@@ -1,15 +1,14 @@
-"""Trains a population: runs that differ only in numbers, as one compiled program.
+"""Populations: runs that are trained together. A single run is a population of one.
 
-Members read one stream of batches, or one each where their data seeds differ. Each member leaves an ordinary run
-directory, as if it had been trained alone. gptjax.training.population.members decides which keys may differ, and
-gptjax.sharding places the members on devices. A member that diverges keeps its last good state
-(gptjax.optim.skip_step), and the others continue.
+Several members differ only in numbers and are one compiled program, with an axis of members, [N, ...], that a single
+run does not have. They read one stream of batches, or one each where their data seeds differ, and leave ordinary run
+directories, as if each had been trained alone. gptjax.training.population.members decides which keys may differ, and
+gptjax.sharding places the members on devices.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,94 +18,62 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gptjax import models, sharding
-from gptjax.config.errors import ConfigError, Interrupted
-from gptjax.core import console, cpu_idle, rng
+from gptjax.config.errors import ConfigError
+from gptjax.core import console, rng
 from gptjax.data import batches
 from gptjax.evals import held_out
 from gptjax.models import kernels
 from gptjax.runs import checkpoint_dir, integrity
-from gptjax.runs import directory as workdirs
-from gptjax.runs.checkpoint_policy import SaveSchedule
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
 from gptjax.runs.train_state import TrainState, parameter_count
-from gptjax.training import loop, memory
-from gptjax.training.monitoring import goodput, interrupts, metrics, report, watchdog
+from gptjax.training import memory, recovery
+from gptjax.training.monitoring import metrics
 from gptjax.training.population import evolution as evolutions
 from gptjax.training.population import members
 from gptjax.training.population.evolution import Evolution
 from gptjax.training.population.members import Members, Values
-from gptjax.training.recorders import OnMemberLine, Recorders, select_member
 from gptjax.training.setup import TrainSetup, batch_seed, train_setup
+from gptjax.training.state import init_fn, init_or_restore_state
+from gptjax.training.step import make_train_step
+
+# `(values, state, batch, left out) -> (state, metrics)` of all members.
+PopulationStep = Callable[..., tuple[TrainState, dict[str, Any]]]
 
 
 class Population(NamedTuple):
-    """The parts of a population that do not change while its members train."""
+    """What does not change while the members train.
 
-    members: Members
+    Attributes:
+      setups: of the members.
+      members: the numbers in which they differ.
+      shared: True if all members read the same batches.
+      evaluate_all: `(parameters, batches, advance) -> metrics of each member`, see gptjax.evals.held_out.evaluate.
+      evolution: population-based training; None: members train independently.
+    """
+
     setups: list[TrainSetup]
-    shared: bool  # all members read the same batches
-    eval_step: held_out.EvalStep  # of all members' parameters
-    evolution: Evolution | None
+    members: Members
+    shared: bool
+    evaluate_all: Callable[..., list[dict[str, float]]]
+    evolution: Evolution | None = None
 
     @property
     def first(self) -> TrainSetup:
         """The set-up whose data, model shapes and settings all members share."""
         return self.setups[0]
 
+    @property
+    def count(self) -> int:
+        """Number of members, N."""
+        return len(self.setups)
 
-def train(
-    all_configs: Sequence[ConfigDict],
-    all_workdirs: Sequence[Path],
-    on_line: OnMemberLine = lambda member, line: None,
-    started: float | None = None,
-    evolution: Evolution | None = None,
-) -> list[dict[str, Any] | None]:
-    """Trains the runs of these configs in their directories, or resumes them; returns their summaries.
+    def select(self, tree: Any, member: int) -> Any:
+        """Selects one member of a tree of arrays [N, ...], which have no such axis if there is only one."""
+        return tree if self.count == 1 else jax.tree.map(lambda leaf: leaf[member], tree)
 
-    Args:
-      all_configs: from gptjax.config.read; they may differ only in keys of `members.TRACED` and in data.seed.
-      all_workdirs: one directory per config; absent, empty, or a run of the same config.
-      on_line: called with the member's number and each line of its metrics.jsonl.
-      started: time.monotonic() at the start of the process, so that its imports are counted; default: now.
-      evolution: population-based training; None: members train independently.
-
-    Returns:
-      The summary of each member, as returned by gptjax.training.loop.train; None for a member that diverged.
-
-    Raises:
-      ConfigError, DataError, CheckpointError: user errors; nothing is written.
-      Interrupted: by a signal; the current step is saved.
-    """
-    started = time.monotonic() if started is None else started
-    resolved = [
-        loop.resolve_config(config, where, None) for config, where in zip(all_configs, all_workdirs, strict=True)
-    ]
-    check(resolved, all_configs, evolution)
-    for config, where in zip(resolved, all_workdirs, strict=True):
-        workdirs.check_free(where, config)
-    done = [report.read_summary(where) for where in all_workdirs]
-    if all(done):
-        return list(done)
-    with ExitStack() as stack:
-        population = build_population(resolved, all_workdirs, started, evolution)
-        clock = population.first.clock
-        for setup in population.setups:
-            stack.enter_context(workdirs.lock(setup.workdir))
-        written = [stack.enter_context(loop.open_checkpoints(setup)) for setup in population.setups]
-        try:
-            states = init_or_restore_states(population, written)
-            step = population.first.resumes_at
-            for setup in population.setups:
-                stack.enter_context(goodput.record_clock(clock, setup.workdir, step))
-            with interrupts.handle_signals() as stop_signal:
-                states, alive = train_steps(population, states, written, on_line, stop_signal)
-            with clock.during("finish"), cpu_idle.keep_awake(jax.default_backend() == "cpu"):
-                return finish(population, states, alive, done)
-        except KeyboardInterrupt as error:
-            for checkpoints in written:
-                checkpoints.wait()
-            there = "saved; the same command resumes training" if written[0].latest() else "nothing is saved yet"
-            raise Interrupted.after(error, f"interrupted; {there}") from None
+    def map(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """Maps a function of one member's arrays over all members."""
+        return f if self.count == 1 else jax.vmap(f)
 
 
 def check(
@@ -128,6 +95,15 @@ def check(
         raise ConfigError("each member of a population is on one device; leave config.mesh or --vmap out")
 
 
+def of_one(setup: TrainSetup) -> Population:
+    """Makes the population of a single run."""
+
+    def evaluate_one(params: Any, eval_batches: Iterable[Any], advance: Callable[..., None]) -> list[dict[str, float]]:
+        return [setup.evaluate(params, eval_batches, advance=advance)]
+
+    return Population([setup], Members(setup.config, {}), shared=True, evaluate_all=evaluate_one)
+
+
 def build_population(
     resolved: Sequence[ConfigDict], all_workdirs: Sequence[Path], started: float, evolution: Evolution | None
 ) -> Population:
@@ -138,11 +114,12 @@ def build_population(
         for config, where in zip(resolved[1:], all_workdirs[1:], strict=True)
     ]
     setups = [first, *others]
-    step = common_step([setup.workdir for setup in setups])
-    setups = [setup._replace(clock=first.clock, eval_step=first.eval_step, resumes_at=step) for setup in setups]
+    step = newest_common_step([setup.workdir for setup in setups])
+    setups = [setup._replace(clock=first.clock, resumes_at=step) for setup in setups]
     shared = len({batch_seed(setup.config) for setup in setups}) == 1
     traced = members.from_configs([setup.config for setup in setups])
-    return Population(traced, setups, shared, make_eval_step(first, len(setups)), evolution)
+    evaluate_all = partial(evaluate_members, first, make_eval_step(first, len(setups)), len(setups))
+    return Population(setups, traced, shared, evaluate_all, evolution)
 
 
 def on_one_device(config: ConfigDict) -> ConfigDict:
@@ -150,11 +127,11 @@ def on_one_device(config: ConfigDict) -> ConfigDict:
     return members.with_values(config, {"mesh.data": 1})
 
 
-def common_step(all_workdirs: Sequence[Path]) -> int:
-    """Newest step of which every member has an undamaged checkpoint; 0 if there is none."""
+def newest_common_step(all_workdirs: Sequence[Path], before: float = math.inf) -> int:
+    """Newest step before `before` of which every member has an undamaged checkpoint; 0 if there is none."""
     there = [set(checkpoint_dir.steps(where / "checkpoints")) for where in all_workdirs]
     for step in sorted(set.intersection(*there), reverse=True):
-        if all(is_intact(where / "checkpoints", step) for where in all_workdirs):
+        if step < before and all(is_intact(where / "checkpoints", step) for where in all_workdirs):
             return step
     return 0
 
@@ -164,236 +141,221 @@ def is_intact(directory: Path, step: int) -> bool:
     return not integrity.problem(directory / str(step), "", checkpoint_dir.CHANGING)
 
 
+def init_or_restore(population: Population, written: Sequence[Checkpoints]) -> TrainState:
+    """Restores or initializes the states of all members on the devices, and logs what is trained."""
+    setup, count = population.first, population.count
+    if count == 1:
+        state = init_or_restore_state(setup, written[0])
+        written[0].quarantine_after(setup.resumes_at)
+    else:
+        state = init_or_restore_states(population, written)
+        for checkpoints in written:
+            checkpoints.delete_after(setup.resumes_at)  # a step that other members may not have
+    log_model(population, state)
+    return state
+
+
+def init_or_restore_states(population: Population, written: Sequence[Checkpoints]) -> TrainState:
+    """Restores or initializes the states of several members, [N, ...]."""
+    setup, count = population.first, population.count
+    there = sharding.member_sharding(count)
+    if not setup.resumes_at:
+        make = jax.vmap(partial(members.init_member_state, setup.config), axis_size=count)
+        return jax.jit(make, out_shardings=there)(member_values(population))
+    shapes = shapes_on(jax.eval_shape(init_fn(setup)), sharding.replicated(setup.parts.mesh))
+    restored = [checkpoints.restore(shapes, setup.resumes_at) for checkpoints in written]
+    console.say(f"resuming   {count} members at step {setup.resumes_at:,} of {setup.config.train.steps:,}")
+    return jax.device_put(jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *restored), there)
+
+
+def log_model(population: Population, state: TrainState) -> None:
+    """Logs model, devices and kernels."""
+    setup, kind = population.first, jax.devices()[0].device_kind
+    c, count = setup.config, population.count
+    total, trained = parameter_count(state.eval_shapes()), parameter_count(state.params)
+    arch, dtype = c.model.arch, c.train.dtype
+    if count == 1:
+        devices = f"{setup.parts.mesh.size} {kind} device{'s' * (setup.parts.mesh.size > 1)}"
+        console.say(f"model      {arch}, {total:,} parameters, {dtype}, on {devices}")
+    else:
+        size = sharding.member_sharding(count).mesh.size
+        console.say(f"members    {count} of {arch}, {trained // count:,} parameters each, {dtype}, on {size} {kind}")
+        differing = ", ".join([*population.members.values] + ["data.seed"] * (not population.shared))
+        console.say(f"differ in  {differing or 'nothing'}")
+    if state.frozen:
+        console.say(f"finetune   {c.finetune.method}: {trained:,} parameters train, {trained / total:.2%}")
+    packed = c.data.layout == "packed"
+    console.say(f"attention  {models.kernels.attention_plan(setup.parts.model.config, dtype, packed)}")
+    if metrics.peak_flops(kind):
+        console.say(f"mfu        {metrics.MFU_CONVENTION}")
+
+
+def member_values(population: Population) -> Values:
+    """The differing hyperparameters at the step to resume from, [N] each, on the devices; {} of a single run."""
+    if population.count == 1:
+        return {}
+    folders, values = [setup.workdir for setup in population.setups], population.members.values
+    if population.evolution:
+        values = evolutions.values_at(population.first.resumes_at, folders, values)
+    return jax.device_put(values, sharding.member_sharding(population.count))
+
+
+def load_batch(population: Population, index: int) -> dict[str, jax.Array]:
+    """Loads the batch of step `index` + 1 on the devices: one shared by all members, or one each, [N, ...]."""
+    setup, count = population.first, population.count
+    if count == 1:
+        parts, train = setup.parts, setup.batches.train
+        return parts.teacher_fn(sharding.place_batch(train[index], parts.mesh, *train.share))
+    if population.shared:
+        return dict(jax.device_put(dict(setup.batches.train[index]), sharding.shared_sharding(count)))
+    each = batches.stack([setup.batches.train[index] for setup in population.setups])
+    return dict(jax.device_put(dict(each), sharding.member_sharding(count)))
+
+
+def load_next_batch(population: Population, index: int) -> dict[str, jax.Array] | None:
+    """Loads the batch like `load_batch`; returns None if a single run leaves it out."""
+    is_left_out = population.count == 1 and recovery.is_left_out(population.first, index + 1)
+    return None if is_left_out else load_batch(population, index)
+
+
+def batch_shape(population: Population, batch: dict[str, jax.Array]) -> tuple[int, int]:
+    """Returns [B, T] of one member's inputs; an objective may make T shorter than data.context."""
+    shape = batch["inputs_BT"].shape[0 if population.shared else 1 :]
+    return shape[0], shape[-1]
+
+
+def compile_steps(population: Population, values: Values, state: TrainState) -> dict[tuple[int, int], PopulationStep]:
+    """Compiles the train step for each remaining shape [B, T], so that no step time includes compilation."""
+    setup, step_fn = population.first, jit_step_of(population, state)
+    taken, stages = int(np.max(state.step)), setup.batches.stages
+    compiled: dict[tuple[int, int], PopulationStep] = {}
+    for stage in stages[stages.index(batches.stage_of(taken + 1, stages)) :]:
+        index = max(stage.start, taken)
+        batch = load_batch(population, index)
+        shape, start = batch_shape(population, batch), time.monotonic()
+        if shape in compiled:
+            continue
+        compiled[shape] = step_fn.lower(*step_arguments(population, values, state, batch, index + 1)).compile()
+        suffix = f" for {shape[0]} x {shape[1]} tokens" if len(stages) > 1 else ""
+        console.say(f"compiled   in {time.monotonic() - start:.1f} s{suffix}")
+    return compiled
+
+
+def jit_step_of(population: Population, state: TrainState) -> jax.stages.Wrapped:
+    """Jits the step of a single run, `(state, batch) -> (state, metrics)`, or that of several members.
+
+    The latter also takes their values, before the state, and after the batch whether each leaves it out, if any does.
+    """
+    setup, count = population.first, population.count
+    c, parts = setup.config, setup.parts
+    if count == 1:
+        return make_train_step(c, parts.objective, parts.optimizer, parts.mesh, state)
+    axes = (0, 0, None if population.shared else 0) + (0,) * leaves_batches_out(population)
+    all_members = jax.vmap(partial(members.member_step, c, parts.mesh), in_axes=axes)
+    sharded = sharding.shard_members(all_members, count, (2,) if population.shared else ())
+    return jax.jit(sharded, donate_argnums=1, compiler_options=kernels.compiler_options(c.model, c.train.dtype) or None)
+
+
+def step_arguments(population: Population, values: Values, state: TrainState, batch: Any, step: int) -> tuple[Any, ...]:
+    """Returns the arguments of the function that `jit_step_of` returns, for a step."""
+    if population.count == 1:
+        return state, batch
+    if not leaves_batches_out(population):
+        return values, state, batch
+    left_out_N = np.array([recovery.is_left_out(setup, step) for setup in population.setups])
+    return values, state, batch, jax.device_put(left_out_N, sharding.member_sharding(population.count))
+
+
+def leaves_batches_out(population: Population) -> bool:
+    """Returns True if any member leaves out the batches of some steps."""
+    return any(setup.left_out for setup in population.setups)
+
+
+def take_step(
+    population: Population,
+    step_fns: dict[tuple[int, int], PopulationStep],
+    values: Values,
+    state: TrainState,
+    step: int,
+    batch: Any,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Takes one step of all members; returns the new state and the metrics. A batch of None leaves the step out."""
+    if batch is None:
+        return recovery.skip_batch(state)
+    if recovery.changes_batches(population.first, step):
+        state = recovery.on_scalars(population.map(recovery.without_statistics), state)
+    step_fn = step_fns[batch_shape(population, batch)]
+    return step_fn(*step_arguments(population, values, state, batch, step))
+
+
 def make_eval_step(setup: TrainSetup, count: int) -> held_out.EvalStep:
-    """Compiles `(parameters of all members, batch) -> metrics`, [M] each; see gptjax.evals.held_out.eval_step."""
+    """Compiles `(parameters of all members, batch) -> metrics`, [N] each; see gptjax.evals.held_out.eval_step."""
     c = setup.config
     evaluate = sharding.shard_members(
-        jax.vmap(lambda p, b: setup.objective(p, b, None)[1], in_axes=(0, None)), count, (1,)
+        jax.vmap(lambda p, b: setup.parts.objective(p, b, None)[1], in_axes=(0, None)), count, (1,)
     )
     return jax.jit(evaluate, compiler_options=kernels.compiler_options(c.model, c.train.dtype) or None)
 
 
-def init_or_restore_states(population: Population, written: Sequence[Checkpoints]) -> TrainState:
-    """Restores or initializes the states of all members, [M, ...] on the devices."""
-    setup, count = population.first, len(population.setups)
-    there = sharding.member_sharding(count)
-    if setup.resumes_at:
-        shapes = shapes_on(jax.eval_shape(loop.init_fn(setup)), sharding.replicated(setup.mesh))
-        restored = [checkpoints.restore(shapes, setup.resumes_at) for checkpoints in written]
-        states = jax.device_put(jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *restored), there)
-        console.say(f"resuming   {count} members at step {setup.resumes_at:,} of {setup.config.train.steps:,}")
-    else:
-        make = jax.vmap(partial(members.init_member_state, setup.config), axis_size=count)
-        states = jax.jit(make, out_shardings=there)(member_values(population))
-    for checkpoints in written:
-        checkpoints.delete_after(setup.resumes_at)  # a step that other members may not have
-    of_one = parameter_count(states.params) // count
-    arch, dtype, kind = setup.config.model.arch, setup.config.train.dtype, jax.devices()[0].device_kind
-    console.say(f"members    {count} of {arch}, {of_one:,} parameters each, {dtype}, on {there.mesh.size} {kind}")
-    differing = ", ".join([*population.members.values] + ["data.seed"] * (not population.shared))
-    console.say(f"differ in  {differing or 'nothing'}")
-    packed = setup.config.data.layout == "packed"
-    console.say(f"attention  {models.kernels.attention_plan(setup.model.config, dtype, packed)}")
-    if metrics.peak_flops(kind):
-        console.say(f"mfu        {metrics.MFU_CONVENTION}")
-    return states
-
-
-def member_values(population: Population) -> Values:
-    """The differing hyperparameters at the step to resume from, [M] each, on the devices."""
-    folders, values = [setup.workdir for setup in population.setups], population.members.values
-    if population.evolution:
-        values = evolutions.values_at(population.first.resumes_at, folders, values)
-    return jax.device_put(values, sharding.member_sharding(len(population.setups)))
-
-
-def compile_steps(population: Population, values: Values, states: TrainState) -> dict[tuple[int, int], Any]:
-    """Compiles the step of all members, `(values, states, batch) -> (states, metrics)`, for each [B, T] of a batch."""
-    setup, count = population.first, len(population.setups)
-    of_batch = None if population.shared else 0
-    all_members = jax.vmap(partial(members.member_step, setup.config, setup.mesh), in_axes=(0, 0, of_batch))
-    shared = (2,) if population.shared else ()
-    options = kernels.compiler_options(setup.config.model, setup.config.train.dtype)
-    step = jax.jit(
-        sharding.shard_members(all_members, count, shared), donate_argnums=1, compiler_options=options or None
-    )
-    current, start = batches.stage_of(int(setup.resumes_at) + 1, setup.stages), time.monotonic()
-    compiled: dict[tuple[int, int], Any] = {}
-    for stage in setup.stages[setup.stages.index(current) :]:
-        batch = load_batch(population, max(stage.start, setup.resumes_at))
-        shape = batch_shape(batch)
-        if shape not in compiled:
-            compiled[shape] = step.lower(values, states, batch).compile()
-    console.say(f"compiled   in {time.monotonic() - start:.1f} s")
-    return compiled
-
-
-def batch_shape(batch: dict[str, jax.Array]) -> tuple[int, int]:
-    """Returns [B, T] of the inputs of one member."""
-    B, T = batch["inputs_BT"].shape[-2:]
-    return B, T
-
-
-def load_batch(population: Population, index: int) -> dict[str, jax.Array]:
-    """Loads the batch of step `index` + 1 on the devices: one shared by all members, or one each, [M, ...]."""
-    if population.shared:
-        batch, there = population.first.train_batches[index], sharding.shared_sharding(len(population.setups))
-    else:
-        batch = batches.stack([setup.train_batches[index] for setup in population.setups])
-        there = sharding.member_sharding(len(population.setups))
-    return dict(jax.device_put(dict(batch), there))
-
-
-def train_steps(
-    population: Population,
-    states: TrainState,
-    written: Sequence[Checkpoints],
-    on_line: OnMemberLine,
-    stop_signal: interrupts.StopSignal,
-) -> tuple[TrainState, list[bool]]:
-    """Takes every remaining step; returns the states, and which members have not diverged."""
-    setup = population.first
-    c, clock, start, steps = setup.config, setup.clock, setup.resumes_at, setup.config.train.steps
-    if start == steps:
-        return states, [True] * len(population.setups)
-    values = member_values(population)
-    with clock.during("compile"):
-        compiled = compile_steps(population, values, states)
-    sample = [setup.eval_batches[i] for i in batches.evenly_spaced(setup.eval_batches, c.eval.batches)]
-    due = SaveSchedule(c.checkpoint, steps)
-    with (
-        cpu_idle.keep_awake(jax.default_backend() == "cpu"),
-        batches.prefetch(partial(load_batch, population), start, steps, c.data.prefetch) as coming,
-        console.bar("training", steps, done=start) as advance,
-        Recorders(population.setups, states, advance, on_line) as recorders,
-        watchdog.watch_progress(c.train.hang_minutes, setup.workdir / "hang.txt", lambda: clock.kind) as beat,
-        clock.during("step"),
-    ):
-        for step in range(start + 1, steps + 1):
-            with clock.during("data"):
-                batch = next(coming)
-            states, step_metrics = compiled[batch_shape(batch)](values, states, batch)
-            recorders.write(recorders.take())
-            recorders.push(step, step_metrics)
-            beat()
-            evolves, saves = should_select(population.evolution, step, steps), due(step)
-            evaluates = evolves or step % c.eval.every_steps == 0 or step == steps
-            quality: list[dict[str, float]] = []
-            if evaluates or saves:
-                lines = recorders.take(due=evaluates)
-                if evaluates:
-                    with clock.during("eval"):
-                        quality = evaluate_members(population, states, lambda: sample, beat)
-                recorders.write(lines, list(map(loop.validation_metrics, quality)) or None)
-                if evolves:
-                    values, states = select(population, step, values, states, recorders, quality)
-                if saves:
-                    save(population, step, states, written, recorders.alive, quality)
-                    due.restart()
-            if not any(recorders.alive):
-                break
-            if number := stop_signal(step):
-                recorders.write(recorders.take(due=True))
-                if not saves:
-                    save(population, step, states, written, recorders.alive)
-                raise Interrupted(number)
-        with clock.during("save"):
-            for m in alive_members(recorders.alive):
-                written[m].finish(select_member(states, m))
-    return states, recorders.alive
-
-
-def should_select(evolution: Evolution | None, step: int, steps: int) -> bool:
-    """Returns True if members are selected after `step`."""
-    return evolution is not None and step % evolution.every_steps == 0 and step < steps
-
-
-def select(
-    population: Population,
-    step: int,
-    values: Values,
-    states: TrainState,
-    recorders: Recorders,
-    quality: Sequence[dict[str, float]],
-) -> tuple[Values, TrainState]:
-    """Selects members by held-out loss; returns values and states, and records each replacement in its directory."""
-    assert population.evolution
-    setup, there = population.first, sharding.member_sharding(len(population.setups))
-    key = rng.key(setup.config.seed, "evolution", step)
-    evolve = partial(evolutions.exploit_and_explore, population.evolution)
-    select_members = jax.jit(evolve, donate_argnums=(2, 3), out_shardings=None)
-    losses_M = jax.device_put(np.array([member["loss"] for member in quality], np.float32), there)
-    values, states, source_M = select_members(key, losses_M, values, states)
-    values, states = jax.device_put((values, states), there)
-    new_values = jax.device_get(values)
-    for m, source in enumerate(np.asarray(source_M).tolist()):
-        if m != source:
-            replaced, parent = population.setups[m], population.setups[source].workdir.name
-            evolutions.write(replaced.workdir, step, parent, select_member(new_values, m))
-            recorders.inherit(m, members.with_values(replaced.config, select_member(new_values, m)), source)
-            console.say(f"evolved    {replaced.workdir.name} continues from the state of {parent} after step {step:,}")
-    return values, states
-
-
-def alive_members(alive: Sequence[bool]) -> list[int]:
-    """The numbers of the members that have not diverged."""
-    return [m for m, is_alive in enumerate(alive) if is_alive]
-
-
-def save(
-    population: Population,
-    step: int,
-    states: TrainState,
-    written: Sequence[Checkpoints],
-    alive: Sequence[bool],
-    quality: Sequence[dict[str, float]] = (),
-) -> None:
-    """Starts to write a checkpoint of each member, with its held-out loss if it is known.
-
-    A diverged member is saved as well: all members have to resume from the same step.
-    """
-    setup = population.first
-    with setup.clock.during("save"):
-        for m in range(len(alive)):
-            written[m].save(step, select_member(states, m), quality[m]["loss"] if quality else None)
-    setup.clock.mark(step)
-
-
 def evaluate_members(
-    population: Population,
-    states: TrainState,
-    make_batches: Callable[[], Iterable[Any]],
+    setup: TrainSetup,
+    eval_step: held_out.EvalStep,
+    count: int,
+    params: Any,
+    eval_batches: Iterable[Any],
     advance: Callable[..., None],
 ) -> list[dict[str, float]]:
-    """Evaluates all members on batches of held-out text with one program; see gptjax.evals.held_out.evaluate."""
-    setup = population.first
-    params = jax.vmap(TrainState.eval_params)(states)
-    there = sharding.shared_sharding(len(population.setups))
-    outputs = []
-    for batch in make_batches():
-        outputs.append(jax.device_get(population.eval_step(params, jax.device_put(dict(batch), there))))
+    """Evaluates several members on batches of held-out text with one program; see gptjax.evals.held_out.evaluate.
+
+    Args:
+      setup: of the first member.
+      eval_step: from `make_eval_step`.
+      count: number of members, N.
+      params: of all members, [N, ...].
+      eval_batches: of the held-out text.
+      advance: called after each batch.
+    """
+    there, every_batch, outputs = sharding.shared_sharding(count), list(eval_batches), []
+    for batch in every_batch:
+        outputs.append(jax.device_get(eval_step(params, jax.device_put(dict(batch), there))))
         advance()
 
     def quality(m: int) -> dict[str, float]:
-        metrics_of_batches = iter(select_member(outputs, m))
-        return setup._replace(eval_step=lambda params, batch: next(metrics_of_batches)).evaluate(None, make_batches())
+        of_member = iter(jax.tree.map(lambda output_N: output_N[m], outputs))
+        parts = setup.parts._replace(eval_step=lambda params, batch: next(of_member))
+        return setup._replace(parts=parts).evaluate(None, every_batch)
 
-    return [quality(m) for m in range(len(population.setups))]
+    return [quality(m) for m in range(count)]
 
 
-def finish(
-    population: Population, states: TrainState, alive: Sequence[bool], done: Sequence[dict[str, Any] | None]
-) -> list[dict[str, Any] | None]:
-    """Evaluates on all held-out text; writes samples, plot and summary of each member that has not diverged."""
-    setup = population.first
-    held_out_batches = [setup.eval_batches[i] for i in range(len(setup.eval_batches))]
-    with console.bar("reading all held-out text", len(held_out_batches)) as advance:
-        quality = evaluate_members(population, states, lambda: held_out_batches, advance)
-    with console.bar("writing samples and plots", len(alive)) as advance:
-        summaries = list(done)
-        for m in alive_members(alive):
-            if not done[m] and math.isfinite(quality[m]["loss"]):
-                params = select_member(states, m).eval_params()
-                summaries[m] = loop.write_results(population.setups[m], params, quality[m])
-            advance()
-    return summaries
+def evolve(
+    population: Population, step: int, values: Values, state: TrainState, quality: Sequence[dict[str, float]]
+) -> tuple[Values, TrainState, dict[int, tuple[int, ConfigDict]]]:
+    """Selects members by held-out loss, and records each replacement in its directory.
+
+    Args:
+      population: that evolves.
+      step: just taken.
+      values, state: of all members; the buffers of the state are donated.
+      quality: metrics of each member on held-out text.
+
+    Returns:
+      The new values and state, and of each member that was replaced: the one whose state it got, and its new config.
+    """
+    assert population.evolution
+    setup, there = population.first, sharding.member_sharding(population.count)
+    key = rng.key(setup.config.seed, "evolution", step)
+    select = partial(evolutions.exploit_and_explore, population.evolution)
+    select_members = jax.jit(select, donate_argnums=(2, 3), out_shardings=None)
+    losses_N = jax.device_put(np.array([member["loss"] for member in quality], np.float32), there)
+    values, state, source_N = select_members(key, losses_N, values, state)
+    values, state = jax.device_put((values, state), there)
+    new_values, replaced = jax.device_get(values), {}
+    for m, source in enumerate(np.asarray(source_N).tolist()):
+        if m != source:
+            member, parent = population.setups[m], population.setups[source].workdir.name
+            of_member = population.select(new_values, m)
+            evolutions.write(member.workdir, step, parent, of_member)
+            replaced[m] = source, members.with_values(member.config, of_member)
+            console.say(f"evolved    {member.workdir.name} continues from the state of {parent} after step {step:,}")
+    return values, state, replaced

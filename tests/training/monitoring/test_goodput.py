@@ -71,7 +71,7 @@ def test_every_second_of_a_run_is_accounted_for(tmp_path, text_file, monkeypatch
 
     slow(TrainSetup, "evaluate", "eval", 0.2)
     slow(Checkpoints, "save", "save", 0.3)
-    slow(loop, "compile_steps", "compile", 0.4)
+    slow(loop.populations, "compile_steps", "compile", 0.4)
     slow(loop, "train_setup", "start", 0.5)
     slow(loop.report, "plot", "finish", 0.6)
     slow(loop.Recorder, "push", "step", 0.05)

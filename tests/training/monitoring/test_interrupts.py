@@ -17,6 +17,7 @@ from gptjax.config.errors import Interrupted
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop
 from gptjax.training.monitoring import interrupts
+from gptjax.training.population import population as populations
 
 RUN = dict(train_steps=600, checkpoint_every_steps=200, log_every_steps=1, model_dropout=0.1, eval_every_steps=200)
 
@@ -82,13 +83,13 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, text_file
 
 
 def test_a_signal_while_compiling_ends_before_the_first_step(tmp_path, text_file, monkeypatch):
-    compile_steps = loop.compile_steps
+    compile_steps = populations.compile_steps
 
-    def signal_and_compile(setup, state):
+    def signal_and_compile(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        return compile_steps(setup, state)
+        return compile_steps(*arguments)
 
-    monkeypatch.setattr(loop, "compile_steps", signal_and_compile)
+    monkeypatch.setattr(populations, "compile_steps", signal_and_compile)
     with pytest.raises(Interrupted, match="interrupted; nothing is saved yet"):
         loop.train(tiny_config(data_path=text_file), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -67,10 +67,9 @@ def test_an_interrupt_ends_the_trace_and_the_resumed_run_traces_the_rest(tmp_pat
 
 
 def test_a_run_that_resumes_after_the_range_traces_nothing(tmp_path):
-    with profiler.trace_steps((2, 3), tmp_path, pause=None) as traced:
+    with profiler.trace_steps((2, 3), tmp_path, None, 3) as after:
         for step in (4, 5):
-            with traced(step):
-                pass
+            after(step)
     assert not any(tmp_path.iterdir())
 
 
@@ -84,10 +83,10 @@ def test_a_trace_begins_and_ends_while_nothing_runs(monkeypatch, tmp_path):
         happened.append("went on")
 
     monkeypatch.setattr(profiler, "start", lambda folder: happened.append("start"))
-    monkeypatch.setattr(profiler, "stop", lambda folder, steps: happened.append(f"stop {steps}"))
-    with profiler.trace_steps((2, 3), tmp_path, pause) as traced:
+    monkeypatch.setattr(profiler, "stop", lambda folder, *steps: happened.append(f"stop {steps}"))
+    with profiler.trace_steps((2, 3), tmp_path, pause, 0) as after:
         for step in (1, 2, 3, 4, 5):
-            with traced(step):
-                happened.append(step)
-    begin, end = ["waited", "start", "went on"], ["waited", "stop [2, 3]", "went on"]
+            happened.append(step)
+            after(step)
+    begin, end = ["waited", "start", "went on"], ["waited", "stop (2, 3)", "went on"]
     assert happened == [1, *begin, 2, 3, *end, 4, 5]

@@ -9,7 +9,8 @@ from conftest import BASE, overrides
 import gptjax
 from gptjax import config as configs
 from gptjax.config.errors import ConfigError
-from gptjax.training.population import evolution, population
+from gptjax.training import loop
+from gptjax.training.population import evolution
 from gptjax.training.population.evolution import Evolution
 
 
@@ -74,12 +75,12 @@ def test_a_population_evolves_and_resumes(text_file, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        population.train(made, where, kill, evolution=Evolution(5))
-    population.train(made, where, evolution=Evolution(5))
+        loop.train_population(made, where, kill, evolution=Evolution(5))
+    loop.train_population(made, where, evolution=Evolution(5))
     whole = [tmp_path / f"whole-{m}" for m in range(3)]
-    summaries = population.train(made, whole, evolution=Evolution(5))
+    summaries = loop.train_population(made, whole, evolution=Evolution(5))
     for one, other in zip(where, whole, strict=True):
         jax.tree.map(np.testing.assert_array_equal, gptjax.load(one).params, gptjax.load(other).params)
     assert evolution.lines(whole[2])[0]["step"] == 5
-    alone = population.train(made, [tmp_path / f"alone-{m}" for m in range(3)])
+    alone = loop.train_population(made, [tmp_path / f"alone-{m}" for m in range(3)])
     assert summaries[2]["val_loss"] < alone[2]["val_loss"] - 0.1

@@ -1,5 +1,6 @@
 """A population compared with its members trained alone: the same numbers for every traced key."""
 
+import errno
 import json
 import os
 import subprocess
@@ -13,8 +14,9 @@ from conftest import BASE, ROOT, overrides
 import gptjax
 from gptjax import config as configs
 from gptjax.config.errors import ConfigError
+from gptjax.runs import checkpoint_dir
 from gptjax.training import loop
-from gptjax.training.population import members, population
+from gptjax.training.population import members
 
 VALUES = {
     "optimizer.learning_rate": (0.003, 0.01),
@@ -64,7 +66,7 @@ def compared(alone, member, tolerance=1e-5):
 def test_member_vs_alone(key, text_file, tmp_path):
     """All files of a member equal those of a run that was trained alone."""
     made = of_key(text_file, key, VALUES[key])
-    summaries = population.train(made, [tmp_path / "0", tmp_path / "1"])
+    summaries = loop.train_population(made, [tmp_path / "0", tmp_path / "1"])
     alone = loop.train(made[1], tmp_path / "alone")
     compared(tmp_path / "alone", tmp_path / "1")
     assert summaries[1]["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-5)
@@ -93,7 +95,7 @@ def test_fifty_steps_vs_alone(flags, text_file, tmp_path):
     rates = [f"--config.optimizer.learning_rate={rate}" for rate in (1e-3, 2e-3, 3e-3)]
     settings = dict(train_steps=50, eval_every_steps=25, checkpoint_every_steps=50)
     made = [read(text_file, *flags, rate, f"--config.seed={i}", **settings) for i, rate in enumerate(rates)]
-    population.train(made, [tmp_path / str(i) for i in range(3)])
+    loop.train_population(made, [tmp_path / str(i) for i in range(3)])
     loop.train(made[2], tmp_path / "alone")
     compared(tmp_path / "alone", tmp_path / "2")
 
@@ -103,7 +105,7 @@ def test_a_diverged_member_does_not_affect_others(text_file, tmp_path):
     """A member that diverges is frozen and has no summary; the others do not change."""
     made = of_key(text_file, "optimizer.learning_rate", (0.01, 1e20, 0.01), optimizer_clip_norm=0, guard_patience=2)
     heard = []
-    good, bad, same = population.train(
+    good, bad, same = loop.train_population(
         made, [tmp_path / "0", tmp_path / "1", tmp_path / "2"], lambda member, line: heard.append(member)
     )
     assert bad is None and not (tmp_path / "1" / "summary.json").exists()
@@ -115,9 +117,9 @@ def test_a_diverged_member_does_not_affect_others(text_file, tmp_path):
 def test_finished_members_are_not_trained_again(text_file, tmp_path):
     made = of_key(text_file, "seed", (0, 1))
     where = [tmp_path / "0", tmp_path / "1"]
-    first = population.train(made, where)
+    first = loop.train_population(made, where)
     written = (where[1] / "metrics.jsonl").read_bytes()
-    assert population.train(made, where) == first
+    assert loop.train_population(made, where) == first
     assert (where[1] / "metrics.jsonl").read_bytes() == written
 
 
@@ -136,13 +138,13 @@ def test_a_killed_population_resumes(text_file, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        population.train(made, where, kill)
+        loop.train_population(made, where, kill)
     for file in (where[1] / "checkpoints" / "8").rglob("*"):
         if file.is_file() and file.stat().st_size:
             file.write_bytes(b"\0" * file.stat().st_size)
-    population.train(made, where)
+    loop.train_population(made, where)
     whole = [tmp_path / "whole-0", tmp_path / "whole-1"]
-    population.train(made, whole)
+    loop.train_population(made, whole)
     for one, other in zip(where, whole, strict=True):
         jax.tree.map(np.testing.assert_array_equal, gptjax.load(one).params, gptjax.load(other).params)
 
@@ -162,7 +164,7 @@ def test_keys_that_change_the_program_are_refused(flags, said, text_file, tmp_pa
         members.from_configs([configs.resolve(config) for config in made])
         return
     with pytest.raises(ConfigError) as refused:
-        population.train(made, where)
+        loop.train_population(made, where)
     assert said in str(refused.value) and "--vmap" in str(refused.value)
     assert not any(path.exists() for path in where)
 
@@ -175,14 +177,44 @@ import sys
 from pathlib import Path
 import jax
 from gptjax import config as configs
-from gptjax.training.population import population
+from gptjax.training import loop
 assert jax.device_count() == int(sys.argv[1])
 flags = {[*overrides(data_path=text_file), "--config.train.grad_accumulation=2"]!r}
 made = [configs.read({BASE!r}, [*flags, f"--config.seed={{i}}"]) for i in range(4)]
-population.train(made, [Path(sys.argv[2]) / str(i) for i in range(4)])
+loop.train_population(made, [Path(sys.argv[2]) / str(i) for i in range(4)])
 """
     for devices in (1, 2):
         env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code, str(devices), tmp_path / str(devices)], env=env, check=True)
     for i in range(4):
         compared(tmp_path / "1" / str(i), tmp_path / "2" / str(i))
+
+
+def test_members_have_profiles_and_their_best_checkpoints(text_file, tmp_path):
+    settings = dict(checkpoint_keep_best=1, eval_every_steps=1, checkpoint_every_steps=8, log_profile_steps="3,4")
+    made = of_key(text_file, "optimizer.learning_rate", (0.003, 1.0), **settings)
+    where = [tmp_path / "0", tmp_path / "1"]
+    loop.train_population(made, where)
+    assert any((where[0] / "profile").rglob("perfetto_trace.json.gz"))
+    for workdir in where:
+        losses = {line["step"]: line["val/loss"] for line in lines(workdir)}
+        best = min(losses, key=losses.get)
+        there = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+        assert set(there) >= {best, 8}
+
+
+def test_a_failed_save_of_one_member_is_retried(text_file, tmp_path, monkeypatch):
+    complete, failed = checkpoint_dir.finalize, []
+
+    def complete_or_fail(directory, step, loss):
+        if directory.parent.name == "1" and not failed:
+            failed.append(step)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        complete(directory, step, loss)
+
+    monkeypatch.setattr(checkpoint_dir, "finalize", complete_or_fail)
+    monkeypatch.setattr("gptjax.runs.checkpoints.RETRY_SECONDS", 0.01)
+    loop.train_population(of_key(text_file, "seed", (0, 1)), [tmp_path / "0", tmp_path / "1"])
+    assert failed == [4]
+    for name in "01":
+        assert (tmp_path / name / "checkpoints" / "8").is_dir() and (tmp_path / name / "summary.json").exists()
