@@ -12,6 +12,8 @@ import signal
 import sys
 import traceback
 
+from gptjax.core import arguments
+
 SECONDS = 180  # of wall time, after which a command counts as hung; a busy machine takes long for a short one
 COUNTS = collections.defaultdict(collections.Counter)  # outcomes by command
 KINDS = {0: "ok", 2: "refused", 3: "diverged"}

@@ -51,7 +51,7 @@ def test_every_field_of_transformers_class_is_known_and_has_its_default(family):
     same = {name: keys[name].default for name in fields.keys() & keys.keys()}
     assert same == {name: fields[name] for name in same}
     for name, key in keys.items():
-        if key.only:
+        if key.fixed:
             with pytest.raises(DataError, match=f"{name}=other is not supported"):
                 hf_config.read({name: "other"}, keys)
 
