@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+
 from gptjax import config as configs
 from gptjax.config.errors import ConfigError, Diverged
 from gptjax.core import console
 from gptjax.sweeps.results import DIVERGED, DONE, PRUNED, Result
 from gptjax.sweeps.trials import Trial
 from gptjax.sweeps.watch import Watch, format_values
+from gptjax.training import loop, memory, setup
+from gptjax.training.population import evolution, population
+from gptjax.training.population.evolution import Evolution
 
 Line = dict[str, Any]
 
@@ -26,8 +31,6 @@ class Pruned(Exception):
 
 def problem(config: Any) -> str:
     """Returns the problem of a trial's config that cannot be trained here, or ""."""
-    from gptjax.training import memory, setup
-
     if config.init_from:  # its model comes from another run, whose config is read when the trial starts
         return ""
     try:
@@ -57,10 +60,6 @@ def train(trial: Trial, watch: Watch, on_line: Callable[[Line], None] = lambda l
     Raises:
       UserError, Interrupted: see gptjax.training.loop.train.
     """
-    import jax
-
-    from gptjax.training import loop
-
     last: Line = {}
     evaluation: dict[str, float] = {}
 
@@ -110,10 +109,10 @@ def train_vmapped(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -
     if not trials:
         return
     watch.begin(trials[0])
-    evolution = Evolution(every_steps) if every_steps else None
+    options = Evolution(every_steps) if every_steps else None
     with console.quiet():
         summaries = loop.train_population(
-            [trial.config for trial in trials], [trial.workdir for trial in trials], listen, evolution=evolution
+            [trial.config for trial in trials], [trial.workdir for trial in trials], listen, evolution=options
         )
     for trial, summary, line in zip(trials, summaries, last, strict=True):
         steps, seconds, rate = line.get("step", 0), line.get("seconds", 0.0), line.get("tokens_per_second")
@@ -126,20 +125,15 @@ def train_vmapped(trials: Sequence[Trial], watch: Watch, every_steps: int = 0) -
 
 def evolution_note(trial: Trial) -> str:
     """Describes the final values of a member that evolved; "" for a member with its initial values."""
-    from gptjax.training.population import evolution
-
     lines = evolution.lines(trial.workdir)
     return f"evolved: {format_values(lines[-1]['values'])} from step {lines[-1]['step']:,} on" if lines else ""
 
 
 def check_vmapped(every_steps: int, trials: Sequence[Trial]) -> None:
     """Raises ConfigError for trials that cannot be one compiled program, or cannot evolve."""
-    from gptjax.training.population import population
-    from gptjax.training.population.evolution import Evolution
-
     check(trials, population.on_one_device)
-    evolution = Evolution(every_steps) if every_steps else None
-    population.check([configs.resolve(trial.config) for trial in trials], [trial.config for trial in trials], evolution)
+    options = Evolution(every_steps) if every_steps else None
+    population.check([configs.resolve(trial.config) for trial in trials], [trial.config for trial in trials], options)
 
 
 class Backend(NamedTuple):

@@ -167,14 +167,14 @@ def handle_bad_steps(
     if saved and not setup.left_out:
         raise recovery.RollBack(member, bad, saved, current_state())
     reason = recovery.report_divergence(setup, bad, population.select(current_state(), member))
-    if population.count == 1:
+    if population.size == 1:
         raise Diverged(reason)
     console.say(f"diverged   {setup.workdir}: {bad}; it stops here, the other members continue")
 
 
 def checkpoint_before(population: Population, written: Sequence[Checkpoints], step: int) -> int:
     """Newest step before `step` of which every member has an undamaged checkpoint; 0 if there is none."""
-    if population.count == 1:
+    if population.size == 1:
         return written[0].newest_before(step) or 0
     return populations.newest_common_step([setup.workdir for setup in population.setups], step)
 
@@ -376,7 +376,7 @@ def finish(
     with console.bar("reading all held-out text", len(held_out_batches)) as advance, setup.clock.during("eval"):
         quality = population.evaluate_all(params, every_batch, advance)
     summaries = list(done)
-    with console.bar("writing samples and plots", population.count) as advance:
+    with console.bar("writing samples and plots", population.size) as advance:
         for m, member in enumerate(population.setups):
             if not summaries[m] and not has_diverged(population, state, m, quality[m]):
                 summaries[m] = write_results(member, population.select(params, m), quality[m])
@@ -388,7 +388,7 @@ def has_diverged(population: Population, state: TrainState, member: int, quality
     """Returns True if one of several members has diverged, in training or by its final loss."""
     in_a_row = int(population.select(state.guard.in_a_row, member))
     given_up = in_a_row >= population.first.config.guard.patience
-    return population.count > 1 and (given_up or not math.isfinite(quality["loss"]))
+    return population.size > 1 and (given_up or not math.isfinite(quality["loss"]))
 
 
 def write_results(setup: TrainSetup, params: Any, quality: dict[str, float]) -> dict[str, Any]:

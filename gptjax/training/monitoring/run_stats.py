@@ -56,7 +56,7 @@ def group_of(path: list[str]) -> str:
     return "/".join(path[: 1 if block is None else block + 2])
 
 
-def select(values: dict[str, Any], step: int, every: int) -> dict[str, float]:
+def select(values: Mapping[str, Any], step: int, every: int) -> dict[str, float]:
     """Selects the statistics among the metrics of a step; empty at steps without statistics."""
     if not every or step % every:
         return {}

@@ -63,17 +63,17 @@ class Population(NamedTuple):
         return self.setups[0]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of members, N."""
         return len(self.setups)
 
     def select(self, tree: Any, member: int) -> Any:
         """Selects one member of a tree of arrays [N, ...], which have no such axis if there is only one."""
-        return tree if self.count == 1 else jax.tree.map(lambda leaf: leaf[member], tree)
+        return tree if self.size == 1 else jax.tree.map(lambda leaf: leaf[member], tree)
 
     def map(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """Maps a function of one member's arrays over all members."""
-        return f if self.count == 1 else jax.vmap(f)
+        return f if self.size == 1 else jax.vmap(f)
 
 
 def check(
@@ -143,7 +143,7 @@ def is_intact(directory: Path, step: int) -> bool:
 
 def init_or_restore(population: Population, written: Sequence[Checkpoints]) -> TrainState:
     """Restores or initializes the states of all members on the devices, and logs what is trained."""
-    setup, count = population.first, population.count
+    setup, count = population.first, population.size
     if count == 1:
         state = init_or_restore_state(setup, written[0])
         written[0].quarantine_after(setup.resumes_at)
@@ -157,7 +157,7 @@ def init_or_restore(population: Population, written: Sequence[Checkpoints]) -> T
 
 def init_or_restore_states(population: Population, written: Sequence[Checkpoints]) -> TrainState:
     """Restores or initializes the states of several members, [N, ...]."""
-    setup, count = population.first, population.count
+    setup, count = population.first, population.size
     there = sharding.member_sharding(count)
     if not setup.resumes_at:
         make = jax.vmap(partial(members.init_member_state, setup.config), axis_size=count)
@@ -171,7 +171,7 @@ def init_or_restore_states(population: Population, written: Sequence[Checkpoints
 def log_model(population: Population, state: TrainState) -> None:
     """Logs model, devices and kernels."""
     setup, kind = population.first, jax.devices()[0].device_kind
-    c, count = setup.config, population.count
+    c, count = setup.config, population.size
     total, trained = parameter_count(state.eval_shapes()), parameter_count(state.params)
     arch, dtype = c.model.arch, c.train.dtype
     if count == 1:
@@ -192,17 +192,17 @@ def log_model(population: Population, state: TrainState) -> None:
 
 def member_values(population: Population) -> Values:
     """The differing hyperparameters at the step to resume from, [N] each, on the devices; {} of a single run."""
-    if population.count == 1:
+    if population.size == 1:
         return {}
     folders, values = [setup.workdir for setup in population.setups], population.members.values
     if population.evolution:
         values = evolutions.values_at(population.first.resumes_at, folders, values)
-    return jax.device_put(values, sharding.member_sharding(population.count))
+    return jax.device_put(values, sharding.member_sharding(population.size))
 
 
 def load_batch(population: Population, index: int) -> dict[str, jax.Array]:
     """Loads the batch of step `index` + 1 on the devices: one shared by all members, or one each, [N, ...]."""
-    setup, count = population.first, population.count
+    setup, count = population.first, population.size
     if count == 1:
         parts, train = setup.parts, setup.batches.train
         return parts.teacher_fn(sharding.place_batch(train[index], parts.mesh, *train.share))
@@ -214,7 +214,7 @@ def load_batch(population: Population, index: int) -> dict[str, jax.Array]:
 
 def load_next_batch(population: Population, index: int) -> dict[str, jax.Array] | None:
     """Loads the batch like `load_batch`; returns None if a single run leaves it out."""
-    is_left_out = population.count == 1 and recovery.is_left_out(population.first, index + 1)
+    is_left_out = population.size == 1 and recovery.is_left_out(population.first, index + 1)
     return None if is_left_out else load_batch(population, index)
 
 
@@ -246,7 +246,7 @@ def jit_step_of(population: Population, state: TrainState) -> jax.stages.Wrapped
 
     The latter also takes their values, before the state, and after the batch whether each leaves it out, if any does.
     """
-    setup, count = population.first, population.count
+    setup, count = population.first, population.size
     c, parts = setup.config, setup.parts
     if count == 1:
         return make_train_step(c, parts.objective, parts.optimizer, parts.mesh, state)
@@ -258,12 +258,12 @@ def jit_step_of(population: Population, state: TrainState) -> jax.stages.Wrapped
 
 def step_arguments(population: Population, values: Values, state: TrainState, batch: Any, step: int) -> tuple[Any, ...]:
     """Returns the arguments of the function that `jit_step_of` returns, for a step."""
-    if population.count == 1:
+    if population.size == 1:
         return state, batch
     if not leaves_batches_out(population):
         return values, state, batch
     left_out_N = np.array([recovery.is_left_out(setup, step) for setup in population.setups])
-    return values, state, batch, jax.device_put(left_out_N, sharding.member_sharding(population.count))
+    return values, state, batch, jax.device_put(left_out_N, sharding.member_sharding(population.size))
 
 
 def leaves_batches_out(population: Population) -> bool:
@@ -343,7 +343,7 @@ def evolve(
       The new values and state, and of each member that was replaced: the one whose state it got, and its new config.
     """
     assert population.evolution
-    setup, there = population.first, sharding.member_sharding(population.count)
+    setup, there = population.first, sharding.member_sharding(population.size)
     key = rng.key(setup.config.seed, "evolution", step)
     select = partial(evolutions.exploit_and_explore, population.evolution)
     select_members = jax.jit(select, donate_argnums=(2, 3), out_shardings=None)
