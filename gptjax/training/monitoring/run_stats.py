@@ -3,6 +3,7 @@
 A group is a module of a block, such as "block_0/mlp", or a module outside the blocks, such as "tokens".
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
