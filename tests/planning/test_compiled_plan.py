@@ -25,9 +25,9 @@ from gptjax.planning import chips, collectives, compiled_plan, costs
 def of(**changes):
     return costs.resolve(tiny_config(data_batch_size=8, model_kernels="plain", **changes))
 
-built = compiled_plan.program(of(mesh_data=1, mesh_fsdp=8), chips.CHIPS["h100"])
-found, seconds = compiled_plan.compiled(built)
-read = compiled_plan.read(built, found, seconds, chips.CHIPS["h100"], 0)
+built = compiled_plan.build(of(mesh_data=1, mesh_fsdp=8), chips.CHIPS["h100"])
+found, seconds = compiled_plan.compile_step(built)
+read = compiled_plan.analyze(built, found, seconds, chips.CHIPS["h100"], 0)
 assert not jax.live_arrays(), "nothing is allocated"
 state = jax.jit(built.init, out_shardings=sharding.state_shardings(built.mesh, built.shapes))()
 batch = sharding.place_batch(costs.random_batch(built.config), built.mesh)
@@ -41,7 +41,7 @@ def whole(named=""):
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     return sum(leaf.nbytes for path, leaf in leaves if named in str(path))
 
-half = compiled_plan.program(of(mesh_data=1, mesh_fsdp=8, train_dtype="bfloat16"), chips.CHIPS["h100"])
+half = compiled_plan.build(of(mesh_data=1, mesh_fsdp=8, train_dtype="bfloat16"), chips.CHIPS["h100"])
 flops = {}
 cube = dict(mesh_data=2, mesh_tensor=2)
 for mesh in (dict(mesh_data=8), cube | dict(mesh_fsdp=2), cube | dict(mesh_context=2)):
@@ -56,7 +56,7 @@ print(json.dumps({
     "gathered": sum(one.bytes * one.times for one in read.collectives if one.op == "all-gather"),
     "gathered_half": sum(
         one.bytes * one.times
-        for one in collectives.collectives(compiled_plan.compiled(half)[0].as_text(), dict(half.mesh.shape))
+        for one in collectives.collectives(compiled_plan.compile_step(half)[0].as_text(), dict(half.mesh.shape))
         if one.op == "all-gather"
     ),
     "axes": sorted({one.axes for one in read.collectives}),
