@@ -17,6 +17,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-cache-")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's older emitters, which jax 0.11 has no more, compile in three fifths of the time.
 os.environ.setdefault("XLA_FLAGS", "" if version("jax") >= "0.11" else "--xla_cpu_use_fusion_emitters=false")
+# The processes of pytest-xdist share an accelerator's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Steps of tiny models are too short to wait for actively.
 os.environ.setdefault("GPTJAX_WAKEFUL", "0")
 

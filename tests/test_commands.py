@@ -109,6 +109,7 @@ def test_a_step_that_is_not_there_is_refused(trained, call, step, expected):
     assert expected in call(evaluate, f"--workdir={trained}", f"--step={step}").refusal()
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_best_checkpoint_and_commands_read_it_where_asked_for(tmp_path, text_file, call, call_train):
     changes = dict(checkpoint_every_steps=0, checkpoint_keep=1, checkpoint_keep_best=1, eval_every_steps=2)
     changes |= dict(train_steps=10, optimizer_learning_rate=30.0, schedule_warmup_steps=10)  # it soon gets worse
@@ -122,6 +123,7 @@ def test_a_run_keeps_its_best_checkpoint_and_commands_read_it_where_asked_for(tm
     assert least < last
 
 
+@pytest.mark.slow
 def test_text_that_changed_is_noticed(tmp_path, text_file, call, call_train):
     copy = tmp_path / "text.txt"
     copy.write_text(text_file.read_text())

@@ -23,6 +23,7 @@ def test_freed_memory_is_kept_unless_turned_off_or_too_late(before, variables, e
     assert done.stdout.strip() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the seam is for glibc")
 def test_the_memory_of_one_call_is_the_next_ones():
     """81 MB of temporary buffers are 19,775 pages, which would be faulted and cleared at each call.
@@ -47,6 +48,7 @@ print(sorted(faults() for _ in range(60))[30])
     assert int(faults) < 1_000
 
 
+@pytest.mark.slow
 def test_a_users_own_cache_wins(tmp_path):
     script = "from gptjax.core import runtime; runtime.start(); import jax; print(jax.config.jax_compilation_cache_dir)"
     for variables, expected in (
@@ -60,6 +62,7 @@ def test_a_users_own_cache_wins(tmp_path):
         assert done.stdout.strip() == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "variables, expected",
     [

@@ -76,6 +76,7 @@ def test_unreachable_url_is_one_line(server):
         download(f"{address}/x.txt")
 
 
+@pytest.mark.slow
 def test_training_on_a_url(server, tmp_path, call_train):
     result = call_train(tmp_path / "run", data_path=f"{server.address}/book.txt")
     assert result.code == 0 and "bits per byte" in result.out, result.err

@@ -106,6 +106,7 @@ def same(found, expected, tolerance=1e-4):
     np.testing.assert_allclose([one.score for one in found], [score for _, score in expected], rtol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", make_beam.WIDTHS)
 def test_equals_transformers(llama, width):
     """Prompts of one length, for transformers pads what is shorter; the golden file has more cases."""
@@ -137,6 +138,7 @@ def test_equals_its_golden_file(llama, width):
     assert len({golden[f"{width} {p} {s} ids"].tobytes() for p, s in CASES}) > 3, "the settings matter"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "family, settings",
     [
@@ -162,6 +164,7 @@ def test_groups_differ(llama):
     assert len(set(alike)) < 4
 
 
+@pytest.mark.slow
 def test_wide_beams_find_the_best_of_all_texts(learned):
     """With a vocabulary of 5 and one end, 4 tokens make 341 texts, of 64 prefixes and fewer."""
     prompt, end, T = [1, 2, 3], 4, 4
@@ -201,6 +204,7 @@ def test_log_probabilities_are_those_of_the_model(llama):
         assert all(ratio == pytest.approx(1, abs=1e-5) for ratio in ratios) == (settings.groups == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 2])
 def test_prompts_of_different_lengths_are_independent(llama, rows):
     settings = BeamSearchParams(4, 2, 0.5, best=3)

@@ -101,6 +101,7 @@ def spelt(tokenizer, ids):
     return b"".join(map(tokenizer.decode_single_token_bytes, ids)).decode()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, rows", [("bytes", 100), ("chars", 100), ("bpe", 1000), ("llama", 100)])
 def test_random_samples_under_a_schema_all_validate(name, rows):
     seen, validator = set(), jsonschema.Draft202012Validator(SCHEMA)

@@ -70,7 +70,7 @@ def greedy(forward, prompt, max_tokens):
         ("mistral", ContrastiveSearchParams(0.3, 3)),
     ],
 )
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_equals_the_papers_equation(family, settings, llama):
     """Prompts of 8, 1, 3 and 30 tokens in batches of 3, some of whose texts end; Mistral looks back 5 tokens."""
     prompts = PROMPTS[:4]
@@ -85,12 +85,14 @@ def test_equals_the_papers_equation(family, settings, llama):
     assert len(lengths) > 1 and found[0].ids != greedy(forward, PROMPT, len(found[0].ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [ContrastiveSearchParams(alpha=0.0), ContrastiveSearchParams(k=1)])
 def test_without_a_penalty_or_a_choice_it_is_greedy(settings, llama):
     found = contrastive.search(llama, [PROMPT], settings, 15)
     assert found[0].ids == greedy(uncached(llama), PROMPT, 15)
 
 
+@pytest.mark.slow
 def test_every_token_of_a_small_vocabulary_is_a_candidate(learned):
     settings = ContrastiveSearchParams(0.5, 50)
     found = contrastive.search(learned, [[1, 2]], settings, 6)

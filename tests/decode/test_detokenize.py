@@ -57,6 +57,7 @@ some_text = st.text("aaabé中 \n", max_size=12)
 some_stops = st.lists(st.text("aabé中 \n", min_size=1, max_size=4), max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(TOKENIZERS), st.data(), some_stops, st.lists(st.integers(0, 3), max_size=12))
 def test_every_stream_of_tokens_vs_reference(tokenizer, data, strings, sizes):

@@ -79,6 +79,7 @@ def check_sample(logits_TV, prompt, sample, tolerance=1e-4):
 OFTEN = ("learned", "windows")  # the others are slow ones: each is a program of its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind in OFTEN else pytest.mark.slow) for kind in KINDS]
 )
@@ -133,6 +134,7 @@ def check_bits(**changes):
         assert shifted == together[n], f"row {n} in another place"
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_bit_for_bit_alone_and_among_fifteen_others():
     check_bits(model_positions="rotary", model_windows="(9, 0)")
 
@@ -164,6 +166,7 @@ def chunks(monkeypatch):
     return read
 
 
+@pytest.mark.slow
 def test_samples_of_one_prompt_prefill_it_once(chunks):
     of, prompt = generator(model_context=256), tuple(range(60)) * 2
     samples = answers(of, [request(prompt, seed=n, temperature=1.0, max_tokens=10) for n in range(5)], batch_size=2)
@@ -171,6 +174,7 @@ def test_samples_of_one_prompt_prefill_it_once(chunks):
     assert len({tuple(sample.ids) for sample in samples}) == 5
 
 
+@pytest.mark.slow
 def test_a_cached_prefix_gives_the_same_bits(chunks):
     of, begin = generator(model_context=256), tuple(i % 60 for i in range(150))
     requests = [request(begin + tail, max_tokens=8) for tail in ((1, 2, 3), (9,) * 20, (5,))] + [request(begin[:100])]
@@ -185,7 +189,7 @@ def test_a_cached_prefix_gives_the_same_bits(chunks):
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
     """A window in each layer: the texts of the uncached model, far past the context, prompts longer than it too."""
     of = generator(model_context=24, model_positions=positions, model_windows="(0, 5)")
@@ -196,6 +200,7 @@ def test_a_sliding_text_is_that_of_a_model_with_windows(positions):
         check_sample(logits, prompt, sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 23, 24, 70])
 def test_with_a_table_of_positions_the_newest_half_is_read_again(length):
     of = generator(model_context=24)
@@ -215,6 +220,7 @@ def test_with_a_table_of_positions_the_newest_half_is_read_again(length):
     assert len(sample.ids) == 80 and sample.finish == "length"
 
 
+@pytest.mark.slow
 def test_reasons_why_texts_end():
     of, prompt = generator(BYTES, model_vocabulary=300), "0123456789"
     soon = dict(temperature=0, max_tokens=20)
@@ -233,6 +239,7 @@ def test_reasons_why_texts_end():
     assert (nothing.finish, nothing.ids, nothing.text) == ("end", [299], ""), "no token of the tokenizer"
 
 
+@pytest.mark.slow
 def test_a_stop_string_across_tokens_ends_the_text():
     of = generator(model_context=64)
     chunks, (whole,) = [], answers(of, [request("HELLO", temperature=0, max_tokens=40)])
@@ -264,6 +271,7 @@ def compiled():
     return [function._cache_size() for function in functions]
 
 
+@pytest.mark.slow
 def test_a_run_of_texts_is_one_program():
     """Its state is one kind of argument from the first dispatch on, wherever the parameters came from."""
     of = generator(model_context=128)
@@ -279,6 +287,7 @@ def test_a_run_of_texts_is_one_program():
         assert [now - then for now, then in zip(compiled(), before, strict=True)][::2] == [1, 1], rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generation", [{}, {"speculation": SpeculativeConfig(3, ngram=2)}])
 def test_nothing_is_compiled_after_the_first_time(generation):
     of = generator(model_context=128)
@@ -298,6 +307,7 @@ def test_nothing_is_compiled_after_the_first_time(generation):
     assert compiled() == before
 
 
+@pytest.mark.slow
 def test_prompts_shorter_than_a_chunk():
     """Chunks have few lengths; a table of positions may be shorter than the next of them."""
     of = generator(model_context=21)

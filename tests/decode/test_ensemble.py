@@ -67,6 +67,7 @@ def hf_generate(hf_model, prompt=PROMPT, max_tokens=20, **options):
     return hf_model.generate(ids, **options)[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.5, 1.5, 4.0])
 @pytest.mark.parametrize("negative", [None, (1, 2, 3), (30,) * 12])
 def test_guidance_equals_transformers(llama, hf_model, scale, negative):
@@ -79,6 +80,7 @@ def test_guidance_equals_transformers(llama, hf_model, scale, negative):
     assert ids != generate(llama, GenerationConfig()).ids or scale == 0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "settings, options",
     [
@@ -116,6 +118,7 @@ def mixed(combine, logits_MTV, weights):
     return np.log((weights * np.exp(logprobs_MTV)).sum(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combine", ensemble.COMBINE_FNS)
 @pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
 def test_mixtures_equal_numpy(combine, weights):
@@ -142,6 +145,7 @@ def test_the_context_of_an_ensemble_is_the_shortest():
     assert sample.finish == "context" and len(PROMPT) + len(sample.ids) == 16
 
 
+@pytest.mark.slow
 def test_models_that_do_not_fit_together_are_refused():
     decoders = [generator(0).decoder, generator(1, vocabulary=31).decoder]
     with pytest.raises(ConfigError, match=r"models have different vocabularies \(\[31, 37\] ids\)"):

@@ -28,6 +28,7 @@ def made(tokenizer=BYTES, **changes):
     return run.Run(Path("run"), config, model, params, tokenizer)
 
 
+@pytest.mark.slow
 def test_each_mask_is_filled_with_its_most_likely_token():
     of = made()
     filled = of.fill("ab [MASK]c<mask>", 4)

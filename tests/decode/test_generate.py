@@ -108,6 +108,7 @@ def test_a_thousand_texts_under_a_schema_all_validate():
     assert len({sample.text for sample in samples}) > 500
 
 
+@pytest.mark.slow
 def test_a_thousand_texts_under_a_pattern_all_match():
     pytest.importorskip("llguidance", reason="the constraints extra is not installed")
     pattern = r"[A-Z]{1,3}-(red|green|né)(, [0-9]{2,4}){0,2}!"
@@ -146,6 +147,7 @@ def test_texts_are_printed_when_they_end(trained, call, monkeypatch, capsys):
     assert shown == ["a0\n\n", "a1\n"]
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file_of_stdin_and_of_json(trained, call, tmp_path, monkeypatch):
     lines = 'the\n\n"a \\n b"\n{"prompt": "model", "id": 3}\n17\n'
     path = tmp_path / "prompts.txt"
@@ -162,6 +164,7 @@ def test_prompts_of_a_file_of_stdin_and_of_json(trained, call, tmp_path, monkeyp
     assert objects(call(generate, *flags, f"--prompts={path}", "--batch_size=8"))[1]["ids"] == from_file[5]["ids"]
 
 
+@pytest.mark.slow
 def test_searches_and_alternatives_by_flags(trained, call, run):
     flags = [f"--workdir={trained}", "--prompt=the", "--max_tokens=5", "--json"]
     best = objects(call(generate, *flags, "--beams=4", "--best=2", "--length_penalty=0.5"))
@@ -273,7 +276,7 @@ def test_unknown_options_and_ids_are_refused(run):
             next(run.generate_batch([Request(ids, SamplingParams(), jax.random.key(0))]))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search", [dict(beams=BeamSearchParams(3, best=2)), dict(contrastive=ContrastiveSearchParams(0.5, 3))], ids=str
 )

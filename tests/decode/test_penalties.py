@@ -40,6 +40,7 @@ def test_frequency_and_presence_vs_reference(seed):
     np.testing.assert_array_equal(found[0], logits[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_no_repeat_ngram_vs_reference(seed):

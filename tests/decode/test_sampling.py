@@ -119,6 +119,7 @@ def test_top_p_keeps_all_that_equal_the_last(hf, p, equals, seed):
     np.testing.assert_array_equal(np.isfinite(found), logits[0] >= least)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(k=st.integers(1, 200), seed=st.integers(0, 99))
 @example(k=SMALL_TOP_K, seed=0)
@@ -206,6 +207,7 @@ def rows_alone_and_together(V):
             np.testing.assert_array_equal(alone, among[at])
 
 
+@pytest.mark.slow
 def test_rows_are_independent():
     """Bit for bit: distribution, draw and log-probabilities."""
     rows_alone_and_together(1031)

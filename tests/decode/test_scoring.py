@@ -54,7 +54,7 @@ def learned():
 
 
 @pytest.mark.parametrize("changes", MEMBERS.values(), ids=MEMBERS)
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_scores_equal_the_uncached_forward_pass(changes):
     """Alone and beside texts of other lengths, in several chunks, with the most likely ids; results in order."""
     model, params, of = made(**changes)

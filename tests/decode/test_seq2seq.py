@@ -110,7 +110,7 @@ def check_sample(of, source, sample, prefix, process=lambda logprobs, ids: logpr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_greedy_targets_equal_the_uncached_forward(kind):
     """Sources of one token and of many, in two rows, one after the other."""
     of = made(**KINDS[kind])
@@ -121,6 +121,7 @@ def test_greedy_targets_equal_the_uncached_forward(kind):
     assert len({tuple(sample.ids) for sample in found}) > 3, "the source matters"
 
 
+@pytest.mark.slow
 def test_rows_of_different_sources_are_independent():
     of = made()
     requests = [
@@ -130,6 +131,7 @@ def test_rows_of_different_sources_are_independent():
     assert together == [answers(of, [one], batch_size=3, max_length=60)[0] for one in requests]
 
 
+@pytest.mark.slow
 def test_penalties_count_the_target_alone():
     """The same as in transformers, which penalizes the decoder's ids."""
     of = made()
@@ -147,6 +149,7 @@ def test_penalties_count_the_target_alone():
     assert answers(of, [request(source, no_repeat_ngram=1)])[0].ids.count(END) == 0, "the start is of the target"
 
 
+@pytest.mark.slow
 def test_samples_of_one_source_encode_it_once(monkeypatch):
     of, calls = made(), []
     encode = prefill.with_encoder_output
@@ -160,6 +163,7 @@ def test_samples_of_one_source_encode_it_once(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_guidance_without_a_negative_prompt_uses_an_empty_source():
     of, scale = made(), 1.7
     for negative in (None, "bad"):
@@ -173,7 +177,7 @@ def test_guidance_without_a_negative_prompt_uses_an_empty_source():
 
 
 @pytest.mark.parametrize("draft", [False, True])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_speculation_gives_the_same_targets(draft):
     of = made()
     generation = {"draft": made(model_layers=1).generator} if draft else {}
@@ -183,6 +187,7 @@ def test_speculation_gives_the_same_targets(draft):
     assert [sample.ids for sample in found] == [sample.ids for sample in answers(of, [request(t) for t in SOURCES[:3]])]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_for_other_sources():
     of = made()
     compiled = lambda: [
@@ -201,6 +206,7 @@ def test_nothing_is_compiled_for_other_sources():
     assert compiled() == before
 
 
+@pytest.mark.slow
 def test_encoder_output_has_the_cache_dtype():
     of = made()
     narrow = decoding.with_cache_dtype(of.generator, GenerationConfig(cache_dtype="bfloat16"))[0].decoder
@@ -221,7 +227,7 @@ def test_encoder_output_has_the_cache_dtype():
         ("luong", BeamSearchParams(3, best=3), 9),
     ],
 )
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_beams_equal_a_plain_reference(kind, settings, max_tokens):
     """Sources of different lengths in one batch; more tokens than a search has room for at first."""
     of = made(**KINDS[kind])
@@ -248,6 +254,7 @@ def test_a_forced_first_id_counts_in_scores():
     assert plain[0].score == pytest.approx(sum(plain[0].logprobs) / len(plain[0].ids), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_searches_give_each_its_own_though_lengths_are_sorted():
     of = made()
     found = list(
@@ -264,7 +271,7 @@ def test_searches_give_each_its_own_though_lengths_are_sorted():
 
 
 @pytest.mark.parametrize("kind", ["learned", "bahdanau"])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_contrastive_search_without_a_penalty_is_greedy(kind):
     of = made(**KINDS[kind])
     found = answers(of, [request(t) for t in SOURCES], contrastive=ContrastiveSearchParams(0.0, 3), batch_size=2)
@@ -273,6 +280,7 @@ def test_contrastive_search_without_a_penalty_is_greedy(kind):
     ]
 
 
+@pytest.mark.slow
 def test_contrastive_search_leaves_out_what_a_bias_is_multiplied_with():
     """That column of ones, beside hidden states, would make all of them alike."""
     plain, biased = made(), made(model_head_bias=True)
@@ -297,6 +305,7 @@ def translate(call, monkeypatch):
     return command
 
 
+@pytest.mark.slow
 def test_a_line_each_is_printed_without_the_sources(translate, tmp_path):
     of, file = made(), tmp_path / "sources.txt"
     file.write_text("a man\nx\nzwei Hunde\n")
@@ -320,6 +329,7 @@ def test_unsupported_flags_are_refused_in_one_line(translate, flags, message):
     assert message in translate(made(), *flags).refusal()
 
 
+@pytest.mark.slow
 def test_other_kinds_of_models_are_refused():
     decoder = made(model_arch="gpt")
     with pytest.raises(ConfigError, match="can be combined only with encoder-decoders"):

@@ -112,7 +112,7 @@ def _whole(model, params, ids_BT):
 
 @pytest.mark.parametrize("kind", ["rotary", "windows", "learned"])
 @pytest.mark.parametrize("proposer", ["draft", "ngram"])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
     target = decoder(kind)
     draft = decoder(kind, noise=0.1) if proposer == "draft" else None
@@ -264,6 +264,7 @@ def test_lookup_samples_the_tokens_of_plain_sampling():
     assert got.accepted.sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposer", [pytest.param("draft", marks=pytest.mark.slow), "ngram"])
 def test_rows_are_independent(proposer):
     """Alone, and as one of 16 of other lengths, budgets and settings, greedy ones among them."""
@@ -291,6 +292,7 @@ def test_rows_are_independent(proposer):
     np.testing.assert_allclose(alone.logprobs[0], together.logprobs[2], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_end_where_they_should_within_an_accepted_run():
     """The model is its own draft, so runs are accepted whole: budget, capacity and ends cut them at every place."""
     target, speculation, S = decoder(), SpeculativeConfig(4), 24
@@ -315,6 +317,7 @@ def test_rows_end_where_they_should_within_an_accepted_run():
         assert got.proposed[row] == sum(min(4, room - at - 1) for at in range(0, len(expected), 5))
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_active_stay_as_they_are():
     target, speculation, prompts = decoder(), SpeculativeConfig(4, 3), prompts_of(3, 5, 17)
     state = prefilled(speculation, target, None, prompts, 256, [20] * 3)

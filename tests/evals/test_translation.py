@@ -77,6 +77,7 @@ def translator(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_command_prints_metrics_and_writes_translations(translator, call):
     result = call(evaluate, f"--workdir={translator}", "--test=test_a", "--beams=2", "--json")
     assert result.code == 0, result.err
@@ -87,6 +88,7 @@ def test_the_command_prints_metrics_and_writes_translations(translator, call):
     assert figures["loss"] < 0.3 and "nrefs:1" in figures["bleu_signature"]
 
 
+@pytest.mark.slow
 def test_the_default_is_the_held_out_split_and_files_can_be_given(translator, call, tmp_path):
     result = call(evaluate, f"--workdir={translator}")
     assert result.code == 0 and "4 sentences of val, 4 beams, length penalty 1" in result.out

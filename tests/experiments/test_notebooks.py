@@ -144,6 +144,7 @@ def test_each_notebook_has_tiny_values():
     assert [path.name for path in NOTEBOOKS] == sorted(TINY_VALUES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in TINY_VALUES]
 )

@@ -35,6 +35,7 @@ def grid():
     return n.ravel(), d.ravel()
 
 
+@pytest.mark.slow
 def test_known_constants_are_found_again(fits, grid):
     true = fits.Law(1.7, 400.0, 410.0, 0.34, 0.28)
     found = fits.parametric(*grid, true.loss(*grid), fits.STARTS[::9])
@@ -49,6 +50,7 @@ def test_the_gradient_is_that_of_the_loss(fits, grid):
     assert fits.huber(theta, *logs)[1] == pytest.approx(numeric, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_under_noise(fits, grid):
     true = fits.Law(1.7, 400.0, 410.0, 0.34, 0.28)
     losses = true.loss(*grid) * np.exp(np.random.default_rng(1).normal(0, 0.003, len(grid[0])))
@@ -78,6 +80,7 @@ def test_each_rung_spends_its_budget(scaling):
         assert largest.budget > max(groups)
 
 
+@pytest.mark.slow
 def test_the_prediction_is_there_before_the_run_and_is_kept(scaling, fits, tmp_path, monkeypatch):
     monkeypatch.setattr(fits, "STARTS", fits.STARTS[::9])
     true = fits.Law(1.7, 400.0, 410.0, 0.34, 0.28)

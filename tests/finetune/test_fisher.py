@@ -126,6 +126,7 @@ def test_fisher_is_estimated_on_the_text_of_the_base(tune, trained):
     assert not (tune() / ewc.FISHER).exists()
 
 
+@pytest.mark.slow
 def test_important_parameters_move_less(tune, trained):
     start, matters = paths.flat(gptjax.load(trained).params), by_hand(trained)
     among = np.concatenate([matters[path].ravel() for path in start])
@@ -140,6 +141,7 @@ def test_important_parameters_move_less(tune, trained):
     assert held < free / 10 and aside > freely / 2, (held, free, aside, freely)
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_exactly_with_its_estimate(tune, trained, other_text, tmp_path, monkeypatch):
     whole = paths.flat(gptjax.load(tune(finetune_ewc=100.0)).params)
 
@@ -195,6 +197,7 @@ def test_fisher_covers_trained_parameters_of_the_base_only(tune, trained):
     same(after, {path: leaf + read(rule).get(path, 0) for path, leaf in by_hand(rule).items()})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -54,6 +54,7 @@ def test_arithmetic_of_one_task():
     np.testing.assert_allclose(whole(merging.ties(base, [model], 1.0, 1.0)), whole(model), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_merge_command(call, trained, text_file, tmp_path):
     from gptjax.training import loop
 

@@ -58,7 +58,7 @@ def logits_of(model):
         return model(torch.tensor(IDS)).logits.numpy()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "stabilised"), [("lora", False), ("lora", True), ("dora", False)])
 def test_peft_gives_the_same_logits(base, tmp_path, method, stabilised):
     run, theirs = base
@@ -71,6 +71,7 @@ def test_peft_gives_the_same_logits(base, tmp_path, method, stabilised):
     np.testing.assert_allclose(adapted.logits(IDS), found, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_what_peft_saves_is_read_and_our_own_comes_back(base, tmp_path, method):
     run, theirs = base

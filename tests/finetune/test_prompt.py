@@ -80,7 +80,7 @@ def read_by(model, length=9):
     return {"ids_BT": ids, "source_BS": with_prompt, "source_segments_BS": jnp.ones_like(with_prompt)}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_prompt_is_read_as_rows_of_a_longer_table_would_be(name):
     params, model, longer, reference = built(name)
@@ -90,7 +90,7 @@ def test_a_prompt_is_read_as_rows_of_a_longer_table_would_be(name):
     np.testing.assert_allclose(found, models.logits(reference, longer, **read)[..., :V], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decoder", "rotary", "seq2seq", "lstm"])
 def test_cached_decoding_reads_the_prompt(name):
     params, model, _, _ = built(name)
@@ -260,6 +260,7 @@ def test_a_dialogue_begins_with_the_prompt_once():
     assert found == [257, 258, 259, *b"hi\n"]
 
 
+@pytest.mark.slow
 def test_an_adapter_of_it_goes_beside_its_base(tuned, base_run, tmp_path):
     run, base = gptjax.load(tuned), gptjax.load(base_run)
     assert adapters.save(run, tmp_path / "adapter")["parameters"] == P * 16
@@ -269,7 +270,7 @@ def test_an_adapter_of_it_goes_beside_its_base(tuned, base_run, tmp_path):
     assert base.tokenizer.begin == () and beside.tokenizer.begin == run.tokenizer.begin
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "arch", "layout"), [("masked", "encoder", "packed"), ("denoising", "seq2seq", "examples")]
 )

@@ -126,6 +126,7 @@ def equal(a, b):
         np.testing.assert_array_equal(leaf, paths.flat(b)[path], err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOWS)
 def test_only_hidden_matrices_are_quantized_and_stay_frozen(how, trained):
     base = gptjax.load(trained)
@@ -151,7 +152,7 @@ def test_only_hidden_matrices_are_quantized_and_stay_frozen(how, trained):
     assert losses[-1] < losses[0] - 0.02
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOWS)
 def test_loaded_parameters_are_those_of_training(how, tuned, trained):
     workdir, params = tuned(how)
@@ -166,6 +167,7 @@ def test_loaded_parameters_are_those_of_training(how, tuned, trained):
         np.testing.assert_array_equal(now[path], one(there[path], how)[1])
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_exactly(tuned, trained, text_file, tmp_path):
     def stop(line):
         if line["step"] == 6:
@@ -197,6 +199,7 @@ def test_merged_run_gives_the_same_outputs(call, tuned, tmp_path):
     np.testing.assert_allclose(there, gptjax.load(workdir).logits(ids), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_plans_count_the_same_parameters_in_fewer_bytes(call, trained, text_file):
     asked = (plan, f"--config={BASE}", f"--config.init_from={trained}", "--config.finetune.method=lora", "--json")
     asked += ("--mesh=data=1", "--chip=h100")

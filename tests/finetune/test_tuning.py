@@ -44,7 +44,7 @@ def tune(trained, text_file, tmp_path_factory):
     return run
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "top", "adapter", "prefix"])
 def test_frozen_parameters_are_the_base_and_others_are_trained(tune, trained, method):
     changes = {"top_layers": 1} if method == "top" else {}
@@ -77,6 +77,7 @@ def test_checkpoints_and_optimizer_state_exclude_frozen_parameters(tune, trained
     assert bytes_of(folder) < bytes_of(whole) / 2
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_exactly(tune, trained, text_file, tmp_path):
     from gptjax.training import loop
 
@@ -98,6 +99,7 @@ def test_interrupted_run_resumes_exactly(tune, trained, text_file, tmp_path):
         np.testing.assert_array_equal(leaf, paths.flat(whole.params)[path])
 
 
+@pytest.mark.slow
 def test_adapter_loads_on_its_base_only(tune, trained, tmp_path):
     base, run, ids = gptjax.load(trained), gptjax.load(tune("lora")), np.arange(10)[None]
     facts = adapters.save(run, tmp_path / "adapter")
@@ -171,6 +173,7 @@ def test_invalid_config_is_refused_in_one_line(call, trained, text_file, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_convert_to_an_adapter_or_a_merged_run(call, tune, trained, tmp_path):
     workdir, ids = tune("lora"), np.arange(10)[None]
     adapter, merged, again = (tmp_path / name for name in ("adapter", "merged", "again"))
@@ -202,6 +205,7 @@ def test_new_task_head_is_trained_by_every_method(trained, text_file):
     assert "tokens/embedding" in paths.flat(frozen)
 
 
+@pytest.mark.slow
 def test_plans_count_additions_and_not_frozen_parameters(call, trained):
     asked = (plan, f"--config={BASE}", f"--config.init_from={trained}", "--json")
     method = "--config.finetune.method=lora"

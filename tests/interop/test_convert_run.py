@@ -110,7 +110,7 @@ def test_export_and_import_are_bit_exact(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_transformers_loads_what_is_exported_and_writes_the_same_text(family, tmp_path):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -128,6 +128,7 @@ def test_transformers_loads_what_is_exported_and_writes_the_same_text(family, tm
     assert ours == theirs[:length] and (length == 12 or ours[-1] in (256, 257, 258, 259))
 
 
+@pytest.mark.slow
 def test_what_transformers_saves_is_read_in_bfloat16_and_in_shards(tmp_path):
     pytest.importorskip("transformers", reason="the parity extra is not installed")
     import torch
@@ -157,6 +158,7 @@ def test_bfloat16_files_are_half_as_large_and_come_back_bit_exact(tmp_path):
     equal(tensors(tmp_path / "again"), tensors(tmp_path / "hf"))
 
 
+@pytest.mark.slow
 def test_a_model_without_biases_is_written_with_biases_of_zero(trained, tmp_path):
     run = gptjax.load(trained)
     assert "zero" in convert_run.export_run(run, tmp_path / "hf")["remark"]
@@ -335,6 +337,7 @@ def test_convert_refuses_in_one_line(call, exported, trained, tmp_path):
     assert "is not a run" in refusal(f"--from={tmp_path}", "--to=hf:b")
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_hugging_face_folder_directly(call, exported, text_file, tmp_path):
     """The run contains the folder's model as a run, so it can be moved and does not need the folder."""
     folder, workdir = shutil.copytree(exported, tmp_path / "hf"), tmp_path / "runs" / "mine"

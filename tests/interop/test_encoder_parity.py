@@ -42,6 +42,7 @@ def check(folder, label):
 CASES = [(family, case) for family, cases in make_hf_encoders.CASES.items() for case in cases]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family, case", CASES)
 def test_equals_transformers(family, case, tmp_path):
     pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -49,6 +50,7 @@ def test_equals_transformers(family, case, tmp_path):
     assert check(tmp_path, f"{family} {case}")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", make_hf_encoders.CASES)
 def test_equals_its_golden_file(family):
     assert check(make_hf_encoders.FOLDER / family, f"{family}, golden")

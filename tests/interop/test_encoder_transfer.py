@@ -69,7 +69,7 @@ def read_of(run):
     return {"ids_BT": ids} | ({"source_BS": ids + 9} if run.config.model.arch == "seq2seq" else {})
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_export_and_import_are_bit_exact(kind, tmp_path):
     run = random_run(tmp_path, **RUNS[kind])
@@ -140,6 +140,7 @@ def test_a_scanned_encoder_decoder_is_written_layer_by_layer(tmp_path):
     equal(*(load_file(tmp_path / name / "model.safetensors") for name in ("one", "other")))
 
 
+@pytest.mark.slow
 def test_old_names_copies_and_what_nothing_reads_are_understood(tmp_path):
     """Tensor names as in bert-base-uncased and in facebook/bart-base, which is a base model."""
     for kind in ("BertForPreTraining", "BartForConditionalGeneration"):
@@ -175,6 +176,7 @@ def test_old_names_copies_and_what_nothing_reads_are_understood(tmp_path):
             convert_run.import_run(str(folder), tmp_path / "none")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["bert", "bart", "marian", "t5"])
 def test_a_familys_tokenizer_frames_texts_as_transformers_does(family, tmp_path):
     import pairs_of_models
@@ -300,6 +302,7 @@ def test_what_a_model_cannot_read_is_refused(kind, arrays, words, tmp_path):
         random_run(tmp_path, **RUNS[kind]).logits(**arrays)
 
 
+@pytest.mark.slow
 def test_padding_and_packed_texts_do_not_change_what_is_said_of_a_text(tmp_path):
     run = random_run(tmp_path, **RUNS["T5ForConditionalGeneration"])
     ids, source = np.array([[0, 5, 6]]), np.array([[9, 8, 7, 6]])

@@ -93,6 +93,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RIGHT)
 def test_a_config_that_failed_once_gives_transformers_logits(case):
     ours, theirs = both(shared(f"cases/{case}"))
@@ -141,6 +142,7 @@ def hold(tmp_path_factory, mutation):
         np.testing.assert_allclose(ours, theirs, atol=1e-3, err_msg=str(config))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(mutations())
 def test_a_changed_config_gives_transformers_logits_or_one_line(tmp_path_factory, mutation):
@@ -154,6 +156,7 @@ def test_many_changed_configs(tmp_path_factory, mutation):
     hold(tmp_path_factory, mutation)
 
 
+@pytest.mark.slow
 def test_several_end_ids_end_a_text_as_in_transformers(call, tmp_path):
     folder = shared("cases/eos_list")
     assert call(convert, f"--from=hf:{folder}", f"--to={tmp_path / 'run'}").code == 0

@@ -56,6 +56,7 @@ def check(folder, label):
     print(f"\n{label}: logits within {error:.1e}" + (f", gradients {grads:.1e} relative" if grads else ""))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family, case", [(family, case) for family, cases in make_hf.CASES.items() for case in cases])
 def test_equals_transformers(family, case, tmp_path):
     pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -63,6 +64,7 @@ def test_equals_transformers(family, case, tmp_path):
     check(tmp_path, f"{family} {case}")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", make_hf.CASES)
 def test_equals_its_golden_file(family):
     check(make_hf.FOLDER / family, f"{family}, golden")

@@ -68,6 +68,7 @@ def test_an_adapter_that_failed_once_is_refused_in_one_line(case, bases, call, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("case", "base"), [("peft_alpha_pattern", "pb_llama"), ("peft_alpha_pattern_gpt2", "pb_gpt2")])
 def test_alpha_by_module_gives_pefts_logits(case, base, bases, call, tmp_path):
     adapter, run = shared(f"cases/{case}") / "adapter", bases(base)
@@ -159,6 +160,7 @@ VALUES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.sampled_from(sorted(field.name for field in dataclasses.fields(peft.LoraConfig))), VALUES)
 def test_a_changed_config_gives_pefts_logits_or_one_line(bases, tmp_path_factory, key, value):

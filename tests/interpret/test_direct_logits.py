@@ -18,6 +18,7 @@ KINDS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_add_up_to_the_logit(kind):
     model, params = made(**KINDS[kind])

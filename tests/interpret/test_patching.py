@@ -20,6 +20,7 @@ def measured(logits_BTV):
     return logits_BTV[:, -1][[0, 1], [5, 6]] - logits_BTV[:, -1, 9]
 
 
+@pytest.mark.slow
 def test_a_head_ablated_is_a_head_whose_rows_are_zero():
     model, params = made()
     lost_LHB = ablation.heads(model, params, IDS, MEASURE)

@@ -85,7 +85,7 @@ def compared(kind, logits, begins=(0, 0, 0)):
     return max(errors)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_uncached_forward(kind, record_property):
     """Rows of different lengths, with different counts in each call, until the ring buffers have wrapped many times."""
@@ -102,6 +102,7 @@ def test_equals_the_uncached_forward(kind, record_property):
     assert np.asarray(cache.length_B).tolist() == length_B.tolist()
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_any_chunking_gives_the_same(data):
@@ -111,6 +112,7 @@ def test_any_chunking_gives_the_same(data):
     compared(kind, logits)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_tokens_can_be_taken_back(data):
@@ -136,6 +138,7 @@ def test_tokens_can_be_taken_back(data):
         compared(kind, logits)
 
 
+@pytest.mark.slow
 def test_windows_take_no_more_memory_than_they_need():
     model = made("windows")[0]
     cache = models.init_cache(model, 2, T, AHEAD, "bfloat16")
@@ -165,6 +168,7 @@ def test_rows_can_be_taken():
         np.testing.assert_allclose(result, expected[row, begin : begin + AHEAD], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [1, 5, 16, 30])
 def test_a_row_read_alone_is_put_beside_others(prompt):
     """Prefill uses longer pieces than the batch, and so more slots for a window."""
@@ -185,6 +189,7 @@ def test_a_row_read_alone_is_put_beside_others(prompt):
     compared("windows", logits, (9, prompt, 13))
 
 
+@pytest.mark.slow
 def test_scanned_layers_must_be_unrolled():
     model = models.build(tiny_config(**BASE | KINDS["scanned"]).model)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

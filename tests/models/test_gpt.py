@@ -83,7 +83,7 @@ def test_causality_through_gradients(changes):
 
 
 @pytest.mark.parametrize("member", ["gpt2", "llama", "modern"])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_new_model_knows_nothing(member):
     for vocabulary in (257, 5000):
         model, params = initialised(vocabulary, **MEMBERS[member], model_width=64)
@@ -94,6 +94,7 @@ def test_a_new_model_knows_nothing(member):
         assert abs(float(loss) / math.log(vocabulary) - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_one_repeated_batch_is_learnt_by_heart():
     model, params = initialised(model_width=32)
     rng = np.random.default_rng(0)
@@ -133,6 +134,7 @@ GPT3_MILLIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "recipe, count, tolerance",
     [(recipe, count, 0) for recipe, count in PUBLISHED.items()]
@@ -168,7 +170,7 @@ def without_scan_or_remat(member):
 @pytest.mark.parametrize("remat", ["full", "dots"])
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("member", ["gpt2", "modern", "experts"])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_scan_and_remat_change_neither_loss_nor_gradients(member, scan_layers, remat):
     changes, params, loss, grads, plain = without_scan_or_remat(member)
     settings = dict(model_scan_layers=scan_layers, model_remat=remat)
@@ -183,6 +185,7 @@ def test_scan_and_remat_change_neither_loss_nor_gradients(member, scan_layers, r
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), their_grads, grads)
 
 
+@pytest.mark.slow
 def test_remat_saves_memory_the_more_the_less_it_keeps():
     def temporary(remat):
         # Stacked: on CPU, XLA undoes the recomputation of blocks that are not in a loop.
@@ -271,6 +274,7 @@ def test_the_value_residual_mixes_in_the_first_layers_values():
     assert not np.allclose(logits_of(model, params, ids), logits_of(plain, none, ids), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_projections_to_the_residual_stream_start_smaller():
     _, params = initialised(model_width=128, model_layers=8)
     block = params["block_0"]

@@ -51,6 +51,7 @@ def test_mlp_vs_reference(activation, use_bias):
     np.testing.assert_allclose(output(module, params, x), dense(params, x, activation), atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(
     E=st.integers(1, 6),
@@ -82,6 +83,7 @@ def test_experts_vs_a_loop(E, k, tokens, activation, use_bias, seed):
     np.testing.assert_allclose(output(module, params, x), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3, 4])
 def test_equal_experts_equal_the_dense_mlp(k):
     x = np.random.default_rng(0).normal(size=(3, 7, 16)).astype("f")
@@ -99,6 +101,7 @@ def test_equal_experts_equal_the_dense_mlp(k):
     np.testing.assert_allclose(output(one, params, x), output(mixture, same, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(N=st.integers(1, 20), E=st.integers(1, 8), k=st.integers(1, 8), seed=st.integers(0, 99))
 def test_routing_losses_vs_reference(N, E, k, seed):
@@ -123,6 +126,7 @@ def test_even_routing_has_the_least_balance_loss_and_one_expert_for_all_the_most
     assert float(load_balance(crowded, jnp.zeros((8, 1), jnp.int32))) == pytest.approx(4)
 
 
+@pytest.mark.slow
 def test_the_losses_are_given_out_with_their_factors():
     x = np.random.default_rng(0).normal(size=(1, 5, 16)).astype("f")
     module = Experts(config_of(experts=4, load_balance_loss=0.5, router_z_loss=0.25), "float32")

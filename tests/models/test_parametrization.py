@@ -85,6 +85,7 @@ def test_at_the_base_it_is_the_standard_one_to_the_bit(name):
     jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
 
 
+@pytest.mark.slow
 def test_first_numbers_and_rates_at_four_times_the_base():
     """Standard deviations and sizes of an Adam step by group; weight decay is unchanged."""
     wide = dict(model_width=64, model_heads=8, model_tied__head=False, schedule_warmup__steps=0)
@@ -108,6 +109,7 @@ def test_first_numbers_and_rates_at_four_times_the_base():
     assert decayed == pytest.approx(-0.1 * 0.5 * float(here["block_0"]["mlp"]["up"]["kernel"].mean()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_multipliers_of_logits_attention_and_depth():
     """Outputs are half of the standard model's if only the multipliers differ."""
     config = config_of(model_width=32, model_heads=2, model_tied__head=False, **MUP)
@@ -133,7 +135,7 @@ def checked(parametrized, name, **changes):
     return coordinates.slopes(widths := (32, 64, 128, 256), coordinates.over_widths(config, widths, 3))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
 def test_activations_move_as_far_at_any_width_and_under_the_standard_one_do_not(name):
     flat, steep = checked(True, name), checked(False, name)

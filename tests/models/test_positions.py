@@ -38,6 +38,7 @@ def test_sinusoidal_vs_reference(D):
     np.testing.assert_allclose(got, 1 + np.broadcast_to(expected, (2, 5, D)), atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(K=st.integers(1, 8).map(lambda half: 2 * half), T=st.integers(1, 9), seed=st.integers(0, 99))
 def test_rotary_vs_complex_numbers(K, T, seed):

@@ -122,6 +122,7 @@ def test_a_changed_token_changes_its_own_document_alone(member, kernels, dtype, 
         assert not differs.any(), "and by nobody else"
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32():
     params, expected, _ = each_alone("modern")
     model, _ = build(dtype="bfloat16", **MEMBERS["modern"], model_kernels="cpu")

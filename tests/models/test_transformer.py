@@ -69,6 +69,7 @@ def from_torch(config, result, decoder):
     return tree
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", make_trunk.CASES, ids=lambda case: make_trunk.name(*case))
 def test_layers_vs_torch(case, expected):
     prefix = make_trunk.name(*case) + "/"

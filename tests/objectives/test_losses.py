@@ -133,6 +133,7 @@ def test_distillation_vs_torch():
     np.testing.assert_allclose(divergence(student, teacher, np.ones((1, 5), "f"), 2.0), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5,), (3, 4)], ids=["rows", "tokens"])
 def test_classification_vs_reference(shape):
     rng = np.random.default_rng(0)
@@ -178,6 +179,7 @@ def test_regression_vs_reference():
     unmoved(lambda x: squared_error(x, np.zeros(3), weights)[0], jnp.asarray(said), weights)
 
 
+@pytest.mark.slow
 def test_info_nce_vs_reference():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, 5, 4)).astype("f")

@@ -100,6 +100,7 @@ def labelled(name, rng):
     return batch | labels
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["classification", "tagging", "span", "choice", "regression", "contrastive"])
 def test_task_losses_ignore_rows_of_weight_zero(name):
     task = {"contrastive": "embedding"}.get(name, name)
@@ -172,7 +173,7 @@ def reference_shift(gradient, shape, epsilon, steps):
 @pytest.mark.parametrize(
     "kind, name, attack, steps", [("decoder", "causal", "pgd", 3), ("seq2seq", "denoising", "fgm", 1)]
 )
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_attack_vs_reference(kind, name, attack, steps):
     model, params = built(kind)
     batch = normalize_weights(batch_of(name))

@@ -50,6 +50,7 @@ def stepper(limits=skip_step.DEFAULT, how="loss", by=jnp.nan, **changes):
     return state, step.lower(state, batch_of(0)).compile({"xla_backend_optimization_level": 0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, ema, how, by",
     [("adamw", 0.0, "loss", np.nan), ("schedule_free", 0.0, "gradient", np.inf), ("adamw", 0.9, "gradient", np.nan)],
@@ -72,6 +73,7 @@ def test_nonfinite_step_is_skipped_exactly(name, ema, how, by):
     assert not said["bad"] and said["skipped_steps"] == 1 and said["bad_in_a_row"] == 0
 
 
+@pytest.mark.slow
 def test_good_steps_are_bit_identical_to_unguarded_ones(monkeypatch):
     state, step = stepper()
     monkeypatch.setattr(skip_step, "skip_update_if", lambda bad, change, old, *others: change(old, *others))
@@ -83,6 +85,7 @@ def test_good_steps_are_bit_identical_to_unguarded_ones(monkeypatch):
     equal(state, other)
 
 
+@pytest.mark.slow
 def test_skipping_costs_no_copy(monkeypatch):
     """Selecting between finished trees makes XLA copy both of Adam's moments."""
     _, step = stepper()
@@ -130,6 +133,7 @@ rows = st.lists(
 )
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(rows, st.integers(0, 1))
 def test_statistics_are_those_of_the_finite_steps_alone(rows, which):

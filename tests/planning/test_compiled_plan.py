@@ -115,6 +115,7 @@ def test_all_ways_to_divide_devices():
     assert {"data": 1, "fsdp": 1, "tensor": 1, "expert": 4} in mixture
 
 
+@pytest.mark.slow
 def test_search_leaves_out_what_does_not_fit_and_what_cannot_be():
     config = costs.resolve(tiny_config(data_batch_size=8))
     looked = []
@@ -136,6 +137,7 @@ def foreseen(call, *arguments, **changes):
     return result.out
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_chip_is_a_table_or_one_object(call):
     (line,) = foreseen(call, "--chip=h100", "--mesh=data=1", "--json").splitlines()
     told = json.loads(line)

@@ -72,6 +72,7 @@ def measured(call, *arguments, **changes):
     return result
 
 
+@pytest.mark.slow
 def test_measured_times_add_up_and_no_part_is_without(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = measured(call, "--json", data_path="absent.txt")
@@ -94,6 +95,7 @@ def test_measured_times_add_up_and_no_part_is_without(call, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir()), "no run is written"
 
 
+@pytest.mark.slow
 def test_a_scanned_model_has_one_set_of_rows_and_a_known_device_an_mfu(call, monkeypatch):
     monkeypatch.setitem(metrics.PEAK_FLOPS, "cpu", 1e12)
     out = measured(call, model_scan_layers=True, train_grad_accumulation=2).out

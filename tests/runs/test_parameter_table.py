@@ -48,6 +48,7 @@ def test_a_run_has_an_html_representation(run):
     assert run._repr_html_().startswith("<"), "notebooks take HTML"
 
 
+@pytest.mark.slow
 def test_logits_are_numpy_in_and_out_and_equal_the_models(run):
     ids = np.array([[1, 2, 3], [4, 5, 6]])
     logits = run.logits(ids)

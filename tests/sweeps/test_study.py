@@ -103,6 +103,7 @@ def test_lists_are_exhausted_without_duplicates(tmp_path, formula):
     assert {one.values["data.stages"] for one in found} == {((4, 8, 16),), ()}
 
 
+@pytest.mark.slow
 def test_workers_in_their_own_directories_share_a_storage(tmp_path, formula):
     search = searched(f"{RATE}=log:1e-5..1", n_trials=3)
     database = f"sqlite:///{tmp_path / 'study.db'}"

@@ -42,6 +42,7 @@ def swept(tmp_path_factory, text_file):
     return folder, results, told, own
 
 
+@pytest.mark.slow
 def test_a_trial_equals_a_run_of_train_and_a_diverged_one_is_a_result(swept, text_file, tmp_path, call):
     folder, results, told, own = swept
     assert results == told and [one.status for one in results] == [DONE, DONE, DIVERGED]
@@ -82,6 +83,7 @@ def test_another_config_or_other_keys_in_the_same_directory_are_refused(swept, c
     assert (folder / "sweep.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_saves_and_resumes(tmp_path, text_file, call, monkeypatch):
     command = flags(text_file, "--set", f"{RATE}=0.1", f"--workdir={tmp_path / 'sweep'}")
     take = training.train

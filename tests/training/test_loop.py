@@ -73,6 +73,7 @@ def test_experts_train_scanned_with_dropout_and_accumulation_and_log_their_routi
     assert summary["val_loss"] < 5.6 and run.logits([[1, 2]]).shape == (1, 2, 257)
 
 
+@pytest.mark.slow
 def test_a_run_learns(tmp_path, text_file):
     config = tiny_config(data_path=text_file, train_steps=300, optimizer_learning_rate=0.02, eval_every_steps=100)
     summary = loop.train(config, tmp_path / "run")
@@ -80,7 +81,7 @@ def test_a_run_learns(tmp_path, text_file):
     assert looks == sorted(looks, reverse=True) and summary["val_bits_per_byte"] < 2.2
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", ["spans", "infilling"])
 def test_an_encoder_decoder_learns_from_rows_that_its_objective_made_shorter(
     tmp_path, text_file, corruption, call_train
@@ -124,12 +125,14 @@ def test_a_finished_run_is_reported_and_not_changed(trained, text_file, call_tra
     assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_json_prints_objects_and_nothing_else(tmp_path, text_file, call_train):
     result = call_train(tmp_path / "run", "--json", data_path=text_file)
     objects = [json.loads(line) for line in result.out.splitlines()]
     assert [o["step"] for o in objects[:-1]] == [2, 4, 6, 8] and objects[-1].keys() == SUMMARY
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_code_3(tmp_path, text_file, call_train):
     result = call_train(tmp_path / "run", data_path=text_file, optimizer_learning_rate=1e38, optimizer_clip_norm=0)
     assert result.code == 3 and result.err.splitlines()[-1].startswith("gptjax: training diverged: the loss at step")
@@ -223,6 +226,7 @@ def test_the_speedrun_recipe_learns_within_thirty_steps(tmp_path, text_file):
     assert summary["val_loss"] < 2.4, "it begins at 3.1, the logarithm of the alphabet's size"
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_train_in_one_directory(tmp_path, text_file):
     first = start(tmp_path / "run", text_file, train_steps=100_000)
     try:

@@ -35,6 +35,7 @@ def found(change, spoil=lambda grads: grads, **changes):
     return nonfinite.find_first(config, stack(params) if scanned else params, BATCH, rng, gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", WAYS)
 def test_an_overflow_is_located_in_its_module(changes):
     def change(params):
@@ -68,6 +69,7 @@ def test_a_loss_of_finite_activations_is_reported_as_such():
     assert found(change).what == "loss"
 
 
+@pytest.mark.slow
 def test_the_first_gradient_in_backward_order_is_reported():
     def spoil(grads):
         for name in ("tokens", "block_0"):

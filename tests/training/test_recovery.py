@@ -91,6 +91,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_a_planted_nan_is_skipped_counted_and_logged_once(tmp_path, text_file, plant, clean, call_train):
     plant([6, 7])
     result = call_train(tmp_path / "run", data_path=text_file, **CHANGES)
@@ -106,6 +107,7 @@ def test_a_planted_nan_is_skipped_counted_and_logged_once(tmp_path, text_file, p
     equal(gptjax.load(tmp_path / "run").params, clean(6, 7))
 
 
+@pytest.mark.slow
 def test_the_optimizer_count_does_not_change_while_steps_are_skipped(tmp_path, text_file, plant, call_train):
     plant([2, 3])
     call_train(tmp_path / "run", data_path=text_file, **CHANGES)
@@ -113,6 +115,7 @@ def test_the_optimizer_count_does_not_change_while_steps_are_skipped(tmp_path, t
     assert rates[:5] == pytest.approx([0, 0.003, 0.003, 0.003, 0.006])
 
 
+@pytest.mark.slow
 def test_bad_steps_in_a_row_are_rolled_back_and_left_out(tmp_path, text_file, plant, clean, call_train):
     """Leaves out as many steps before them too, but none before the checkpoint of step 8."""
     plant([10, 11, 12])
@@ -126,6 +129,7 @@ def test_bad_steps_in_a_row_are_rolled_back_and_left_out(tmp_path, text_file, pl
     equal(gptjax.load(tmp_path / "run").params, clean(9, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [11, 14])
 def test_interrupted_after_a_rollback_it_resumes_bit_identical(tmp_path, text_file, plant, clean, at):
     plant([10, 11, 12])
@@ -142,6 +146,7 @@ def test_interrupted_after_a_rollback_it_resumes_bit_identical(tmp_path, text_fi
     equal(gptjax.load(tmp_path / "run").params, clean(9, 12))
 
 
+@pytest.mark.slow
 def test_the_second_time_it_stops_with_a_report_also_when_restarted(tmp_path, text_file, plant, call_train):
     plant([10, 11, 12, 16, 17, 18])
     for _ in range(2):
@@ -176,6 +181,7 @@ def test_without_a_checkpoint_it_stops_and_names_the_first_layer(tmp_path, text_
     assert report["first_nonfinite"] == {"what": "activation", "where": "block_0/mlp/up"} and report["step"] == 1
 
 
+@pytest.mark.slow
 def test_bad_steps_at_the_end_of_a_run_are_rolled_back_too(tmp_path, text_file, plant, clean):
     plant([18, 19, 20])
     loop.train(tiny_config(data_path=text_file, **CHANGES), tmp_path / "run")
@@ -251,6 +257,7 @@ def test_a_planted_spike_is_skipped_and_ordinary_steps_are_not(tmp_path, text_fi
     assert lines_of(tmp_path / "open")[-1]["skipped_steps"] == 0, "spikes are skipped where a run asks for it"
 
 
+@pytest.mark.slow
 def test_statistics_are_reset_when_batches_change(tmp_path, text_file, monkeypatch):
     seen = []
     take_step = populations.take_step

@@ -26,7 +26,7 @@ def stepped(slices=1, steps=3, seed=0, **changes):
 
 
 @pytest.mark.parametrize("slices", [2, 4, 8])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_gradient_accumulation_equals_the_whole_batch(slices):
     """With rows of different weights, a mean of the microbatches' means would differ."""
     whole, losses = stepped(1)
@@ -59,6 +59,7 @@ def test_obj_fn_is_the_mean_loss_of_one_microbatch(slices):
     assert float(got) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_step_twice_is_bit_identical_and_seeds_differ():
     first, losses = stepped(model_dropout=0.3)
     again, same = stepped(model_dropout=0.3)
@@ -67,6 +68,7 @@ def test_the_same_step_twice_is_bit_identical_and_seeds_differ():
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 
 
+@pytest.mark.slow
 def test_dropout_differs_from_step_to_step():
     objective, optimizer, mesh, state = setting(model_dropout=0.5)
     step = jax.jit(train_step(objective, optimizer, mesh, 0, dropout=True))
@@ -91,7 +93,7 @@ print(json.dumps([jax.device_count(), stepped(int(sys.argv[1]))[1]]))
 
 
 @pytest.mark.parametrize("slices", [1, 2])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_several_devices_take_the_same_steps_as_one(slices):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     done = subprocess.run(

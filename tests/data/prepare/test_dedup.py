@@ -359,6 +359,7 @@ def novels():
     return sorted(path for path in shared("data/english_novels").glob("*.txt") if path.name != "SOURCE.txt")
 
 
+@pytest.mark.slow
 def test_edited_passages_of_novels_are_found(tmp_path):
     check_novels(novels()[::6], tmp_path)
 

@@ -134,6 +134,7 @@ def test_any_number_of_workers_and_any_interruption_give_the_same_set(tmp_path, 
     assert contents(tmp_path / "cut") == expected
 
 
+@pytest.mark.slow
 def test_preparation_killed_at_any_moment_resumes_to_the_same_set(tmp_path):
     corpus(tmp_path / "text", 15_000)
     how = ["--tokenizer=bytes", "--shard_tokens=100K", "--clean=nfc,exact", "--workers=2", f"--input={tmp_path}/text"]
@@ -281,6 +282,7 @@ def test_training_on_a_prepared_set_equals_training_on_its_text(tmp_path, call, 
         assert "is finished" in call_train(workdir, data_path=tmp_path / "set", data_layout=layout).err
 
 
+@pytest.mark.slow
 def test_mixture_changes_on_resume_and_is_recorded(tmp_path, call, call_train):
     for seed, name in enumerate(("one", "two", "three")):
         corpus(tmp_path / "text", seed=seed)
@@ -430,6 +432,7 @@ def test_foreign_folder_is_not_touched(tmp_path, call):
     assert (tmp_path / "set.unfinished" / "diary.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     """Peak memory of 45 MB in many documents, by one process, next to that of 4 MB."""
     line = json.dumps({"text": " ".join(SENTENCES * 3)}) + "\n"

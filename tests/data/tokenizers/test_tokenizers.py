@@ -41,6 +41,7 @@ def test_every_tokenizer_of_bytes_is_lossless(bpe, text, pieces):
             assert encoding.end not in ids
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("source", ["words", "random", "code"])
 def test_bpe_equals_the_library_that_trained_it(source):
     rng = np.random.default_rng(0)

@@ -22,6 +22,7 @@ def draw(seed, B, T, V, D=6, scale=1.0, dtype="float32"):
 
 
 # Slices are as many as T has room for: a prime T is cut into single tokens or not at all.
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None)
 @given(
     B=st.integers(1, 3),

@@ -54,6 +54,7 @@ def slopes(H):
 
 
 # Uneven blocks, one block, and one token; windows shorter and longer than a block and than the sequence.
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(
     B=st.integers(1, 2),

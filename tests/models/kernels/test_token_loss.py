@@ -47,6 +47,7 @@ def test_label_smoothing_vs_torch():
     np.testing.assert_allclose(reference.token_loss(x, table, targets, weights, 0.0, 0.1).loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None)
 @given(
     T=st.sampled_from([1, 6, 7]),

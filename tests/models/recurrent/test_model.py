@@ -225,7 +225,7 @@ def test_packed_documents_are_read_as_if_alone_and_touch_no_other(cell):
 
 
 @pytest.mark.parametrize("encoder, decoder, attention", PAIRS)
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_packed_pairs_are_read_as_if_alone_and_padding_does_nothing(encoder, decoder, attention):
     model, params = translator(encoder, decoder, attention)
     target, source = ids(1, 10), ids(1, 8, seed=1)
@@ -284,6 +284,7 @@ def in_pieces(model, params, tokens, cache, pieces):
 PIECES = ((1, 3, 2), (4, 1, 1), (1, 2, 3), (1, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_reading_in_pieces_equals_reading_at_once(cell):
     model, params = language_model(cell)
@@ -295,7 +296,7 @@ def test_reading_in_pieces_equals_reading_at_once(cell):
 
 
 @pytest.mark.parametrize("encoder, decoder, attention", [*PAIRS, ("lstm", "transformer", "additive")])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_so_do_decoders_that_hear_a_source(encoder, decoder, attention):
     model, params = translator(encoder, decoder, attention)
     tokens, source, of_source = (
@@ -312,7 +313,7 @@ def test_so_do_decoders_that_hear_a_source(encoder, decoder, attention):
 
 
 @pytest.mark.parametrize("cell", ["", *PAIRS[1:3]])
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_dropout_is_of_training_alone_and_of_every_layer(cell):
     model, params = translator(*cell, model_dropout=0.5) if cell else language_model("gru", model_dropout=0.5)
     source = {"source_BS": ids(2, 5), "source_segments_BS": np.ones((2, 5), np.int32)}

@@ -63,6 +63,7 @@ def test_a_run_interrupted_many_times_ends_bit_identical(tmp_path, text_file, ca
     assert losses[0] == losses[1] and len(losses[0]) == 600
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, text_file, monkeypatch):
     save, waited = Checkpoints.save, []
 
@@ -95,6 +96,7 @@ def test_a_signal_while_compiling_ends_before_the_first_step(tmp_path, text_file
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_before_and_after_the_steps_is_one_line(tmp_path, text_file, call_train, monkeypatch):
     for place, told in (("train_setup", "interrupted"), ("finish", "interrupted; saved at step 8; the same command")):
         with monkeypatch.context() as patched:
@@ -138,6 +140,7 @@ def test_several_processes_agree_on_the_step(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_training_works_outside_the_main_thread(tmp_path, text_file):
     done = []
     thread = threading.Thread(
