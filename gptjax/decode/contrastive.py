@@ -115,6 +115,21 @@ def select_candidate(
     return jnp.argmax((1 - alpha) * prob_Bk - alpha * penalty_Bk, axis=-1)
 
 
+def initial_state(cache: Cache, h_BCD: jax.Array, last_B: jax.Array, limit_B: jax.Array, k: int, T: int) -> State:
+    """Returns the state of `run_search` before it reads the last token of each prompt; for its arguments see there."""
+    B = len(last_B)
+    return State(
+        caches.repeat_rows(cache, k),
+        h_BCD,
+        jnp.repeat(last_B[:, None], k, axis=1),
+        jnp.zeros((B, k)),
+        jnp.zeros((B, T), jnp.int32),
+        jnp.zeros((B, T)),
+        jnp.zeros(B, jnp.int32),
+        limit_B > 0,
+    )
+
+
 @partial(jax.jit, static_argnames=("model", "k", "T"))
 def run_search(
     model: nn.Module,
@@ -168,17 +183,7 @@ def run_search(
             s.active_B & ~ended_B & (length_B < limit_B),
         )
 
-    start = State(
-        caches.repeat_rows(cache, k),
-        h_BCD,
-        jnp.repeat(last_B[:, None], k, axis=1),
-        jnp.zeros((B, k)),
-        jnp.zeros((B, T), jnp.int32),
-        jnp.zeros((B, T)),
-        jnp.zeros(B, jnp.int32),
-        limit_B > 0,
-    )
-    zero = jnp.zeros((), jnp.int32)
+    zero, start = jnp.zeros((), jnp.int32), initial_state(cache, h_BCD, last_B, limit_B, k, T)
     end = jax.lax.while_loop(lambda carry: carry[1].active_B.any(), body, (zero, start))[1]
     return end.ids_BT, end.logprobs_BT, end.length_B
 

@@ -14,7 +14,7 @@ from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.core import console
 from gptjax.core.files import write_atomic
-from gptjax.data import layouts, pairs
+from gptjax.data import layouts, pairs, sources
 from gptjax.data.augment import Augment
 from gptjax.data.pairs import Pair
 from gptjax.decode import generate as decoding
@@ -155,9 +155,7 @@ def evaluate(
 
 
 def _fingerprint(sentence_pairs: Sequence[Pair]) -> str:
-    from gptjax.data.sources import fingerprint
-
-    return fingerprint(pairs.corpus(sentence_pairs, []))
+    return sources.fingerprint(pairs.corpus(sentence_pairs, []))
 
 
 def as_text(metrics: dict[str, Any]) -> str:

@@ -200,7 +200,7 @@ def commands(folder):
             ["recipe.py"],
             [*keys, "--mesh", "--chip", "--devices", "--steps", "--config.train.dtype", "--config.model.activation"],
         ),
-        "combine": Fuzzed(
+        "merge": Fuzzed(
             merge,
             folder,
             [

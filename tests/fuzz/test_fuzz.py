@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 SECONDS = float(os.environ.get("GPTJAX_FUZZ_SECONDS", "0"))
-NAMES = ["prepare", "train", "generate", "evaluate", "convert", "plan", "combine", "sweep", "compare"]
+NAMES = ["prepare", "train", "generate", "evaluate", "convert", "plan", "merge", "sweep", "compare"]
 FEW, MANY = 4, 16
 
 
-QUICK = ["prepare", "generate", "plan", "combine", "compare"]  # in the default suite, with these pieces alone
+QUICK = ["prepare", "generate", "plan", "merge", "compare"]  # in the default suite, with these pieces alone
 PIECES = ["run", "other"]
 
 

@@ -162,7 +162,7 @@ def test_metrics_that_do_not_fit_are_written_once_there_is_space(small_disk, cap
     ballast = fill(small_disk)
     for line in lines[1:99]:
         writer.write(line)
-    assert capsys.readouterr().err.count("no space left on the disk; make room; its lines wait") == 1
+    assert capsys.readouterr().err.count("no space left on the disk; make room; its lines are kept until it can") == 1
     kept = (small_disk / "metrics.jsonl").read_text()
     assert kept.endswith("}\n"), "no line is cut"
     with pytest.raises(OSError):
