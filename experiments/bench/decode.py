@@ -19,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,38 @@ SHAPES = {
     "gpt2": dict(layers=12, heads=12, width=768, context=1024, vocab=50257),
     "tiny": dict(layers=2, heads=2, width=64, context=256, vocab=512),
 }
+
+
+def make_turn(decoder: Any, shape: dict[str, int], prompt_tokens: int, new_tokens: int) -> Callable[[], float]:
+    """Returns a function that decodes one batch of random prompts and returns the seconds it took."""
+    import jax
+    import numpy as np
+
+    from gptjax.data.tokenizers.tokenizers import bytes_encoding
+    from gptjax.decode import engine
+    from gptjax.decode.ensemble import Ensemble
+    from gptjax.decode.settings import SamplingParams
+
+    B, rng, tokenizer = shape["batch"], np.random.default_rng(0), bytes_encoding()
+    tokenizer.end = None  # every text has all of its tokens
+    limits = engine.Limits(B, prompt_tokens + new_tokens, shape["context"])
+
+    def turn() -> float:
+        requests = [
+            engine.EngineRequest(
+                (tuple(rng.integers(0, shape["vocab"], prompt_tokens).tolist()),),
+                SamplingParams(max_tokens=new_tokens, temperature=0, top_k=0),
+                jax.random.key(n),
+            )
+            for n in range(B)
+        ]
+        start = time.perf_counter()
+        samples = dict(engine.Engine(Ensemble((decoder,)), Silent(tokenizer), limits).generate(requests))
+        seconds = time.perf_counter() - start
+        assert sum(len(sample.ids) for sample in samples.values()) == B * new_tokens
+        return seconds
+
+    return turn
 
 
 def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int) -> None:
@@ -43,10 +76,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     from gptjax import config as configs
     from gptjax import models
     from gptjax.core import cpu_idle
-    from gptjax.data.tokenizers.tokenizers import bytes_encoding
     from gptjax.decode import engine, prefill, speculative, step
-    from gptjax.decode.ensemble import Ensemble
-    from gptjax.decode.settings import SamplingParams
 
     config = configs.read(str(REPO / "configs" / "gpt2.py"), [])
     config.model.update({key: shape[key] for key in ("layers", "heads", "width", "context")})
@@ -56,26 +86,7 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     params = jax.jit(lambda: models.init(model, jax.random.key(0)))()
     decoder, B = prefill.decoder(model, params), shape["batch"]
     del params
-    tokenizer, rng = bytes_encoding(), np.random.default_rng(0)
-    tokenizer.end = None  # every text has all of its tokens
-    limits = engine.Limits(B, prompt_tokens + new_tokens, shape["context"])
-
-    def turn() -> float:
-        """Seconds for B texts."""
-        requests = [
-            engine.EngineRequest(
-                (tuple(rng.integers(0, shape["vocab"], prompt_tokens).tolist()),),
-                SamplingParams(max_tokens=new_tokens, temperature=0, top_k=0),
-                jax.random.key(n),
-            )
-            for n in range(B)
-        ]
-        start = time.perf_counter()
-        said = dict(engine.Engine(Ensemble((decoder,)), Silent(tokenizer), limits).generate(requests))
-        seconds = time.perf_counter() - start
-        assert sum(len(sample.ids) for sample in said.values()) == B * new_tokens
-        return seconds
-
+    turn = make_turn(decoder, shape, prompt_tokens, new_tokens)
     start = time.perf_counter()
     turn()
     compiled = time.perf_counter() - start

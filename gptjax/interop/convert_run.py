@@ -24,7 +24,8 @@ from gptjax.data.tokenizers import from_hf as hf_tokenizers
 from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import methods
 from gptjax.interop import families, hf_config, weights
-from gptjax.interop.families import Family, Tensor
+from gptjax.interop.families import Family
+from gptjax.interop.weight_mapping import Tensor, from_hf, hf_shapes, to_hf
 from gptjax.interop.weights import Stored
 from gptjax.models.stacking import unstack
 from gptjax.runs import directory as workdirs
@@ -49,16 +50,6 @@ def flat_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _path(keys: Any) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def hf_shapes(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Returns the shapes in the checkpoint of the tensors that make a parameter of the given shape."""
-    last = tensor.sizes if tensor.sizes and len(tensor.hf_names) > 1 else (shape[-1],)
-    before = (1,) if tensor.leading_axis else ()
-    pieces = [(*before, *shape[:-1], size) for size in last]
-    if tensor.skip_rows:
-        return [(piece[0] + tensor.skip_rows, *piece[1:]) for piece in pieces]
-    return [piece[::-1] if tensor.transposed else piece for piece in pieces]
 
 
 def match_tensors(
@@ -118,32 +109,6 @@ def full_names(family: Family, checkpoint: Mapping[str, Stored]) -> dict[str, St
         has_prefix = current.startswith((family.prefix, *family.unprefixed))
         tensors[current if has_prefix else family.prefix + current] = piece
     return tensors
-
-
-def from_hf(tensor: Tensor, pieces: list[np.ndarray]) -> np.ndarray:
-    """Returns a parameter from the tensors of a checkpoint."""
-    pieces = [piece[0] if tensor.leading_axis else piece[tensor.skip_rows :] for piece in pieces]
-    parts = [piece.T if tensor.transposed else piece for piece in pieces]
-    if not tensor.sizes:
-        return np.ascontiguousarray(parts[0])
-    if len(parts) == 1:  # concatenated in the checkpoint, too
-        parts = np.split(parts[0], np.cumsum(tensor.sizes)[:-1], axis=-1)
-    by_group = [part.reshape(*part.shape[:-1], tensor.groups, -1) for part in parts]
-    return np.concatenate(by_group, axis=-1).reshape(*parts[0].shape[:-1], -1)
-
-
-def to_hf(tensor: Tensor, value: np.ndarray) -> list[np.ndarray]:
-    """Returns the tensors of a checkpoint from a parameter; inverse of `from_hf`."""
-    parts = [value]
-    if tensor.sizes:
-        by_group = value.reshape(*value.shape[:-1], tensor.groups, -1)
-        within = np.cumsum(tensor.sizes)[:-1] // tensor.groups
-        parts = [part.reshape(*value.shape[:-1], -1) for part in np.split(by_group, within, axis=-1)]
-        if len(tensor.hf_names) == 1:
-            parts = [np.concatenate(parts, axis=-1)]
-    if tensor.skip_rows:
-        parts = [np.concatenate([np.zeros((tensor.skip_rows, *part.shape[1:]), part.dtype), part]) for part in parts]
-    return [part[None] if tensor.leading_axis else part.T if tensor.transposed else part for part in parts]
 
 
 def read_params(folder: Path, family: Family, model: Mapping[str, Any]) -> dict[str, Any]:

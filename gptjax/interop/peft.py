@@ -16,9 +16,9 @@ from gptjax.core.files import atomic_directory, is_new_or_empty
 from gptjax.finetune import methods, paths
 from gptjax.finetune.paths import Flat
 from gptjax.interop import families, peft_config, weights
-from gptjax.interop.convert_run import from_hf, match_family, to_hf
+from gptjax.interop.convert_run import match_family
 from gptjax.interop.peft_config import LoraConfig
-from gptjax.interop.weight_mapping import Tensor
+from gptjax.interop.weight_mapping import Tensor, from_hf, to_hf
 from gptjax.models.stacking import unstack
 from gptjax.runs import adapters
 

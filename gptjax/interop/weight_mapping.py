@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from gptjax.config.errors import DataError
 from gptjax.interop.hf_config import Key, abbreviated
 from gptjax.interop.weights import Stored
@@ -170,3 +172,39 @@ def _concatenated(
 
     kernel = Tensor(f"{name}/kernel", hf_names("weight"), transposed=True, **layout)
     return [kernel, *([Tensor(f"{name}/bias", hf_names("bias"), **layout)] if m["qkv_bias"] else [])]
+
+
+def hf_shapes(tensor: Tensor, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Returns the shapes in the checkpoint of the tensors that make a parameter of the given shape."""
+    last = tensor.sizes if tensor.sizes and len(tensor.hf_names) > 1 else (shape[-1],)
+    before = (1,) if tensor.leading_axis else ()
+    pieces = [(*before, *shape[:-1], size) for size in last]
+    if tensor.skip_rows:
+        return [(piece[0] + tensor.skip_rows, *piece[1:]) for piece in pieces]
+    return [piece[::-1] if tensor.transposed else piece for piece in pieces]
+
+
+def from_hf(tensor: Tensor, pieces: list[np.ndarray]) -> np.ndarray:
+    """Returns a parameter from the tensors of a checkpoint."""
+    pieces = [piece[0] if tensor.leading_axis else piece[tensor.skip_rows :] for piece in pieces]
+    parts = [piece.T if tensor.transposed else piece for piece in pieces]
+    if not tensor.sizes:
+        return np.ascontiguousarray(parts[0])
+    if len(parts) == 1:  # concatenated in the checkpoint, too
+        parts = np.split(parts[0], np.cumsum(tensor.sizes)[:-1], axis=-1)
+    by_group = [part.reshape(*part.shape[:-1], tensor.groups, -1) for part in parts]
+    return np.concatenate(by_group, axis=-1).reshape(*parts[0].shape[:-1], -1)
+
+
+def to_hf(tensor: Tensor, value: np.ndarray) -> list[np.ndarray]:
+    """Returns the tensors of a checkpoint from a parameter; inverse of `from_hf`."""
+    parts = [value]
+    if tensor.sizes:
+        by_group = value.reshape(*value.shape[:-1], tensor.groups, -1)
+        within = np.cumsum(tensor.sizes)[:-1] // tensor.groups
+        parts = [part.reshape(*value.shape[:-1], -1) for part in np.split(by_group, within, axis=-1)]
+        if len(tensor.hf_names) == 1:
+            parts = [np.concatenate(parts, axis=-1)]
+    if tensor.skip_rows:
+        parts = [np.concatenate([np.zeros((tensor.skip_rows, *part.shape[1:]), part.dtype), part]) for part in parts]
+    return [part[None] if tensor.leading_axis else part.T if tensor.transposed else part for part in parts]

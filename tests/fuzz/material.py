@@ -115,6 +115,11 @@ def do(module, *arguments):
 
 def commands(folder):
     """By command: its module; command lines; files that they read; flags that may be given besides; what may change."""
+    return commands_with_configs(folder) | commands_on_runs(folder)
+
+
+def commands_with_configs(folder):
+    """Commands that read text and recipes."""
     small, here = overrides(data_path=folder / "text.txt", **SMALL), str(folder)
     keys = [one.split("=")[0] for one in small]
     documents = [f"docs.{kind}" for kind in ("jsonl", "json", "csv", "tsv", "txt.gz", "jsonl.zst", "parquet")]
@@ -154,6 +159,34 @@ def commands(folder):
             [*keys, *(f"--config.{key}" for key in OF_TRAIN.split())],
             ["half", "run", "lora"],
         ),
+        "plan": Fuzzed(
+            plan,
+            folder,
+            [
+                [f"--config={BASE}", *small],
+                ["--config=recipe.py", *small],
+                [f"--config={BASE}", "--chip=h100", "--mesh=data=8"],
+            ],
+            ["recipe.py"],
+            [*keys, "--mesh", "--chip", "--devices", "--steps", "--config.train.dtype", "--config.model.activation"],
+        ),
+        "sweep": Fuzzed(
+            sweep,
+            folder,
+            [
+                [f"--config={BASE}", *small, "--set=optimizer.learning_rate=1e-3,1e-2", "--workdir=sweep", *CAPS],
+                [f"--config={BASE}", *small, "--files=values.json", "--workdir=new", *CAPS],
+            ],
+            ["text.txt", "values.json", *under(folder, "sweep")],
+            ["--set", "--random", "--files", "--evolve", "--sweep-seed", "--storage", "--study"],
+            ["sweep"],
+        ),
+    }
+
+
+def commands_on_runs(folder):
+    """Commands that read what others made."""
+    return {
         "generate": Fuzzed(
             generate,
             folder,
@@ -189,17 +222,6 @@ def commands(folder):
             under(folder, "run", "hf", "adapter", "peft", "lora"),
             ["--tokenizer", "--dtype", "--base"],
         ),
-        "plan": Fuzzed(
-            plan,
-            folder,
-            [
-                [f"--config={BASE}", *small],
-                ["--config=recipe.py", *small],
-                [f"--config={BASE}", "--chip=h100", "--mesh=data=8"],
-            ],
-            ["recipe.py"],
-            [*keys, "--mesh", "--chip", "--devices", "--steps", "--config.train.dtype", "--config.model.activation"],
-        ),
         "merge": Fuzzed(
             merge,
             folder,
@@ -209,17 +231,6 @@ def commands(folder):
             ],
             under(folder, "run", "other"),
             ["--method", "--scale", "--density", "--base"],
-        ),
-        "sweep": Fuzzed(
-            sweep,
-            folder,
-            [
-                [f"--config={BASE}", *small, "--set=optimizer.learning_rate=1e-3,1e-2", "--workdir=sweep", *CAPS],
-                [f"--config={BASE}", *small, "--files=values.json", "--workdir=new", *CAPS],
-            ],
-            ["text.txt", "values.json", *under(folder, "sweep")],
-            ["--set", "--random", "--files", "--evolve", "--sweep-seed", "--storage", "--study"],
-            ["sweep"],
         ),
         "compare": Fuzzed(
             compare,

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from gptjax import models
 from gptjax.core import hub
-from gptjax.interop import convert_run, families
+from gptjax.interop import convert_run, families, weight_mapping
 from gptjax.objectives.causal import causal
 
 sys.path.append(str(ROOT / "tests" / "golden"))
@@ -35,7 +35,7 @@ def check_gradients(model, params, tensors, found):
     np.testing.assert_allclose(loss, found["loss"], rtol=1e-5)
     worst = 0.0
     for tensor in tensors:
-        theirs = convert_run.from_hf(tensor, [found[f"grads/{name}"] for name in tensor.hf_names])
+        theirs = weight_mapping.from_hf(tensor, [found[f"grads/{name}"] for name in tensor.hf_names])
         ours = grads
         for name in tensor.name.split("/"):
             ours = ours[name]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_config
 
-from gptjax.interop import bart, convert_run
+from gptjax.interop import bart, weight_mapping
 from gptjax.interop.weight_mapping import norm
 from gptjax.models.attention import CrossKV
 from gptjax.models.kernels import resolve_kernels
@@ -65,7 +65,7 @@ def from_torch(config, result, decoder):
         at = tree
         for folder in folders:
             at = at.setdefault(folder, {})
-        at[leaf] = convert_run.from_hf(tensor, [given[name] for name in names])
+        at[leaf] = weight_mapping.from_hf(tensor, [given[name] for name in names])
     return tree
 
 
