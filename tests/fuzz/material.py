@@ -113,6 +113,9 @@ def do(module, *arguments):
     assert code == 0, (module, arguments, out, err)
 
 
+PACKED = ["--config.data.path=set", "--config.data.layout=packed"]
+
+
 def commands(folder):
     """By command: its module; command lines; files that they read; flags that may be given besides; what may change."""
     return commands_with_configs(folder) | commands_on_runs(folder)
@@ -144,14 +147,7 @@ def commands_with_configs(folder):
                 [f"--config={BASE}", *small, "--workdir=new", *CAPS],
                 [f"--config={BASE}", *small, "--workdir=half"],
                 [f"--config={BASE}", *small, "--workdir=run"],
-                [
-                    "--config=recipe.py",
-                    *small,
-                    "--config.data.path=set",
-                    "--config.data.layout=packed",
-                    "--workdir=new",
-                    *CAPS,
-                ],
+                ["--config=recipe.py", *small, *PACKED, "--workdir=new", *CAPS],
                 [f"--config={BASE}", *few(folder), f"--config.init_from={here}/run", "--workdir=new", *CAPS],
                 [f"--config={BASE}", *few(folder), f"--config.init_from={here}/run", *LORA, "--workdir=lora"],
             ],
