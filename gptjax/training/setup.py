@@ -140,8 +140,6 @@ def load(config: ConfigDict, workdir: Path, origin: Path | None = None, loaded: 
     step = processes.broadcast(lambda: checkpoint_dir.newest_usable(workdir / "checkpoints") or 0) if resumes else 0
     earlier = workdirs.mixings(workdir) if resumes else []
     mixings = batches.change_mixture(earlier, step, read.shares)
-    if not loaded:
-        log_data_summary(config, read)
     return Inputs(config, workdir, origin, read, saved or read.tokenizer, step, mixings, resumes and mixings != earlier)
 
 
@@ -285,7 +283,10 @@ def train_setup(
 ) -> TrainSetup:
     """Sets up a run of a resolved and checked config; see `load`, `build` and `open_run`."""
     inputs = load(config, workdir, origin, loaded)
-    return open_run(inputs, *build(inputs, members), started)
+    setup = open_run(inputs, *build(inputs, members), started)
+    if not loaded:
+        log_data_summary(setup.config, setup.data)
+    return setup
 
 
 def check_memory(config: ConfigDict, model: nn.Module, devices: int, members: int = 1) -> None:
