@@ -172,14 +172,15 @@ def log_model(population: Population, state: TrainState) -> None:
     """Logs model, devices and kernels."""
     setup, kind = population.first, jax.devices()[0].device_kind
     c, count = setup.config, population.size
-    total, trained = parameter_count(state.eval_shapes()), parameter_count(state.params)
+    shapes: TrainState = jax.eval_shape(lambda: population.select(state, 0))
+    total, trained = parameter_count(shapes.eval_shapes()), parameter_count(shapes.params)
     arch, dtype = c.model.arch, c.train.dtype
     if count == 1:
         devices = f"{setup.parts.mesh.size} {kind} device{'s' * (setup.parts.mesh.size > 1)}"
         console.say(f"model      {arch}, {total:,} parameters, {dtype}, on {devices}")
     else:
         size = sharding.member_sharding(count).mesh.size
-        console.say(f"members    {count} of {arch}, {trained // count:,} parameters each, {dtype}, on {size} {kind}")
+        console.say(f"members    {count} of {arch}, {total:,} parameters each, {dtype}, on {size} {kind}")
         differing = ", ".join([*population.members.values] + ["data.seed"] * (not population.shared))
         console.say(f"differ in  {differing or 'nothing'}")
     if state.frozen:
