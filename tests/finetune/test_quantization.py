@@ -115,7 +115,9 @@ def ended(config, workdir):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         finish = loop.finish
-        patch.setattr(loop, "finish", lambda setup, state: (found.append(state), finish(setup, state))[1])
+        patch.setattr(
+            loop, "finish", lambda population, state, done: found.append(state) or finish(population, state, done)
+        )
         loop.train(config, workdir)
     return workdir, jax.device_get(found[0].eval_params())
 
