@@ -81,8 +81,9 @@ def test_texts_that_cannot_be_filled_are_refused():
 def test_a_runs_sample_has_its_masks_filled_in(prompt, begins):
     of = made()
     config = tiny_config(model_arch="encoder", sample_prompt=prompt)
-    job = SimpleNamespace(config=config, model=of.model, data=SimpleNamespace(tokenizer=BYTES))
-    text = samples.sample(job, of.params)
+    parts = SimpleNamespace(model=of.model)
+    setup = SimpleNamespace(config=config, parts=parts, data=SimpleNamespace(tokenizer=BYTES))
+    text = samples.sample(setup, of.params)
     assert text.startswith(begins) and bool(text) == bool(begins)
     if begins == "a":
         assert text == of.fill(prompt).lines()
