@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
     config = modern.get_config("tiny")
     config.model.update(layers=4, heads=4, width=256, context=512, windows=(256, 256, 256, 0))
     config.data.update(source="text", tokenizer="bpe:8192", batch_size=8, stages=((1800, 16, 256),))
-    config.optimizer.update(name="muon", learning_rate=1e-2, adam_learning_rate=5e-3)
+    config.optimizer.update(name="muon", learning_rate=1e-2)
+    config.optimizer.muon.adam_learning_rate = 5e-3
     config.schedule.update(name="wsd", warmup_steps=50, cooldown_fraction=0.6, final_fraction=0.0)
     config.train.steps = 2000
     config.eval.every_steps = config.checkpoint.every_steps = 200

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Sequence
 
-from gptjax import config
 from gptjax.config.errors import ConfigError
 from gptjax.core import arguments, console, runtime
 
@@ -36,10 +35,11 @@ def main(argv: Sequence[str]) -> None:
     if flags.mesh or flags.chip or flags.search or flags.devices is not None:
         plan_mesh(flags, overrides)
         return
-    recipe = config.read(flags.config, overrides)
     runtime.start()
     from gptjax.planning import costs
+    from gptjax.runs import config
 
+    recipe = config.read(flags.config, overrides)
     result = costs.plan(recipe, (flags.steps or 5) if flags.measure else 0)
     if flags.json:
         for row in costs.rows(result):
@@ -59,6 +59,7 @@ def plan_mesh(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ConfigError("--search needs --devices=N, at least 1, and no --mesh")
     runtime.start()
     from gptjax.planning import virtual_devices
+    from gptjax.runs import config
 
     virtual_devices.check_chip(flags.chip)
     axes = virtual_devices.parse_mesh(flags.mesh) if flags.mesh else None

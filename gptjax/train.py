@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax import config
 from gptjax.config.errors import ConfigError
 from gptjax.core import arguments, runtime
 
@@ -39,11 +38,12 @@ def main(argv: Sequence[str]) -> None:
         help="a process silent for this long counts as dead; default: 60",
     )
     flags, overrides = parser.parse_known_args(argv)
-    recipe = config.read(flags.config, overrides)
     runtime.start()
+    from gptjax.runs import config
     from gptjax.sharding import processes
     from gptjax.training import loop
 
+    recipe = config.read(flags.config, overrides)
     processes.start(processes.ProcessInfo(flags.coordinator, flags.processes, flags.process), flags.heartbeat)
     workdir = flags.workdir or Path("runs") / run_name(flags.config)
     check_model_flags(overrides, recipe, workdir)

@@ -25,9 +25,9 @@ os.environ.setdefault("GPTJAX_WAKEFUL", "0")
 import jax
 import pytest
 
-from gptjax import config as configs
 from gptjax import evaluate, generate, plan, train
 from gptjax.core import arguments
+from gptjax.runs import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "base.py")
@@ -55,9 +55,12 @@ TINY = {
 }
 
 
+KEYS = {key.replace(".", "_"): key for key in configs.SCHEMA}
+
+
 def overrides(**changes):
     """Flags for the tiny recipe with some keys changed; `data_path` stands for data.path."""
-    values = TINY | {key.replace("_", ".", 1): value for key, value in changes.items()}
+    values = TINY | {KEYS.get(name, name.replace("_", ".", 1)): value for name, value in changes.items()}
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 

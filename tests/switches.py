@@ -28,10 +28,10 @@ import numpy as np
 from conftest import BASE, overrides  # before jax: it says how much to optimise
 
 import gptjax
-from gptjax import config as configs
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.finetune import methods
+from gptjax.runs import config as configs
 from gptjax.runs import pretrained
 from gptjax.training import loop, setup
 

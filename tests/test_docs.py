@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gptjax import config as configs
-from gptjax.config import keys, reference
+from gptjax.config import recipes
 from gptjax.config.errors import UserError
+from gptjax.runs import config as configs
+from gptjax.runs import reference
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,7 +108,7 @@ def parse(main, argv, monkeypatch):
 
 def check_module(name, argv, monkeypatch):
     """Parses the flags of `python -m NAME`, and of its recipe where it takes one."""
-    if name == "gptjax.config.reference":
+    if name == "gptjax.runs.reference":
         assert not argv
         return
     flags, overrides = parse(importlib.import_module(name).main, argv, monkeypatch)
@@ -125,9 +126,9 @@ def check_script(script, argv, monkeypatch):
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     flags, overrides = parse(module.main, argv, monkeypatch)
-    configs.check_keys(overrides, dict.fromkeys(keys.KINDS))
+    recipes.check_keys(overrides, configs.SCHEMA)
     for swept in getattr(flags, "set", None) or ():
-        assert swept.partition("=")[0] in keys.KINDS, swept
+        assert swept.partition("=")[0] in configs.SCHEMA, swept
     if argv[at + 1 :]:  # the command that the script starts
         check_command(argv[at + 1 :], monkeypatch)
 
@@ -272,9 +273,7 @@ def test_readme_is_short_and_has_the_command_that_ci_runs():
 
 
 def test_the_reference_of_keys_is_fresh():
-    source = reference.BASE.read_text(encoding="utf-8")
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference.page(source), "python -m gptjax.config.reference > docs/configuration.md"
-    documented = [entry for entry in reference.entries(source) if entry.default]
-    assert {entry.name for entry in documented} == keys.KINDS.keys()
-    assert not [entry.name for entry in documented if not entry.meaning]
+    assert page == reference.page(), "python -m gptjax.runs.reference > docs/configuration.md"
+    assert all(f"| `{key}` |" in page for key in configs.SCHEMA)
+    assert all(declared.meaning for declared in configs.SCHEMA.values())

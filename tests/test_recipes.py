@@ -6,7 +6,7 @@ import math
 import pytest
 from conftest import ROOT, tiny_config
 
-from gptjax import config as configs
+from gptjax.runs import config as configs
 from gptjax.training import loop
 
 TINY = {

@@ -8,8 +8,8 @@ import pytest
 import switches
 from conftest import BASE, ROOT
 
-from gptjax import config as configs
-from gptjax.training.setup import CHOICES
+from gptjax.runs import config as configs
+from gptjax.runs.config import CHOICES
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "switches.json").read_text())
 CASES = [pytest.param(array, row, id=f"{array}-{i}") for array, rows in ROWS.items() for i, row in enumerate(rows)]

@@ -3,9 +3,9 @@
 import numpy as np
 from conftest import tiny_config
 
-from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
+from gptjax.runs import config as configs
 from gptjax.runs.train_state import init_state
 
 

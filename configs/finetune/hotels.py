@@ -27,7 +27,8 @@ def get_config(method: str = "full") -> ConfigDict:
     config.sample.update(prompt="房间", max_tokens=60)
     if method == "base":
         config.data.layout = "packed"
-        config.optimizer.update(name="muon", learning_rate=1e-2, adam_learning_rate=5e-3)
+        config.optimizer.update(name="muon", learning_rate=1e-2)
+        config.optimizer.muon.adam_learning_rate = 5e-3
         return config
     config.model.update(task="classification", labels=2, pooling="mean", dropout=0.1)
     config.data.batch_size = 32

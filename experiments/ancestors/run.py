@@ -55,8 +55,8 @@ def parameters(model: dict[str, Any], width: int, data: Path, overrides: list[st
     """How many it has at that width; nothing is allocated."""
     import jax
 
-    from gptjax import config as configs
     from gptjax import models
+    from gptjax.runs import config as configs
 
     recipe, *flags = flags_of(model, width, data, overrides)
     config = configs.resolve(configs.read(recipe.removeprefix("--config="), flags))

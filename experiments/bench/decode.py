@@ -73,10 +73,10 @@ def work(shape: dict[str, int], dtype: str, prompt_tokens: int, new_tokens: int)
     import jax.numpy as jnp
     import numpy as np
 
-    from gptjax import config as configs
     from gptjax import models
     from gptjax.core import cpu_idle
     from gptjax.decode import engine, prefill, speculative, step
+    from gptjax.runs import config as configs
 
     config = configs.read(str(REPO / "configs" / "gpt2.py"), [])
     config.model.update({key: shape[key] for key in ("layers", "heads", "width", "context")})

@@ -26,9 +26,9 @@ def ours(flags: argparse.Namespace, ids: object) -> Callable[[], float]:
     import jax
     import jax.numpy as jnp
 
-    from gptjax import config as configs
     from gptjax import models
     from gptjax.models import kernels
+    from gptjax.runs import config as configs
 
     config = configs.read(str(REPO / "configs" / "base.py"))
     config.model.update(arch="recurrent", use_bias=True, tied_head=False, heads=1, vocabulary=flags.vocab)

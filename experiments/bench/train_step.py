@@ -51,10 +51,10 @@ def work(shape: dict[str, int], changes: list[str]) -> None:
     import jax
     import numpy as np
 
-    from gptjax import config as configs
     from gptjax import models, objectives, optim, sharding
     from gptjax.core import cpu_idle
     from gptjax.models import kernels
+    from gptjax.runs import config as configs
     from gptjax.runs.train_state import init_state
     from gptjax.training import step as steps
     from gptjax.training.monitoring.metrics import MFU_CONVENTION, flops_per_token, mfu

@@ -36,7 +36,7 @@ Score = dict[str, float]  # bits per byte, by text
 
 def recipe(base: Path, data: str, steps: int, overrides: Sequence[str]) -> Any:
     """The config of a task's run, unlocked: batches as the base's."""
-    from gptjax import config as configs
+    from gptjax.runs import config as configs
     from gptjax.runs import directory
 
     theirs = directory.read_config(base).data
@@ -62,10 +62,10 @@ def scorer(base: Path, tasks: dict[str, str], steps: int, overrides: Sequence[st
       ConfigError: the base predicts no next tokens, or has no text of its own.
     """
     import gptjax
-    from gptjax import config as configs
     from gptjax import data, objectives
     from gptjax.data.tokenizers import tokenizers
     from gptjax.evals import held_out
+    from gptjax.runs import config as configs
     from gptjax.runs import directory
 
     theirs = directory.read_config(base)

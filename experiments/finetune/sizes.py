@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gptjax import config as configs
 from gptjax import models, optim
 from gptjax.core import rng
 from gptjax.finetune.methods import METHODS, build_model
+from gptjax.runs import config as configs
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.train_state import TrainState, init_from_base, parameter_count
 

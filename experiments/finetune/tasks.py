@@ -117,8 +117,8 @@ def words(task: Task, flags: Sequence[str]) -> dict[str, Any]:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    from gptjax import config as configs
     from gptjax.data import examples, task_formats
+    from gptjax.runs import config as configs
 
     started = time.monotonic()
     c = configs.resolve(configs.read(str(ROOT / f"configs/finetune/{task.recipe}.py"), list(flags))).data

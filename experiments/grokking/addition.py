@@ -73,7 +73,7 @@ def write_pairs(folder: Path, train: np.ndarray, held_out: np.ndarray) -> None:
 
 def recipe(folder: Path, pairs: int, steps: int, overrides: Sequence[str]) -> Any:
     """The config: all pairs to learn from in each batch, and a checkpoint kept for every fiftieth of the way."""
-    from gptjax import config as configs
+    from gptjax.runs import config as configs
 
     every = max(steps // 50, 1)
     keys = SETTINGS | {"data.path": folder, "data.batch_size": pairs, "train.steps": steps}

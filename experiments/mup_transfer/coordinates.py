@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax import config as configs
 from gptjax.core import arguments, console, runtime
+from gptjax.runs import config as configs
 
 HERE = Path(__file__).resolve().parent
 RECIPE = str(HERE.parents[1] / "configs" / "base.py")

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax import config as configs
 from gptjax.config.errors import ConfigError
 from gptjax.core import arguments, console, runtime
+from gptjax.runs import config as configs
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from gptjax import config as configs
 from gptjax import models, optim
 from gptjax.core import rng
 from gptjax.interpret import induction, lens
+from gptjax.runs import config as configs
 
 
 class Look(NamedTuple):

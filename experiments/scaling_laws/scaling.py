@@ -107,7 +107,7 @@ def rung(scale: Scale, layers: int, width: int, budget: float, held_out: bool) -
 
 def recipe(name: str, one: Rung, data: Path, overrides: Sequence[str]) -> Any:
     """The config of a run: the base recipe's, with rotary positions and normed queries and keys, for even training."""
-    from gptjax import config as configs
+    from gptjax.runs import config as configs
 
     scale = SCALES[name]
     keys = {
@@ -205,7 +205,7 @@ def plan(name: str, tokens: int | None = None) -> str:
 def measure(flags: Any, overrides: Sequence[str]) -> dict[str, Any]:
     """Trains what is not there yet; results.json grows run by run."""
     runtime.start()
-    from gptjax import config as configs
+    from gptjax.runs import config as configs
 
     console.say(plan(flags.scale))
     data = prepared(flags.data, SCALES[flags.scale].tokenizer, flags.runs / "set")

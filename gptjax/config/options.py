@@ -60,10 +60,15 @@ class Option(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A section within a section: its dataclass, and its meaning."""
+    """A section within a section; the docstring of its dataclass is its meaning.
+
+    Attributes:
+      options: its dataclass.
+      resumes: of all options in it, see `Option`; None: each has its own.
+    """
 
     options: type
-    meaning: str
+    resumes: str | None = None
 
 
 def option(default: Any, meaning: str, **more: Any) -> Any:
@@ -71,9 +76,9 @@ def option(default: Any, meaning: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"option": Option(default, meaning, **more)})
 
 
-def section(options: type, meaning: str = "") -> Any:
-    """Declares a section within a section."""
-    return dataclasses.field(default_factory=options, metadata={"section": Section(options, meaning)})
+def section(options: type, resumes: str | None = None) -> Any:
+    """Declares a section within a section; see `Section`."""
+    return dataclasses.field(default_factory=options, metadata={"section": Section(options, resumes)})
 
 
 def fields(options: type) -> dict[str, Option | Section]:
@@ -99,21 +104,21 @@ def part_sections(options: type) -> dict[str, Section]:
     """
     chosen = [declared.choices or {} for declared in fields(options).values() if isinstance(declared, Option)]
     return {
-        name: Section(part.options, (part.options.__doc__ or "").strip())
+        name: Section(part.options)
         for choices in chosen
         for name, part in choices.items()
         if getattr(part, "options", None)
     }
 
 
-def flat_options(options: type, prefix: str = "") -> dict[str, Option]:
+def flat_options(options: type, prefix: str = "", resumes: str | None = None) -> dict[str, Option]:
     """Returns the options of a dataclass, and of the sections in it, by dotted name."""
     flat: dict[str, Option] = {}
     for name, declared in (fields(options) | part_sections(options)).items():
         if isinstance(declared, Option):
-            flat[prefix + name] = declared
+            flat[prefix + name] = declared._replace(resumes=resumes or declared.resumes)
         else:
-            flat |= flat_options(declared.options, f"{prefix}{name}.")
+            flat |= flat_options(declared.options, f"{prefix}{name}.", resumes or declared.resumes)
     return flat
 
 

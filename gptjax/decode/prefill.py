@@ -19,6 +19,7 @@ from gptjax import models
 from gptjax.core import machine
 from gptjax.models import cache as caches
 from gptjax.models.cache import Cache
+from gptjax.models.positions import POSITIONS
 
 MIN_CHUNK = 16  # tokens of the shortest chunk that a program is compiled for
 
@@ -54,7 +55,7 @@ def decoder(model: nn.Module, params: Any) -> Decoder:
 
 def can_slide(decoder: Decoder) -> bool:
     """Returns True where layers can attend from any position: not with a table of position embeddings."""
-    return models.is_recurrent(decoder.model.config) or models.POSITIONS[decoder.model.config.positions].add is None
+    return models.is_recurrent(decoder.model.config) or POSITIONS[decoder.model.config.positions].add is None
 
 
 def with_sliding_context(decoder: Decoder) -> Decoder:

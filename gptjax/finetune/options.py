@@ -1,14 +1,21 @@
 """Options of `config.finetune`."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from gptjax.config import is_weighted_path
 from gptjax.config.options import option, section
+from gptjax.finetune.methods import METHODS
+from gptjax.finetune.quantization import QUANTIZERS
 
 
 @dataclass(frozen=True)
 class AdaloraOptions:
-    """`config.finetune.adalora`: ."""
+    """AdaLoRA (method=adalora, arXiv 2303.10512)."""
 
     first_rank: int = option(12, "initial rank of each matrix")
     warmup_steps: int = option(100, "steps before the first ranks are pruned")
@@ -21,9 +28,9 @@ class AdaloraOptions:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """`config.finetune`: fine-tuning of the model in init_from."""
+    """Fine-tuning of the model in init_from."""
 
-    method: str = option("full", "full, rule, top, bitfit, lora, dora, adalora, ia3, adapter, prefix or prompt")
+    method: str = option("full", "what trains, and what is added", choices=METHODS)
     rule: str = option("", "rule: regular expression of the paths of trainable parameters")
     also: str = option("", "regular expression of the paths of parameters trained in addition, with any method")
     top_layers: int = option(2, "top: number of last blocks to train, together with everything after them")
@@ -36,7 +43,7 @@ class FinetuneOptions:
     adalora: AdaloraOptions = section(AdaloraOptions)
     bottleneck: int = option(16, "adapter: bottleneck size", above=0)
     parallel: bool = option(False, "adapter: in parallel with a sublayer instead of after it")
-    quantise: str = option("none", "storage of the frozen matrices of the base: none, int8 or nf4")
+    quantise: str = option("none", "storage of the frozen matrices of the base", choices=QUANTIZERS)
     length: int = option(16, "prefix: number of key/value pairs per layer; prompt: number of embeddings", above=0)
     layer_decay: float = option(
         1.0,
@@ -54,7 +61,37 @@ class FinetuneOptions:
     l2_to_start: float = option(0.0, "weight of half the squared distance to the initial parameters, added to the loss")
     ewc: float = option(
         0.0,
-        "elastic weight consolidation: as l2_to_start, weighted by the Fisher information on the text of "
-        "init_from",
+        "elastic weight consolidation: as l2_to_start, weighted by the Fisher information on the text of init_from",
     )
     fisher_rows: int = option(256, "ewc: rows of that text used to estimate the Fisher information", above=0)
+
+
+def problems(config: ConfigDict) -> Iterator[str]:
+    """Yields problems of `config.finetune`."""
+    options = config.finetune
+    if options.method != "full" and not config.init_from:
+        yield f"finetune.method={options.method} fine-tunes the model of another run; give --config.init_from=RUN"
+    if options.ewc and not config.init_from:
+        yield f"finetune.ewc={options.ewc} uses the text of another run; give --config.init_from=RUN"
+    if options.method == "rule" and not options.rule:
+        yield "finetune.method=rule needs a regular expression of paths; give --config.finetune.rule"
+    if options.quantise != "none" and options.method in ("full", "rule", "top"):
+        yield (
+            f"finetune.quantise={options.quantise} is for methods that add to a frozen base, such as lora; "
+            f"with finetune.method={options.method} leave it out"
+        )
+    if any(not is_weighted_path(one) or type(one[1]) not in (int, float) or one[1] < 0 for one in options.rates):
+        yield f"finetune.rates is {options.rates}; it must be like (('head', 1.0), ('block_0/', 0.1))"
+    yield from pattern_problems(options)
+    if options.method == "adalora" and options.adalora.first_rank < options.rank:
+        yield f"finetune.adalora.first_rank={options.adalora.first_rank} is less than finetune.rank={options.rank}"
+
+
+def pattern_problems(options: ConfigDict) -> Iterator[str]:
+    """Yields problems of the regular expressions in `config.finetune`."""
+    patterns = [(key, options[key]) for key in ("rule", "also", "targets")]
+    for key, pattern in [*patterns, *(("rates", one[0]) for one in options.rates if is_weighted_path(one))]:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            yield f"finetune.{key} has {pattern!r}, which is not a regular expression: {error}"

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import models, objectives
+from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
+from gptjax.config.options import defaults
 from gptjax.core import console, hub
 from gptjax.core.files import atomic_directory, is_new_or_empty
 from gptjax.data.tokenizers import from_hf as hf_tokenizers
@@ -28,6 +29,7 @@ from gptjax.interop.families import Family
 from gptjax.interop.weight_mapping import Tensor, from_hf, hf_shapes, to_hf
 from gptjax.interop.weights import Stored
 from gptjax.models.stacking import unstack
+from gptjax.objectives.options import ObjectiveOptions
 from gptjax.runs import directory as workdirs
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.run import Run
@@ -191,7 +193,7 @@ def import_run(name: str, workdir: Path, tokenizer: str = "") -> dict[str, Any]:
                 languages=(),
                 examples=dict(form=""),
             ),
-            objective=objectives.NEUTRAL_OPTIONS,
+            objective=defaults(ObjectiveOptions).to_dict(),
             finetune=dict(method="full"),
             train=dict(objective=objective, dtype="float32"),
         )

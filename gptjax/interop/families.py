@@ -12,10 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gptjax.config import flatten
-from gptjax.config.checks import model_problems
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.interop import bart, bert, hf_config, llama, openai, t5
 from gptjax.interop.weight_mapping import Family, Tensor, layer_windows
+from gptjax.models import options as model_options
 
 FAMILIES: dict[str, Family] = {
     "gpt2": openai.GPT2,
@@ -53,7 +53,7 @@ def model_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     """
     family = family_of(config)
     model = {"objective": "causal"} | to_model(family, config)
-    for problem in model_problems(ConfigDict(model)):
+    for problem in model_options.problems(ConfigDict(model)):
         raise DataError(f"config.json describes a model that cannot be: {problem}")
     return family, model
 

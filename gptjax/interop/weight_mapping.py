@@ -6,27 +6,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from gptjax.config.errors import DataError
+from gptjax.config.options import defaults
 from gptjax.interop.hf_config import Key, abbreviated
 from gptjax.interop.weights import Stored
+from gptjax.models.options import ModelOptions
 
 T = TypeVar("T")
 
 # Every key of `config.model`, with all options off; each family sets what differs.
-NEUTRAL: dict[str, Any] = dict(
-    arch="gpt", cell="lstm", bidirectional=True, attention="additive",
-    encoder_layers=None, encoder="transformer", decoder="transformer", embedding_scale=1.0,
-    embedding_norm=False, types=0, relative=dict(buckets=32, longest=128), head_bias=False, head_transform=False,
-    logit_scale=1.0, mtp_depth=0, task="none", labels=2, pooling="last", start=None, forced_first=None,
-    suppress_tokens=(), positions="learned", windows=(0,), attention_scale=None, qk_norm=False, value_residual=False,
-    rotary=dict(
-        theta=10_000.0, scaling="none", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,
-        original_context=8192,
-    ),
-    norm="layernorm", norm_position="pre", norm_epsilon=1e-5, mlp="dense", activation="gelu_tanh", experts=8,
-    experts_per_token=2, load_balance_loss=0.01, router_z_loss=0.001, use_bias=True, qkv_bias=True, tied_head=True,
-    logit_softcap=0.0, init_std=0.02, residual_init="plain", parametrization="standard", base_width=None,
-    base_head_width=None, base_layers=None, dropout=0.0, scan_layers=False, remat="none", kernels="auto",
-)  # fmt: skip
+NEUTRAL: dict[str, Any] = defaults(ModelOptions).to_dict() | dict(use_bias=True, qkv_bias=True, residual_init="plain")
 
 
 class Tensor(NamedTuple):

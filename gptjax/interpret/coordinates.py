@@ -9,10 +9,10 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.core import rng
 from gptjax.interpret import sites
+from gptjax.runs import config as configs
 from gptjax.runs.train_state import init_state
 from gptjax.training.step import train_step
 

@@ -23,43 +23,16 @@ from gptjax.models.cache import Cache
 from gptjax.models.embedder import suppress
 from gptjax.models.encoder import Encoder
 from gptjax.models.gpt import GPT
-from gptjax.models.heads import HEADS, POOLINGS
 from gptjax.models.kernels import FOR_DECODING, KERNELS, resolve_kernels
 from gptjax.models.kernels.reference import TokenLoss
-from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
-from gptjax.models.mlp import MLPS
 from gptjax.models.model import Interceptor
-from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
-from gptjax.models.recurrent.attention import ATTENTIONS
 from gptjax.models.recurrent.cells import CELLS
 from gptjax.models.recurrent.model import Recurrent
-from gptjax.models.seq2seq import DECODERS, ENCODERS, Seq2Seq
+from gptjax.models.seq2seq import Seq2Seq
 from gptjax.models.stacking import unstack
-from gptjax.models.transformer import REMATS, RESIDUALS
 
 # All have `features`, `pre_logits`, `hidden`, `unembedding` and `config`; decoders have `extend` and `init_cache` too.
 MODELS: dict[str, Any] = {"gpt": GPT, "encoder": Encoder, "seq2seq": Seq2Seq, "recurrent": Recurrent}
-
-# The values that keys of `config.model` may have.
-CHOICES: dict[str, Mapping[str, Any]] = {
-    "model.arch": MODELS,
-    "model.encoder": ENCODERS,
-    "model.decoder": DECODERS,
-    "model.cell": CELLS,
-    "model.attention": ATTENTIONS,
-    "model.task": HEADS,
-    "model.pooling": POOLINGS,
-    "model.positions": POSITIONS,
-    "model.rotary.scaling": ROTARY_SCALINGS,
-    "model.norm": NORMS,
-    "model.norm_position": RESIDUALS,
-    "model.mlp": MLPS,
-    "model.activation": ACTIVATIONS | GATES,
-    "model.residual_init": RESIDUAL_INITS,
-    "model.parametrization": dict.fromkeys(parametrization.PARAMETRIZATIONS),
-    "model.remat": REMATS,
-    "model.kernels": {"auto": None} | {name: kernels for name, kernels in KERNELS.items() if not kernels.transposed},
-}
 
 
 class Output(NamedTuple):

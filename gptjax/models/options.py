@@ -1,14 +1,33 @@
 """Options of `config.model`."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from gptjax.config.options import option, section
+from gptjax.models import MODELS
+from gptjax.models.heads import HEADS, POOLINGS
+from gptjax.models.kernels import KERNELS
+from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
+from gptjax.models.mlp import MLPS
+from gptjax.models.parametrization import PARAMETRIZATIONS
+from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
+from gptjax.models.recurrent.attention import ATTENTIONS
+from gptjax.models.recurrent.cells import CELLS
+from gptjax.models.seq2seq import DECODERS, ENCODERS
+from gptjax.models.transformer import REMATS, RESIDUALS
+
+UNROLLED = 10_000  # blocks of an unrolled program; compiling it takes an hour
+KERNEL_CHOICES: Mapping[str, Any] = {"auto": None} | {
+    name: kernels for name, kernels in KERNELS.items() if not kernels.transposed
+}
 
 
 @dataclass(frozen=True)
 class RelativeOptions:
-    """`config.model.relative`: ."""
+    """Biases by relative position (positions=relative, arXiv 1910.10683)."""
 
     buckets: int = option(32, "positions=relative: number of buckets of distances")
     longest: int = option(128, "positions=relative: distance in tokens from which on all share the last bucket")
@@ -16,14 +35,14 @@ class RelativeOptions:
 
 @dataclass(frozen=True)
 class RotaryOptions:
-    """`config.model.rotary`: ."""
+    """Rotary positions (positions=rotary, arXiv 2104.09864)."""
 
     theta: float = option(
         10000.0,
         "base of the rotary frequencies; the longest wavelength is about 2 pi theta tokens",
         above=0,
     )
-    scaling: str = option("none", "context extension: none, linear or llama3")
+    scaling: str = option("none", "context extension", choices=ROTARY_SCALINGS)
     factor: float = option(8.0, "linear and llama3: ratio of the extended context to original_context", above=0)
     low_frequency_factor: float = option(
         1.0,
@@ -38,22 +57,21 @@ class RotaryOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """`config.model`: ."""
+    """The model."""
 
-    arch: str = option("gpt", "gpt or recurrent (decoders), encoder (BERT) or seq2seq (encoder-decoder)")
+    arch: str = option("gpt", "decoders: gpt or recurrent; encoder (BERT); seq2seq: encoder-decoder", choices=MODELS)
     layers: int = option(4, "number of blocks; seq2seq: of the decoder", above=0)
     encoder_layers: int | None = option(None, "seq2seq: number of encoder blocks; None: same as layers", above=0)
-    encoder: str = option("transformer", "seq2seq: type of the encoder: transformer, rnn, gru or lstm")
-    decoder: str = option(
-        "transformer",
-        "seq2seq: type of the decoder, independent of the encoder's: transformer, rnn, gru or lstm",
-    )
-    cell: str = option("lstm", "arch=recurrent: rnn, gru or lstm")
+    encoder: str = option("transformer", "seq2seq: type of the encoder", choices=ENCODERS)
+    decoder: str = option("transformer", "seq2seq: type of the decoder, independent of the encoder's", choices=DECODERS)
+    cell: str = option("lstm", "arch=recurrent: type of the cells", choices=CELLS)
     bidirectional: bool = option(
         True,
         "recurrent encoder: reads the source in both directions; its output has 2 x width columns",
     )
-    attention: str = option("additive", "recurrent decoder of seq2seq: additive (Bahdanau) or multiplicative (Luong)")
+    attention: str = option(
+        "additive", "recurrent decoder of seq2seq: additive (Bahdanau) or multiplicative (Luong)", choices=ATTENTIONS
+    )
     start: int | None = option(None, "seq2seq: id of the decoder start token; None: the tokenizer's end of text")
     forced_first: int | None = option(None, "seq2seq: id that is always decoded first, as in BART; None: no such token")
     heads: int = option(4, "number of query heads", above=0)
@@ -74,22 +92,25 @@ class ModelOptions:
     )
     embedding_norm: bool = option(False, "normalize the embeddings (tokens and positions) before the first block")
     types: int = option(0, "encoder: number of token types, such as BERT's two segments; 0: no type embedding")
-    positions: str = option("learned", "learned, sinusoidal, sinusoidal_halves, rotary, alibi, relative (T5) or none")
+    positions: str = option("learned", "position encoding; relative: T5's", choices=POSITIONS)
     relative: RelativeOptions = section(RelativeOptions)
     rotary: RotaryOptions = section(RotaryOptions)
     windows: tuple[Any, ...] = option(
         (0,),
-        "sliding window of each layer in tokens, including the token itself, repeated over the layers; 0: "
-        "full",
+        "sliding window of each layer in tokens, including the token itself, repeated over the layers; 0: full",
     )
     attention_scale: float | None = option(None, "factor of the query-key products; None: 1 / sqrt(head_width)")
     qk_norm: bool = option(False, "RMSNorm of each head's queries and keys")
     value_residual: bool = option(False, "mix each layer's values with those of the first layer by a learned factor")
-    norm: str = option("layernorm", "layernorm or rmsnorm")
-    norm_position: str = option("pre", "pre: x + f(norm(x)), with a norm before the head; post: norm(x + f(x))")
+    norm: str = option("layernorm", "normalization", choices=NORMS)
+    norm_position: str = option(
+        "pre", "pre: x + f(norm(x)), with a norm before the head; post: norm(x + f(x))", choices=RESIDUALS
+    )
     norm_epsilon: float = option(1e-5, "added to the variance or the mean square", above=0)
-    activation: str = option("gelu_tanh", "gelu, gelu_tanh, relu, relu2, silu; gated: swiglu, geglu, geglu_tanh")
-    mlp: str = option("dense", "dense, or experts (mixture of experts)")
+    activation: str = option(
+        "gelu_tanh", "activation of the MLP; swiglu, geglu and geglu_tanh are gated", choices=ACTIVATIONS | GATES
+    )
+    mlp: str = option("dense", "dense, or experts: mixture of experts", choices=MLPS)
     experts: int = option(8, "number of experts", above=0)
     experts_per_token: int = option(2, "number of experts that a token is routed to", above=0)
     load_balance_loss: float = option(0.01, "weight of the load-balancing loss")
@@ -117,19 +138,18 @@ class ModelOptions:
         "number of multi-token prediction heads, of one block each, for train.objective=multi_token",
         most=100,
     )
-    task: str = option("none", "additional head: none, classification, tagging, span, choice, regression or embedding")
+    task: str = option("none", "additional head", choices=HEADS)
     labels: int = option(2, "classification and tagging: number of labels", above=0)
-    pooling: str = option("last", "pooling of task heads: first, last, mean or pooler (BERT's)")
+    pooling: str = option("last", "pooling of task heads; pooler: BERT's", choices=POOLINGS)
     init_std: float = option(
         0.02,
-        "standard deviation of initial embeddings and matrices; recurrent: of embeddings only, where 0.1 is "
-        "better",
+        "standard deviation of initial embeddings and matrices; recurrent: of embeddings only, where 0.1 is better",
         above=0,
     )
     parametrization: str = option(
         "standard",
-        "standard or mup, which keeps hyperparameters tuned at base_width valid at any width (arXiv "
-        "2203.03466)",
+        "standard, or mup, which keeps hyperparameters tuned at base_width valid at any width (arXiv 2203.03466)",
+        choices=dict.fromkeys(PARAMETRIZATIONS),
     )
     base_width: int | None = option(None, "mup: width at which the learning rate was tuned", above=0)
     base_head_width: int | None = option(
@@ -139,13 +159,13 @@ class ModelOptions:
     )
     base_layers: int | None = option(
         None,
-        "layers at which it was tuned: scales residual branches by sqrt(base_layers / layers); None: no "
-        "scaling",
+        "layers at which it was tuned: scales residual branches by sqrt(base_layers / layers); None: no scaling",
         above=0,
     )
     residual_init: str = option(
         "scaled",
-        "initialization of matrices that write to the residual stream: plain, scaled (1/sqrt(2L)) or zero",
+        "initialization of matrices that write to the residual stream; scaled: by 1 / sqrt(2 layers)",
+        choices=RESIDUAL_INITS,
     )
     dropout: float = option(0.0, "dropout rate of embeddings, attention weights and residual branches", below=1)
     scan_layers: bool = option(
@@ -153,7 +173,65 @@ class ModelOptions:
         "scan one compiled block over stacked parameters: compiles faster, runs slower on CPU",
     )
     kernels: str = option(
-        "auto",
-        "auto (by platform), cpu, gpu, tpu or plain, the reference implementation of the others",
+        "auto", "auto: by platform; plain: the reference implementation of the others", choices=KERNEL_CHOICES
     )
-    remat: str = option("none", "rematerialization: none, dots (recompute all but matrix products) or full")
+    remat: str = option("none", "rematerialization; dots: recompute all but matrix products", choices=REMATS)
+
+
+def problems(model: ConfigDict) -> Iterator[str]:
+    """Yields problems of a resolved `config.model`."""
+    if model.width % model.heads and model.head_width == model.width // model.heads:
+        yield f"model.heads={model.heads} does not divide model.width={model.width}; or give model.head_width"
+    if model.heads % model.kv_heads:
+        yield f"model.kv_heads={model.kv_heads} does not divide model.heads={model.heads}"
+    if model.positions == "rotary":
+        if model.head_width % 2:
+            yield f"model.head_width={model.head_width} is odd; rotary positions rotate pairs of columns"
+        if model.rotary.low_frequency_factor >= model.rotary.high_frequency_factor:
+            yield "model.rotary.low_frequency_factor must be less than model.rotary.high_frequency_factor"
+    if not model.windows or any(type(window) is not int or window < 0 for window in model.windows):
+        yield f"model.windows is {model.windows}; it must be a list of integers, such as (256, 256, 0)"
+    if model.experts_per_token > model.experts:
+        yield f"model.experts_per_token={model.experts_per_token} is more than model.experts={model.experts}"
+    for key in ("layers", "encoder_layers"):
+        if not model.scan_layers and (model[key] or 0) > UNROLLED:
+            yield f"model.{key} is {model[key]}; more than {UNROLLED:,} blocks need model.scan_layers"
+    yield from parametrization_problems(model)
+    yield from suppress_problems(model)
+    yield from arch_problems(model)
+
+
+def parametrization_problems(model: ConfigDict) -> Iterator[str]:
+    """Yields problems of scaling with width and depth."""
+    mup, deep = model.parametrization == "mup", model.base_layers is not None
+    for key in ("base_width", "base_head_width"):
+        if mup and model[key] is None:
+            size = key.removeprefix("base_")
+            yield f"model.parametrization=mup needs model.{key}: the {size} at which learning rates were tuned"
+        if not mup and model[key] is not None:
+            yield f"model.{key} is for model.parametrization=mup, not {model.parametrization}"
+    if (mup or deep) and model.arch == "recurrent":
+        yield "model.parametrization=mup and model.base_layers are for Transformers; model.arch is recurrent"
+
+
+def suppress_problems(model: ConfigDict) -> Iterator[str]:
+    """Yields problems of `model.suppress_tokens`."""
+    if any(type(token) is not int or token < 0 for token in model.suppress_tokens):
+        yield f"model.suppress_tokens is {model.suppress_tokens}; it must list ids, such as (0,)"
+    if model.suppress_tokens and not model.head_bias:
+        yield f"model.suppress_tokens is {model.suppress_tokens}; it needs model.head_bias, which suppresses them"
+
+
+def arch_problems(model: ConfigDict) -> Iterator[str]:
+    """Yields problems of options for a single `model.arch`."""
+    if model.mtp_depth and model.arch != "gpt":
+        yield f"model.mtp_depth={model.mtp_depth} is for decoders, model.arch=gpt"
+    if is_recurrent(model):
+        for key, value in {"scan_layers": False, "remat": "none"}.items():
+            if model[key] != value:
+                yield f"model.{key}={model[key]} is for Transformers only; recurrent layers need {value}"
+
+
+def is_recurrent(model: ConfigDict) -> bool:
+    """Returns True if a `config.model` has recurrent layers."""
+    return model.arch == "recurrent" or (model.arch == "seq2seq" and {model.encoder, model.decoder} != {"transformer"})

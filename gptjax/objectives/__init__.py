@@ -20,13 +20,13 @@ from gptjax.data.task_formats import TASK_FORMATS
 from gptjax.data.token_sets import TokenSet
 from gptjax.data.tokenizers.specials import SpecialIds, lookup_special_ids
 from gptjax.data.tokenizers.tokenizers import Tokenizer
-from gptjax.objectives.adversarial import ATTACKS, adversarial
+from gptjax.objectives.adversarial import adversarial
 from gptjax.objectives.causal import causal
 from gptjax.objectives.contrastive import contrastive, whole_texts
-from gptjax.objectives.denoising import CORRUPTIONS, denoising, sentinel_count
+from gptjax.objectives.denoising import denoising, sentinel_count
 from gptjax.objectives.distillation import distillation
 from gptjax.objectives.fim import fim
-from gptjax.objectives.masked import MASKINGS, masked
+from gptjax.objectives.masked import masked
 from gptjax.objectives.multi_token import multi_token
 from gptjax.objectives.next_sentence import next_sentence
 from gptjax.objectives.objective import ONE_TEXT, Arrays, Loss, Objective, Row, RowContext, weighted_sum
@@ -64,21 +64,6 @@ OBJECTIVES: dict[str, Objective] = {
     "span": Objective(span, ANY, tasks=("span",), weights=ROW_WEIGHTS),
     "regression": Objective(regression, ANY, tasks=("regression",), weights=ROW_WEIGHTS),
 }
-
-
-# Choices of the keys of `config.objective`.
-CHOICES: dict[str, Mapping[str, Any]] = {
-    "objective.masking": MASKINGS,
-    "objective.corruption": CORRUPTIONS,
-    "objective.adversarial": ATTACKS,
-}
-
-# Every key of `config.objective`, with the values of imported runs.
-NEUTRAL_OPTIONS: dict[str, Any] = dict(
-    label_smoothing=0.0, z_loss=0.0, mask_rate=0.15, masking="token", corruption="spans", mean_span=3.0,
-    permute_sentences=False, fim_rate=0.5, fim_spm=0.5, temperature=0.05, teacher="",
-    teacher_temperature=2.0, teacher_share=0.5, adversarial="none", epsilon=1.0, adversarial_steps=3,
-)  # fmt: skip
 
 
 def parse_objective(chosen: str) -> list[tuple[str, float]]:

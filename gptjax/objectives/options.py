@@ -3,19 +3,21 @@
 from dataclasses import dataclass
 
 from gptjax.config.options import option
+from gptjax.objectives.adversarial import ATTACKS
+from gptjax.objectives.denoising import CORRUPTIONS
+from gptjax.objectives.masked import MASKINGS
 
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """`config.objective`: options of the objectives named in train.objective."""
+    """Options of the objectives that train.objective names."""
 
     label_smoothing: float = option(0.0, "probability mass spread evenly over all tokens or labels")
     z_loss: float = option(0.0, "weight of log(sum(exp(logits)))^2 per predicted token; arXiv 2204.02311: 1e-4")
     mask_rate: float = option(0.15, "masked, denoising: fraction of tokens masked; BART: 0.3")
-    masking: str = option("token", "masked: unit of masking: token, word or span (1 to 10 words)")
+    masking: str = option("token", "masked: unit of masking; span: 1 to 10 words", choices=MASKINGS)
     corruption: str = option(
-        "spans",
-        "denoising: spans (T5, one sentinel per span) or infilling (BART, one mask per span)",
+        "spans", "denoising; spans: T5, one sentinel a span; infilling: BART, one mask a span", choices=CORRUPTIONS
     )
     mean_span: float = option(3.0, "denoising: mean length of a masked span in tokens")
     permute_sentences: bool = option(False, "infilling: shuffle the sentences of the source")
@@ -25,7 +27,7 @@ class ObjectiveOptions:
     teacher: str = option("", "distillation: run directory of the teacher")
     teacher_temperature: float = option(2.0, "distillation: temperature of both models' logits")
     teacher_share: float = option(0.5, "distillation: weight of the teacher's loss; the rest is the data's")
-    adversarial: str = option("none", "adversarial training of the embeddings: none, fgm (one step) or pgd")
+    adversarial: str = option("none", "adversarial training of the embeddings; fgm: one step", choices=ATTACKS)
     epsilon: float = option(1.0, "fgm, pgd: norm of a row's perturbation")
     adversarial_steps: int = option(
         3,

@@ -1,7 +1,8 @@
 """Optimizers and schedules by name: optax chains built from `config.optimizer` and `config.schedule`."""
 
 from gptjax.optim.averaging import eval_params, has_eval_params
-from gptjax.optim.optimizers import OPTIMIZERS, optimizer, weight_decay_mask
+from gptjax.optim.optimizer import weight_decay_mask
+from gptjax.optim.optimizers import OPTIMIZERS, optimizer
 from gptjax.optim.schedules import SCHEDULES, Schedule, schedule
 
 __all__ = [

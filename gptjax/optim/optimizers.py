@@ -59,7 +59,8 @@ def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
     """
     shared, chosen = config.optimizer, OPTIMIZERS[config.optimizer.name]
     own = sections.parse(chosen.options, shared[shared.name]) if chosen.options else None
-    context = Context(sections.parse(OptimizerOptions, shared), own, partial(schedule, config), config.model, config.seed)
+    options = sections.parse(OptimizerOptions, shared)
+    context = Context(options, own, partial(schedule, config), config.model, config.seed)
     clipping = optax.identity() if is_zero(shared.clip_norm) else optax.clip_by_global_norm(shared.clip_norm)
     whole = with_update_rules(config, optax.chain(clipping, chosen.build(context)))
     return with_ema(whole, shared.ema) if shared.ema else whole

@@ -6,9 +6,12 @@ Each takes the peak, `config.schedule` and the number of steps of the run, and r
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+
+from gptjax.config.options import option
 
 Schedule = Callable[[Any], Any]
 
@@ -92,6 +95,20 @@ SCHEDULES: dict[str, Callable[[Any, Any, int], Schedule]] = {
     "inverse_sqrt": inverse_sqrt,
     "constant": constant,
 }
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The learning rate over the steps."""
+
+    name: str = option("cosine", "form of the decay; wsd: warmup-stable-decay", choices=SCHEDULES)
+    warmup_steps: int = option(100, "steps of linear warmup from zero to the peak")
+    decay_steps: int | None = option(
+        None,
+        "step at which cosine, linear and wsd reach the end of their decay; None: train.steps",
+    )
+    final_fraction: float = option(0.1, "learning rate at the end of the decay, as a fraction of the peak")
+    cooldown_fraction: float = option(0.2, "wsd: fraction of decay_steps spent decaying", most=1)
 
 
 def schedule(config: Any, peak: Any = None) -> Schedule:

@@ -6,12 +6,15 @@ schedule reads included. gptjax.training.recovery has the host's reaction to bad
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from gptjax.config.options import option
 
 # Time constant, in steps, of the exponential weights of the running statistics: the size of OLMo 2's window
 # (SkipStepOptimizer). The training loss falls, so that the deviation over the whole history would be far too large.
@@ -21,15 +24,23 @@ METRICS = ("bad", "bad_in_a_row", "skipped_steps", "loss_z", "grad_norm_z")  # o
 MIN_RELATIVE_STD = 1e-3
 
 
-class Limits(NamedTuple):
-    """`config.guard`; see configs/base.py."""
+@dataclass(frozen=True)
+class GuardOptions:
+    """Bad steps, whose update is skipped: a loss or gradient that is not finite, or a spike."""
 
-    spike_z: float = 0.0
-    warmup_steps: int = 100
-    patience: int = 5
+    spike_z: float = option(
+        0.0,
+        "a loss or gradient norm this many standard deviations above its mean is a spike; 0: no detection",
+    )
+    warmup_steps: int = option(100, "steps before spikes are detected; the mean and deviation cover about 128 steps")
+    patience: int = option(
+        5,
+        "consecutive bad steps before a run returns to a checkpoint; the second time it stops",
+        above=0,
+    )
 
 
-DEFAULT = Limits()
+DEFAULT = GuardOptions()
 
 
 class Guard(flax.struct.PyTreeNode):
@@ -79,7 +90,7 @@ def update_statistics(guard: Guard, values: jax.Array) -> Guard:
 
 
 def check_step(
-    guard: Guard, loss: jax.Array, grad_norm: jax.Array, limits: Limits
+    guard: Guard, loss: jax.Array, grad_norm: jax.Array, limits: GuardOptions
 ) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
     """Decides if a step is bad, and updates the statistics.
 
@@ -93,7 +104,7 @@ def check_step(
       guard: statistics before the step.
       loss: mean loss of the step.
       grad_norm: global gradient norm, before clipping.
-      limits: `config.guard`, see configs/base.py.
+      limits: `config.guard`, see `GuardOptions`.
 
     Returns:
       bad, a boolean; the statistics after the step; and METRICS by name. The last two are how many standard deviations

@@ -15,9 +15,7 @@ from gptjax.optim.optimizer import Context, Optimizer, weight_decay_mask
 class SophiaOptions:
     """Estimates of the Hessian."""
 
-    gamma: float = option(
-        0.01, "factor of the Hessian in the denominator; the lower, the more updates are clipped"
-    )
+    gamma: float = option(0.01, "factor of the Hessian in the denominator; the lower, the more updates are clipped")
     hessian_every_steps: int = option(10, "steps between estimates of the Hessian's diagonal", above=0)
 
 

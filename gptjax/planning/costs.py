@@ -19,7 +19,6 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.config.errors import ConfigError
 from gptjax.core import console, rng
@@ -27,6 +26,7 @@ from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import methods
 from gptjax.planning import matmuls, modules, profile_trace
 from gptjax.planning.modules import Scope
+from gptjax.runs import config as configs
 from gptjax.runs import directory as workdirs
 from gptjax.runs.train_state import TrainState, init_from_base
 from gptjax.training import memory

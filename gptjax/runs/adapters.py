@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.core import files
@@ -24,6 +23,7 @@ from gptjax.core.files import atomic_directory, is_new_or_empty
 from gptjax.finetune import methods, paths, prompts, quantization
 from gptjax.finetune.paths import Flat
 from gptjax.models.stacking import stack, unstack
+from gptjax.runs import config as configs
 from gptjax.runs import directory as workdirs
 from gptjax.runs import pretrained
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
 from gptjax.core.files import atomic_directory, file_lock, is_new_or_empty, read_json, write_atomic
@@ -22,6 +21,7 @@ from gptjax.data import TEXT
 from gptjax.data.batches import MixtureStage
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
+from gptjax.runs import config as configs
 
 BASE = "base"  # subfolder with the converted Hugging Face model that the run started from
 TASK_HEAD = ("task", "labels", "pooling")  # keys of `config.model` for a task head

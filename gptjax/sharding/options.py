@@ -7,7 +7,7 @@ from gptjax.config.options import option
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """`config.mesh`: Devices along each axis; one of them may be -1: all that the other axes leave.."""
+    """Devices along each axis; one of them may be -1: all that the other axes leave."""
 
     data: int = option(-1, "data parallelism: splits the rows of a batch", least=-1)
     fsdp: int = option(

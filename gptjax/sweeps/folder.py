@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptjax import config as configs
 from gptjax.config.errors import CheckpointError, ConfigError, DataError
 from gptjax.core import schema
 from gptjax.core.files import atomic_directory, file_lock, is_new_or_empty
+from gptjax.runs import config as configs
 from gptjax.runs import directory as workdirs
 from gptjax.sweeps.trials import Search, search_signature
 

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.config.errors import DataError
 from gptjax.data import batches
 from gptjax.data.tokenizers import tokenizers
 from gptjax.finetune import methods
+from gptjax.runs import config as configs
 from gptjax.runs import directory as workdirs
-from gptjax.training.monitoring import metrics, report, run_stats, writers
+from gptjax.runs import writers
+from gptjax.training.monitoring import metrics, report, run_stats
 
 AXES = {"step": "step", "tokens": "tokens", "seconds": "seconds", "flops": "FLOPs"}  # horizontal axes of curves
 MEASURES = {"loss": "held-out loss (nats per token)", "bits_per_byte": "held-out bits per byte"}

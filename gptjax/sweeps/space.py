@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
+from gptjax.config import recipes
 from gptjax.config.errors import ConfigError
+from gptjax.runs import config as configs
 
 Values = dict[str, Any]  # of a trial, by swept key, such as "optimizer.learning_rate"
 
@@ -70,7 +71,7 @@ def read(sets: Sequence[str], recipe: str, overrides: Sequence[str]) -> Space:
         key, equals, text = one.partition("=")
         if not equals:
             raise ConfigError(f"--set {one}: it must be KEY=VALUE,VALUE,... or KEY=log:LOW..HIGH (lin:, int:)")
-        configs.check_keys([f"--config.{key}="], keys)
+        recipes.check_keys([f"--config.{key}="], keys)
         if key in space:
             raise ConfigError(f"--set {key} is given twice; give one list")
         if any(flag.split("=", 1)[0] == f"--config.{key}" for flag in overrides):
@@ -137,7 +138,7 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     Raises:
       ConfigError: an unknown key, or a value of another type.
     """
-    configs.check_keys([f"--config.{key}=" for key in values], configs.flatten(config))
+    recipes.check_keys([f"--config.{key}=" for key in values], configs.flatten(config))
     config = copy.deepcopy(config)
     for key, value in values.items():
         *sections, last = key.split(".")

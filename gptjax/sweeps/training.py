@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gptjax import config as configs
 from gptjax.config.errors import ConfigError, Diverged
 from gptjax.core import console
+from gptjax.runs import config as configs
 from gptjax.sweeps.results import DIVERGED, DONE, PRUNED, Result
 from gptjax.sweeps.trials import Trial
 from gptjax.sweeps.watch import Watch, format_values

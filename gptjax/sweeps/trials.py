@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
+from gptjax.config import recipes
 from gptjax.config.errors import ConfigError
 from gptjax.core.files import read_json
+from gptjax.runs import config as configs
 from gptjax.sweeps import space as spaces
 from gptjax.sweeps.space import Range, Space, Values
 
@@ -121,7 +122,7 @@ def _values_of(path: str, overrides: Sequence[str], defaults: Mapping[str, Any])
         return {key: value for key, value in values.items() if value != defaults[key]}
     values = configs.flatten(read_json(Path(path)))
     try:
-        configs.check_keys([f"--config.{key}=" for key in values], dict(defaults))
+        recipes.check_keys([f"--config.{key}=" for key in values], dict(defaults))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return values

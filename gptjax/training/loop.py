@@ -24,12 +24,12 @@ from gptjax.runs import pretrained
 from gptjax.runs.checkpoint_policy import SaveSchedule
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.train_state import TrainState
+from gptjax.runs.writers import Line
 from gptjax.sharding import processes
 from gptjax.training import recovery
 from gptjax.training import setup as setups
 from gptjax.training.hooks import Hook, StepInfo, run_hooks
 from gptjax.training.monitoring import goodput, interrupts, profiler, report, watchdog
-from gptjax.training.monitoring.writers import Line
 from gptjax.training.population import population as populations
 from gptjax.training.population.evolution import Evolution
 from gptjax.training.population.population import Population

@@ -11,13 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from gptjax import sharding
-from gptjax.config.checks import is_recurrent
 from gptjax.config.errors import ConfigError
 from gptjax.core import machine
 from gptjax.core.machine import gib, tree_bytes
+from gptjax.models.options import is_recurrent
+from gptjax.optim import OPTIMIZERS
 
-# Number of float32 values per parameter in the optimizer state.
-MOMENTS = {"adamw": 2, "lion": 1, "sophia": 2, "muon": 1, "schedule_free": 2}
 NUMBER = 4  # bytes of a float32 or of a token id
 
 
@@ -50,7 +49,7 @@ def lower_bound(config: ConfigDict) -> list[MemoryNeed]:
         block = 2 * m.width * (m.mlp_width * experts + m.heads * m.head_width)
     copies = 1
     if config.finetune.method == "full" and config.finetune.quantise == "none":
-        copies = 2 + MOMENTS.get(config.optimizer.name, 0) + (config.optimizer.ema > 0)
+        copies = 2 + OPTIMIZERS[config.optimizer.name].moments + (config.optimizer.ema > 0)
     learned = m.positions == "learned" and not is_recurrent(m)
     needs = [
         MemoryNeed("embeddings", copies * NUMBER * (m.vocabulary or 0) * m.width, "model.vocabulary or model.width"),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from gptjax.config.checks import is_recurrent
+from gptjax.models.options import is_recurrent
 from gptjax.objectives.denoising import row_lengths
 from gptjax.sharding import COMPUTED, mesh_sizes
 

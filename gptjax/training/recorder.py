@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 from gptjax.core import console
 from gptjax.data.batches import stage_of
 from gptjax.optim import schedule, skip_step
+from gptjax.runs import writers
 from gptjax.runs.train_state import TrainState
+from gptjax.runs.writers import Line
 from gptjax.sharding import processes
-from gptjax.training.monitoring import goodput, metrics, run_stats, writers
-from gptjax.training.monitoring.writers import Line
+from gptjax.training.monitoring import goodput, metrics, run_stats
 from gptjax.training.recovery import GOOD, LEFT_OUT, BadStepTracker, RepeatedBadSteps
 from gptjax.training.setup import TrainSetup
 

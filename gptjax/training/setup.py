@@ -16,12 +16,10 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax import config as configs
 from gptjax import data, models, objectives, optim, sharding
-from gptjax.config import checks
 from gptjax.config.errors import ConfigError, UserError
 from gptjax.core import console, rng
-from gptjax.data import batches, chat, layouts, pairs, sources, task_formats
+from gptjax.data import batches, chat, pairs
 from gptjax.data.tokenizers import tokenizers
 from gptjax.data.tokenizers.tokenizers import Tokenizer
 from gptjax.decode.prompts import check_source_ids, prompt_ids
@@ -30,30 +28,14 @@ from gptjax.evals import held_out
 from gptjax.finetune import methods, prompts, quantization
 from gptjax.objectives.objective import Loss
 from gptjax.runs import checkpoint_dir, pretrained
+from gptjax.runs import config as configs
 from gptjax.runs import directory as workdirs
 from gptjax.runs.train_state import init_state
 from gptjax.sharding import processes
 from gptjax.training import ewc, memory, mesh_checks
 from gptjax.training.ewc import FisherData
 from gptjax.training.monitoring.goodput import Clock
-from gptjax.training.monitoring.writers import WRITERS
 from gptjax.training.teacher import TeacherFn, make_teacher_fn
-
-# The choices of each config key that has a fixed set of them.
-CHOICES = (
-    models.CHOICES
-    | objectives.CHOICES
-    | {
-        "data.source": sources.SOURCES,
-        "data.layout": layouts.LAYOUTS,
-        "data.examples.form": {"": None} | task_formats.TASK_FORMATS,
-        "log.writers": WRITERS,
-        "finetune.method": methods.METHODS,
-        "finetune.quantise": quantization.QUANTIZERS,
-        "optimizer.name": optim.OPTIMIZERS,
-        "schedule.name": optim.SCHEDULES,
-    }
-)
 
 
 def check(config: ConfigDict) -> None:
@@ -64,7 +46,7 @@ def check(config: ConfigDict) -> None:
         objectives.problems(config, kind),
         prompts.problems(config, kind),
     )
-    checks.check(config, CHOICES, more)
+    configs.check(config, more)
     if config.finetune.quantise != "none":
         quantization.import_qwix(config.finetune.quantise)
 

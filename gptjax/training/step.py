@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import objectives, sharding
+from gptjax.config import options
 from gptjax.core import rng
 from gptjax.finetune import methods
 from gptjax.finetune.paths import union
@@ -96,7 +97,7 @@ def train_step(
     seed: int,
     dropout: bool = False,
     accumulation_steps: int = 1,
-    limits: guards.Limits = guards.DEFAULT,
+    limits: guards.GuardOptions = guards.DEFAULT,
     statistics_every: int = 0,
     curvature: Loss | None = None,
 ) -> Step:
@@ -169,7 +170,7 @@ def train_step_of(
       objective, optimizer: of the config.
       mesh: of state and batches.
     """
-    c, limits = config, guards.Limits(**config.guard)
+    c, limits = config, options.parse(guards.GuardOptions, config.guard)
     curvature = twice_differentiable(c, objective, mesh)
     dropout, accumulation_steps = uses_dropout(c), c.train.grad_accumulation
     return train_step(

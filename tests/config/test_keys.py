@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 from conftest import BASE, generate, overrides, shared
 
-from gptjax import config as configs
 from gptjax import train
-from gptjax.config import keys, limits
+from gptjax.config import limits
 from gptjax.config.errors import ConfigError, UserError
 from gptjax.core import arguments, machine
+from gptjax.runs import config as configs
 from gptjax.training import memory, setup
 
 PLAIN = configs.read(BASE)
@@ -23,8 +23,14 @@ BAD_VALUES = (NAN, INF, -1, 1e300, 10**20, 10**300, None, "text", True, ("a",), 
 BEGIN = "from configs import base\ndef get_config():\n    c = base.get_config()\n"
 
 
+def accepted(key):
+    """Types of the values of a key; a whole number is a number, and a recipe may give a list."""
+    types = configs.SCHEMA[key].types
+    return (*types, *{float: (int,), tuple: (list,)}.get(types[0], ()))
+
+
 def numeric(key):
-    return int in keys.KINDS[key][1] or float in keys.KINDS[key][1]
+    return int in accepted(key)
 
 
 def outcome(config):
@@ -65,27 +71,18 @@ def test_a_value_of_a_recipe_or_a_saved_config_that_cannot_be_is_refused_by_key(
         value = configs.flatten(config).get(key, given)  # as it was taken: True as 1.0
         said = outcome(config)
         assert said is None or (key in said and "\n" not in said), (value, said)
-        kinds = keys.KINDS[key][1]
+        kinds = accepted(key)
         fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
         if not fits:
             assert said is not None and "it must" in said, (value, said)
-        damaged = list(keys.run_problems(configs.flatten(config)))
+        damaged = list(configs.run_problems(configs.flatten(config)))
         assert bool(damaged) >= (not fits)
 
 
-def test_the_table_of_keys_is_what_the_base_recipe_says():
-    def walk(section, prefix=""):
-        for name in section:
-            if section.get_type(name).__name__ == "ConfigDict":
-                yield from walk(section[name], f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", section.get_type(name), section[name] is None
-
-    found = {key: (kind, is_none) for key, kind, is_none in walk(PLAIN)}
-    assert found.keys() == keys.KINDS.keys()
-    for key, (kind, is_none) in found.items():
-        types_of_key = keys.KINDS[key][1]
-        assert kind in types_of_key and (type(None) in types_of_key) == is_none, key
+def test_the_base_recipe_has_every_key_with_its_default():
+    for key, declared in configs.SCHEMA.items():
+        assert FLAT[key] == declared.default and isinstance(declared.default, declared.types), key
+    assert FLAT.keys() == configs.SCHEMA.keys()
 
 
 @pytest.mark.parametrize(

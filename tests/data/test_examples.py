@@ -9,7 +9,6 @@ from conftest import shared, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax import config as configs
 from gptjax import data
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data import chat, examples, layouts, records, task_formats
@@ -17,6 +16,7 @@ from gptjax.data.augment import Augment
 from gptjax.data.batches import EvalBatches
 from gptjax.data.records import Record, RecordOptions
 from gptjax.data.tokenizers import tokenizers
+from gptjax.runs import config as configs
 
 BYTES = tokenizers.bytes_encoding()
 END = BYTES.end

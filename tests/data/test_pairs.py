@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax import data, prepare
-from gptjax.config import checks
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data import layouts, packing, pairs
 from gptjax.data.augment import Augment
@@ -18,6 +17,7 @@ from gptjax.data.batches import EvalBatches
 from gptjax.data.pairs import Pair
 from gptjax.data.token_sets import Part, TokenSet
 from gptjax.data.tokenizers import tokenizers
+from gptjax.runs import config as configs
 
 BYTES = tokenizers.bytes_encoding()
 END = BYTES.end
@@ -159,7 +159,7 @@ def test_lines_without_the_columns_are_reported_by_number(tmp_path):
 def test_configs_that_cannot_be_are_refused(changes, message):
     config = tiny_config(**({"data_languages": ("en", "de"), "data_layout": "pairs"} | changes))
     with pytest.raises(ConfigError, match=message):
-        checks.check(config, {})
+        configs.check(config)
 
 
 # Token sets

@@ -15,7 +15,7 @@ rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="the summa
 @pytest.fixture(scope="module")
 def writes(tmp_path_factory):
     """A run trained to answer with the colour in a text, and its folder of examples."""
-    from gptjax import config as configs
+    from gptjax.runs import config as configs
     from gptjax.training import loop
 
     folder = tmp_path_factory.mktemp("writes")

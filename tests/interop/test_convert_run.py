@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gptjax
-from gptjax import config as configs
 from gptjax import convert, models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.interop import convert_run, families
 from gptjax.models.stacking import stack
+from gptjax.runs import config as configs
 from gptjax.runs.run import Run
 from gptjax.training.loop import train as run_training
 

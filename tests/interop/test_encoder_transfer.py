@@ -10,13 +10,12 @@ from safetensors.numpy import load_file, save_file
 from test_convert_run import equal
 
 import gptjax
-from gptjax import config as configs
 from gptjax import convert, models
-from gptjax.config import checks
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import specials, tokenizers
 from gptjax.interop import convert_run, families
 from gptjax.models.stacking import stack
+from gptjax.runs import config as configs
 from gptjax.runs.run import Run
 
 ENCODER = dict(
@@ -321,4 +320,4 @@ def test_an_id_that_is_never_said_is_none_of_what_decoding_reads(tmp_path):
     assert np.argmin(params["head_bias"]) == 7 and params["head_bias"][7] < -1e8 < params["head_bias"][8]
     assert run.params["head_bias"][7] > -10
     with pytest.raises(ConfigError, match=r"model.suppress_tokens is \(7,\); it needs model.head_bias"):
-        checks.check(tiny_config(model_suppress_tokens="(7,)"), models.CHOICES)
+        configs.check(tiny_config(model_suppress_tokens="(7,)"))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.config.errors import ConfigError
 from gptjax.data.tokenizers import tokenizers
 from gptjax.interpret import alignment
+from gptjax.runs import config as configs
 from gptjax.runs.run import Run
 
 TOKENIZER = tokenizers.build("bytes", [])

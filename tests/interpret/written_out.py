@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import tiny_config
 
-from gptjax import config as configs
 from gptjax import models
+from gptjax.runs import config as configs
 
 IDS = np.arange(2 * 9).reshape(2, 9) * 7 % 257
 

@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT, tiny_config
 from flax import linen as nn
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.models.stacking import stack, unstack
 from gptjax.objectives.causal import causal
+from gptjax.runs import config as configs
 
 
 def initialised(vocabulary=257, dtype="float32", **changes):

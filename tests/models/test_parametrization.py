@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import BASE, overrides, tiny_config
 
-from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.config.errors import ConfigError
 from gptjax.interpret import coordinates
 from gptjax.models import logical_axes, parametrization
+from gptjax.runs import config as configs
 from gptjax.runs.train_state import init_state
 from gptjax.training import setup
 from gptjax.training.step import train_step

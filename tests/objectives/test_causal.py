@@ -7,10 +7,10 @@ from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.models.kernels import reference
 from gptjax.objectives.causal import causal
+from gptjax.runs import config as configs
 
 
 def in_numpy(logits_BTV, targets_BT):

@@ -7,13 +7,13 @@ import pytest
 from conftest import tiny_config
 from row_fixtures import draws, make_context, options, row_of
 
-from gptjax import config as configs
 from gptjax import models, objectives
 from gptjax.config.errors import ConfigError
 from gptjax.data.batches import stack
 from gptjax.objectives import OBJECTIVES, normalize_weights
 from gptjax.objectives.adversarial import adversarial, project, worst_perturbation
 from gptjax.objectives.next_sentence import LABELS
+from gptjax.runs import config as configs
 
 CONTEXT = 32
 KINDS = {"decoder": "gpt", "encoder": "encoder", "seq2seq": "seq2seq"}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.models.kernels import KERNELS
 from gptjax.objectives import OBJECTIVES
+from gptjax.runs import config as configs
 
 E = 0.1
 

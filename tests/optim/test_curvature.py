@@ -7,10 +7,10 @@ import optax
 import pytest
 from conftest import tiny_config
 
-from gptjax import config as configs
 from gptjax import models, objectives, optim, sharding
 from gptjax.models.kernels import gpu
 from gptjax.objectives import normalize_weights
+from gptjax.runs import config as configs
 from gptjax.runs.train_state import init_state
 from gptjax.training.step import make_train_step
 

@@ -75,7 +75,7 @@ def muon(name, p, g, s, t, c):
     """Jordan 2024, with the scale of arXiv 2502.16982 eq. 4 and optax's Nesterov mean, whose parts are unbiased."""
     if not name.endswith("kernel") or name.startswith("head"):
         return adam(name, p, g, s, t, c)
-    b = c.momentum
+    b = c.muon.momentum
     s["m"] = b * s.get("m", 0) + (1 - b) * g
     mean = b * s["m"] / (1 - b ** (t + 1)) + (1 - b) * g / (1 - b**t)
     each = [newton_schulz(matrix) for matrix in mean.reshape(-1, *mean.shape[-2:])]
@@ -119,16 +119,16 @@ def sophia(name, p, g, s, t, c):
     """arXiv 2305.14342, algorithm 3, with optax's unbiased mean, and its Hessian that counts from the next step on."""
     s["m"] = c.beta1 * s.get("m", 0) + (1 - c.beta1) * g
     h = s.get("h", np.zeros_like(p))
-    if (t - 1) % c.hessian_every_steps == 0:
+    if (t - 1) % c.sophia.hessian_every_steps == 0:
         s["h"] = c.beta2 * h + (1 - c.beta2) * curvature(name)
-    return np.clip(s["m"] / (1 - c.beta1**t) / np.maximum(c.gamma * h, c.epsilon), -1, 1)
+    return np.clip(s["m"] / (1 - c.beta1**t) / np.maximum(c.sophia.gamma * h, c.epsilon), -1, 1)
 
 
 CASES = {
-    "muon": (muon, dict(optimizer_adam_learning_rate=0.03)),
+    "muon": (muon, dict(optimizer_muon_adam_learning_rate=0.03)),
     "lion": (lion, {}),
     "adafactor": (adafactor, {}),
-    "sophia": (sophia, dict(optimizer_gamma=1.0, optimizer_hessian_every_steps=2)),
+    "sophia": (sophia, dict(optimizer_sophia_gamma=1.0, optimizer_sophia_hessian_every_steps=2)),
 }
 
 
@@ -142,7 +142,7 @@ def test_optimizer_vs_reference(name):
     for leaf, first in start.items():
         p, state = first.astype(np.float64), {}
         hidden = leaf.endswith("kernel") and leaf != "head/kernel"
-        peak = PEAK if hidden else c.adam_learning_rate or PEAK
+        peak = PEAK if hidden else c.muon.adam_learning_rate or PEAK
         for t, grads in enumerate(gradients, 1):
             g = grads[leaf].astype(np.float64)
             p -= rate_at(t, peak) * (rule(leaf, p, g, state, t, c) + decay_of(leaf, c) * p)

@@ -8,11 +8,11 @@ import pytest
 from conftest import tiny_config
 from hypothesis import strategies as st
 
-from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
 from gptjax.optim import skip_step
-from gptjax.optim.skip_step import Limits
+from gptjax.optim.skip_step import GuardOptions
+from gptjax.runs import config as configs
 from gptjax.runs.train_state import init_state
 from gptjax.training.step import jit_step, train_step
 
@@ -143,7 +143,7 @@ def test_statistics_are_those_of_the_finite_steps_alone(rows, which):
     for i, row in enumerate(rows):
         if row[2]:
             planted[i, which] = float(row[2])
-    bad, guard, _ = verdicts(planted, Limits(patience=100))
+    bad, guard, _ = verdicts(planted, GuardOptions(patience=100))
     np.testing.assert_array_equal(bad, ~finite)
     assert guard.seen == finite.sum() and guard.skipped == (~finite).sum()
     if finite.any():
@@ -166,7 +166,7 @@ def test_spikes_are_detected_after_warmup_and_upward_only():
     ]:
         values = noise(200)
         values[at, column] = size
-        bad, _, z = verdicts(values, Limits(spike_z=6.0))
+        bad, _, z = verdicts(values, GuardOptions(spike_z=6.0))
         assert bad.sum() == expected and (not expected or bad[at])
         assert expected == 0 or column == 1 or z[at] > 50
         assert not verdicts(values, skip_step.DEFAULT)[0].any(), "unless asked for, nothing finite is bad"
@@ -177,7 +177,7 @@ def test_outliers_hardly_move_the_statistics():
     for at, size, seen in [(150, 1e6, 200), (150, np.inf, 199)]:
         values[at, 0] = size
         values[170, 0] = 5.0
-        bad, guard, _ = verdicts(values, Limits(spike_z=6.0))
+        bad, guard, _ = verdicts(values, GuardOptions(spike_z=6.0))
         assert list(np.flatnonzero(bad)) == [150, 170] and guard.seen == seen
 
 
@@ -190,13 +190,13 @@ def test_overflow_of_a_square_does_not_spoil_the_statistics():
 
 def test_statistics_follow_a_lasting_change():
     values = np.concatenate([noise(200), noise(200, level=4.45)])
-    bad, _, _ = verdicts(values, Limits(spike_z=6.0))
+    bad, _, _ = verdicts(values, GuardOptions(spike_z=6.0))
     assert 0 < bad.sum() < 5 and not bad[210:].any()
 
 
 def test_every_step_is_skipped_after_patience():
     values = noise(20)
     values[10:13] = np.nan
-    bad, guard, _ = verdicts(values, Limits(patience=3))
+    bad, guard, _ = verdicts(values, GuardOptions(patience=3))
     assert bad[10:].all() and not bad[:10].any() and guard.in_a_row == 10 and guard.seen == 10
-    assert verdicts(values, Limits(patience=4))[0].sum() == 3
+    assert verdicts(values, GuardOptions(patience=4))[0].sum() == 3

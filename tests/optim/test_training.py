@@ -9,9 +9,9 @@ import pytest
 from conftest import evaluate, tiny_config
 
 import gptjax
-from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.objectives.causal import causal
+from gptjax.runs import config as configs
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
 from gptjax.runs.train_state import init_from_params, init_state
 from gptjax.training import loop
@@ -39,7 +39,7 @@ def params():
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_training_and_exact_resume(name, tmp_path, params):
     """Sophia with dropout and two slices: its second derivative goes through those too."""
-    more = dict(model_dropout=0.1, optimizer_hessian_every_steps=2) if name == "sophia" else {}
+    more = dict(model_dropout=0.1, optimizer_sophia_hessian_every_steps=2) if name == "sophia" else {}
     config = config_of(name, **more)
     model, optimizer, mesh = models.build(config.model), optim.optimizer(config), sharding.make_mesh()
     whole = sharding.replicated(mesh)

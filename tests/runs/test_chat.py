@@ -11,7 +11,6 @@ import tokenizers as library
 from conftest import tiny_config
 
 import gptjax
-from gptjax import config as configs
 from gptjax import models
 from gptjax.config.errors import ConfigError, DataError
 from gptjax.data.tokenizers import from_hf as hf
@@ -20,6 +19,7 @@ from gptjax.data.tokenizers.hf_tokenizer import ALPHABET, HFTokenizer
 from gptjax.decode import detokenize
 from gptjax.interop import convert_run
 from gptjax.runs import chat
+from gptjax.runs import config as configs
 from gptjax.runs.chat import Template
 from gptjax.runs.directory import CHAT_TEMPLATE, copy_original_tokenizer
 from gptjax.runs.run import Run

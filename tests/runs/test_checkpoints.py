@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_config
 
-from gptjax import config as configs
 from gptjax import models, optim, sharding
 from gptjax.config.errors import CheckpointError
 from gptjax.runs import checkpoint_dir, integrity
+from gptjax.runs import config as configs
 from gptjax.runs.checkpoints import Checkpoints, shapes_on
 from gptjax.runs.train_state import TrainState, init_state
 

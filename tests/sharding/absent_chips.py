@@ -15,10 +15,10 @@ import jax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
-from gptjax import config as configs
 from gptjax.models import kernels
 from gptjax.planning import compiled_plan, costs, hlo
 from gptjax.planning.chips import CHIPS
+from gptjax.runs import config as configs
 
 H100 = """
 gpu_device_info {

@@ -13,14 +13,12 @@ import jax
 import numpy as np
 from conftest import tiny_config  # before jax: it says how much to optimise
 
-from gptjax import config as configs
 from gptjax import models, optim, sharding
-from gptjax.config import checks
 from gptjax.models.kernels import gpu
 from gptjax.objectives.causal import causal
+from gptjax.runs import config as configs
 from gptjax.runs.train_state import init_state
 from gptjax.training import mesh_checks
-from gptjax.training.setup import CHOICES
 from gptjax.training.step import make_train_step
 
 MODEL = dict(model_heads=4, model_width=32, optimizer_learning_rate=1e-3, data_batch_size=16, train_steps=20)
@@ -91,7 +89,7 @@ def trained(changes, sizes):
     config = configs.with_vocabulary(tiny_config(**changes), 264)
     config = config.copy_and_resolve_references().unlock()
     config.mesh.update(sizes)
-    checks.check(config, CHOICES, mesh_checks.problems(config, 8))
+    configs.check(config, mesh_checks.problems(config, 8))
     mesh = sharding.make_mesh(**config.mesh)
     model = models.build(config.model, config.train.dtype, sharding.sharded_dimensions(mesh))
     optimizer = optim.optimizer(config)

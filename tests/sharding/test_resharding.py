@@ -16,7 +16,7 @@ EACH = 3
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from gptjax import config as configs
+from gptjax.runs import config as configs
 from gptjax.training import loop
 
 flags, meshes, workdir, each = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import BASE, ROOT, overrides
 
-from gptjax import config as configs
+from gptjax.runs import config as configs
 from gptjax.sweeps import recipe, space, trials
 from gptjax.sweeps.space import Range
 from gptjax.sweeps.trials import Search

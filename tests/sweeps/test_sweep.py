@@ -11,8 +11,8 @@ import time
 import pytest
 from conftest import BASE, ROOT, overrides, train
 
-from gptjax import config as configs
 from gptjax.config.errors import ConfigError, DataError
+from gptjax.runs import config as configs
 from gptjax.sweeps import folder as folders
 from gptjax.sweeps import results as outcomes
 from gptjax.sweeps import space, training

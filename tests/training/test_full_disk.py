@@ -13,10 +13,9 @@ import pytest
 from conftest import BASE, ROOT, overrides, tiny_config
 
 import gptjax
-from gptjax.runs import checkpoint_dir, checkpoints
+from gptjax.runs import checkpoint_dir, checkpoints, writers
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop
-from gptjax.training.monitoring import writers
 
 # Tasks that orbax gives up when a save fails.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")

@@ -16,9 +16,9 @@ from conftest import AS_USERS_RUN, BASE, ROOT, evaluate, overrides, shared, tiny
 from training_processes import lines_of, params_of, reached, start
 
 import gptjax
-from gptjax import config as configs
 from gptjax.data import batches
 from gptjax.optim import skip_step
+from gptjax.runs import config as configs
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.training import loop
 from gptjax.training.monitoring import goodput, metrics

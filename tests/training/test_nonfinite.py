@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.models.stacking import stack
 from gptjax.objectives.causal import causal
+from gptjax.runs import config as configs
 from gptjax.training import nonfinite
 
 IDS = np.arange(2 * 17).reshape(2, 17)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gptjax.config.errors import DataError
 from gptjax.core import schema
-from gptjax.training.monitoring.writers import read_metrics
+from gptjax.runs.writers import read_metrics
 
 ALIVE = {
     "start": "imports, reading the data, restoring",

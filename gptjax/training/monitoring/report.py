@@ -9,9 +9,9 @@ from gptjax.config.errors import CheckpointError, DataError
 from gptjax.core import schema
 from gptjax.core.files import write_atomic
 from gptjax.evals.held_out import COUNT_METRICS
+from gptjax.runs.writers import read_metrics
 from gptjax.training.monitoring import goodput
 from gptjax.training.monitoring.goodput import Clock
-from gptjax.training.monitoring.writers import read_metrics
 
 SUMMARY = "summary.json"
 SHAPE = {"steps": int, "parameters": int, "tokens_per_second": float, "val_loss": float, "seconds": float, str: float}

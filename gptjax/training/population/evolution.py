@@ -15,6 +15,7 @@ import numpy as np
 from gptjax.config.errors import ConfigError
 from gptjax.core import schema
 from gptjax.core.files import write_atomic
+from gptjax.runs.config import SCHEMA
 from gptjax.runs.train_state import TrainState
 from gptjax.training.population.members import Values
 
@@ -22,7 +23,7 @@ LINEAGE = "lineage.jsonl"  # in a member's directory
 NOT_EXPLORED = ("seed", "model.init_std")  # fixed for the life of a member
 
 # Keys whose values must stay below 1.
-SHARES = ("optimizer.beta1", "optimizer.beta2", "optimizer.momentum", "model.dropout", "schedule.cooldown_fraction")
+SHARES = {key for key, declared in SCHEMA.items() if 1 in (declared.below, declared.most)}
 
 
 class Evolution(NamedTuple):

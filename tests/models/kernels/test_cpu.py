@@ -9,12 +9,12 @@ from conftest import tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.models.kernels import KERNELS, cpu, reference
 from gptjax.models.kernels.reference import AttentionSpec
 from gptjax.models.layers import ACTIVATIONS, GATES
 from gptjax.objectives.causal import causal
+from gptjax.runs import config as configs
 from gptjax.training import loop
 
 

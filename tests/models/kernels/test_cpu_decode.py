@@ -8,10 +8,9 @@ from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax import config as configs
 from gptjax import models
-from gptjax.config import checks
 from gptjax.models.kernels import KERNELS, cpu_decode, reference
+from gptjax.runs import config as configs
 
 
 @settings(max_examples=8, deadline=None)
@@ -57,4 +56,4 @@ def test_decoding_layout_gives_the_same_logits(changes):
 
 def test_a_config_cannot_ask_for_them():
     with pytest.raises(configs.ConfigError, match=r"model\.kernels"):
-        checks.check(tiny_config(model_kernels="cpu_decode"), models.CHOICES)
+        configs.check(tiny_config(model_kernels="cpu_decode"))

@@ -9,10 +9,10 @@ import pytest
 from compare import close, normal
 from conftest import tiny_config
 
-from gptjax import config as configs
 from gptjax.models import kernels
 from gptjax.models.kernels import gpu, reference
 from gptjax.models.kernels.reference import AttentionSpec
+from gptjax.runs import config as configs
 
 FITS = dict(head_width=64, dtype="bfloat16", positions="rotary", dropout=0.0)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import BASE, ROOT, evaluate, generate, overrides, tiny_config, train
 
-from gptjax import config as configs
 from gptjax import models
 from gptjax.models.recurrent.cells import CELLS
 from gptjax.models.recurrent.model import RecurrentEncoder
+from gptjax.runs import config as configs
 
 sys.path.append(str(ROOT / "tests" / "golden"))
 import make_recurrent

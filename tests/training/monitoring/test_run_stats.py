@@ -7,9 +7,9 @@ from conftest import tiny_config
 from tiny_steps import batch_of, setting
 
 from gptjax.models.stacking import unstack
+from gptjax.runs.writers import read_metrics
 from gptjax.training import loop
 from gptjax.training.monitoring import run_stats
-from gptjax.training.monitoring.writers import read_metrics
 from gptjax.training.step import jit_step, train_step
 
 

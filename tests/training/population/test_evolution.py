@@ -7,8 +7,8 @@ import pytest
 from conftest import BASE, overrides
 
 import gptjax
-from gptjax import config as configs
 from gptjax.config.errors import ConfigError
+from gptjax.runs import config as configs
 from gptjax.training import loop
 from gptjax.training.population import evolution
 from gptjax.training.population.evolution import Evolution

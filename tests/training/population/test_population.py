@@ -12,9 +12,9 @@ import pytest
 from conftest import BASE, ROOT, overrides
 
 import gptjax
-from gptjax import config as configs
 from gptjax.config.errors import ConfigError
 from gptjax.runs import checkpoint_dir
+from gptjax.runs import config as configs
 from gptjax.training import loop
 from gptjax.training.population import members
 
@@ -177,7 +177,7 @@ def test_members_on_several_devices_vs_one(text_file, tmp_path):
 import sys
 from pathlib import Path
 import jax
-from gptjax import config as configs
+from gptjax.runs import config as configs
 from gptjax.training import loop
 assert jax.device_count() == int(sys.argv[1])
 flags = {[*overrides(data_path=text_file), "--config.train.grad_accumulation=2"]!r}

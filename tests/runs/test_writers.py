@@ -6,8 +6,8 @@ import pytest
 from conftest import tiny_config
 
 from gptjax.config.errors import ConfigError
+from gptjax.runs import writers
 from gptjax.training import loop
-from gptjax.training.monitoring import writers
 
 
 def test_lines_after_the_checkpoint_and_half_a_line_are_dropped(tmp_path):
