@@ -18,6 +18,7 @@ from gptjax.optim.muon import MUON
 from gptjax.optim.optimizer import Context, Optimizer
 from gptjax.optim.schedule_free import SCHEDULE_FREE
 from gptjax.optim.schedules import schedule
+from gptjax.optim.sgd import SGD
 from gptjax.optim.sophia import SOPHIA
 from gptjax.optim.update_rules import with_update_rules
 
@@ -28,6 +29,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adafactor": ADAFACTOR,
     "sophia": SOPHIA,
     "schedule_free": SCHEDULE_FREE,
+    "sgd": SGD,
 }
 
 

@@ -124,9 +124,17 @@ def sophia(name, p, g, s, t, c):
     return np.clip(s["m"] / (1 - c.beta1**t) / np.maximum(c.sophia.gamma * h, c.epsilon), -1, 1)
 
 
+def sgd(name, p, g, s, t, c):
+    """Sutskever et al. 2013, with the learning rate outside the running sum."""
+    s["m"] = c.sgd.momentum * s.get("m", 0) + g
+    return g + c.sgd.momentum * s["m"] if c.sgd.nesterov else s["m"]
+
+
 CASES = [
     (muon, dict(optimizer_muon_adam_learning_rate=0.03)),
     (lion, {}),
+    (sgd, {}),
+    (sgd, dict(optimizer_sgd_momentum=0.8, optimizer_sgd_nesterov=True)),
     (adafactor, {}),
     (sophia, dict(optimizer_sophia_gamma=1.0, optimizer_sophia_hessian_every_steps=2)),
 ]
@@ -206,6 +214,7 @@ def torch_steps(make, start, gradients):
 
 
 PEERS = {
+    "sgd": ({}, lambda torch, params: torch.SGD(params, lr=PEAK, momentum=0.9)),
     "adafactor": ({}, lambda torch, params: torch.Adafactor(params, lr=PEAK, weight_decay=0.0)),
 }
 
