@@ -16,6 +16,7 @@ from gptjax.optim.averaging import with_ema
 from gptjax.optim.lion import LION
 from gptjax.optim.muon import MUON
 from gptjax.optim.optimizer import Context, Optimizer
+from gptjax.optim.rmsprop import RMSPROP
 from gptjax.optim.schedule_free import SCHEDULE_FREE
 from gptjax.optim.schedules import schedule
 from gptjax.optim.sgd import SGD
@@ -30,6 +31,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "sophia": SOPHIA,
     "schedule_free": SCHEDULE_FREE,
     "sgd": SGD,
+    "rmsprop": RMSPROP,
 }
 
 

@@ -130,9 +130,20 @@ def sgd(name, p, g, s, t, c):
     return g + c.sgd.momentum * s["m"] if c.sgd.nesterov else s["m"]
 
 
+def rmsprop(name, p, g, s, t, c):
+    """Tieleman and Hinton 2012, and centered by arXiv 1308.0850 eq. 38-45, with epsilon outside the root."""
+    b = c.rmsprop.decay
+    s["v"] = b * s.get("v", 0) + (1 - b) * g**2
+    s["mean"] = b * s.get("mean", 0) + (1 - b) * g if c.rmsprop.centered else 0
+    s["m"] = c.rmsprop.momentum * s.get("m", 0) + g / (np.sqrt(s["v"] - s["mean"] ** 2) + c.epsilon)
+    return s["m"]
+
+
 CASES = [
     (muon, dict(optimizer_muon_adam_learning_rate=0.03)),
     (lion, {}),
+    (rmsprop, {}),
+    (rmsprop, dict(optimizer_rmsprop_momentum=0.8, optimizer_rmsprop_centered=True)),
     (sgd, {}),
     (sgd, dict(optimizer_sgd_momentum=0.8, optimizer_sgd_nesterov=True)),
     (adafactor, {}),
@@ -214,6 +225,7 @@ def torch_steps(make, start, gradients):
 
 
 PEERS = {
+    "rmsprop": ({}, lambda torch, params: torch.RMSprop(params, lr=PEAK)),
     "sgd": ({}, lambda torch, params: torch.SGD(params, lr=PEAK, momentum=0.9)),
     "adafactor": ({}, lambda torch, params: torch.Adafactor(params, lr=PEAK, weight_decay=0.0)),
 }
