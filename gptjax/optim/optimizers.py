@@ -11,6 +11,7 @@ from gptjax.config import options as sections
 from gptjax.config.options import option
 from gptjax.models.layers import is_zero
 from gptjax.optim.adafactor import ADAFACTOR
+from gptjax.optim.adagrad import ADAGRAD
 from gptjax.optim.adamw import ADAMW
 from gptjax.optim.averaging import with_ema
 from gptjax.optim.lion import LION
@@ -32,6 +33,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "schedule_free": SCHEDULE_FREE,
     "sgd": SGD,
     "rmsprop": RMSPROP,
+    "adagrad": ADAGRAD,
 }
 
 

@@ -139,9 +139,16 @@ def rmsprop(name, p, g, s, t, c):
     return s["m"]
 
 
+def adagrad(name, p, g, s, t, c):
+    """Duchi et al. 2011, figure 1, with epsilon outside the root."""
+    s["v"] = s.get("v", c.adagrad.initial) + g**2
+    return g / (np.sqrt(s["v"]) + c.epsilon)
+
+
 CASES = [
     (muon, dict(optimizer_muon_adam_learning_rate=0.03)),
     (lion, {}),
+    (adagrad, dict(optimizer_adagrad_initial=0.1)),
     (rmsprop, {}),
     (rmsprop, dict(optimizer_rmsprop_momentum=0.8, optimizer_rmsprop_centered=True)),
     (sgd, {}),
@@ -225,6 +232,7 @@ def torch_steps(make, start, gradients):
 
 
 PEERS = {
+    "adagrad": (dict(optimizer_epsilon=1e-10), lambda torch, params: torch.Adagrad(params, lr=PEAK)),
     "rmsprop": ({}, lambda torch, params: torch.RMSprop(params, lr=PEAK)),
     "sgd": ({}, lambda torch, params: torch.SGD(params, lr=PEAK, momentum=0.9)),
     "adafactor": ({}, lambda torch, params: torch.Adafactor(params, lr=PEAK, weight_decay=0.0)),
