@@ -31,7 +31,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.model.update(positions="rotary", norm="rmsnorm", activation="swiglu", tied_head=False)
     config.model.update(residual_init="plain", **shape)
     if "vocabulary" in shape:
-        config.model.rotary.update(theta=500_000.0, scaling="llama3", factor=32.0 if size.lower() == "1b" else 8.0)
+        config.model.rotary.update(theta=500_000.0, scaling="llama3")
+        config.model.rotary.llama3.factor = 32.0 if size.lower() == "1b" else 8.0
         config.data.update(tokenizer="cl100k_base", context=8192)  # use the vocabulary that comes with the weights
         config.optimizer.learning_rate = 3e-4
         config.schedule.warmup_steps = 2000

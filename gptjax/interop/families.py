@@ -113,10 +113,9 @@ def canonical(model: Mapping[str, Any]) -> dict[str, Any]:
         unused += r"|parametrization|base_.*"
     if model["positions"] != "rotary":
         unused += r"|rotary\..*"
-    elif model["rotary"]["scaling"] == "none":
-        unused += r"|rotary\.(?!theta).*"
-    elif model["rotary"]["scaling"] == "linear":
-        unused += r"|rotary\.(low|high|original).*"
+    else:
+        scaling = model["rotary"]["scaling"]
+        unused += rf"|rotary\.(?!theta$|scaling$|{scaling}\.).*"
     if model["positions"] != "relative":
         unused += r"|relative\..*"
     if model["arch"] != "seq2seq":

@@ -18,6 +18,7 @@ from gptjax.interop.weight_mapping import (
     require,
     window_pattern,
 )
+from gptjax.models.rotary import SCALINGS
 
 GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 
@@ -46,17 +47,15 @@ QWEN2_KEYS = KEYS | dict(
 )  # fmt: skip
 QWEN3_KEYS = QWEN2_KEYS | dict(head_dim=key("size", 128), attention_bias=fixed(False))
 
-# Keys of `rope_parameters` and `rope_scaling`; the type determines which are required.
+# Keys of `rope_parameters` and `rope_scaling`; the type determines which are read, and transformers ignores the others.
 ROPE_KEYS = dict(
     rope_type=key("name", None), type=key("name", None), rope_theta=key("positive", None),
     factor=key("positive", None), low_freq_factor=key("positive", None), high_freq_factor=key("positive", None),
     original_max_position_embeddings=key("count", None), partial_rotary_factor=key("positive", None),
 )  # fmt: skip
-# Keys of unsupported types; transformers ignores them for other types.
 UNUSED_ROPE_KEYS = {
     "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
 }  # fmt: skip
-REQUIRED_ROPE_KEYS = {"none": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 
 
 def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,35 +67,26 @@ def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
         raise DataError(f"config.json: {where} has {abbreviated(unknown[0])}, which gptjax does not know")
     rope = read(given, ROPE_KEYS, where=f"config.json: {where}")
     kind = rope["rope_type"] if "rope_type" in given else rope["type"] if "type" in given else "default"
-    scaling = lookup({"default": "none", "linear": "linear", "llama3": "llama3"}, kind, "rope_type")
-    lacking = [name for name in REQUIRED_ROPE_KEYS[scaling] if rope[name] is None]
+    name = lookup({"default": "none"} | {name: name for name in SCALINGS if name != "none"}, kind, "rope_type")
+    scaling = SCALINGS[name]
+    lacking = [hf_name for hf_name in scaling.hf_required if rope[hf_name] is None]
     theta = rope["rope_theta"] if "rope_theta" in given else h["rope_theta"]
     if lacking or theta is None:
         raise DataError(f"config.json: {where} of type {kind} lacks {', '.join(lacking) or 'rope_theta'}")
     part = rope["partial_rotary_factor"] if "partial_rotary_factor" in given else h["partial_rotary_factor"]
     if part not in (None, 1):
         raise DataError(f"config.json: partial_rotary_factor={part} is not supported, only 1.0")
-    rotary = dict(theta=float(theta), scaling=scaling)
-    if scaling != "none":
-        rotary |= dict(factor=rope["factor"])
-    if scaling == "llama3":
-        before = h["original_max_position_embeddings"] or rope["original_max_position_embeddings"]
-        rotary |= dict(
-            low_frequency_factor=rope["low_freq_factor"], high_frequency_factor=rope["high_freq_factor"],
-            original_context=before or h["max_position_embeddings"],
-        )  # fmt: skip
-    return NEUTRAL["rotary"] | rotary
+    before = h["original_max_position_embeddings"] or rope["original_max_position_embeddings"]
+    rope = rope | {"original_max_position_embeddings": before or h["max_position_embeddings"]}
+    own = {key: rope[hf_name] for key, hf_name in scaling.hf_names.items() if rope[hf_name] is not None}
+    rotary = NEUTRAL["rotary"] | dict(theta=float(theta), scaling=name)
+    return rotary | ({name: rotary[name] | own} if own else {})
 
 
 def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
-    r = m["rotary"]
-    scaling = dict(rope_type=r["scaling"], factor=r["factor"])
-    if r["scaling"] == "llama3":
-        scaling |= dict(
-            low_freq_factor=r["low_frequency_factor"], high_freq_factor=r["high_frequency_factor"],
-            original_max_position_embeddings=r["original_context"],
-        )  # fmt: skip
-    return dict(rope_theta=r["theta"], rope_scaling=None if r["scaling"] == "none" else scaling)
+    r, scaling = m["rotary"], m["rotary"]["scaling"]
+    own = {hf_name: r[scaling][key] for key, hf_name in SCALINGS[scaling].hf_names.items()}
+    return dict(rope_theta=r["theta"], rope_scaling=None if scaling == "none" else dict(rope_type=scaling, **own))
 
 
 def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:

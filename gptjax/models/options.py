@@ -13,9 +13,10 @@ from gptjax.models.kernels import KERNELS
 from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
 from gptjax.models.mlp import MLPS
 from gptjax.models.parametrization import PARAMETRIZATIONS
-from gptjax.models.positions import POSITIONS, ROTARY_SCALINGS
+from gptjax.models.positions import POSITIONS
 from gptjax.models.recurrent.attention import ATTENTIONS
 from gptjax.models.recurrent.cells import CELLS
+from gptjax.models.rotary import SCALINGS, RotaryOptions
 from gptjax.models.seq2seq import DECODERS, ENCODERS
 from gptjax.models.transformer import REMATS, RESIDUALS
 
@@ -31,28 +32,6 @@ class RelativeOptions:
 
     buckets: int = option(32, "positions=relative: number of buckets of distances")
     longest: int = option(128, "positions=relative: distance in tokens from which on all share the last bucket")
-
-
-@dataclass(frozen=True)
-class RotaryOptions:
-    """Rotary positions (positions=rotary, arXiv 2104.09864)."""
-
-    theta: float = option(
-        10000.0,
-        "base of the rotary frequencies; the longest wavelength is about 2 pi theta tokens",
-        above=0,
-    )
-    scaling: str = option("none", "context extension", choices=ROTARY_SCALINGS)
-    factor: float = option(8.0, "linear and llama3: ratio of the extended context to original_context", above=0)
-    low_frequency_factor: float = option(
-        1.0,
-        "llama3: frequencies with fewer periods than this in original_context are scaled",
-    )
-    high_frequency_factor: float = option(
-        4.0,
-        "llama3: frequencies with more periods than this in original_context are kept",
-    )
-    original_context: int = option(8192, "llama3: context in tokens before the extension")
 
 
 @dataclass(frozen=True)
@@ -187,8 +166,10 @@ def problems(model: ConfigDict) -> Iterator[str]:
     if model.positions == "rotary":
         if model.head_width % 2:
             yield f"model.head_width={model.head_width} is odd; rotary positions rotate pairs of columns"
-        if model.rotary.low_frequency_factor >= model.rotary.high_frequency_factor:
-            yield "model.rotary.low_frequency_factor must be less than model.rotary.high_frequency_factor"
+        scaling = model.rotary.scaling
+        if scaling in model.rotary:
+            for problem in SCALINGS[scaling].problems(model.rotary[scaling]):
+                yield f"model.rotary.{scaling}.{problem}"
     if not model.windows or any(type(window) is not int or window < 0 for window in model.windows):
         yield f"model.windows is {model.windows}; it must be a list of integers, such as (256, 256, 0)"
     if model.experts_per_token > model.experts:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from gptjax.models import logical_axes
+from gptjax.models.rotary import Rotation, rotation
 
 
 def segment_positions(segments_BT: jax.Array) -> jax.Array:
@@ -68,62 +69,6 @@ class SinusoidalPositions(nn.Module):
         if self.halves:
             table_SD = np.concatenate([table_SD[:, ::2], table_SD[:, 1::2]], axis=1)
         return x_BTD + take_rows(jnp.asarray(table_SD, x_BTD.dtype), positions, T)
-
-
-def unscaled(frequencies: np.ndarray, config: Any) -> np.ndarray:
-    """Returns the frequencies unchanged."""
-    return frequencies
-
-
-def linear_scaling(frequencies: np.ndarray, config: Any) -> np.ndarray:
-    """Divides frequencies by `factor` (position interpolation, arXiv 2306.15595 eq. 3)."""
-    return frequencies / config.factor
-
-
-def llama3_scaling(frequencies: np.ndarray, config: Any) -> np.ndarray:
-    """Scales frequencies as Llama 3.1 does: low frequencies are divided by `factor`, high ones are unchanged.
-
-    Frequencies with at least `high_frequency_factor` periods in `original_context` are unchanged, those with at most
-    `low_frequency_factor` are divided by `factor`, with linear interpolation between (`apply_scaling` in Meta's
-    reference code of Llama 3.1).
-    """
-    periods = config.original_context * frequencies / (2 * math.pi)
-    low, high = config.low_frequency_factor, config.high_frequency_factor
-    smooth = np.clip((periods - low) / (high - low), 0, 1)
-    return smooth * frequencies + (1 - smooth) * frequencies / config.factor
-
-
-ROTARY_SCALINGS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
-    "none": unscaled,
-    "linear": linear_scaling,
-    "llama3": llama3_scaling,
-}
-
-
-class Rotation(NamedTuple):
-    """Cosines and sines of rotary position embeddings, float32, for pairs (i, i + K/2) of a head's K columns."""
-
-    cos_TK: jax.Array  # K/2 columns, as in sin_TK; with a leading B if positions have it
-    sin_TK: jax.Array
-
-    def apply(self, x_BTHK: jax.Array) -> jax.Array:
-        """Rotates queries or keys by their positions (arXiv 2104.09864 eq. 34, with GPT-NeoX's pairs of halves)."""
-        cos, sin = self.cos_TK[..., None, :], self.sin_TK[..., None, :]
-        first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-        rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-        return rotated.astype(x_BTHK.dtype)
-
-
-def rotation(config: Any, positions: jax.Array) -> Rotation:
-    """Angles p * theta^(-2i/K) of `config.model.rotary` (arXiv 2104.09864 eq. 15), with its scaling.
-
-    The positions p are [T] or [B, T].
-    """
-    K, rotary = config.head_width, config.rotary
-    frequencies = rotary.theta ** -(np.arange(0, K, 2) / K)
-    frequencies = ROTARY_SCALINGS[rotary.scaling](frequencies, rotary).astype(np.float32)
-    angles_TK = positions[..., None].astype(jnp.float32) * frequencies
-    return Rotation(jnp.cos(angles_TK), jnp.sin(angles_TK))
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

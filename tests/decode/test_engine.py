@@ -27,7 +27,11 @@ LONG = {"model_context": 520, "model_vocabulary": len(ALPHABET)}
 KINDS = {
     "learned": {},
     "sinusoidal": {"model_positions": "sinusoidal"},
-    "rotary": {"model_positions": "rotary", "model_rotary.scaling": "llama3", "model_rotary.original_context": 100},
+    "rotary": {
+        "model_positions": "rotary",
+        "model_rotary.scaling": "llama3",
+        "model_rotary.llama3.original_context": 100,
+    },
     "windows": {"model_positions": "rotary", "model_windows": "(33, 0)", "model_kv_heads": 1, "model_qk_norm": True},
     "alibi": {"model_positions": "alibi", "model_norm_position": "post", "model_value_residual": True},
     "none": {"model_positions": "none", "model_scan_layers": True},

@@ -15,7 +15,7 @@ from gptjax.models import cache as caches
 
 V, T = 37, 48  # ids there are, tokens of a row
 AHEAD = 8
-LLAMA3 = {"model_rotary.scaling": "llama3", "model_rotary.original_context": 12}
+LLAMA3 = {"model_rotary.scaling": "llama3", "model_rotary.llama3.original_context": 12}
 # With matrices far larger than at first, so that tokens matter to each other.
 BASE = {"model_vocabulary": V, "model_context": T, "model_init_std": 0.3, "model_heads": 4}
 KINDS = {

@@ -8,19 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from gptjax.config.options import defaults
 from gptjax.models.positions import (
     POSITIONS,
     LearnedPositions,
     SinusoidalPositions,
     alibi_slopes,
-    rotation,
     segment_positions,
 )
+from gptjax.models.rotary import SCALINGS, RotaryOptions, rotation
 
-ROTARY = dict(
-    theta=10_000.0, scaling="none", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,
-    original_context=64,
-)  # fmt: skip
+ROTARY = defaults(RotaryOptions).to_dict()
 
 
 def config_of(K, **changes):
@@ -63,23 +61,30 @@ def test_rotary_products_depend_on_distance_alone(shift, distance, seed):
     assert product(shift) == pytest.approx(product(0), abs=2e-4)
 
 
-@pytest.mark.parametrize("scaling", ["linear", "llama3"])
-def test_scaled_rotary_vs_transformers(scaling):
+RESCALED = {
+    "linear": dict(factor=6.0),
+    "llama3": dict(factor=6.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
+}
+
+
+@pytest.mark.parametrize("T", [9, 700])
+@pytest.mark.parametrize("scaling", RESCALED)
+def test_scaled_rotary_vs_transformers(scaling, T):
     pytest.importorskip("transformers", reason="the parity extra is not installed")
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    rope = dict(rope_type=scaling, rope_theta=500.0, factor=6.0)
-    if scaling == "llama3":
-        rope |= dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+    rope = dict(rope_type=scaling, rope_theta=500.0) | RESCALED[scaling]
     config = LlamaConfig(
         hidden_size=64, num_attention_heads=2, head_dim=32, max_position_embeddings=512, rope_parameters=rope
     )
-    reference_value, _ = ROPE_INIT_FUNCTIONS[scaling](config, device="cpu")
-    angles = np.arange(9)[:, None] * reference_value.numpy()
-    got = rotation(config_of(32, theta=500.0, scaling=scaling, factor=6.0), jnp.arange(9))
-    np.testing.assert_allclose(got.cos_TK, np.cos(angles), atol=1e-5)
-    np.testing.assert_allclose(got.sin_TK, np.sin(angles), atol=1e-5)
+    frequencies, factor = ROPE_INIT_FUNCTIONS[scaling](config, device="cpu", seq_len=T)
+    angles = np.arange(T)[:, None] * frequencies.numpy()
+    names = SCALINGS[scaling].hf_names
+    own = ROTARY[scaling] | {key: rope[name] for key, name in names.items() if name in rope}
+    got = rotation(config_of(32, theta=500.0, scaling=scaling, **{scaling: own}), jnp.arange(T))
+    np.testing.assert_allclose(got.cos_TK, factor * np.cos(angles), atol=1e-4)
+    np.testing.assert_allclose(got.sin_TK, factor * np.sin(angles), atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,0 +1,54 @@
+"""Rotary position embeddings (arXiv 2104.09864); scalings that extend the context, one a file."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.config.options import option
+from gptjax.models.rotary.linear import LINEAR
+from gptjax.models.rotary.llama3 import LLAMA3
+from gptjax.models.rotary.scaling import Scaling, base_frequencies
+
+SCALINGS: dict[str, Scaling] = {
+    "none": Scaling(lambda own, theta, K, positions: (base_frequencies(theta, K), 1.0)),
+    "linear": LINEAR,
+    "llama3": LLAMA3,
+}
+
+
+@dataclass(frozen=True)
+class RotaryOptions:
+    """Rotary positions (positions=rotary, arXiv 2104.09864)."""
+
+    theta: float = option(
+        10000.0, "base of the frequencies; the longest wavelength is about 2 pi theta tokens", above=0
+    )
+    scaling: str = option("none", "context extension", choices=SCALINGS)
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of rotary position embeddings, float32, for pairs (i, i + K/2) of a head's K columns."""
+
+    cos_TK: jax.Array  # K/2 columns, as in sin_TK; with a leading B if positions have it
+    sin_TK: jax.Array
+
+    def apply(self, x_BTHK: jax.Array) -> jax.Array:
+        """Rotates queries or keys by their positions (arXiv 2104.09864 eq. 34, with GPT-NeoX's pairs of halves)."""
+        cos, sin = self.cos_TK[..., None, :], self.sin_TK[..., None, :]
+        first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+        rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return rotated.astype(x_BTHK.dtype)
+
+
+def rotation(config: Any, positions: jax.Array) -> Rotation:
+    """Angles p * theta^(-2i/K) of `config.model.rotary` (arXiv 2104.09864 eq. 15), with its scaling.
+
+    The positions p are [T] or [B, T].
+    """
+    rotary = config.rotary
+    own = rotary.get(rotary.scaling, None)
+    frequencies, factor = SCALINGS[rotary.scaling].frequencies(own, rotary.theta, config.head_width, positions)
+    angles_TK = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    return Rotation(jnp.cos(angles_TK) * factor, jnp.sin(angles_TK) * factor)
