@@ -52,23 +52,23 @@ ROPE_KEYS = dict(
     rope_type=key("name", None), type=key("name", None), rope_theta=key("positive", None),
     factor=key("positive", None), low_freq_factor=key("positive", None), high_freq_factor=key("positive", None),
     original_max_position_embeddings=key("count", None), partial_rotary_factor=key("positive", None),
+    attention_factor=key("positive", None), beta_fast=key("positive", None), beta_slow=key("positive", None),
+    truncate=key("flag", None),
 )  # fmt: skip
-UNUSED_ROPE_KEYS = {
-    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
-}  # fmt: skip
+UNUSED_ROPE_KEYS = {"mscale", "mscale_all_dim", "short_factor", "long_factor"}
 
 
 def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
     # transformers.modeling_rope_utils: `rope_scaling` precedes `rope_parameters`, and both precede other keys.
     where = "rope_scaling" if h["rope_scaling"] else "rope_parameters"
     given = h[where] or {}
-    unknown = sorted(name for name in given.keys() - ROPE_KEYS.keys() - UNUSED_ROPE_KEYS if given[name] is not None)
-    if unknown:
-        raise DataError(f"config.json: {where} has {abbreviated(unknown[0])}, which gptjax does not know")
     rope = read(given, ROPE_KEYS, where=f"config.json: {where}")
     kind = rope["rope_type"] if "rope_type" in given else rope["type"] if "type" in given else "default"
     name = lookup({"default": "none"} | {name: name for name in SCALINGS if name != "none"}, kind, "rope_type")
     scaling = SCALINGS[name]
+    unknown = given.keys() - ROPE_KEYS.keys() - (UNUSED_ROPE_KEYS - set(scaling.hf_unsupported))
+    for name_in_json in sorted(one for one in unknown if given[one] is not None):
+        raise DataError(f"config.json: {where} has {abbreviated(name_in_json)}, which gptjax does not know")
     lacking = [hf_name for hf_name in scaling.hf_required if rope[hf_name] is None]
     theta = rope["rope_theta"] if "rope_theta" in given else h["rope_theta"]
     if lacking or theta is None:
@@ -86,7 +86,8 @@ def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
 def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
     r, scaling = m["rotary"], m["rotary"]["scaling"]
     own = {hf_name: r[scaling][key] for key, hf_name in SCALINGS[scaling].hf_names.items()}
-    return dict(rope_theta=r["theta"], rope_scaling=None if scaling == "none" else dict(rope_type=scaling, **own))
+    given = {hf_name: value for hf_name, value in own.items() if value is not None}
+    return dict(rope_theta=r["theta"], rope_scaling=None if scaling == "none" else dict(rope_type=scaling, **given))
 
 
 def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:

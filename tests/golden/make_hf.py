@@ -20,6 +20,7 @@ LLAMA = dict(
     hidden_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=6, intermediate_size=36,
     max_position_embeddings=64, vocab_size=37, rms_norm_eps=1e-5,
 )  # fmt: skip
+YARN = dict(rope_type="yarn", rope_theta=10_000.0, factor=4.0, original_max_position_embeddings=8, beta_fast=4.0)
 LLAMA3 = dict(
     rope_type="llama3", rope_theta=10_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=16,
@@ -52,6 +53,7 @@ CASES = {
         "one_key_head": LLAMA | ONE_KEY_HEAD,
         "tied": LLAMA | dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=500.0)),
         "biased": LLAMA | dict(attention_bias=True, mlp_bias=True),
+        "yarn": LLAMA | dict(rope_parameters=YARN),
         "linear": LLAMA | dict(rope_parameters=dict(rope_type="linear", factor=3.0, rope_theta=10_000.0)),
     },
     "mistral": {

@@ -64,6 +64,7 @@ def test_rotary_products_depend_on_distance_alone(shift, distance, seed):
 RESCALED = {
     "linear": dict(factor=6.0),
     "llama3": dict(factor=6.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
+    "yarn": dict(factor=6.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0),
 }
 
 

@@ -10,11 +10,13 @@ from gptjax.config.options import option
 from gptjax.models.rotary.linear import LINEAR
 from gptjax.models.rotary.llama3 import LLAMA3
 from gptjax.models.rotary.scaling import Scaling, base_frequencies
+from gptjax.models.rotary.yarn import YARN
 
 SCALINGS: dict[str, Scaling] = {
     "none": Scaling(lambda own, theta, K, positions: (base_frequencies(theta, K), 1.0)),
     "linear": LINEAR,
     "llama3": LLAMA3,
+    "yarn": YARN,
 }
 
 

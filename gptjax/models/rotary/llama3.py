@@ -53,5 +53,5 @@ LLAMA3 = Scaling(
         "original_context": "original_max_position_embeddings",
     },
     ("factor", "low_freq_factor", "high_freq_factor"),
-    problems,
+    problems=problems,
 )

@@ -19,6 +19,7 @@ class Scaling(NamedTuple):
       options: dataclass of its own keys, `config.model.rotary.NAME`; None: it has none.
       hf_names: its own keys' names in Hugging Face's `rope_parameters`.
       hf_required: those that must be given there.
+      hf_unsupported: keys that transformers reads for this type, and gptjax does not.
       problems: yields the problems of its own keys with each other.
     """
 
@@ -26,6 +27,7 @@ class Scaling(NamedTuple):
     options: type | None = None
     hf_names: Mapping[str, str] = {}
     hf_required: tuple[str, ...] = ()
+    hf_unsupported: tuple[str, ...] = ()
     problems: Callable[[Any], Iterator[str]] = lambda own: iter(())
 
 
