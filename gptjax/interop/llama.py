@@ -59,6 +59,7 @@ UNUSED_ROPE_KEYS = {"mscale", "mscale_all_dim", "short_factor", "long_factor"}
 
 
 def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
+    # The keys of `config.model` for positions.
     # transformers.modeling_rope_utils: `rope_scaling` precedes `rope_parameters`, and both precede other keys.
     where = "rope_scaling" if h["rope_scaling"] else "rope_parameters"
     given = h[where] or {}
@@ -77,17 +78,23 @@ def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
     if part not in (None, 1):
         raise DataError(f"config.json: partial_rotary_factor={part} is not supported, only 1.0")
     before = h["original_max_position_embeddings"] or rope["original_max_position_embeddings"]
-    rope = rope | {"original_max_position_embeddings": before or h["max_position_embeddings"]}
+    longest = h["max_position_embeddings"]
+    rope = rope | {"original_max_position_embeddings": before or longest, "max_position_embeddings": longest}
     own = {key: rope[hf_name] for key, hf_name in scaling.hf_names.items() if rope[hf_name] is not None}
     rotary = NEUTRAL["rotary"] | dict(theta=float(theta), scaling=name)
-    return rotary | ({name: rotary[name] | own} if own else {})
+    context = round(longest * rope["factor"]) if "max_position_embeddings" in scaling.hf_names.values() else longest
+    return dict(context=context, positions="rotary", rotary=rotary | ({name: rotary[name] | own} if own else {}))
 
 
 def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
     r, scaling = m["rotary"], m["rotary"]["scaling"]
     own = {hf_name: r[scaling][key] for key, hf_name in SCALINGS[scaling].hf_names.items()}
     given = {hf_name: value for hf_name, value in own.items() if value is not None}
-    return dict(rope_theta=r["theta"], rope_scaling=None if scaling == "none" else dict(rope_type=scaling, **given))
+    return dict(
+        max_position_embeddings=given.pop("max_position_embeddings", m["context"]),
+        rope_theta=r["theta"],
+        rope_scaling=None if scaling == "none" else dict(rope_type=scaling, **given),
+    )
 
 
 def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
@@ -96,8 +103,8 @@ def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
     return NEUTRAL | dict(
         layers=h["num_hidden_layers"], heads=H, kv_heads=h["num_key_value_heads"] or H,
         head_width=h["head_dim"] or head_width(D, H, "hidden_size={} and num_attention_heads={}"),
-        width=D, mlp_width=h["intermediate_size"], context=h["max_position_embeddings"], vocabulary=h["vocab_size"],
-        positions="rotary", rotary=_rotary(h), norm="rmsnorm", norm_epsilon=h["rms_norm_eps"], use_bias=bias,
+        width=D, mlp_width=h["intermediate_size"], vocabulary=h["vocab_size"], **_rotary(h),
+        norm="rmsnorm", norm_epsilon=h["rms_norm_eps"], use_bias=bias,
         qkv_bias=bias, activation=lookup(GATED_ACTIVATIONS, h["hidden_act"], "hidden_act"),
         tied_head=h["tie_word_embeddings"], init_std=h["initializer_range"],
     )  # fmt: skip
@@ -112,7 +119,7 @@ def _llama_config(m: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         num_hidden_layers=m["layers"], num_attention_heads=m["heads"], num_key_value_heads=m["kv_heads"],
         head_dim=m["head_width"], hidden_size=m["width"], intermediate_size=m["mlp_width"],
-        max_position_embeddings=m["context"], vocab_size=m["vocabulary"], rms_norm_eps=m["norm_epsilon"],
+        vocab_size=m["vocabulary"], rms_norm_eps=m["norm_epsilon"],
         hidden_act=hf_name_of(GATED_ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
         attention_bias=m["use_bias"], mlp_bias=m["use_bias"], initializer_range=m["init_std"], **_rope(m),
     )  # fmt: skip

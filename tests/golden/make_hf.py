@@ -20,6 +20,7 @@ LLAMA = dict(
     hidden_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=6, intermediate_size=36,
     max_position_embeddings=64, vocab_size=37, rms_norm_eps=1e-5,
 )  # fmt: skip
+DYNAMIC = dict(rope_type="dynamic", rope_theta=10_000.0, factor=4.0)
 YARN = dict(rope_type="yarn", rope_theta=10_000.0, factor=4.0, original_max_position_embeddings=8, beta_fast=4.0)
 LLAMA3 = dict(
     rope_type="llama3", rope_theta=10_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -53,6 +54,7 @@ CASES = {
         "one_key_head": LLAMA | ONE_KEY_HEAD,
         "tied": LLAMA | dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=500.0)),
         "biased": LLAMA | dict(attention_bias=True, mlp_bias=True),
+        "dynamic": LLAMA | dict(max_position_embeddings=6, rope_parameters=DYNAMIC),
         "yarn": LLAMA | dict(rope_parameters=YARN),
         "linear": LLAMA | dict(rope_parameters=dict(rope_type="linear", factor=3.0, rope_theta=10_000.0)),
     },
@@ -93,7 +95,8 @@ def make(family, case, folder, seed=0, batch=2, dtype="float32", gradients=False
         if dtype == "bfloat16":
             for parameter in model.parameters():
                 parameter.copy_(parameter.bfloat16())
-    length = min(config.max_position_embeddings, 18)
+    is_dynamic = settings.get("rope_parameters") == DYNAMIC  # which is for longer texts
+    length = 18 if is_dynamic else min(config.max_position_embeddings, 18)
     ids = torch.randint(0, config.vocab_size, (batch, length + 1))
     logits = model(ids[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(logits.reshape(-1, config.vocab_size), ids[:, 1:].reshape(-1))

@@ -65,6 +65,7 @@ RESCALED = {
     "linear": dict(factor=6.0),
     "llama3": dict(factor=6.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
     "yarn": dict(factor=6.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0),
+    "dynamic": dict(factor=6.0),
 }
 
 
@@ -82,7 +83,8 @@ def test_scaled_rotary_vs_transformers(scaling, T):
     frequencies, factor = ROPE_INIT_FUNCTIONS[scaling](config, device="cpu", seq_len=T)
     angles = np.arange(T)[:, None] * frequencies.numpy()
     names = SCALINGS[scaling].hf_names
-    own = ROTARY[scaling] | {key: rope[name] for key, name in names.items() if name in rope}
+    given = rope | dict(max_position_embeddings=512)
+    own = ROTARY[scaling] | {key: given[name] for key, name in names.items() if name in given}
     got = rotation(config_of(32, theta=500.0, scaling=scaling, **{scaling: own}), jnp.arange(T))
     np.testing.assert_allclose(got.cos_TK, factor * np.cos(angles), atol=1e-4)
     np.testing.assert_allclose(got.sin_TK, factor * np.sin(angles), atol=1e-4)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.config.options import option
+from gptjax.models.rotary.dynamic import DYNAMIC
 from gptjax.models.rotary.linear import LINEAR
 from gptjax.models.rotary.llama3 import LLAMA3
 from gptjax.models.rotary.scaling import Scaling, base_frequencies
@@ -17,6 +18,7 @@ SCALINGS: dict[str, Scaling] = {
     "linear": LINEAR,
     "llama3": LLAMA3,
     "yarn": YARN,
+    "dynamic": DYNAMIC,
 }
 
 

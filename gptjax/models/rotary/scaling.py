@@ -17,7 +17,8 @@ class Scaling(NamedTuple):
     Attributes:
       frequencies: see `Frequencies`.
       options: dataclass of its own keys, `config.model.rotary.NAME`; None: it has none.
-      hf_names: its own keys' names in Hugging Face's `rope_parameters`.
+      hf_names: its own keys' names in Hugging Face's `rope_parameters`; with `max_position_embeddings`, which is beside
+        these, the model's context is `factor` times that.
       hf_required: those that must be given there.
       hf_unsupported: keys that transformers reads for this type, and gptjax does not.
       problems: yields the problems of its own keys with each other.
