@@ -1,7 +1,7 @@
 """Architecture changes from the small-model speed-runs of modded-nanogpt (github.com/KellerJordan/modded-nanogpt).
 
 Text and budget are the default run's. Each line of the model can be switched off on the command line, as in
---config.model.qk_norm=False.
+--config.model.qk_norm=none.
 --config.model.mlp=experts makes it a mixture of experts. Sizes: tiny (the default run's shape) and small (GPT-2's).
 
 python -m gptjax.train --config=configs/modern.py
@@ -24,7 +24,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     model.update(**pick(SIZES, size, "configs/modern.py"))
     model.positions = "rotary"
     model.norm = "rmsnorm"
-    model.qk_norm = True
+    model.qk_norm = "head"
     model.value_residual = True
     model.activation = "relu2"
     model.residual_init = "zero"

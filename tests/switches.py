@@ -102,7 +102,7 @@ SWITCHES = {
     "norm_position": of("model.norm_position", "pre", "post"),
     "windows": of("model.windows", (0,), (4, 0), (3,)),
     "kv_heads": of("model.kv_heads", 2, 1),
-    "qk_norm": of("model.qk_norm", False, True),
+    "qk_norm": of("model.qk_norm", "none", "head"),
     "value_residual": of("model.value_residual", False, True),
     "scan_layers": of("model.scan_layers", False, True),
     "remat": of("model.remat", "none", "dots", "full"),

@@ -13,11 +13,14 @@ from gptjax.runs.config import CHOICES
 
 ROWS = json.loads((ROOT / "tests" / "golden" / "switches.json").read_text())
 CASES = [pytest.param(array, row, id=f"{array}-{i}") for array, rows in ROWS.items() for i, row in enumerate(rows)]
-# Choices that other tests make: of texts, of where figures go, of platforms, of a text's vectors, of rows of two tasks.
+# Choices that other tests make: of texts, of where figures go, of platforms, of a text's vectors, of rows of two
+# tasks; parts whose like is a switch.
 ELSEWHERE = {
     "data.source": ("text",),
     "log.writers": ("jsonl", "tensorboard", "wandb"),
     "model.pooling": ("first", "pooler"),
+    "model.rotary.scaling": ("yarn", "dynamic"),
+    "optimizer.name": ("sgd", "rmsprop", "adagrad"),
     "finetune.method": ("prompt",),
     "model.kernels": ("cpu", "gpu", "tpu"),
     "data.examples.form": ("chat", "instructions", "text"),

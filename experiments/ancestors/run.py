@@ -25,7 +25,7 @@ ANCESTORS: dict[str, dict[str, Any]] = {
     "gpt1": {"norm_position": "post", "use_bias": True, "residual_init": "plain"},
     "gpt2": {"use_bias": True},
     "modern": {
-        "positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "value_residual": True, "activation": "relu2",
+        "positions": "rotary", "norm": "rmsnorm", "qk_norm": "head", "value_residual": True, "activation": "relu2",
         "residual_init": "zero", "logit_softcap": 15.0,
     },
 }  # fmt: skip

@@ -112,7 +112,7 @@ def recipe(name: str, one: Rung, data: Path, overrides: Sequence[str]) -> Any:
     scale = SCALES[name]
     keys = {
         "model.layers": one.layers, "model.width": one.width, "model.heads": heads(one.width),
-        "model.context": scale.context, "model.positions": "rotary", "model.qk_norm": True,
+        "model.context": scale.context, "model.positions": "rotary", "model.qk_norm": "head",
         "data.path": data, "data.batch_size": scale.batch_size, "train.dtype": scale.dtype, "train.steps": one.steps,
         "optimizer.learning_rate": scale.rate, "optimizer.beta2": scale.beta2,
         "schedule.warmup_steps": max(one.steps // 20, 1),

@@ -1,7 +1,7 @@
 """The speed-run over seeds, each beside a PyTorch peer on the same machine: writes results.json next to this file.
 
 python experiments/speedrun/run.py --data=input.txt
-python experiments/speedrun/run.py --data=input.txt --seeds=0,1 --out=/tmp/results.json --config.model.qk_norm=False
+python experiments/speedrun/run.py --data=input.txt --seeds=0,1 --out=/tmp/results.json --config.model.qk_norm=none
 
 Before each of our runs the peer is timed for some seconds. What it would need is the tokens of nanoGPT's CPU recipe
 divided by the median of its tokens per second; its start, its compiler and its evaluations are not counted. All of

@@ -136,7 +136,7 @@ def _llama_tensors(m: Mapping[str, Any]) -> list[Tensor]:
         tensors += linear(f"{name}/attention/out", f"{hf_name}.self_attn.o_proj", m["use_bias"])
         for part in ("gate", "up", "down"):
             tensors += linear(f"{name}/mlp/{part}", f"{hf_name}.mlp.{part}_proj", m["use_bias"])
-        if m["qk_norm"]:
+        if m["qk_norm"] != "none":
             tensors += [
                 Tensor(f"{name}/attention/{q}_norm/scale", (f"{hf_name}.self_attn.{q}_norm.weight",)) for q in "qk"
             ]
@@ -187,7 +187,7 @@ def _qwen2_config(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen3_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _decoder(h) | dict(qk_norm=True, windows=_qwen2_windows(h))
+    return _decoder(h) | dict(qk_norm="head", windows=_qwen2_windows(h))
 
 
 _BUFFERS = r"rotary_emb\.inv_freq$"

@@ -15,6 +15,25 @@ from gptjax.models.layers import Dropout, Linear, RMSNorm, is_zero, residual_std
 from gptjax.models.positions import PositionInfo
 
 
+class NoNorm(nn.Module):
+    """The identity, with the constructor of norms."""
+
+    use_bias: bool = False
+    epsilon: float = 0.0
+    kernels: str = "plain"
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns x."""
+        return x
+
+
+# Norms of queries and keys, [..., H, K] (arXiv 2010.04245).
+QK_NORMS: dict[str, type[nn.Module]] = {
+    "none": NoNorm,
+    "head": RMSNorm,  # with one scale for all heads, as in Qwen 3
+}
+
+
 class CrossKV(NamedTuple):
     """Output of an encoder, or the keys and values that a cross-attention layer projects it to."""
 
@@ -46,8 +65,8 @@ class Attention(nn.Module):
             self.q, self.kv = into(H * K), into(2 * G * K)
         else:
             self.qkv = into((H + 2 * G) * K)
-        if c.qk_norm:  # arXiv 2010.04245, per head and with a scale as in Qwen3
-            self.q_norm, self.k_norm = (RMSNorm(False, c.norm_epsilon, c.kernels) for _ in range(2))
+        qk_norm = QK_NORMS[c.qk_norm]
+        self.q_norm, self.k_norm = (qk_norm(False, c.norm_epsilon, c.kernels) for _ in range(2))
         if c.value_residual and not self.crosses:
             self.first_value_share = logical_axes.parameter(
                 self, "first_value_share", nn.initializers.constant(0.5), ()
@@ -86,8 +105,7 @@ class Attention(nn.Module):
         # Grouped by key head (its J queries, its keys, its values), so that heads can be sharded.
         qkv = logical_axes.constrain(self.qkv(x_BTD).reshape(B, T, G, J + 2, K), "BTG__")
         q, k, v = qkv[..., :J, :].reshape(B, T, H, K), qkv[..., J, :], qkv[..., J + 1, :]
-        if c.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.q_norm(q), self.k_norm(k)
         if position_info.rotation:
             q, k = position_info.rotation.apply(q), position_info.rotation.apply(k)
         if first_v_BTGK is not None:  # arXiv 2410.17897 eq. 7, with coefficients that sum to one
@@ -142,9 +160,7 @@ class Attention(nn.Module):
         c = self.config
         B, T, _ = x_BTD.shape
         sources = memory.segments_BS.shape[0]
-        q_BTHK = self.q(x_BTD).reshape(sources, B // sources * T, c.heads, c.head_width)
-        if c.qk_norm:
-            q_BTHK = self.q_norm(q_BTHK)
+        q_BTHK = self.q_norm(self.q(x_BTD).reshape(sources, B // sources * T, c.heads, c.head_width))
         k_BGSK, v_BGSK = memory.x_BSM if isinstance(memory.x_BSM, LayerCache) else self.project_memory(memory).x_BSM
         k_BSGK, v_BSGK = (x.swapaxes(1, 2).astype(q_BTHK.dtype) for x in (k_BGSK, v_BGSK))
         mask_BTS = reference.pair_mask(segments_BT, memory.segments_BS)
@@ -160,9 +176,7 @@ class Attention(nn.Module):
         c = self.config
         B, S, _ = memory.x_BSM.shape
         kv = logical_axes.constrain(self.kv(memory.x_BSM).reshape(B, S, c.kv_heads, 2, c.head_width), "BSG__")
-        k_BSGK, v_BSGK = kv[..., 0, :], kv[..., 1, :]
-        if c.qk_norm:
-            k_BSGK = self.k_norm(k_BSGK)
+        k_BSGK, v_BSGK = self.k_norm(kv[..., 0, :]), kv[..., 1, :]
         return CrossKV(LayerCache(k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)), memory.segments_BS)
 
     def _dropout(self, deterministic: bool) -> Any:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gptjax.config.options import option, section
 from gptjax.models import MODELS
+from gptjax.models.attention import QK_NORMS
 from gptjax.models.heads import HEADS, POOLINGS
 from gptjax.models.kernels import KERNELS
 from gptjax.models.layers import ACTIVATIONS, GATES, NORMS, RESIDUAL_INITS
@@ -16,9 +17,10 @@ from gptjax.models.parametrization import PARAMETRIZATIONS
 from gptjax.models.positions import POSITIONS
 from gptjax.models.recurrent.attention import ATTENTIONS
 from gptjax.models.recurrent.cells import CELLS
+from gptjax.models.residuals import RESIDUALS
 from gptjax.models.rotary import SCALINGS, RotaryOptions
 from gptjax.models.seq2seq import DECODERS, ENCODERS
-from gptjax.models.transformer import REMATS, RESIDUALS
+from gptjax.models.transformer import REMATS
 
 UNROLLED = 10_000  # blocks of an unrolled program; compiling it takes an hour
 KERNEL_CHOICES: Mapping[str, Any] = {"auto": None} | {
@@ -79,7 +81,7 @@ class ModelOptions:
         "sliding window of each layer in tokens, including the token itself, repeated over the layers; 0: full",
     )
     attention_scale: float | None = option(None, "factor of the query-key products; None: 1 / sqrt(head_width)")
-    qk_norm: bool = option(False, "RMSNorm of each head's queries and keys")
+    qk_norm: str = option("none", "RMSNorm of queries and keys; head: of each head", choices=QK_NORMS)
     value_residual: bool = option(False, "mix each layer's values with those of the first layer by a learned factor")
     norm: str = option("layernorm", "normalization", choices=NORMS)
     norm_position: str = option(

@@ -4,7 +4,7 @@ Maps embedded tokens to hidden states; independent of tokens, text and losses. T
 dictionaries by name: a new norm, activation, MLP or position encoding is one more entry in one of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,14 +19,7 @@ from gptjax.models.layers import NORMS, Dropout
 from gptjax.models.mlp import MLPS
 from gptjax.models.parametrization import depth_factor
 from gptjax.models.positions import POSITIONS, PositionInfo, position_info, segment_positions
-
-Sublayer = Callable[[jax.Array], jax.Array]
-
-# Combinations of the residual stream x with a sublayer f and its norm.
-RESIDUALS: dict[str, Callable[[jax.Array, Sublayer, Sublayer], jax.Array]] = {
-    "pre": lambda x, f, norm: x + f(norm(x)),  # arXiv 2002.04745
-    "post": lambda x, f, norm: norm(x + f(x)),  # arXiv 1706.03762 section 3.1
-}
+from gptjax.models.residuals import RESIDUALS
 
 # Rematerialization policies: what the forward pass of a block saves for its backward pass.
 REMATS: dict[str, Any] = {
@@ -80,7 +73,7 @@ class Block(nn.Module):
         memory: CrossKV | None = None,
     ) -> tuple[ResidualStream, Any]:
         """Returns the residual stream after this block, and the layer's cache."""
-        add, deep = RESIDUALS[self.config.norm_position], depth_factor(self.config)
+        deep = depth_factor(self.config)
         first_v, cache = stream.first_v_BTGK, layer.cache
         window = layer.window if self.window is None else self.window
 
@@ -98,10 +91,13 @@ class Block(nn.Module):
             source: Any = layer.memory or memory
             return branch(self.cross.cross_attend(x, position_info.segments_BT, source, deterministic))
 
-        x_BTD = logical_axes.constrain(add(stream.x_BTD, attend, self.attention_norm), "BTD")
-        if self.crosses:
-            x_BTD = logical_axes.constrain(add(x_BTD, cross_attend, self.cross_norm), "BTD")
-        x_BTD = logical_axes.constrain(add(x_BTD, lambda x: branch(self.mlp(x)), self.mlp_norm), "BTD")
+        sublayers = [
+            (attend, self.attention_norm),
+            *([(cross_attend, self.cross_norm)] if self.crosses else []),
+            (lambda x: branch(self.mlp(x)), self.mlp_norm),
+        ]
+        constrain = partial(logical_axes.constrain, letters="BTD")
+        x_BTD = RESIDUALS[self.config.norm_position].add(stream.x_BTD, sublayers, constrain)
         return ResidualStream(x_BTD, first_v), cache
 
     def project_memory(self, memory: CrossKV) -> CrossKV:
@@ -151,7 +147,7 @@ class Transformer(nn.Module):
                 setattr(
                     self, f"block_{i}", block(c, self.dtype, c.windows[i % len(c.windows)], self.causal, self.crosses)
                 )
-        if c.norm_position == "pre":
+        if RESIDUALS[c.norm_position].final_norm:
             self.final_norm = NORMS[c.norm](c.use_bias, c.norm_epsilon, c.kernels)
 
     def __call__(
@@ -254,4 +250,4 @@ class Transformer(nn.Module):
         return stream.x_BTD, tuple(caches)
 
     def _normalize(self, x_BTD: jax.Array) -> jax.Array:
-        return self.final_norm(x_BTD) if self.config.norm_position == "pre" else x_BTD
+        return self.final_norm(x_BTD) if RESIDUALS[self.config.norm_position].final_norm else x_BTD

@@ -32,7 +32,7 @@ KINDS = {
         "model_rotary.scaling": "llama3",
         "model_rotary.llama3.original_context": 100,
     },
-    "windows": {"model_positions": "rotary", "model_windows": "(33, 0)", "model_kv_heads": 1, "model_qk_norm": True},
+    "windows": {"model_positions": "rotary", "model_windows": "(33, 0)", "model_kv_heads": 1, "model_qk_norm": "head"},
     "alibi": {"model_positions": "alibi", "model_norm_position": "post", "model_value_residual": True},
     "none": {"model_positions": "none", "model_scan_layers": True},
     "experts": {"model_positions": "rotary", "model_mlp": "experts", "model_experts": 4},

@@ -31,7 +31,7 @@ KINDS = {
         "model_positions": "rotary",
         "model_norm": "rmsnorm",
         "model_kv_heads": 1,
-        "model_qk_norm": True,
+        "model_qk_norm": "head",
         "model_scan_layers": True,
         "model_encoder_layers": 1,
     },

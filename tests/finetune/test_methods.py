@@ -14,7 +14,11 @@ from gptjax.finetune import methods, paths
 MODELS = {
     "gpt2": dict(model_use_bias=True),
     "modern": dict(
-        model_positions="rotary", model_norm="rmsnorm", model_qk_norm=True, model_kv_heads=1, model_activation="swiglu"
+        model_positions="rotary",
+        model_norm="rmsnorm",
+        model_qk_norm="head",
+        model_kv_heads=1,
+        model_activation="swiglu",
     ),
     "scanned": dict(model_scan_layers=True, model_use_bias=True),
     "experts": dict(model_mlp="experts", model_experts=3),

@@ -43,7 +43,7 @@ FAMILIES = {
         model_windows="(0,0,7)", model_layers=3,
     ),
     "qwen3": dict(
-        model_norm="rmsnorm", model_positions="rotary", model_activation="swiglu", model_qk_norm=True,
+        model_norm="rmsnorm", model_positions="rotary", model_activation="swiglu", model_qk_norm="head",
         model_mlp_width=23, **{"model_rotary.theta": 5000.0},
     ),
 }  # fmt: skip

@@ -29,7 +29,7 @@ KINDS = {
     "none": {"model_positions": "none"},
     "windows": {"model_positions": "rotary", "model_windows": "(3, 0, 7)", "model_layers": 3},
     "grouped": {"model_kv_heads": 2, "model_positions": "rotary", "model_windows": "(1, 5)"},
-    "one key head": {"model_kv_heads": 1, "model_qk_norm": True, "model_positions": "rotary"},
+    "one key head": {"model_kv_heads": 1, "model_qk_norm": "head", "model_positions": "rotary"},
     "post norm": {"model_norm_position": "post", "model_norm": "rmsnorm", "model_value_residual": True},
     "experts": {"model_mlp": "experts", "model_experts": 4, "model_windows": "(2, 0)", "model_activation": "swiglu"},
     "scale and cap": {"model_attention_scale": 0.7, "model_logit_softcap": 3.0, "model_tied_head": False},

@@ -41,8 +41,8 @@ def logits_of(model, params, ids):
 
 LLAMA = dict(model_positions="rotary", model_norm="rmsnorm", model_activation="swiglu", model_kv_heads=1)
 MODERN = dict(
-    model_positions="rotary", model_norm="rmsnorm", model_activation="relu2", model_qk_norm=True, model_windows="(3,0)",
-    model_value_residual=True, model_logit_softcap=15.0, model_tied_head=False,
+    model_positions="rotary", model_norm="rmsnorm", model_activation="relu2", model_qk_norm="head",
+    model_windows="(3,0)", model_value_residual=True, model_logit_softcap=15.0, model_tied_head=False,
 )  # fmt: skip
 MEMBERS = {
     "gpt2": {},

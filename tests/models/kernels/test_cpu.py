@@ -159,8 +159,8 @@ def test_the_plan_tells_of_dropout():
 
 
 MODERN = dict(
-    model_positions="rotary", model_norm="rmsnorm", model_activation="relu2", model_qk_norm=True, model_windows="(3,0)",
-    model_value_residual=True, model_logit_softcap=15.0, model_tied_head=False, model_kv_heads=1,
+    model_positions="rotary", model_norm="rmsnorm", model_activation="relu2", model_qk_norm="head",
+    model_windows="(3,0)", model_value_residual=True, model_logit_softcap=15.0, model_tied_head=False, model_kv_heads=1,
 )  # fmt: skip
 
 
