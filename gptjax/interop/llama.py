@@ -97,8 +97,8 @@ def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
-    # Keys shared by all of Llama's families.
+def decoder_model(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
+    """Returns the keys of `config.model` that all of Llama's families share."""
     D, H = h["hidden_size"], h["num_attention_heads"]
     return NEUTRAL | dict(
         layers=h["num_hidden_layers"], heads=H, kv_heads=h["num_key_value_heads"] or H,
@@ -112,10 +112,11 @@ def _decoder(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
 
 def _llama_model(h: Mapping[str, Any]) -> dict[str, Any]:
     require(h, attention_bias=h["mlp_bias"])
-    return _decoder(h, bias=h["mlp_bias"])
+    return decoder_model(h, bias=h["mlp_bias"])
 
 
-def _llama_config(m: Mapping[str, Any]) -> dict[str, Any]:
+def llama_config(m: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns Llama's config of a `config.model`."""
     return dict(
         num_hidden_layers=m["layers"], num_attention_heads=m["heads"], num_key_value_heads=m["kv_heads"],
         head_dim=m["head_width"], hidden_size=m["width"], intermediate_size=m["mlp_width"],
@@ -125,7 +126,8 @@ def _llama_config(m: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _llama_tensors(m: Mapping[str, Any]) -> list[Tensor]:
+def llama_tensors(m: Mapping[str, Any]) -> list[Tensor]:
+    """Returns Llama's tensors of each parameter."""
     tensors = [Tensor("tokens/embedding", ("model.embed_tokens.weight",))]
     tensors += [Tensor("final_norm/scale", ("model.norm.weight",))]
     for i in range(m["layers"]):
@@ -158,11 +160,11 @@ def _windows(h: Mapping[str, Any], window: int | None, kinds: list[str] | None) 
 
 
 def _mistral_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _decoder(h) | dict(windows=_windows(h, h["sliding_window"], h["layer_types"]))
+    return decoder_model(h) | dict(windows=_windows(h, h["sliding_window"], h["layer_types"]))
 
 
 def _mistral_config(m: Mapping[str, Any]) -> dict[str, Any]:
-    return _llama_config(m) | dict(sliding_window=max(layer_windows(m)) or None)
+    return llama_config(m) | dict(sliding_window=max(layer_windows(m)) or None)
 
 
 def _qwen2_windows(h: Mapping[str, Any]) -> tuple[int, ...]:
@@ -172,13 +174,13 @@ def _qwen2_windows(h: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _qwen2_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _decoder(h) | dict(qkv_bias=True, windows=_qwen2_windows(h))
+    return decoder_model(h) | dict(qkv_bias=True, windows=_qwen2_windows(h))
 
 
 def _qwen2_config(m: Mapping[str, Any]) -> dict[str, Any]:
     windows = layer_windows(m)
     full = windows.index(max(windows)) if max(windows) else m["layers"]
-    config = _llama_config(m) | dict(
+    config = llama_config(m) | dict(
         use_sliding_window=max(windows) > 0, sliding_window=max(windows) or None, max_window_layers=full,
         layer_types=["sliding_attention" if window else "full_attention" for window in windows],
     )  # fmt: skip
@@ -187,14 +189,14 @@ def _qwen2_config(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen3_model(h: Mapping[str, Any]) -> dict[str, Any]:
-    return _decoder(h) | dict(qk_norm="head", windows=_qwen2_windows(h))
+    return decoder_model(h) | dict(qk_norm="head", windows=_qwen2_windows(h))
 
 
-_BUFFERS = r"rotary_emb\.inv_freq$"
+BUFFERS = r"rotary_emb\.inv_freq$"
 
-LLAMA = Family("LlamaForCausalLM", "model.", _BUFFERS, LLAMA_KEYS, _llama_model, _llama_config, _llama_tensors)
+LLAMA = Family("LlamaForCausalLM", "model.", BUFFERS, LLAMA_KEYS, _llama_model, llama_config, llama_tensors)
 MISTRAL = Family(
-    "MistralForCausalLM", "model.", _BUFFERS, MISTRAL_KEYS, _mistral_model, _mistral_config, _llama_tensors
+    "MistralForCausalLM", "model.", BUFFERS, MISTRAL_KEYS, _mistral_model, _mistral_config, llama_tensors
 )
-QWEN2 = Family("Qwen2ForCausalLM", "model.", _BUFFERS, QWEN2_KEYS, _qwen2_model, _qwen2_config, _llama_tensors)
-QWEN3 = Family("Qwen3ForCausalLM", "model.", _BUFFERS, QWEN3_KEYS, _qwen3_model, _qwen2_config, _llama_tensors)
+QWEN2 = Family("Qwen2ForCausalLM", "model.", BUFFERS, QWEN2_KEYS, _qwen2_model, _qwen2_config, llama_tensors)
+QWEN3 = Family("Qwen3ForCausalLM", "model.", BUFFERS, QWEN3_KEYS, _qwen3_model, _qwen2_config, llama_tensors)
