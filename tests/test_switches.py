@@ -19,6 +19,8 @@ ELSEWHERE = {
     "data.source": ("text",),
     "log.writers": ("jsonl", "tensorboard", "wandb"),
     "model.pooling": ("first", "pooler"),
+    "model.norm_position": ("output",),
+    "model.qk_norm": ("heads",),
     "model.rotary.scaling": ("yarn", "dynamic"),
     "optimizer.name": ("sgd", "rmsprop", "adagrad"),
     "finetune.method": ("prompt",),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gptjax.config import flatten
 from gptjax.config.errors import ConfigError, DataError
-from gptjax.interop import bart, bert, hf_config, llama, openai, t5
+from gptjax.interop import bart, bert, hf_config, llama, olmo2, openai, t5
 from gptjax.interop.weight_mapping import Family, Tensor, layer_windows
 from gptjax.models import options as model_options
 
@@ -25,6 +25,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": llama.MISTRAL,
     "qwen2": llama.QWEN2,
     "qwen3": llama.QWEN3,
+    "olmo2": olmo2.OLMO2,
     "bert": bert.BERT,
     "bart": bart.BART,
     "marian": bart.MARIAN,

@@ -195,8 +195,6 @@ def _qwen3_model(h: Mapping[str, Any]) -> dict[str, Any]:
 BUFFERS = r"rotary_emb\.inv_freq$"
 
 LLAMA = Family("LlamaForCausalLM", "model.", BUFFERS, LLAMA_KEYS, _llama_model, llama_config, llama_tensors)
-MISTRAL = Family(
-    "MistralForCausalLM", "model.", BUFFERS, MISTRAL_KEYS, _mistral_model, _mistral_config, llama_tensors
-)
+MISTRAL = Family("MistralForCausalLM", "model.", BUFFERS, MISTRAL_KEYS, _mistral_model, _mistral_config, llama_tensors)
 QWEN2 = Family("Qwen2ForCausalLM", "model.", BUFFERS, QWEN2_KEYS, _qwen2_model, _qwen2_config, llama_tensors)
 QWEN3 = Family("Qwen3ForCausalLM", "model.", BUFFERS, QWEN3_KEYS, _qwen3_model, _qwen2_config, llama_tensors)

@@ -27,10 +27,20 @@ class NoNorm(nn.Module):
         return x
 
 
+class JointRMSNorm(RMSNorm):
+    """RMSNorm over the columns of all heads, [..., H, K], as in OLMo 2 (arXiv 2501.00656)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalizes each position."""
+        return super().__call__(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
+
+
 # Norms of queries and keys, [..., H, K] (arXiv 2010.04245).
 QK_NORMS: dict[str, type[nn.Module]] = {
     "none": NoNorm,
     "head": RMSNorm,  # with one scale for all heads, as in Qwen 3
+    "heads": JointRMSNorm,
 }
 
 

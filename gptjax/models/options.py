@@ -81,11 +81,15 @@ class ModelOptions:
         "sliding window of each layer in tokens, including the token itself, repeated over the layers; 0: full",
     )
     attention_scale: float | None = option(None, "factor of the query-key products; None: 1 / sqrt(head_width)")
-    qk_norm: str = option("none", "RMSNorm of queries and keys; head: of each head", choices=QK_NORMS)
+    qk_norm: str = option(
+        "none", "RMSNorm of queries and keys; head: of each head, heads: of all at once", choices=QK_NORMS
+    )
     value_residual: bool = option(False, "mix each layer's values with those of the first layer by a learned factor")
     norm: str = option("layernorm", "normalization", choices=NORMS)
     norm_position: str = option(
-        "pre", "pre: x + f(norm(x)), with a norm before the head; post: norm(x + f(x))", choices=RESIDUALS
+        "pre",
+        "pre: x + f(norm(x)), output: x + norm(f(x)), both with a norm before the head; post: norm(x + f(x))",
+        choices=RESIDUALS,
     )
     norm_epsilon: float = option(1e-5, "added to the variance or the mean square", above=0)
     activation: str = option(

@@ -34,6 +34,8 @@ def one_after_another(add: Callable[[jax.Array, Sublayer, Sublayer], jax.Array])
 RESIDUALS: dict[str, Residual] = {
     # arXiv 2002.04745
     "pre": Residual(one_after_another(lambda x, f, norm: x + f(norm(x))), final_norm=True),
+    # OLMo 2, arXiv 2501.00656 section 3.2
+    "output": Residual(one_after_another(lambda x, f, norm: x + norm(f(x))), final_norm=True),
     # arXiv 1706.03762 section 3.1
     "post": Residual(one_after_another(lambda x, f, norm: norm(x + f(x))), final_norm=False),
 }

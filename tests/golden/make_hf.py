@@ -68,6 +68,10 @@ CASES = {
         "one_key_head": LLAMA | ONE_KEY_HEAD,
         "windows": LLAMA | dict(num_hidden_layers=4, use_sliding_window=True, sliding_window=4, max_window_layers=2),
     },
+    "olmo2": {
+        "golden": LLAMA,
+        "one_key_head": LLAMA | ONE_KEY_HEAD | dict(tie_word_embeddings=True),
+    },
     "qwen3": {
         "golden": LLAMA,
         "one_key_head": LLAMA | ONE_KEY_HEAD | dict(tie_word_embeddings=True),
