@@ -58,8 +58,8 @@ ROPE_KEYS = dict(
 UNUSED_ROPE_KEYS = {"mscale", "mscale_all_dim", "short_factor", "long_factor"}
 
 
-def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
-    # The keys of `config.model` for positions.
+def rotary_model(h: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of `config.model` for rotary positions."""
     # transformers.modeling_rope_utils: `rope_scaling` precedes `rope_parameters`, and both precede other keys.
     where = "rope_scaling" if h["rope_scaling"] else "rope_parameters"
     given = h[where] or {}
@@ -75,18 +75,17 @@ def _rotary(h: Mapping[str, Any]) -> dict[str, Any]:
     if lacking or theta is None:
         raise DataError(f"config.json: {where} of type {kind} lacks {', '.join(lacking) or 'rope_theta'}")
     part = rope["partial_rotary_factor"] if "partial_rotary_factor" in given else h["partial_rotary_factor"]
-    if part not in (None, 1):
-        raise DataError(f"config.json: partial_rotary_factor={part} is not supported, only 1.0")
     before = h["original_max_position_embeddings"] or rope["original_max_position_embeddings"]
     longest = h["max_position_embeddings"]
     rope = rope | {"original_max_position_embeddings": before or longest, "max_position_embeddings": longest}
     own = {key: rope[hf_name] for key, hf_name in scaling.hf_names.items() if rope[hf_name] is not None}
-    rotary = NEUTRAL["rotary"] | dict(theta=float(theta), scaling=name)
+    rotary = NEUTRAL["rotary"] | dict(theta=float(theta), fraction=1.0 if part is None else part, scaling=name)
     context = round(longest * rope["factor"]) if "max_position_embeddings" in scaling.hf_names.values() else longest
     return dict(context=context, positions="rotary", rotary=rotary | ({name: rotary[name] | own} if own else {}))
 
 
-def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
+def rope_config(m: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns transformers' keys for the rotary positions of a `config.model`."""
     r, scaling = m["rotary"], m["rotary"]["scaling"]
     own = {hf_name: r[scaling][key] for key, hf_name in SCALINGS[scaling].hf_names.items()}
     given = {hf_name: value for hf_name, value in own.items() if value is not None}
@@ -99,11 +98,13 @@ def _rope(m: Mapping[str, Any]) -> dict[str, Any]:
 
 def decoder_model(h: Mapping[str, Any], bias: bool = False) -> dict[str, Any]:
     """Returns the keys of `config.model` that all of Llama's families share."""
-    D, H = h["hidden_size"], h["num_attention_heads"]
+    D, H, positions = h["hidden_size"], h["num_attention_heads"], rotary_model(h)
+    if (part := positions["rotary"]["fraction"]) != 1:
+        raise DataError(f"config.json: partial_rotary_factor={part} is not supported, only 1.0")
     return NEUTRAL | dict(
         layers=h["num_hidden_layers"], heads=H, kv_heads=h["num_key_value_heads"] or H,
         head_width=h["head_dim"] or head_width(D, H, "hidden_size={} and num_attention_heads={}"),
-        width=D, mlp_width=h["intermediate_size"], vocabulary=h["vocab_size"], **_rotary(h),
+        width=D, mlp_width=h["intermediate_size"], vocabulary=h["vocab_size"], **positions,
         norm="rmsnorm", norm_epsilon=h["rms_norm_eps"], use_bias=bias,
         qkv_bias=bias, activation=lookup(GATED_ACTIVATIONS, h["hidden_act"], "hidden_act"),
         tied_head=h["tie_word_embeddings"], init_std=h["initializer_range"],
@@ -122,7 +123,7 @@ def llama_config(m: Mapping[str, Any]) -> dict[str, Any]:
         head_dim=m["head_width"], hidden_size=m["width"], intermediate_size=m["mlp_width"],
         vocab_size=m["vocabulary"], rms_norm_eps=m["norm_epsilon"],
         hidden_act=hf_name_of(GATED_ACTIVATIONS, m["activation"]), tie_word_embeddings=m["tied_head"],
-        attention_bias=m["use_bias"], mlp_bias=m["use_bias"], initializer_range=m["init_std"], **_rope(m),
+        attention_bias=m["use_bias"], mlp_bias=m["use_bias"], initializer_range=m["init_std"], **rope_config(m),
     )  # fmt: skip
 
 

@@ -170,8 +170,10 @@ def problems(model: ConfigDict) -> Iterator[str]:
     if model.heads % model.kv_heads:
         yield f"model.kv_heads={model.kv_heads} does not divide model.heads={model.heads}"
     if model.positions == "rotary":
-        if model.head_width % 2:
-            yield f"model.head_width={model.head_width} is odd; rotary positions rotate pairs of columns"
+        rotated = int(model.head_width * model.rotary.fraction)
+        if rotated % 2 or not rotated:
+            of = f"model.head_width={model.head_width}" + f" x {model.rotary.fraction}" * (model.rotary.fraction != 1)
+            yield f"{of} is {'odd' if rotated else 'less than 1'}; rotary positions rotate pairs of columns"
         scaling = model.rotary.scaling
         if scaling in model.rotary:
             for problem in SCALINGS[scaling].problems(model.rotary[scaling]):
