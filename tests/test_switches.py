@@ -19,7 +19,7 @@ ELSEWHERE = {
     "data.source": ("text",),
     "log.writers": ("jsonl", "tensorboard", "wandb"),
     "model.pooling": ("first", "pooler"),
-    "model.norm_position": ("output",),
+    "model.norm_position": ("output", "parallel"),
     "model.qk_norm": ("heads",),
     "model.rotary.scaling": ("yarn", "dynamic"),
     "optimizer.name": ("sgd", "rmsprop", "adagrad"),

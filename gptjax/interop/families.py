@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gptjax.config import flatten
 from gptjax.config.errors import ConfigError, DataError
-from gptjax.interop import bart, bert, hf_config, llama, olmo2, openai, t5
+from gptjax.interop import bart, bert, gpt_neox, hf_config, llama, olmo2, openai, t5
 from gptjax.interop.weight_mapping import Family, Tensor, layer_windows
 from gptjax.models import options as model_options
 
@@ -21,6 +21,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": openai.GPT2,
     "openai-gpt": openai.GPT1,
     "gpt_neo": openai.GPT_NEO,
+    "gpt_neox": gpt_neox.GPT_NEOX,
     "llama": llama.LLAMA,
     "mistral": llama.MISTRAL,
     "qwen2": llama.QWEN2,

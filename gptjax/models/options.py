@@ -88,7 +88,8 @@ class ModelOptions:
     norm: str = option("layernorm", "normalization", choices=NORMS)
     norm_position: str = option(
         "pre",
-        "pre: x + f(norm(x)), output: x + norm(f(x)), both with a norm before the head; post: norm(x + f(x))",
+        "pre: x + f(norm(x)), output: x + norm(f(x)), parallel: x + f(norm(x)) + g(norm'(x)), these with a norm before "
+        "the head; post: norm(x + f(x))",
         choices=RESIDUALS,
     )
     norm_epsilon: float = option(1e-5, "added to the variance or the mean square", above=0)

@@ -31,11 +31,20 @@ def one_after_another(add: Callable[[jax.Array, Sublayer, Sublayer], jax.Array])
     return add_all
 
 
+def in_parallel(x: jax.Array, sublayers: Sequence[tuple[Sublayer, Sublayer]], constrain: Sublayer) -> jax.Array:
+    """Adds all sublayers of the same x, each with its own norm."""
+    return constrain(x + sum(f(norm(x)) for f, norm in sublayers))
+
+
 RESIDUALS: dict[str, Residual] = {
     # arXiv 2002.04745
     "pre": Residual(one_after_another(lambda x, f, norm: x + f(norm(x))), final_norm=True),
     # OLMo 2, arXiv 2501.00656 section 3.2
     "output": Residual(one_after_another(lambda x, f, norm: x + norm(f(x))), final_norm=True),
+    # GPT-J and GPT-NeoX, arXiv 2204.06745 section 2.1
+    "parallel": Residual(
+        lambda x, each, constrain: constrain(x + sum(f(norm(x)) for f, norm in each)), final_norm=True
+    ),
     # arXiv 1706.03762 section 3.1
     "post": Residual(one_after_another(lambda x, f, norm: norm(x + f(x))), final_norm=False),
 }

@@ -16,6 +16,10 @@ FOLDER = Path(__file__).with_name("hf")
 
 PAIR = [[["local", "global"], 1]]
 NEO = dict(hidden_size=24, num_layers=3, num_heads=3, max_position_embeddings=19, vocab_size=31)
+NEOX = dict(
+    hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, max_position_embeddings=24,
+    vocab_size=31,
+)  # fmt: skip
 LLAMA = dict(
     hidden_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=6, intermediate_size=36,
     max_position_embeddings=64, vocab_size=37, rms_norm_eps=1e-5,
@@ -48,6 +52,12 @@ CASES = {
         "golden": NEO | dict(attention_types=[[["global", "local"], 1], [["global"], 1]], window_size=5),
         "odd": NEO | dict(hidden_size=35, num_heads=5, attention_types=[[["local"], 3]], window_size=1),
         "wide": NEO | dict(num_layers=2, attention_types=PAIR, window_size=4, intermediate_size=9),
+    },
+    "gpt_neox": {
+        "golden": NEOX,
+        "odd": NEOX | dict(rope_parameters=dict(rope_theta=500.0, partial_rotary_factor=0.5), hidden_act="gelu_new"),
+        "sequential": NEOX | dict(use_parallel_residual=False, tie_word_embeddings=True),
+        "yarn": NEOX | dict(rope_parameters=YARN | dict(partial_rotary_factor=0.5)),
     },
     "llama": {
         "golden": LLAMA | dict(rope_parameters=LLAMA3),
