@@ -44,6 +44,7 @@ class Objective(NamedTuple):
       layouts: layouts whose rows it reads; empty: any.
       after: objectives whose row transforms it can be combined with; theirs are applied first.
       weights: name of the batch's weights that its sums are weighted by.
+      options: dataclass of its own keys, `config.objective.NAME`; None: it has none.
     """
 
     loss: Callable[[nn.Module, Any], Loss]
@@ -54,6 +55,7 @@ class Objective(NamedTuple):
     layouts: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     weights: str = "weights_BT"
+    options: type | None = None
 
 
 ONE_TEXT = ("flat", "examples")  # layouts of which a row is one text

@@ -1,8 +1,10 @@
 """Options of `config.objective`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gptjax.config.options import option
+from gptjax.objectives import OBJECTIVES
 from gptjax.objectives.adversarial import ATTACKS
 from gptjax.objectives.denoising import CORRUPTIONS
 from gptjax.objectives.masked import MASKINGS
@@ -11,6 +13,8 @@ from gptjax.objectives.masked import MASKINGS
 @dataclass(frozen=True)
 class ObjectiveOptions:
     """Options of the objectives that train.objective names."""
+
+    parts: ClassVar = OBJECTIVES
 
     label_smoothing: float = option(0.0, "probability mass spread evenly over all tokens or labels")
     z_loss: float = option(0.0, "weight of log(sum(exp(logits)))^2 per predicted token; arXiv 2204.02311: 1e-4")
