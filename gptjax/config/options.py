@@ -100,8 +100,8 @@ def _types(hint: Any) -> tuple[type, ...]:
 def part_sections(options: type) -> dict[str, Section]:
     """Returns the sections of the parts that a dataclass's keys choose among, by name.
 
-    A part has one if it has an attribute `options`, the dataclass of its own keys. Parts that are chosen elsewhere are in
-    the class attribute `parts` of the dataclass.
+    A part has one if it has an attribute `options`, the dataclass of its own keys. Parts that are chosen elsewhere are
+    in the class attribute `parts` of the dataclass.
     """
     chosen = [declared.choices or {} for declared in fields(options).values() if isinstance(declared, Option)]
     chosen.append(getattr(options, "parts", {}))
