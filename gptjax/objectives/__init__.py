@@ -34,6 +34,7 @@ from gptjax.objectives.prefix import prefix
 from gptjax.objectives.row_context import make_row_context
 from gptjax.objectives.task_losses import classification, regression, span, tagging
 from gptjax.objectives.tokens import token_prediction
+from gptjax.objectives.unlikelihood import UnlikelihoodOptions, unlikelihood
 
 DECODER, ENCODER, SEQ2SEQ = (frozenset({kind}) for kind in ("decoder", "encoder", "seq2seq"))
 ANY = DECODER | ENCODER | SEQ2SEQ
@@ -44,6 +45,7 @@ OBJECTIVES: dict[str, Objective] = {
     "prefix": Objective(token_prediction, row=prefix),
     "fim": Objective(token_prediction, row=fim, specials=("fim_prefix", "fim_suffix", "fim_middle")),
     "multi_token": Objective(multi_token),
+    "unlikelihood": Objective(unlikelihood, options=UnlikelihoodOptions),
     "distillation": Objective(distillation, DECODER | SEQ2SEQ),
     "masked": Objective(token_prediction, ENCODER, masked, ("mask",), after=("next_sentence",)),
     "next_sentence": Objective(

@@ -13,6 +13,7 @@ from gptjax.objectives.distillation import TEACHER, distillation, divergence
 from gptjax.objectives.multi_token import multi_token
 from gptjax.objectives.objective import weighted_sum
 from gptjax.objectives.task_losses import label_cross_entropy, span_cross_entropy, squared_error
+from gptjax.objectives.unlikelihood import SMALLEST, unlikelihood
 
 
 class Model:
@@ -213,3 +214,32 @@ def test_weighted_sum_of_losses():
     assert metrics == {"one_loss": 8.0, "one_accuracy": 4.0, "other_loss": 12.0, "other_accuracy": 4.0}
     halved, _ = weighted_sum({"one": one}, {"one": 0.5})(4.0, {}, None)
     assert float(halved) == 4.5
+
+
+@pytest.mark.parametrize("segments", [None, [[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 2, 3, 3]]], ids=["one", "packed"])
+def test_unlikelihood_vs_reference(heads, segments):
+    """arXiv 1908.04319 eq. 3 and 5, token by token."""
+    model, params, batch = heads
+    ids = np.random.default_rng(1).integers(0, 4, (2, 7))
+    targets = np.roll(ids, -1, axis=1)
+    batch |= {"inputs_BT": ids, "targets_BT": targets} | (
+        {} if segments is None else {"segments_BT": np.array(segments)}
+    )
+    _, found = unlikelihood(model, options(unlikelihood={"alpha": 0.7}))(params, batch, None)
+    p = np.exp(log_softmax(params["x"] @ params["table"].T))
+    expected = 0.0
+    for b, t in np.ndindex(2, 7):
+        begin = 0 if segments is None else segments[b].index(segments[b][t])
+        candidates = set(ids[b, begin : t + 1]) - {targets[b, t]}
+        expected -= batch["weights_BT"][b, t] * sum(np.log(max(1 - p[b, t, c], SMALLEST)) for c in candidates)
+    assert expected > 0.05
+    assert float(found["unlikelihood"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_unlikelihood_adds_to_the_cross_entropy(heads):
+    model, params, batch = heads
+    losses = [unlikelihood(model, options(unlikelihood={"alpha": alpha})) for alpha in (0.0, 0.7)]
+    (plain, _), (total, found) = (loss(params, batch, None) for loss in losses)
+    text_loss, metrics = tokens.token_prediction(model, options())(params, batch, None)
+    assert float(plain) == pytest.approx(float(text_loss)) and float(found["loss"]) == float(metrics["loss"])
+    assert float(total) == pytest.approx(float(text_loss) + 0.7 * float(found["unlikelihood"]), rel=1e-6)
