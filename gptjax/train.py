@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 EPILOG = """any key of the recipe can be set with --config.KEY=VALUE, for example --config.train.steps=2000;
-configs/base.py lists all keys with their meaning and unit"""
+docs/configuration.md lists all keys with their meaning and unit"""
 
 
 def main(argv: Sequence[str]) -> None:

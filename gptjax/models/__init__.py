@@ -51,7 +51,7 @@ def build(
     """Builds the model that `config` (`config.model` of a run, resolved) describes.
 
     Args:
-      config: see configs/base.py.
+      config: see gptjax.models.options.
       dtype: of the arithmetic.
       sharded: the parts that are sharded over devices, see gptjax.models.kernels.resolve_kernels.
       attached: an interceptor of the methods of its modules, see gptjax.models.model.Model.

@@ -20,7 +20,7 @@ class Model(nn.Module):
     Subclasses define `features`, `kind`, and `extra_inputs`: the names of the inputs of `features` besides ids.
 
     Attributes:
-      config: `config.model` of a run; configs/base.py documents each key.
+      config: `config.model` of a run, see gptjax.models.options.
       dtype: of the arithmetic, by name; statistics of norms, softmax, states and logits are always float32.
       attached: an interceptor of its modules' methods (`nn.intercept_methods`), active wherever it is applied.
     """

@@ -109,7 +109,7 @@ class Transformer(nn.Module):
     """Position encoding, blocks and final norm: embedded tokens [B, T, D] -> hidden states [B, T, D].
 
     Attributes:
-      config: `config.model` of a run; configs/base.py documents each key.
+      config: `config.model` of a run, see gptjax.models.options.
       dtype: of the arithmetic, by name; statistics of norms and softmax are always float32.
       causal: True if a token attends only to itself and earlier tokens.
       crosses: True if blocks have cross-attention.
