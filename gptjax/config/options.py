@@ -45,6 +45,7 @@ class Option(NamedTuple):
       least, most: inclusive bounds; numbers are not negative unless `least` says so.
       resumes: "never", if a run that resumes must have the same value; "always"; or "from_here", if a change takes
         effect at the step where the run resumes, which its directory records.
+      traced: True if the compiled step takes it as an argument, so that members of a population may differ in it.
       types: of its values.
     """
 
@@ -56,6 +57,7 @@ class Option(NamedTuple):
     least: float | None = 0
     most: float | None = None
     resumes: str = "never"
+    traced: bool = False
     types: tuple[type, ...] = ()
 
 

@@ -131,6 +131,7 @@ class ModelOptions:
         0.02,
         "standard deviation of initial embeddings and matrices; recurrent: of embeddings only, where 0.1 is better",
         above=0,
+        traced=True,
     )
     parametrization: str = option(
         "standard",
@@ -153,7 +154,9 @@ class ModelOptions:
         "initialization of matrices that write to the residual stream; scaled: by 1 / sqrt(2 layers)",
         choices=RESIDUAL_INITS,
     )
-    dropout: float = option(0.0, "dropout rate of embeddings, attention weights and residual branches", below=1)
+    dropout: float = option(
+        0.0, "dropout rate of embeddings, attention weights and residual branches", below=1, traced=True
+    )
     scan_layers: bool = option(
         False,
         "scan one compiled block over stacked parameters: compiles faster, runs slower on CPU",

@@ -15,7 +15,7 @@ from gptjax.optim.optimizer import Context, Optimizer, decay_and_scale
 class AdagradOptions:
     """Sums of Adagrad; the epsilon is `optimizer.epsilon`."""
 
-    initial: float = option(0.0, "initial value of the sums of squared gradients")
+    initial: float = option(0.0, "initial value of the sums of squared gradients", traced=True)
 
 
 def adagrad(context: Context) -> optax.GradientTransformation:

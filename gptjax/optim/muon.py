@@ -17,9 +17,9 @@ from gptjax.optim.optimizer import Context, Optimizer, decay_and_scale, path_nam
 class MuonOptions:
     """AdamW trains all parameters but hidden matrices."""
 
-    momentum: float = option(0.95, "decay of the momentum of hidden matrices, per step", below=1)
+    momentum: float = option(0.95, "decay of the momentum of hidden matrices, per step", below=1, traced=True)
     adam_learning_rate: float | None = option(
-        None, "peak learning rate of the other parameters; None: same as optimizer.learning_rate"
+        None, "peak learning rate of the other parameters; None: same as optimizer.learning_rate", traced=True
     )
 
 

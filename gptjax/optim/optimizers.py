@@ -42,16 +42,23 @@ class OptimizerOptions:
     """Keys that several optimizers share; each has its own in a section of its name."""
 
     name: str = option("adamw", "the optimizer", choices=OPTIMIZERS)
-    learning_rate: float = option(6e-3, "peak learning rate; adafactor: relative to the parameter's root mean square")
-    weight_decay: float = option(0.1, "decoupled weight decay, times the learning rate, of matrices only")
+    learning_rate: float = option(
+        6e-3, "peak learning rate; adafactor: relative to the parameter's root mean square", traced=True
+    )
+    weight_decay: float = option(0.1, "decoupled weight decay, times the learning rate, of matrices only", traced=True)
     beta1: float = option(
-        0.9, "decay of the first moment, per step; lion, schedule_free: interpolation weight", below=1
+        0.9, "decay of the first moment, per step; lion, schedule_free: interpolation weight", below=1, traced=True
     )
     beta2: float = option(
-        0.95, "decay of the second moment, per step; lion: of the momentum; sophia: of the Hessian", below=1
+        0.95,
+        "decay of the second moment, per step; lion: of the momentum; sophia: of the Hessian",
+        below=1,
+        traced=True,
     )
-    epsilon: float = option(1e-8, "added to the root of the second moment; sophia: lower bound of the denominator")
-    clip_norm: float = option(1.0, "maximum global norm of the gradient; 0: no clipping")
+    epsilon: float = option(
+        1e-8, "added to the root of the second moment; sophia: lower bound of the denominator", traced=True
+    )
+    clip_norm: float = option(1.0, "maximum global norm of the gradient; 0: no clipping", traced=True)
     ema: float = option(
         0.0, "decay per step of the moving average of the parameters that is used in their place; 0: none", below=1
     )

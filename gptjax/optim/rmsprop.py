@@ -12,8 +12,8 @@ from gptjax.optim.optimizer import Context, Optimizer, decay_and_scale
 class RmspropOptions:
     """Means of RMSProp; the epsilon is `optimizer.epsilon`."""
 
-    decay: float = option(0.99, "decay of the mean of squared gradients, per step", below=1)
-    momentum: float = option(0.0, "decay of the running sum of updates, per step; 0: no momentum", below=1)
+    decay: float = option(0.99, "decay of the mean of squared gradients, per step", below=1, traced=True)
+    momentum: float = option(0.0, "decay of the running sum of updates, per step; 0: no momentum", below=1, traced=True)
     centered: bool = option(False, "divide by the standard deviation of gradients (arXiv 1308.0850, eq. 38-45)")
 
 

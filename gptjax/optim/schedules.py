@@ -102,13 +102,12 @@ class ScheduleOptions:
     """The learning rate over the steps."""
 
     name: str = option("cosine", "form of the decay; wsd: warmup-stable-decay", choices=SCHEDULES)
-    warmup_steps: int = option(100, "steps of linear warmup from zero to the peak")
+    warmup_steps: int = option(100, "steps of linear warmup from zero to the peak", traced=True)
     decay_steps: int | None = option(
-        None,
-        "step at which cosine, linear and wsd reach the end of their decay; None: train.steps",
+        None, "step at which cosine, linear and wsd reach the end of their decay; None: train.steps", traced=True
     )
-    final_fraction: float = option(0.1, "learning rate at the end of the decay, as a fraction of the peak")
-    cooldown_fraction: float = option(0.2, "wsd: fraction of decay_steps spent decaying", most=1)
+    final_fraction: float = option(0.1, "learning rate at the end of the decay, as a fraction of the peak", traced=True)
+    cooldown_fraction: float = option(0.2, "wsd: fraction of decay_steps spent decaying", most=1, traced=True)
 
 
 def schedule(config: Any, peak: Any = None) -> Schedule:

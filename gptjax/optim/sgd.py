@@ -12,7 +12,9 @@ from gptjax.optim.optimizer import Context, Optimizer, decay_and_scale
 class SgdOptions:
     """Momentum of stochastic gradient descent."""
 
-    momentum: float = option(0.9, "decay of the running sum of gradients, per step; 0: no momentum", below=1)
+    momentum: float = option(
+        0.9, "decay of the running sum of gradients, per step; 0: no momentum", below=1, traced=True
+    )
     nesterov: bool = option(False, "Nesterov's momentum: the gradient plus momentum times the new sum")
 
 

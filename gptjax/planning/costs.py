@@ -58,7 +58,7 @@ def plan(config: ConfigDict, steps: int = 0) -> Plan:
     """Returns the cost of a train step. Reads no text and writes no run.
 
     Args:
-      config: result of gptjax.config.read.
+      config: result of gptjax.runs.config.read.
       steps: number of steps to time, and to trace; 0: no measurement.
 
     Raises:

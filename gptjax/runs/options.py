@@ -87,9 +87,7 @@ class RunOptions:
     """All keys of a run."""
 
     seed: int = option(
-        0,
-        "seed of every random stream of a run: parameters, batches, dropout, samples",
-        most=limits.SEED,
+        0, "seed of every random stream of a run: parameters, batches, dropout, samples", most=limits.SEED, traced=True
     )
     init_from: str = option(
         "",

@@ -59,7 +59,7 @@ def read(sets: Sequence[str], recipe: str, overrides: Sequence[str]) -> Space:
 
     Args:
       sets: such as "seed=0,1,2" or "optimizer.learning_rate=log:1e-4..1e-2".
-      recipe, overrides: see gptjax.config.read.
+      recipe, overrides: see gptjax.runs.config.read.
 
     Raises:
       ConfigError: a key that does not exist, is given twice or is also set by a flag; a value of another type; no

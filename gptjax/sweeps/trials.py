@@ -21,7 +21,7 @@ class Search(NamedTuple):
     """The search of a sweep.
 
     Attributes:
-      recipe, overrides: of the config that all trials share; see gptjax.config.read.
+      recipe, overrides: of the config that all trials share; see gptjax.runs.config.read.
       space: the swept keys.
       method: a name in SEARCH_METHODS, or "optuna".
       n_trials: number of trials, for random and optuna.

@@ -44,7 +44,7 @@ def train(
     """Trains the run that `config` describes in `workdir`, or resumes it; returns its summary.
 
     Args:
-      config: from gptjax.config.read.
+      config: from gptjax.runs.config.read.
       workdir: absent, empty, or a run of the same config.
       on_line: called with each line of metrics.jsonl as it is written.
       started: time.monotonic() at the start of the process, so that its imports are counted; default: now.
@@ -77,7 +77,7 @@ def train_population(
     """Trains the runs of these configs in their directories as one program, or resumes them; returns their summaries.
 
     Args:
-      all_configs: from gptjax.config.read; they may differ only in keys of `members.TRACED` and in data.seed.
+      all_configs: from gptjax.runs.config.read; they may differ only in keys of `members.TRACED` and in data.seed.
       all_workdirs: one directory per config; absent, empty, or a run of the same config.
       on_line: called with the member's number and each line of its metrics.jsonl.
       started: time.monotonic() at the start of the process, so that its imports are counted; default: now.

@@ -3,6 +3,8 @@
 Pure functions of the values; gptjax.training.population.population trains them.
 """
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,27 +18,17 @@ from gptjax import optim
 from gptjax.config.errors import ConfigError
 from gptjax.finetune import methods
 from gptjax.objectives import loss
+from gptjax.runs.config import SCHEMA
 from gptjax.runs.train_state import TrainState, init_state
 from gptjax.training import recovery
 from gptjax.training.step import train_step_of
 
+DTYPES = {int: np.int32, float: np.float32}  # of traced values, by the type of their option
 # Keys in which members may differ, and the dtype of their traced values.
 TRACED: dict[str, Any] = {
-    "seed": np.uint32,
-    "model.init_std": np.float32,
-    "model.dropout": np.float32,
-    "optimizer.learning_rate": np.float32,
-    "optimizer.muon.adam_learning_rate": np.float32,
-    "optimizer.weight_decay": np.float32,
-    "optimizer.beta1": np.float32,
-    "optimizer.beta2": np.float32,
-    "optimizer.epsilon": np.float32,
-    "optimizer.muon.momentum": np.float32,
-    "optimizer.clip_norm": np.float32,
-    "schedule.warmup_steps": np.int32,
-    "schedule.decay_steps": np.int32,
-    "schedule.final_fraction": np.float32,
-    "schedule.cooldown_fraction": np.float32,
+    key: np.uint32 if key == "seed" else DTYPES[declared.types[0]]
+    for key, declared in SCHEMA.items()
+    if declared.traced
 }
 BATCH_KEYS = ("data.seed",)  # read by the data pipeline, not by the compiled program
 
@@ -93,8 +85,8 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         for key, value in values.items():
-            *section, name = key.split(".")
-            (config[section[0]] if section else config)[name] = value
+            *sections, name = key.split(".")
+            functools.reduce(operator.getitem, sections, config)[name] = value
     return config.lock()
 
 

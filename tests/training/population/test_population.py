@@ -81,6 +81,9 @@ def test_member_vs_alone(key, text_file, tmp_path):
     "flags",
     [
         ["--config.optimizer.name=muon"],
+        ["--config.optimizer.name=sgd", "--config.optimizer.sgd.nesterov=True"],
+        ["--config.optimizer.name=rmsprop", "--config.optimizer.epsilon=1e-3"],
+        ["--config.optimizer.name=adagrad", "--config.optimizer.epsilon=1e-3"],
         ["--config.optimizer.name=lion", "--config.train.grad_accumulation=2"],
         ["--config.optimizer.name=schedule_free", "--config.schedule.name=constant"],
         # with an epsilon of 1e-8 Sophia's update is the sign of what may be rounding alone
