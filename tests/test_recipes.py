@@ -75,6 +75,7 @@ def cases():
             yield pytest.param(recipe, dtype, marks=() if (recipe, dtype) in QUICK else pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "dtype"), list(cases()))
 def test_a_recipe_trains(recipe, dtype, texts, tmp_path, request):
     name = recipe.rpartition("/")[2].partition(":")[0]

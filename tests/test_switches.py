@@ -45,7 +45,7 @@ def test_a_choice_trains_and_resumes_exactly(ask, array, row):
     assert ask("train", array, row) == ""
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ROWS)
 def test_pairs_that_never_meet_are_refused_in_one_line(ask, array):
     met = set().union(*map(switches.pairs_of, ROWS[array]))

@@ -215,6 +215,7 @@ def test_prompts_of_different_lengths_are_independent(llama, rows):
         same(found, [(one.ids, one.score) for one in alone], 1e-5)
 
 
+@pytest.mark.slow
 def test_other_lengths_and_settings_compile_nothing(llama, caplog):
     beam.search(llama, [PROMPT, [5] * 20], BeamSearchParams(2, best=2), 9, ENDS)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -225,6 +226,7 @@ def test_other_lengths_and_settings_compile_nothing(llama, caplog):
         assert any("ompil" in r.getMessage() for r in caplog.records), "another width would be seen"
 
 
+@pytest.mark.slow
 def test_ends_with_the_models_context(learned):
     found = beam.search(learned, [[1] * 16, [2] * 13], BeamSearchParams(3, best=3), 9)
     assert [{len(one.ids) for one in each} for each in found] == [{1}, {4}]

@@ -126,6 +126,7 @@ def test_greedy_text_is_that_of_plain_decoding(kind, proposer):
     assert (0 < got.accepted).all() and (got.accepted < got.proposed).all()
 
 
+@pytest.mark.slow
 def test_a_draft_that_is_the_model_is_always_right():
     """Every round but the last gives k + 1 tokens, and the counts say so."""
     target, speculation, prompts, budgets = decoder(), SpeculativeConfig(4), prompts_of(3, 1, 17), [230, 210, 213]

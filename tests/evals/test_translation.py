@@ -99,12 +99,14 @@ def test_the_default_is_the_held_out_split_and_files_can_be_given(translator, ca
     assert (translator / "translations_a-b.txt").read_text() == "b\na\n"
 
 
+@pytest.mark.slow
 def test_translations_are_in_order_and_long_sources_are_truncated(translator):
     of = run.load(translator)
     found = translation.translate(of, ["d", "a" * 40, "c", "b"], BeamSearchParams(beams=1), rows=2)
     assert [found[0], *found[2:]] == ["d", "c", "b"]
 
 
+@pytest.mark.slow
 def test_invalid_runs_are_refused_in_one_line(translator, trained, call):
     assert "leave --test out" in call(evaluate, f"--workdir={trained}", "--test=test_a").refusal()
     assert "has no encoder" in call(evaluate, f"--workdir={trained}", "--beams=4").refusal()

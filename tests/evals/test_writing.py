@@ -36,6 +36,7 @@ def writes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_answers_and_their_scores(writes, call):
     result = call(evaluate, f"--workdir={writes / 'run'}", "--rouge", "--json")
     figures = json.loads(result.out)
@@ -50,6 +51,7 @@ def test_answers_and_their_scores(writes, call):
     assert "first sentences" in call(evaluate, f"--workdir={writes / 'run'}", "--rouge").out
 
 
+@pytest.mark.slow
 def test_prompts_are_shortened_within_the_template(writes):
     run = gptjax.load(writes / "run")
     record = examples.read(run.config.data, "val")[-1]

@@ -41,6 +41,7 @@ def done(forgetting, asked):
     return out
 
 
+@pytest.mark.slow
 def test_each_run_begins_with_the_one_before_and_is_measured_on_every_text(done, trained, asked):
     found = json.loads((done / "results.json").read_text())
     assert [*found["base"]] == ["base", "loud", "back"]
@@ -57,6 +58,7 @@ def test_each_run_begins_with_the_one_before_and_is_measured_on_every_text(done,
     assert held[0] > held[1] + 0.05, "less of the base's text is forgotten"
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(forgetting, done, asked, monkeypatch, capsys):
     before, train = (done / "results.json").read_bytes(), loop.train
     trained_now = []
@@ -71,6 +73,7 @@ def test_what_is_finished_is_not_done_again(forgetting, done, asked, monkeypatch
     assert (done / "forgetting.png").stat().st_size > 10_000 and (done / "table.md").read_text() in told
 
 
+@pytest.mark.slow
 def test_cut_short_it_goes_on_with_the_next_run(forgetting, done, asked, tmp_path, monkeypatch):
     flags = [*asked[0], "--seeds=0", f"--out={tmp_path}", "--ewc=0"]
     train = loop.train
@@ -87,6 +90,7 @@ def test_cut_short_it_goes_on_with_the_next_run(forgetting, done, asked, tmp_pat
     assert whole == again
 
 
+@pytest.mark.slow
 def test_backward_transfer_and_the_table_vs_numbers_by_hand(forgetting):
     scores = [{"base": 2.5, "a": 1.5, "b": 4.5}, {"base": 3.0, "a": 2.5, "b": 1.0}]
     other = [{"base": 2.7, "a": 1.5, "b": 4.5}, {"base": 3.2, "a": 2.7, "b": 1.2}]
@@ -105,6 +109,7 @@ def test_backward_transfer_and_the_table_vs_numbers_by_hand(forgetting):
     assert lines[-1] == "| 0 | +1.100 ± 0.141 | 2.267 ± 0.141 |"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(forgetting, asked, done, tmp_path):
     flags = asked[0]
     for wrong, told in [

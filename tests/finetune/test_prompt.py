@@ -195,6 +195,7 @@ def tuned(base_run, lines_file, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_changes_the_prompt_alone(tuned, base_run):
     lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
     losses = [line["val/loss"] for line in lines if "val/loss" in line]
@@ -244,6 +245,7 @@ def test_what_it_writes_follows_the_prompt_and_never_has_it(call, tuned, lines_f
         run.logits(np.array([[260]]))
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_on_its_own_and_on_other_text(call, tuned, lines_file):
     own = json.loads(call(evaluate, f"--workdir={tuned}", "--json").out)
     summary = json.loads((tuned / "summary.json").read_text())
@@ -331,6 +333,7 @@ def test_invalid_config_is_refused_in_one_line(changes, told):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_what_would_disturb_the_prompt_is_refused(call, tuned, tmp_path, monkeypatch):
     config = tuning("somewhere")
     with config.unlocked():

@@ -182,6 +182,7 @@ def test_interrupted_run_resumes_exactly(tuned, trained, text_file, tmp_path):
     equal(ended(config, tmp_path / "run")[1], tuned("nf4")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOWS)
 def test_adapter_records_the_quantization_of_its_base(how, tuned, trained, tmp_path):
     run, base, ids = gptjax.load(tuned(how)[0]), gptjax.load(trained), np.arange(10)[None]

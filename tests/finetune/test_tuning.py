@@ -61,6 +61,7 @@ def test_frozen_parameters_are_the_base_and_others_are_trained(tune, trained, me
     assert run.generate("the ", temperature=0.0, max_tokens=5).text
 
 
+@pytest.mark.slow
 def test_checkpoints_and_optimizer_state_exclude_frozen_parameters(tune, trained):
     run = gptjax.load(tune("lora"))
     tuned = {path: leaf for path, leaf in paths.flat(run.params).items() if "lora_" in path}

@@ -407,6 +407,7 @@ def test_a_folder_without_a_tokenizer_is_sent_to_convert(call, folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+@pytest.mark.slow
 def test_importing_loads_no_torch_and_no_transformers(exported, tmp_path):
     code = (
         "import sys; from gptjax.interop import convert_run; from pathlib import Path\n"

@@ -169,6 +169,7 @@ def test_several_end_ids_end_a_text_as_in_transformers(call, tmp_path):
     assert list(again) == found
 
 
+@pytest.mark.slow
 def test_wrapped_names_are_read_and_git_lfs_pointers_are_told(tmp_path):
     folder = shutil.copytree(shared("cases/pb_llama"), tmp_path / "hf")
     plain = both(folder)[0]

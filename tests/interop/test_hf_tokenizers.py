@@ -82,6 +82,7 @@ def test_gpt2_goes_there_and_back(gpt2):
     same_ids(*gpt2, texts)
 
 
+@pytest.mark.slow
 def test_gpt2s_own_files(gpt2, tmp_path):
     encoding, written = gpt2
     model = json.loads((written / "tokenizer.json").read_text())["model"]

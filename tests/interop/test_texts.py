@@ -39,7 +39,7 @@ def check(of, start, case, expected):
 
 
 @pytest.mark.parametrize("family", make_texts.FAMILIES)
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_texts_equal_transformers(family, tmp_path):
     pytest.importorskip("transformers", reason="the parity extra is not installed")
     model = make_hf_encoders.make(family, "golden", tmp_path, seed=4)
@@ -50,6 +50,7 @@ def test_texts_equal_transformers(family, tmp_path):
         check(of, (config.start, forced), case, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", make_texts.FAMILIES)
 def test_texts_equal_their_golden_file(family):
     golden = json.loads(make_texts.GOLDEN.read_text())[family]

@@ -76,12 +76,14 @@ def seen():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_each_parameter_is_gathered_once_in_the_dtype_of_the_arithmetic(seen):
     assert seen["axes"] == [["fsdp"]]
     assert seen["gathered"] == seen["whole"]
     assert seen["gathered_half"] == (seen["whole"] - seen["float32"]) / 2 + seen["float32"]
 
 
+@pytest.mark.slow
 def test_bytes_of_a_device_are_those_of_the_arrays_of_a_run(seen):
     real = seen["real"]
     assert {name: seen["foreseen"][name] for name in real} == real
@@ -92,6 +94,7 @@ def test_bytes_of_a_device_are_those_of_the_arrays_of_a_run(seen):
     assert seen["foreseen"]["temporaries"] >= seen["temporaries"] > 0
 
 
+@pytest.mark.slow
 def test_flops_do_not_depend_on_the_mesh(seen):
     assert seen["alone"] > 0 and set(seen["flops"].values()) == {seen["alone"]}
 

@@ -59,7 +59,7 @@ def flags(folder, arch, form, **more):
     return [*overrides(**changes | more), *own]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "form"), CASES)
 def test_heads_learn_from_examples_and_predict(arch, form, tmp_path, call):
     found = records(form)
@@ -128,6 +128,7 @@ def test_a_run_without_a_head_predicts_nothing(trained, tmp_path, call):
     assert "have splits; leave --test out" in call(evaluate, f"--workdir={trained}", "--test=test").refusal()
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_dialogues_has_their_template(tmp_path):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     for split in ("train", "val"):

@@ -61,6 +61,7 @@ def check_losses(runs, family):
         np.testing.assert_allclose(runs[name]["losses"], alone, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["", "experts, ", "recurrent, ", "cudnn, "])
 def test_every_mesh_gives_the_same_losses(runs, family):
     check_losses(runs, family)
@@ -78,6 +79,7 @@ def test_losses_in_bfloat16_are_close(more):
         np.testing.assert_allclose(more[f"{family}, all"]["losses"], more[f"{family}, one"]["losses"], rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, parts",
     [("fsdp", {"kernel": 8, "embedding": 8, "scale": 8}), ("tensor", {"kernel": 8, "scale": 4}), ("data", {"": 1})],
@@ -93,16 +95,19 @@ def test_sharded_arrays_take_their_share_of_memory(runs, name, parts):
     assert found == {"params", "optimizer"}
 
 
+@pytest.mark.slow
 def test_only_experts_are_sharded_over_the_expert_axis(runs):
     for path, (whole, *held) in runs["experts, expert"]["held"].items():
         assert held == [whole // (4 if "['mlp']" in path and "router" not in path else 1)], path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "context", "experts, expert"])
 def test_shardings_of_the_state_do_not_change(runs, name):
     assert runs[name]["stays"]
 
 
+@pytest.mark.slow
 def test_data_parallel_only_reduces(runs):
     assert names(runs["data"]) == {"all-reduce"}
     assert names(runs["one"]) == set()
@@ -113,6 +118,7 @@ def test_data_parallel_with_experts_only_reduces(more):
     assert names(more["experts, data"]) == {"all-reduce"}
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_each_parameter_once_where_it_is_used_and_scatters_its_gradient(runs):
     run = runs["fsdp"]
     assert names(run) == {"all-gather", "reduce-scatter", "all-reduce"}
@@ -136,6 +142,7 @@ def test_scanned_layers_are_gathered_one_at_a_time(more):
     assert len(weights) == 7, "five matrices and two norms of the one compiled block"
 
 
+@pytest.mark.slow
 def test_tensor_parallel_reduces_activations_and_gathers_as_fsdp(runs):
     run = runs["tensor"]
     params = [path for path in run["held"] if path.startswith(".params")]
@@ -149,6 +156,7 @@ def test_tensor_parallel_reduces_activations_and_gathers_as_fsdp(runs):
     assert "all-to-all" not in names(run) and "collective-permute" not in names(run)
 
 
+@pytest.mark.slow
 def test_context_parallel_gathers_keys_and_values_and_no_parameter(runs):
     gathered = of_more_than_scalars(runs["context"], "all-gather")
     # By shape, since the operation that a gather is named after differs between versions of JAX.
@@ -157,6 +165,7 @@ def test_context_parallel_gathers_keys_and_values_and_no_parameter(runs):
     assert not any("kernel" in where or "mlp" in where for _, where in gathered)
 
 
+@pytest.mark.slow
 def test_experts_exchange_tokens_and_not_parameters(runs):
     run = runs["experts, expert"]
     assert names(run) == {"all-gather", "reduce-scatter", "all-reduce"}

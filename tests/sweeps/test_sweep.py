@@ -55,6 +55,7 @@ def test_a_trial_equals_a_run_of_train_and_a_diverged_one_is_a_result(swept, tex
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_the_same_command_repeats_nothing_and_writes_the_report(swept, call, monkeypatch):
     folder, results, _, own = swept
     monkeypatch.setattr(training, "train", None)
@@ -72,6 +73,7 @@ def test_the_same_command_repeats_nothing_and_writes_the_report(swept, call, mon
     assert summary["best"]["loss"] == results[1].loss and summary["by_status"] == {DONE: 2, DIVERGED: 1}
 
 
+@pytest.mark.slow
 def test_another_config_or_other_keys_in_the_same_directory_are_refused(swept, call):
     folder, _, _, own = swept
     command = [f"--config={BASE}", *own, f"--workdir={folder}", "--set"]

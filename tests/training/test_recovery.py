@@ -199,6 +199,7 @@ def close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
+@pytest.mark.slow
 def test_a_member_rolls_back_as_a_run_does_and_the_others_lose_nothing(tmp_path, text_file, plant, clean):
     plant([10, 11, 12])
     made, where = of_members(text_file, tmp_path)
@@ -212,6 +213,7 @@ def test_a_member_rolls_back_as_a_run_does_and_the_others_lose_nothing(tmp_path,
     close(gptjax.load(where[1]).params, gptjax.load(tmp_path / "alone").params)
 
 
+@pytest.mark.slow
 def test_a_member_that_rolled_back_in_vain_stops_with_a_report(tmp_path, text_file, plant):
     plant([10, 11, 12, 16, 17, 18])
     made, where = of_members(text_file, tmp_path)

@@ -37,6 +37,7 @@ def test_a_name_fits_by_whole_words():
     assert metrics.peak_flops("NVIDIA L400") is None
 
 
+@pytest.mark.slow
 def test_a_known_peak_is_reported_with_its_convention(tmp_path, text_file, monkeypatch, capsys):
     monkeypatch.setitem(metrics.PEAK_FLOPS, "cpu", 1e12)
     loop.train(tiny_config(data_path=text_file), tmp_path / "run")

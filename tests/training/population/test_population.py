@@ -61,7 +61,7 @@ def compared(alone, member, tolerance=1e-5):
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("key", VALUES)
 def test_member_vs_alone(key, text_file, tmp_path):
     """All files of a member equal those of a run that was trained alone."""
@@ -114,6 +114,7 @@ def test_a_diverged_member_does_not_affect_others(text_file, tmp_path):
     compared(tmp_path / "alone", tmp_path / "0")
 
 
+@pytest.mark.slow
 def test_finished_members_are_not_trained_again(text_file, tmp_path):
     made = of_key(text_file, "seed", (0, 1))
     where = [tmp_path / "0", tmp_path / "1"]
@@ -190,6 +191,7 @@ loop.train_population(made, [Path(sys.argv[2]) / str(i) for i in range(4)])
         compared(tmp_path / "1" / str(i), tmp_path / "2" / str(i))
 
 
+@pytest.mark.slow
 def test_members_have_profiles_and_their_best_checkpoints(text_file, tmp_path):
     settings = dict(checkpoint_keep_best=1, eval_every_steps=1, checkpoint_every_steps=8, log_profile_steps="3,4")
     made = of_key(text_file, "optimizer.learning_rate", (0.003, 1.0), **settings)
