@@ -25,20 +25,17 @@ class ExamplesOptions:
     template: str = option("{text}", "input text, with the fields of the record in braces")
     second: str = option("", "template of a second input text; spans: of the text that contains the answer")
     answer: str = option(
-        "{label}",
-        "text: template of the completion to learn; '': learn the template; spans: template of the answer",
+        "{label}", "text: template of the completion to learn; '': learn the template; spans: template of the answer"
     )
     label: str = option("label", "field of the class, value, tags or correct choice; spans: of the answer's start")
     labels: tuple[Any, ...] = option(
-        (),
-        "classes and tags: label names in the data, model.labels of them, in the order of the head",
+        (), "classes and tags: label names in the data, model.labels of them, in the order of the head"
     )
     choices: str = option("choices", "field of the list of choices")
     fields: tuple[Any, ...] = option((), "column names of a .csv or .tsv file without a header")
     chat_template: str = option("plain", "chat: plain, chatml, llama3 or the path of a Jinja template")
     too_long: str = option(
-        "cut",
-        "examples longer than data.context: cut, leave_out or refuse; their number is reported",
+        "cut", "examples longer than data.context: cut, leave_out or refuse; their number is reported"
     )
     balanced: bool = option(False, "weight labels equally, whatever their number of examples")
     shots: int = option(0, "number of training examples per label, or in total if there are no labels; 0: all")
@@ -67,21 +64,14 @@ class DataOptions:
         resumes="from_here",
     )
     temperature: float = option(
-        1.0,
-        "mixture: weights are raised to 1 / temperature; above 1 they are more even",
-        above=0,
-        resumes="from_here",
+        1.0, "mixture: weights are raised to 1 / temperature; above 1 they are more even", above=0, resumes="from_here"
     )
     sha256: str = option("", "expected hash of the file at an http(s) address; '': not checked")
     held_out: float = option(
-        0.05,
-        "validation fraction, by the hash of file names; with few files the end of the text",
-        above=0,
-        below=1,
+        0.05, "validation fraction, by the hash of file names; with few files the end of the text", above=0, below=1
     )
     tokenizer: str = option(
-        "bpe:4096",
-        "bytes, chars, bpe:N (trained on the text) or a tiktoken name; a prepared set has its own",
+        "bpe:4096", "bytes, chars, bpe:N (trained on the text) or a tiktoken name; a prepared set has its own"
     )
     layout: str = option(
         "flat",
@@ -90,30 +80,23 @@ class DataOptions:
         choices=LAYOUTS,
     )
     languages: tuple[Any, ...] = option(
-        (),
-        "parallel text at data.path: source and target, such as ('en', 'de'), as in the file names",
+        (), "parallel text at data.path: source and target, such as ('en', 'de'), as in the file names"
     )
     columns: tuple[Any, ...] = option(
-        (0, 1),
-        "parallel text in one table without a header: indices of the source and target columns",
+        (0, 1), "parallel text in one table without a header: indices of the source and target columns"
     )
     examples: ExamplesOptions = section(ExamplesOptions)
     seed: int | None = option(
-        None,
-        "seed of the order and the random choices of batches; None: same as config.seed",
-        most=limits.SEED,
+        None, "seed of the order and the random choices of batches; None: same as config.seed", most=limits.SEED
     )
     batch_size: int = option(16, "sequences per optimizer step over all devices", above=0)
     context: int | None = option(
-        None,
-        "tokens per sequence, at most model.context; None: same as model.context",
-        above=0,
+        None, "tokens per sequence, at most model.context; None: same as model.context", above=0
     )
     augment: AugmentOptions = section(AugmentOptions)
     prefetch: int = option(2, "batches prepared ahead in threads; 0: none", most=1000, resumes="always")
     stages: tuple[Any, ...] = option(
-        (),
-        "curriculum before batch_size and context apply: ((steps, batch_size, context), ...)",
+        (), "curriculum before batch_size and context apply: ((steps, batch_size, context), ...)"
     )
 
 

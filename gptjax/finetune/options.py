@@ -51,17 +51,14 @@ class FinetuneOptions:
         above=0,
     )
     rates: tuple[Any, ...] = option(
-        (),
-        "((regular expression of paths, factor of the learning rate), ...); the first match applies",
+        (), "((regular expression of paths, factor of the learning rate), ...); the first match applies"
     )
     unfreeze_every: int = option(
-        0,
-        "steps between unfreezing one more block, from the last one down; 0: all from the start",
+        0, "steps between unfreezing one more block, from the last one down; 0: all from the start"
     )
     l2_to_start: float = option(0.0, "weight of half the squared distance to the initial parameters, added to the loss")
     ewc: float = option(
-        0.0,
-        "elastic weight consolidation: as l2_to_start, weighted by the Fisher information on the text of init_from",
+        0.0, "elastic weight consolidation: as l2_to_start, weighted by the Fisher information on the text of init_from"
     )
     fisher_rows: int = option(256, "ewc: rows of that text used to estimate the Fisher information", above=0)
 

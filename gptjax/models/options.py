@@ -47,8 +47,7 @@ class ModelOptions:
     decoder: str = option("transformer", "seq2seq: type of the decoder, independent of the encoder's", choices=DECODERS)
     cell: str = option("lstm", "arch=recurrent: type of the cells", choices=CELLS)
     bidirectional: bool = option(
-        True,
-        "recurrent encoder: reads the source in both directions; its output has 2 x width columns",
+        True, "recurrent encoder: reads the source in both directions; its output has 2 x width columns"
     )
     attention: str = option(
         "additive", "recurrent decoder of seq2seq: additive (Bahdanau) or multiplicative (Luong)", choices=ATTENTIONS
@@ -60,16 +59,12 @@ class ModelOptions:
     head_width: int | None = option(None, "size of a head; None: width / heads", above=0)
     width: int = option(128, "size of the residual stream", above=0)
     mlp_width: int | None = option(
-        None,
-        "hidden size of the MLP; None: 4 x width, or 8/3 x width if the activation is gated",
-        above=0,
+        None, "hidden size of the MLP; None: 4 x width, or 8/3 x width if the activation is gated", above=0
     )
     context: int = option(128, "maximum number of tokens that a position attends to, including itself", above=0)
     vocabulary: int | None = option(None, "rows of the token embedding; None: the size of the tokenizer's vocabulary")
     embedding_scale: float = option(
-        1.0,
-        "factor applied to the token embeddings; arXiv 1706.03762: sqrt(width)",
-        above=0,
+        1.0, "factor applied to the token embeddings; arXiv 1706.03762: sqrt(width)", above=0
     )
     embedding_norm: bool = option(False, "normalize the embeddings (tokens and positions) before the first block")
     types: int = option(0, "encoder: number of token types, such as BERT's two segments; 0: no type embedding")
@@ -77,8 +72,7 @@ class ModelOptions:
     relative: RelativeOptions = section(RelativeOptions)
     rotary: RotaryOptions = section(RotaryOptions)
     windows: tuple[Any, ...] = option(
-        (0,),
-        "sliding window of each layer in tokens, including the token itself, repeated over the layers; 0: full",
+        (0,), "sliding window of each layer in tokens, including the token itself, repeated over the layers; 0: full"
     )
     attention_scale: float | None = option(None, "factor of the query-key products; None: 1 / sqrt(head_width)")
     qk_norm: str = option(
@@ -106,23 +100,17 @@ class ModelOptions:
     tied_head: bool = option(True, "use the token embedding as the output projection")
     head_bias: bool = option(False, "add a bias to the logits")
     suppress_tokens: tuple[Any, ...] = option(
-        (),
-        "with head_bias: ids that are never decoded, such as Marian's padding",
+        (), "with head_bias: ids that are never decoded, such as Marian's padding"
     )
     head_transform: bool = option(
-        False,
-        "encoder: add a linear layer, an activation and a norm before the head, as in BERT",
+        False, "encoder: add a linear layer, an activation and a norm before the head, as in BERT"
     )
     logit_scale: float = option(
-        1.0,
-        "factor applied to the input of the head; T5 with a tied head: width ** -0.5",
-        above=0,
+        1.0, "factor applied to the input of the head; T5 with a tied head: width ** -0.5", above=0
     )
     logit_softcap: float = option(0.0, "cap logits with this times tanh(logits / this); 0: no cap")
     mtp_depth: int = option(
-        0,
-        "number of multi-token prediction heads, of one block each, for train.objective=multi_token",
-        most=100,
+        0, "number of multi-token prediction heads, of one block each, for train.objective=multi_token", most=100
     )
     task: str = option("none", "additional head", choices=HEADS)
     labels: int = option(2, "classification and tagging: number of labels", above=0)
@@ -140,9 +128,7 @@ class ModelOptions:
     )
     base_width: int | None = option(None, "mup: width at which the learning rate was tuned", above=0)
     base_head_width: int | None = option(
-        None,
-        "mup: head_width at which it was tuned; the same as head_width if heads are added instead",
-        above=0,
+        None, "mup: head_width at which it was tuned; the same as head_width if heads are added instead", above=0
     )
     base_layers: int | None = option(
         None,
@@ -158,8 +144,7 @@ class ModelOptions:
         0.0, "dropout rate of embeddings, attention weights and residual branches", below=1, traced=True
     )
     scan_layers: bool = option(
-        False,
-        "scan one compiled block over stacked parameters: compiles faster, runs slower on CPU",
+        False, "scan one compiled block over stacked parameters: compiles faster, runs slower on CPU"
     )
     kernels: str = option(
         "auto", "auto: by platform; plain: the reference implementation of the others", choices=KERNEL_CHOICES

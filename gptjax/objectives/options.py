@@ -34,7 +34,5 @@ class ObjectiveOptions:
     adversarial: str = option("none", "adversarial training of the embeddings; fgm: one step", choices=ATTACKS)
     epsilon: float = option(1.0, "fgm, pgd: norm of a row's perturbation")
     adversarial_steps: int = option(
-        3,
-        "pgd: number of gradient ascent steps, each of size 2.5 epsilon / steps",
-        most=1000,
+        3, "pgd: number of gradient ascent steps, each of size 2.5 epsilon / steps", most=1000
     )

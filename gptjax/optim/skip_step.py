@@ -29,14 +29,11 @@ class GuardOptions:
     """Bad steps, whose update is skipped: a loss or gradient that is not finite, or a spike."""
 
     spike_z: float = option(
-        0.0,
-        "a loss or gradient norm this many standard deviations above its mean is a spike; 0: no detection",
+        0.0, "a loss or gradient norm this many standard deviations above its mean is a spike; 0: no detection"
     )
     warmup_steps: int = option(100, "steps before spikes are detected; the mean and deviation cover about 128 steps")
     patience: int = option(
-        5,
-        "consecutive bad steps before a run returns to a checkpoint; the second time it stops",
-        above=0,
+        5, "consecutive bad steps before a run returns to a checkpoint; the second time it stops", above=0
     )
 
 

@@ -26,8 +26,7 @@ class TrainOptions:
     """Training."""
 
     objective: str = option(
-        "causal",
-        "key of gptjax.objectives.OBJECTIVES, or a weighted sum: 'masked + 0.5*next_sentence'",
+        "causal", "key of gptjax.objectives.OBJECTIVES, or a weighted sum: 'masked + 0.5*next_sentence'"
     )
     steps: int = option(1100, "optimizer steps", above=0)
     grad_accumulation: int = option(1, "slices of a batch whose gradients are accumulated before the update", above=0)
@@ -67,8 +66,7 @@ class LogOptions:
     statistics: int = option(0, "steps between norms of parameters and updates by group in metrics.jsonl; 0: none")
     writers: tuple[Any, ...] = option((), "additional writers, such as ('tensorboard',)", choices=WRITERS)
     profile_steps: tuple[Any, ...] = option(
-        (),
-        "first and last step to trace into the run's profile/, such as (10, 13); (): none",
+        (), "first and last step to trace into the run's profile/, such as (10, 13); (): none"
     )
 
 
@@ -90,8 +88,7 @@ class RunOptions:
         0, "seed of every random stream of a run: parameters, batches, dropout, samples", most=limits.SEED, traced=True
     )
     init_from: str = option(
-        "",
-        "run directory, or hf:FOLDER or hf:NAME, to initialize model, parameters and tokenizer from",
+        "", "run directory, or hf:FOLDER or hf:NAME, to initialize model, parameters and tokenizer from"
     )
     model: ModelOptions = section(ModelOptions)
     data: DataOptions = section(DataOptions)

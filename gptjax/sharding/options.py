@@ -11,9 +11,7 @@ class MeshOptions:
 
     data: int = option(-1, "data parallelism: splits the rows of a batch", least=-1)
     fsdp: int = option(
-        1,
-        "fully sharded data parallelism: splits rows, parameters, gradients and optimizer state",
-        least=-1,
+        1, "fully sharded data parallelism: splits rows, parameters, gradients and optimizer state", least=-1
     )
     tensor: int = option(1, "tensor parallelism: splits attention heads, MLP columns and the vocabulary", least=-1)
     context: int = option(1, "context parallelism: splits the tokens of a sequence", least=-1)
