@@ -19,7 +19,7 @@ from conftest import BASE, ROOT, evaluate, generate, overrides, train
         (b"x", {}, "is too short to hold out data.held_out=0.1 of it"),
         (b"short", {}, "the training text has 6 tokens, fewer than one window of 16 + 1"),
         (b"some text " * 50, {"data_tokenizer": "bert"}, "unknown tokenizer 'bert'; there are bytes, chars, bpe:N"),
-        (b"some text " * 50, {"data_held_out": 0}, "data.held_out is 0.0; it must be more than 0 and less than 1"),
+        (b"some text " * 50, {"data_held_out": 0}, "data.held_out is 0.0; it must be more than 0"),
         (b"some text " * 50, {"model_vocabulary": 50}, "model.vocabulary=50 is smaller than the tokenizer's 257"),
         (b"some text " * 50, {"data_tokenizer": "chars"}, "the character '(' is not among the 7 of this tokenizer"),
         (b"some text " * 50, {"sample_temperature": -1}, "sample.temperature is -1.0; it cannot be negative"),

@@ -117,7 +117,7 @@ def canonical(model: Mapping[str, Any]) -> dict[str, Any]:
         unused += r"|rotary\..*"
     else:
         scaling = model["rotary"]["scaling"]
-        unused += rf"|rotary\.(?!theta$|scaling$|{scaling}\.).*"
+        unused += rf"|rotary\.(?!theta$|fraction$|scaling$|{scaling}\.).*"
     if model["positions"] != "relative":
         unused += r"|relative\..*"
     if model["arch"] != "seq2seq":

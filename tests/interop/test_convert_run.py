@@ -185,6 +185,10 @@ def test_scanned_runs_are_written_layer_by_layer(tmp_path):
         (dict(model_value_residual=True), "without value_residual True"),
         (dict(model_mlp="experts"), "mlp experts"),
         (dict(model_positions="alibi"), "positions alibi"),
+        (
+            dict(model_positions="rotary", model_rotary_fraction=0.5, model_norm="rmsnorm", model_activation="swiglu"),
+            "rotary.fraction 0.5",
+        ),
         (dict(model_logit_softcap=30.0), "logit_softcap 30.0"),
         (dict(model_activation="geglu", model_use_bias=True), "activation geglu"),
     ],
