@@ -200,7 +200,8 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         # Threads of the previous save may still write into the folder that is removed for this one.
-        is_repeated = self._failures and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY
+        left_behind = (errno.ENOTEMPTY, errno.EEXIST)
+        is_repeated = self._failures and isinstance(error, OSError) and error.errno in left_behind
         self._trouble = disk_error(error) or (self._trouble if is_repeated else "")
         if not self._trouble:
             raise error

@@ -202,7 +202,7 @@ def test_fisher_covers_trained_parameters_of_the_base_only(tune, trained):
     ("flags", "told"),
     [
         (["finetune.ewc=1.0"], "uses the text of another run; give --config.init_from=RUN"),
-        (["finetune.fisher_rows=0"], "finetune.fisher_rows is 0; it must be more than 0"),
+        (["finetune.fisher_rows=0"], "finetune.fisher_rows is 0; it must be at least 1"),
         (["finetune.ewc=1.0", "init_from=IMPORTED"], "was imported or merged and has none"),
         (["finetune.ewc=1.0", "init_from=CHANGED"], "was trained on has changed since"),
     ],

@@ -162,7 +162,7 @@ def test_tuning_of_a_tuned_run(tune, trained, text_file, tmp_path):
         (["finetune.method=rule", "finetune.rule=(", "init_from=RUN"], "is not a regular expression"),
         (["finetune.method=top", "finetune.top_layers=3", "init_from=RUN"], "it must be 1 to 2"),
         (["finetune.method=bitfit", "init_from=RUN"], "this model has none (model.use_bias)"),
-        (["finetune.rank=0"], "finetune.rank is 0; it must be more than 0"),
+        (["finetune.rank=0"], "finetune.rank is 0; it must be at least 1"),
         (["finetune.rates=(1, 2)"], "it must be like (('head', 1.0), ('block_0/', 0.1))"),
     ],
 )

@@ -49,7 +49,7 @@ def test_each_parameter_is_in_the_group_of_its_axes():
     """The group of a parameter depends on which of its axes, by their letters, grow with the width."""
     grows = set("DFHG")
     for flags in (
-        dict(model_tied__head=False, model_use__bias=True, model_qk__norm=True, model_mlp="experts"),
+        dict(model_tied__head=False, model_use__bias=True, model_qk__norm="head", model_mlp="experts"),
         dict(model_activation="swiglu", model_norm="rmsnorm"),
     ):
         config = config_of(**flags)

@@ -1,5 +1,6 @@
 """Checkpoints: restored bit for bit, and checked for damage."""
 
+import errno
 import os
 import resource
 import shutil
@@ -305,6 +306,17 @@ def test_late_writes_of_a_failed_save_do_no_harm(tmp_path, monkeypatch, limited)
             checkpoints.save(1, state)
         checkpoints.finish(state)
     assert Checkpoints(tmp_path).newest_usable() == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOTEMPTY, errno.EEXIST])
+def test_what_late_writes_leave_behind_is_an_error_of_the_disk_after_another_alone(tmp_path, number):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        with pytest.raises(OSError):
+            checkpoints._failed(OSError(number, "a temporary folder"))
+        checkpoints._failed(OSError(errno.ENOSPC, "no space"))
+        checkpoints._failed(OSError(number, "a temporary folder"))
+        assert checkpoints.retry_at is not None
+        checkpoints.retry_at = None
 
 
 def test_the_last_checkpoint_is_retried_for_a_while_before_the_run_fails(tmp_path, monkeypatch, capsys, limited):
