@@ -46,6 +46,7 @@ class Option(NamedTuple):
       resumes: "never", if a run that resumes must have the same value; "always"; or "from_here", if a change takes
         effect at the step where the run resumes, which its directory records.
       traced: True if the compiled step takes it as an argument, so that members of a population may differ in it.
+      items: types of what a list may have; (): any.
       types: of its values.
     """
 
@@ -58,6 +59,7 @@ class Option(NamedTuple):
     most: float | None = None
     resumes: str = "never"
     traced: bool = False
+    items: tuple[type, ...] = ()
     types: tuple[type, ...] = ()
 
 
@@ -169,12 +171,19 @@ def _problems_of(key: str, declared: Option, value: Any) -> Iterator[str]:
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
         yield f"{key} is {_shown(value)}; it must be {TYPES[declared.types]}"
         return
+    if declared.items and not _all_are(declared.items, value):
+        yield f"{key} is {_shown(value)}; it must be a list of names, such as ('good', 'bad')"
     for number in _numbers(value):
         least = None if tuple in declared.types else declared.least
         problem = limits.range_problem(number, least, declared.most)
         if problem:
             where = f"{key} is" if number is value else f"{key} has"
             yield f"{where} {limits.format_number(number)}; {problem}"
+
+
+def _all_are(kinds: tuple[type, ...], value: Any) -> bool:
+    """Returns True if all of a list are of these types; booleans are not numbers."""
+    return all(isinstance(one, kinds) and not isinstance(one, bool) for one in value)
 
 
 def bound_problems(schema: Mapping[str, Option], flat: Mapping[str, Any]) -> Iterator[str]:

@@ -29,10 +29,12 @@ class ExamplesOptions:
     )
     label: str = option("label", "field of the class, value, tags or correct choice; spans: of the answer's start")
     labels: tuple[Any, ...] = option(
-        (), "classes and tags: label names in the data, model.labels of them, in the order of the head"
+        (),
+        "classes and tags: label names in the data, model.labels of them, in the order of the head",
+        items=(str, int),
     )
     choices: str = option("choices", "field of the list of choices")
-    fields: tuple[Any, ...] = option((), "column names of a .csv or .tsv file without a header")
+    fields: tuple[Any, ...] = option((), "column names of a .csv or .tsv file without a header", items=(str,))
     chat_template: str = option("plain", "chat: plain, chatml, llama3 or the path of a Jinja template")
     too_long: str = option(
         "cut", "examples longer than data.context: cut, leave_out or refuse; their number is reported"

@@ -1,6 +1,6 @@
 """Models: token ids in, logits out. Pure Flax Linen modules, used only through `init` and `apply`.
 
-This package handles no text, objectives or optimizers, names no mesh axis, and imports no other package of gptjax.
+This package handles no text, objectives or optimizers, names no mesh axis, and imports gptjax.config alone.
 Array names end in their shape, one letter per axis:
 
     B batch        T query/target length   S key/source length   N = B * T, flattened

@@ -163,10 +163,9 @@ def problems(model: ConfigDict) -> Iterator[str]:
         if rotated % 2 or not rotated:
             of = f"model.head_width={model.head_width}" + f" x {model.rotary.fraction}" * (model.rotary.fraction != 1)
             yield f"{of} is {'odd' if rotated else 'less than 1'}; rotary positions rotate pairs of columns"
-        scaling = model.rotary.scaling
-        if scaling in model.rotary:
-            for problem in SCALINGS[scaling].problems(model.rotary[scaling]):
-                yield f"model.rotary.{scaling}.{problem}"
+        for name in SCALINGS.keys() & model.rotary.keys():
+            for problem in SCALINGS[name].problems(model.rotary[name]):
+                yield f"model.rotary.{name}.{problem}"
     if not model.windows or any(type(window) is not int or window < 0 for window in model.windows):
         yield f"model.windows is {model.windows}; it must be a list of integers, such as (256, 256, 0)"
     if model.experts_per_token > model.experts:

@@ -79,6 +79,17 @@ def test_a_value_of_a_recipe_or_a_saved_config_that_cannot_be_is_refused_by_key(
         assert bool(damaged) >= (not fits)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("labels", ((1, 2),)), ("labels", (1.5,)), ("labels", (True,)), ("fields", (1,)), ("fields", (("a",),))],
+)
+def test_a_list_of_names_holds_names(key, value):
+    config = PLAIN.copy_and_resolve_references()
+    config.data.examples[key] = value
+    with pytest.raises(ConfigError, match=rf"data\.examples\.{key} is .*; it must be a list of names, such as"):
+        configs.resolve(config)
+
+
 def test_the_base_recipe_has_every_key_with_its_default():
     for key, declared in configs.SCHEMA.items():
         assert FLAT[key] == declared.default and isinstance(declared.default, declared.types), key
